@@ -1,0 +1,75 @@
+"""The errors that Secateur raises on purpose.
+
+    SecateurError            a fault that the caller can mend; its text says what, where, what was expected, what to do
+    ├── ModelError           the model can't be run, traced, built or trained
+    ├── PlanError            the plan doesn't fit the model
+    ├── VerificationError    the narrowed model doesn't compute what the masked model computes
+    ├── CriterionError       the criterion is unknown or doesn't apply
+    ├── TargetError          the target can't be met
+    ├── DataError            the data are missing, damaged, or not the ones they should be
+    ├── CheckpointError      a checkpoint is missing, damaged, or from another model
+    ├── ExportError          the exported file isn't what was asked for
+    ├── SettingsError        a setting is unknown or out of bounds
+    └── WorkspaceError       the workspace can't be read, written, or locked
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class SecateurError(Exception):
+    """A fault that the caller can mend."""
+
+
+class ModelError(SecateurError):
+    """The model can't be run, traced, built or trained."""
+
+
+class PlanError(SecateurError):
+    """The plan doesn't fit the model."""
+
+
+class VerificationError(SecateurError):
+    """The narrowed model doesn't compute what the masked model computes."""
+
+
+class CriterionError(SecateurError):
+    """The criterion is unknown or doesn't apply."""
+
+
+class TargetError(SecateurError):
+    """The target can't be met."""
+
+
+class DataError(SecateurError):
+    """The data are missing, damaged, or not the ones they should be."""
+
+
+class CheckpointError(SecateurError):
+    """A checkpoint is missing, damaged, or from another model."""
+
+
+class ExportError(SecateurError):
+    """The exported file isn't what was asked for."""
+
+
+class SettingsError(SecateurError):
+    """A setting is unknown or out of bounds."""
+
+
+class WorkspaceError(SecateurError):
+    """The workspace can't be read, written, or locked."""
+
+
+def unknown_name(kind: str, found: str, known: Iterable[str]) -> str:
+    """Say that a name is unknown, with the nearest known one and all of them.
+
+    >>> unknown_name("criterion", "l2norm", ["l1_norm", "l2_norm"])
+    "unknown criterion 'l2norm'; did you mean 'l2_norm'? Known: l1_norm, l2_norm"
+    """
+    names = sorted(known)
+    near = get_close_matches(found, names, n=1, cutoff=0.5)
+    hint = f" did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {found!r};{hint} Known: {', '.join(names) or 'none'}"
