@@ -1,0 +1,42 @@
+# Needs Python 3.11 or later, git and make; everything else goes into .venv/.
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test test-all check repro ui clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## make the environment in .venv/
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+run: install ## compress the model that params.yaml names, from the data to the report
+	$(BIN)/python -m flows.compress
+
+test: install ## run the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: install ## run every test
+	$(BIN)/python -m pytest
+
+check: install ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+repro: install ## run what has changed, through DVC
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
+
+ui: install ## show Prefect's and MLflow's pages until Ctrl-C
+	$(BIN)/python -m flows.pages
+
+clean: ## remove the environment and all caches; artifacts, data and records stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
