@@ -1,0 +1,127 @@
+"""Images of one's own, one folder per class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from zoo.datasets.splits import Samples, Splits, stratified_split
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+GREY_STATISTICS = ((0.5,), (0.25,))
+COLOUR_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # of ImageNet, as most trained models expect
+
+
+def image_folder(
+    folder: str | Path,
+    size: int = 32,
+    grey: bool = False,
+    fractions: Sequence[float] = (0.6, 0.2, 0.2),
+    seed: int = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Splits:
+    """Load PNG and JPEG images whose folder is their class.
+
+        folder/cat/1.png                 split here, stratified and seeded
+        folder/train/cat/1.png           split already: train, test and perhaps validation;
+        folder/test/cat/7.png            without one, validation is taken from train
+
+    Each image is turned upright (EXIF), resized so that its shorter side is `size`, and cut to its middle. Inputs are
+    float32 [N, 3 or 1, size, size], scaled to [0, 1], minus `mean`, divided by `std`. Everything is held in memory.
+
+    Args:
+        folder: Where the images lie. Files and folders that begin with a dot are passed over.
+        size: Height and width in pixels.
+        grey: One channel instead of three.
+        fractions: Shares of train, validation and test. Where the folder is split already, only the proportion of the
+            first two is used, and only if there is no validation folder.
+        seed: Seed of the split.
+        mean: Subtracted from each channel; by default ImageNet's, or 0.5 for grey.
+        std: Divides each channel; by default ImageNet's, or 0.25 for grey.
+
+    Raises:
+        FileNotFoundError: The folder, or the images in it, are missing.
+        ValueError: An image can't be read, or the classes of the splits differ.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is not a folder; expected one folder of images for each class in it")
+    channels = 1 if grey else 3
+    defaults = GREY_STATISTICS if grey else COLOUR_STATISTICS
+    statistics = [
+        _per_channel(given or default, channels) for given, default in zip((mean, std), defaults, strict=True)
+    ]
+
+    def load(part: Path, classes: Sequence[str]) -> Samples:
+        return _load(part, classes, size, grey, statistics)
+
+    if not (root / "train").is_dir():
+        classes = _class_names(root)
+        whole = load(root, classes)
+        parts = stratified_split(whole.targets, fractions, seed)
+        train, validation, test = (whole.take(part) for part in parts)
+        return Splits(train, validation, test, classes)
+    classes = _class_names(root / "train")
+    train, test = load(root / "train", classes), load(root / "test", classes)
+    if (root / "validation").is_dir():
+        return Splits(train, load(root / "validation", classes), test, classes)
+    share = fractions[1] / (fractions[0] + fractions[1])
+    rest, validation = stratified_split(train.targets, [1 - share, share], seed)
+    return Splits(train.take(rest), train.take(validation), test, classes)
+
+
+def _per_channel(values: Sequence[float], channels: int) -> Tensor:
+    if len(values) != channels:
+        raise ValueError(
+            f"mean or std has {len(values)} values {list(values)}, expected {channels}, one for each channel"
+        )
+    return torch.tensor(list(values), dtype=torch.float32).reshape(channels, 1, 1)
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if len(names) < 2:
+        found = ", ".join(names) or "none"
+        raise FileNotFoundError(
+            f"{folder} has these class folders: {found}; expected at least two, with images in each"
+        )
+    return tuple(names)
+
+
+def _load(folder: Path, classes: Sequence[str], size: int, grey: bool, statistics: Sequence[Tensor]) -> Samples:
+    """Read the images of one split, in sorted order."""
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is missing; a folder with train/ needs test/ as well (validation/ may be left out)"
+        )
+    unknown = sorted(set(_class_names(folder)) - set(classes))
+    if unknown:
+        raise ValueError(f"{folder} has classes that train lacks: {', '.join(unknown)}; expected {', '.join(classes)}")
+    mean, std = statistics
+    inputs, targets = [], []
+    for target, name in enumerate(classes):
+        paths = [path for path in sorted((folder / name).glob("[!.]*")) if path.suffix.lower() in SUFFIXES]
+        if not paths:
+            raise FileNotFoundError(
+                f"{folder / name} holds no image; expected files ending in {', '.join(sorted(SUFFIXES))}"
+            )
+        inputs += [(_read(path, size, grey) - mean) / std for path in paths]
+        targets += [target] * len(paths)
+    return Samples(torch.stack(inputs), torch.tensor(targets))
+
+
+def _read(path: Path, size: int, grey: bool) -> Tensor:
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file).convert("L" if grey else "RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL raises SyntaxError for a broken PNG
+        raise ValueError(f"{path} can't be read as an image ({error}); mend it or take it away") from error
+    square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    pixels = numpy.asarray(square, dtype=numpy.float32).reshape(size, size, -1) / 255
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

@@ -1,0 +1,181 @@
+"""What a data set is: three splits of samples, checked once, with a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+INPUT_DTYPES = (torch.float32, torch.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Inputs with the class of each.
+
+    Attributes:
+        inputs: Tensor [N, ...], float32 (images, features) or int64 (token ids).
+        targets: Tensor [N], int64, the index of each sample's class.
+
+    Raises:
+        ValueError: With every fault that was found.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.inputs.ndim < 2:
+            faults.append(f"inputs have shape {list(self.inputs.shape)}, expected [N, ...] with at least two axes")
+        if self.inputs.dtype not in INPUT_DTYPES:
+            faults.append(f"inputs are {self.inputs.dtype}, expected torch.float32 or torch.int64; convert them")
+        if self.targets.ndim != 1 or self.targets.dtype != torch.int64:
+            found = f"{list(self.targets.shape)} of {self.targets.dtype}"
+            faults.append(f"targets have shape {found}, expected [N] of torch.int64")
+        if self.inputs.shape[:1] != self.targets.shape[:1]:
+            faults.append(f"{self.inputs.shape[:1].numel()} inputs for {self.targets.shape[:1].numel()} targets")
+        elif len(self.inputs) == 0:
+            faults.append("there are no samples")
+        elif self.inputs.is_floating_point():
+            broken = int((~self.inputs.isfinite()).flatten(1).any(1).sum()) if self.inputs.ndim > 1 else 0
+            if broken:
+                faults.append(f"{broken} of {len(self.inputs)} inputs hold values that are not finite; clean the data")
+        if faults:
+            raise ValueError("; ".join(faults))
+
+    def __len__(self) -> int:
+        """Count the samples."""
+        return len(self.targets)
+
+    def take(self, indices: Tensor) -> Samples:
+        """Return the samples at these indices, in this order.
+
+        Args:
+            indices: Tensor [M], int64.
+        """
+        return Samples(self.inputs[indices], self.targets[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """A data set: what to learn from, what to decide by, what to report on.
+
+    Attributes:
+        train: What a model is trained on.
+        validation: What every decision is made on.
+        test: What the result is reported on, read at the very end.
+        classes: The name of each class, in the order of the targets.
+
+    Raises:
+        ValueError: With every fault that was found.
+    """
+
+    train: Samples
+    validation: Samples
+    test: Samples
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        faults = []
+        if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2:
+            faults.append(f"classes are {self.classes}, expected at least two different names")
+        shape = self.train.inputs.shape[1:]
+        for name, samples in self.named():
+            low, high = int(samples.targets.min()), int(samples.targets.max())
+            if low < 0 or high >= len(self.classes):
+                faults.append(f"targets of {name} lie in [{low}, {high}], expected [0, {len(self.classes) - 1}]")
+            if samples.inputs.shape[1:] != shape:
+                faults.append(
+                    f"inputs of {name} have shape {list(samples.inputs.shape[1:])}, those of train {list(shape)}"
+                )
+            if samples.inputs.dtype != self.train.inputs.dtype:
+                faults.append(f"inputs of {name} are {samples.inputs.dtype}, those of train {self.train.inputs.dtype}")
+        if faults:
+            raise ValueError("; ".join(faults))
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one input, without the batch axis."""
+        return tuple(self.train.inputs.shape[1:])
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.classes)
+
+    def named(self) -> tuple[tuple[str, Samples], ...]:
+        """List the splits with their names, in their fixed order."""
+        return ("train", self.train), ("validation", self.validation), ("test", self.test)
+
+    def fingerprint(self) -> str:
+        """Compute a sha256 over everything: names, shapes, dtypes, every value, in order.
+
+        Returns:
+            64 hexadecimal digits. Two data sets have the same ones if they are equal bit for bit.
+        """
+        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        for name, samples in self.named():
+            for part, tensor in (("inputs", samples.inputs), ("targets", samples.targets)):
+                digest.update(json.dumps([name, part, str(tensor.dtype), list(tensor.shape)]).encode())
+                digest.update(tensor.detach().cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+def stratified_split(targets: Tensor, fractions: Sequence[float], seed: int) -> tuple[Tensor, ...]:
+    """Divide samples at random so that every class is spread over the splits in the same proportion.
+
+    Of n samples of a class a split with fraction f gets ⌊f·n⌋ or ⌈f·n⌉; what the rounding leaves over goes to the
+    splits that are furthest behind, so that the totals come out right as well. A class with few samples gives every
+    split at least one, which may stretch its proportion.
+
+    Args:
+        targets: Tensor [N], int64.
+        fractions: The share of each split, to six decimals; they add up to 1.
+        seed: Seed of the random choice.
+
+    Returns:
+        One tensor of indices per split, in random order; together they hold every index once.
+
+    Raises:
+        ValueError: The fractions are not positive or do not add up to 1, or a class has fewer samples than splits.
+    """
+    shares = [Fraction(fraction).limit_denominator(10**6) for fraction in fractions]
+    if not shares or min(shares) <= 0 or sum(shares) != 1:
+        total = float(sum(shares))
+        raise ValueError(f"fractions are {list(fractions)} and add up to {total}, expected positive ones that make 1")
+    generator = torch.Generator().manual_seed(seed)
+    chosen: list[list[Tensor]] = [[] for _ in shares]
+    behind = [Fraction(0)] * len(shares)
+    for label in sorted(set(targets.tolist())):
+        members = (targets == label).nonzero().flatten()
+        if len(members) < len(shares):
+            raise ValueError(
+                f"class {label} has {len(members)} samples, expected at least {len(shares)}, one for each split;"
+                " add samples or leave the class out"
+            )
+        members = members[torch.randperm(len(members), generator=generator)]
+        counts = _divide(len(members), shares, behind)
+        for split, part in enumerate(members.split(counts)):
+            chosen[split].append(part)
+            behind[split] += len(members) * shares[split] - len(part)
+    joined = [torch.cat(parts) for parts in chosen]
+    return tuple(part[torch.randperm(len(part), generator=generator)] for part in joined)
+
+
+def _divide(total: int, shares: list[Fraction], behind: list[Fraction]) -> list[int]:
+    """Divide one class over the splits, given how far each split lies behind its share so far."""
+    counts = [int(total * share) for share in shares]
+    owed = [total * share - count + late for share, count, late in zip(shares, counts, behind, strict=True)]
+    partial = [split for split, share in enumerate(shares) if (total * share).denominator > 1]
+    for split in sorted(partial, key=lambda split: owed[split], reverse=True)[: total - sum(counts)]:
+        counts[split] += 1
+    while min(counts) == 0:
+        counts[counts.index(max(counts))] -= 1
+        counts[counts.index(0)] += 1
+    return counts
