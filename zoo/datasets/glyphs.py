@@ -25,7 +25,7 @@ FONTS = (
     *("cmr10", "cmb10", "cmss10", "cmti10", "cmtt10"),
 )
 CANVAS = 96
-BASELINE, EM = 66, 62
+BASELINE, EM = 68, 72
 MEAN, STD = 0.144, 0.175
 MAX_TURN = math.radians(12)
 MAX_SHIFT = 0.08

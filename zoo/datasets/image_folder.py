@@ -72,8 +72,8 @@ def image_folder(
     if (root / "validation").is_dir():
         return Splits(train, load(root / "validation", classes), test, classes)
     share = fractions[1] / (fractions[0] + fractions[1])
-    rest, validation = stratified_split(train.targets, [1 - share, share], seed)
-    return Splits(train.take(rest), train.take(validation), test, classes)
+    kept, taken = stratified_split(train.targets, [1 - share, share], seed)
+    return Splits(train.take(kept), train.take(taken), test, classes)
 
 
 def _per_channel(values: Sequence[float], channels: int) -> Tensor:
