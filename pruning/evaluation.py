@@ -26,10 +26,12 @@ class Samples(Protocol):
     """Inputs and their targets, both with the samples on axis 0."""
 
     @property
-    def inputs(self) -> Tensor: ...
+    def inputs(self) -> Tensor:
+        """What the model is given, [N, ...]."""
 
     @property
-    def targets(self) -> Tensor: ...
+    def targets(self) -> Tensor:
+        """What the loss and the metric compare with, [N, ...]."""
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ def _run_step(run: _Run, batch: Tensor, generator: torch.Generator, step: int, s
 
 def _batches(num_samples: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
     """Deal all samples into shuffled batches, none of a single sample unless there is only one."""
-    batches = list(torch.randperm(num_samples, generator=generator).split(batch_size))
+    batches = list(torch.split(torch.randperm(num_samples, generator=generator), batch_size))
     if len(batches) > 1 and len(batches[-1]) == 1:
         last = batches.pop()
         batches[-1] = torch.cat([batches[-1], last])
