@@ -25,6 +25,9 @@ from pruning.evaluation import device_of, restored_modes
 _LARGEST_FILE = 2**31 - 2**20  # a protobuf holds 2 GiB at most
 
 
+_TINY = float(np.finfo(np.float32).tiny)  # where the model's outputs are all zero
+
+
 @dataclass(frozen=True)
 class Parity:
     """How far the file's outputs are from the model's.
@@ -133,7 +136,7 @@ def check_parity(
                 raise ExportError(f"{path}: output of shape {found.shape}; the model's is {expected.shape}")
             difference = float(np.abs(found - expected).max())
             largest = max(largest, difference)
-            relative = max(relative, difference / max(float(np.abs(expected).max()), np.finfo(np.float32).tiny))
+            relative = max(relative, difference / max(float(np.abs(expected).max()), _TINY))
             if number >= len(batch_sizes):
                 same = (found.argmax(axis=1) == expected.argmax(axis=1)).reshape(len(batch), -1).all(axis=1)
                 agreed, compared = agreed + int(same.sum()), compared + len(batch)

@@ -64,7 +64,8 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
         faults.append(f"of another shape: {_listed(reshaped)}")
     if faults:
         raise CheckpointError(
-            f"{source} doesn't fit the model; {'; '.join(faults)}. Build the model with the arguments it was trained with"
+            f"{source} doesn't fit the model; {'; '.join(faults)}. "
+            "Build the model with the arguments it was trained with"
         )
     model.load_state_dict(dict(state))
 
@@ -81,8 +82,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} is damaged, or holds pickled objects beside tensors, which could run code when read and is refused; "
-            "where you trust it, save model.state_dict() alone and load that file"
+            f"{path} is damaged, or holds pickled objects beside tensors, which could run code when read and "
+            "is refused; where you trust it, save model.state_dict() alone and load that file"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise CheckpointError(f"{path} is damaged or no file of torch.save ({error})") from error
@@ -92,7 +93,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             break
     if not isinstance(found, Mapping) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
         raise CheckpointError(
-            f"{path} holds {type(found).__name__}; expected a state dict (names to tensors), plain or under 'state_dict'"
+            f"{path} holds {type(found).__name__}; expected a state dict (names to tensors), "
+            "plain or under 'state_dict'"
         )
     return dict(found)
 
@@ -102,7 +104,7 @@ def _tied_names(model: nn.Module) -> dict[str, str]:
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
-    pairs = {}
+    pairs: dict[str, str] = {}
     for first, *others in names.values():
         for other in others:
             pairs |= {other: first, first: other}

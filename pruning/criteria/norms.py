@@ -1,0 +1,53 @@
+"""Norms of the filters."""
+
+from __future__ import annotations
+
+import torch
+from pruning.groups import Group
+from torch import Tensor
+
+from pruning.criteria.registry import criterion
+from pruning.statistics import Statistics, own_slices
+
+
+@criterion("l1_norm", needs={"weights"})
+def l1_norm(group: Group, statistics: Statistics) -> Tensor:
+    """Score filter i by Σ |W_i|.
+
+    Taken over the producers' weights (the filters, as in the paper), without biases and norms, and summed over coupled
+    layers. Not comparable between layers unless normalised.
+
+    Source: Li et al. 2016, arXiv 1608.08710.
+    """
+    return sum_over_filters(group, statistics, 1)
+
+
+@criterion("l2_norm", needs={"weights"})
+def l2_norm(group: Group, statistics: Statistics) -> Tensor:
+    """Score filter i by √Σ W_i².
+
+    Taken over the same slices as `l1_norm`; of coupled layers the norms are summed.
+
+    Source: Li et al. 2016, arXiv 1608.08710.
+    """
+    return sum_over_filters(group, statistics, 2)
+
+
+def sum_over_filters(group: Group, statistics: Statistics, power: int) -> Tensor:
+    """Return the filters' norms, summed over the coupled layers, [size]."""
+    return torch.stack([rows.norm(p=power, dim=1) for rows in filters(group, statistics)]).sum(dim=0)
+
+
+def filters(group: Group, statistics: Statistics) -> list[Tensor]:
+    """Return the filters of each of the group's layers, [size, values per filter] each.
+
+    They are the weights of its producers; of a group without any, all its slices that hold floating-point values.
+    """
+    produced = [
+        piece for piece in group.slices if piece.role == "producer" and not piece.use.endswith((".bias", "_bias"))
+    ]
+    if not produced:
+        produced = own_slices(
+            group, (name for name, tensor in statistics.tensors.items() if tensor.is_floating_point())
+        )
+    return [statistics.rows(piece, group.size) for piece in produced]
