@@ -1,0 +1,84 @@
+"""The command line of every flow: `python -m flows.<name> [--params FILE] [--workspace DIR] [--no-commit] [--debug]`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pruning.errors import SecateurError
+from tasks.settings import load
+from tasks.versioning import inside_dvc
+from tasks.workspace import DEFAULT_ROOT, Workspace
+
+DEFAULT_PARAMS = Path("params.yaml")
+FAULT = 2
+INTERRUPTED = 130
+
+FlowFunction = Callable[[str, str, bool], object]
+
+log = logging.getLogger("secateur")
+
+
+def main(name: str, run: FlowFunction, summary: str, arguments: Sequence[str] | None = None) -> None:
+    """Run a flow from the command line and end the process.
+
+    A fault of the user's is one message and exit code 2; its traceback is shown with --debug alone. Settings and
+    workspace are checked before the engine starts, so that such a fault costs no waiting.
+    """
+    options = _parser(name, summary).parse_args(arguments)
+    _say_on_terminal()
+    try:
+        load(options.params)
+        Workspace(options.workspace).open()
+        run(str(options.params), str(options.workspace), _commits(options))
+    except (SecateurError, OSError) as fault:
+        if options.debug:
+            raise
+        sys.stderr.write(f"{name}: {_message(fault)}\n")
+        sys.exit(FAULT)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\n{name}: interrupted; run the same command again to go on\n")
+        sys.exit(INTERRUPTED)
+
+
+def _parser(name: str, summary: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m flows.{name}", description=summary)
+    parser.add_argument("--params", type=Path, default=DEFAULT_PARAMS, metavar="FILE", help="settings (%(default)s)")
+    parser.add_argument(
+        "--workspace", type=Path, default=DEFAULT_ROOT, metavar="DIR", help="where everything is written (%(default)s/)"
+    )
+    parser.add_argument("--no-commit", action="store_true", help="leave DVC alone")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a fault")
+    return parser
+
+
+def _commits(options: argparse.Namespace) -> bool:
+    """Say whether finished stages go to DVC, and tell the user where they don't although nothing forbade it."""
+    if options.no_commit or inside_dvc():
+        return False
+    if options.workspace == DEFAULT_ROOT and options.params == DEFAULT_PARAMS:
+        return True
+    log.info("DVC versions %s and %s/ alone: this run is not committed", DEFAULT_PARAMS, DEFAULT_ROOT)
+    return False
+
+
+def _message(fault: SecateurError | OSError) -> str:
+    if isinstance(fault, SecateurError):
+        return str(fault)
+    place = f" {fault.filename}:" if fault.filename else ""
+    return (
+        f"the system refused a file operation:{place} {fault.strerror or fault}. What was finished before is kept; "
+        "mend the place or the disk's space and run the same command again"
+    )
+
+
+def _say_on_terminal() -> None:
+    if not log.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False

@@ -1,0 +1,72 @@
+"""Prefect's flow and task, or the plain function where DVC runs the stage: then no engine starts and nothing is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+from uuid import UUID
+
+import tasks  # noqa: F401  # sets the environment before Prefect is imported
+from tasks.versioning import inside_dvc
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+PLAIN = inside_dvc()
+
+
+def flow(name: str) -> Callable[[Function], Function]:
+    """Make a function a Prefect flow; its parameters are names and flags, never models."""
+    if PLAIN:
+        return lambda function: function
+    import prefect
+
+    return lambda function: prefect.flow(  # type: ignore[return-value]  # a Flow is called like its function
+        name=name, validate_parameters=False, persist_result=False
+    )(function)
+
+
+def call_as_task(function: Callable[..., Any], name: str, *arguments: Any) -> Any:
+    """Call a function as a Prefect task, without cache or stored result: the workspace is the only truth."""
+    if PLAIN:
+        return function(*arguments)
+    import prefect
+    from prefect.cache_policies import NO_CACHE
+
+    task = prefect.task(function, name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
+    return task(*arguments)
+
+
+class ProgressBar:
+    """A progress artifact on Prefect's pages."""
+
+    def __init__(self, key: str, description: str) -> None:
+        self._artifact: UUID | None = None
+        if not PLAIN:
+            from prefect.artifacts import create_progress_artifact
+
+            self._artifact = create_progress_artifact(0.0, key=key, description=description)  # type: ignore[assignment]
+
+    def update(self, share: float) -> None:
+        """Show a share in [0, 1]."""
+        if self._artifact is not None:
+            from prefect.artifacts import update_progress_artifact
+
+            update_progress_artifact(self._artifact, 100 * share)
+
+
+def publish_table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
+    """Show a table on Prefect's pages."""
+    if PLAIN:
+        return
+    from prefect.artifacts import create_table_artifact
+
+    create_table_artifact([dict(row) for row in rows], key=key, description=description)
+
+
+def publish_markdown(key: str, text: str, description: str) -> None:
+    """Show a text on Prefect's pages."""
+    if PLAIN:
+        return
+    from prefect.artifacts import create_markdown_artifact
+
+    create_markdown_artifact(text, key=key, description=description)

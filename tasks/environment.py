@@ -1,0 +1,34 @@
+"""The one place that sets what the outer tools read from the environment: telemetry off, chatter off, one home.
+
+Imported by `tasks/__init__.py`, so that it runs before Prefect, MLflow or DVC is imported anywhere. What is already
+set in the environment stays: a person or a scheduler that sets a variable knows better.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+DEFAULTS = {
+    # Telemetry: Prefect takes 1/true/yes for DO_NOT_TRACK, MLflow only the word true.
+    "DO_NOT_TRACK": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DVC_NO_ANALYTICS": "1",
+    # Prefect: its own home, time enough to start on a busy machine, and our lines alone on the terminal.
+    "PREFECT_HOME": str(REPOSITORY / ".prefect"),
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "secateur",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    # MLflow: no advice, no progress bars of its own.
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+for name, value in DEFAULTS.items():
+    os.environ.setdefault(name, value)

@@ -1,0 +1,51 @@
+"""Write baseline and dense model as ONNX files, and prove that each computes what its torch model computes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+
+from pruning.errors import ExportError
+from pruning.export import check_parity, export_onnx
+from tasks.data import read_description, read_split
+from tasks.models import begin, example_inputs, load_model
+from tasks.settings import Settings
+from tasks.workspace import Workspace, write_json, writing
+
+FOLDER = "onnx"
+PARITY = "parity.json"
+FILES = {"dense": "model.onnx", "baseline": "baseline.onnx"}
+TOLERANCE = 1e-4
+
+log = logging.getLogger("secateur")
+
+
+def export(settings: Settings, workspace: Workspace) -> None:
+    """Write `model.onnx`, `baseline.onnx` (for the benchmark) and `parity.json`.
+
+    Raises:
+        ExportError: A model can't be exported, or its file computes something else.
+    """
+    begin(settings)
+    data = read_description(workspace)
+    example = example_inputs(workspace, settings)
+    inputs = read_split(workspace, "validation").inputs
+    parities = {}
+    with writing(workspace.folder(FOLDER)) as folder:
+        for stage, file in FILES.items():
+            model, _, _ = load_model(workspace.folder(stage), settings, data, example)
+            path = export_onnx(model, example, folder / file, opset=settings.export.opset)
+            parity = check_parity(path, model, inputs)
+            if not parity.max_relative_difference < TOLERANCE:
+                raise ExportError(
+                    f"{file} differs from the {stage} model by {parity.max_relative_difference:.2e} (relative); "
+                    f"expected below {TOLERANCE:.0e}"
+                )
+            parities[stage] = asdict(parity)
+        write_json(folder / PARITY, parities)
+    log.info(
+        "export: opset %d; ONNX and torch differ by %.1e (relative) at most, top-1 agrees on %.1f %% of validation",
+        settings.export.opset,
+        parities["dense"]["max_relative_difference"],
+        100 * parities["dense"]["top1_agreement"],
+    )

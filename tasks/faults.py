@@ -1,0 +1,70 @@
+"""Say what is wrong with settings: every fault at once, with its path and the nearest right name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from pruning.errors import unknown_name
+
+
+def describe(error: ValidationError, root: type[BaseModel]) -> list[str]:
+    """List the faults of a validation, one line each, as `path: what was found, what was expected`."""
+    return [f"{_path(fault['loc'])}: {_text(fault, root)}" for fault in error.errors()]
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return text.lstrip(".") or "settings"
+
+
+def _text(fault: ErrorDetails, root: type[BaseModel]) -> str:
+    kind, found, location = fault["type"], fault["input"], fault["loc"]
+    if kind == "extra_forbidden":
+        return unknown_name("setting", str(location[-1]), _known(root, location[:-1]))
+    if kind == "missing":
+        return "is missing"
+    if kind == "literal_error":
+        choices = [str(choice) for choice in _literal_choices(root, location)]
+        if choices:
+            return unknown_name("choice", str(found), choices)
+    if kind == "value_error":
+        text = str(fault.get("ctx", {}).get("error", fault["msg"]))
+        return text if isinstance(found, Mapping) or repr(found) in text else f"found {found!r}: {text}"
+    return f"found {found!r}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def _known(root: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    model = _model_at(root, location)
+    return list(model.model_fields) if model else []
+
+
+def _literal_choices(root: type[BaseModel], location: tuple[int | str, ...]) -> tuple[Any, ...]:
+    model = _model_at(root, location[:-1])
+    field = model.model_fields.get(str(location[-1])) if model else None
+    return get_args(field.annotation) if field else ()
+
+
+def _model_at(root: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:
+    """Follow a path of field names and indices to the model it ends in."""
+    model = root
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part)
+        inner = _models_in(field.annotation) if field else []
+        if not inner:
+            return None
+        model = inner[0]
+    return model
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]

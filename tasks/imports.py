@@ -1,0 +1,98 @@
+"""Turn an import string, `package.module:name`, into what it names."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from pruning.errors import SecateurError, SettingsError, unknown_name
+
+
+def resolve(reference: str) -> Callable[..., Any]:
+    """Import what an import string names.
+
+    Args:
+        reference: `package.module:name`. The folder that the command runs in is searched first.
+
+    Raises:
+        SettingsError: The module or the name isn't there, or what it names can't be called.
+    """
+    module_name, separator, name = reference.partition(":")
+    if not separator or not module_name or not name:
+        raise SettingsError(f"{reference!r} is no import string; expected 'package.module:name'")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            message = (
+                f"{reference!r} can't be imported: there is no module {error.name!r} in {here} or in the environment"
+            )
+        else:
+            message = (
+                f"{reference!r} can't be imported: {module_name} itself needs {error.name!r}, which isn't installed"
+            )
+        raise SettingsError(message) from error
+    except Exception as error:  # noqa: BLE001  # a user's module may raise anything while it is imported
+        raise SettingsError(f"{reference!r} can't be imported: {type(error).__name__}: {error}") from error
+    target: Any = module
+    for part in name.split("."):
+        if not hasattr(target, part):
+            known = [key for key in vars(target) if not key.startswith("_")] if hasattr(target, "__dict__") else []
+            raise SettingsError(unknown_name(f"name in {module_name}", part, known))
+        target = getattr(target, part)
+    if not callable(target):
+        raise SettingsError(f"{reference!r} is a {type(target).__name__}; expected a function or a class")
+    return target  # type: ignore[no-any-return]  # getattr is Any
+
+
+def call(reference: str, arguments: Mapping[str, Any], offered: Mapping[str, Any] | None = None) -> Any:
+    """Call what an import string names.
+
+    Args:
+        reference: The import string.
+        arguments: Keyword arguments of the settings.
+        offered: Further keyword arguments, passed where the signature takes them and the settings don't give them.
+
+    Raises:
+        SettingsError: It can't be imported, doesn't take these arguments, or raised.
+    """
+    target = resolve(reference)
+    given = {**_accepted(target, offered or {}), **arguments}
+    try:
+        inspect.signature(target).bind(**given)
+    except TypeError as error:
+        takes = ", ".join(inspect.signature(target).parameters) or "none"
+        raise SettingsError(f"{reference!r} was given {sorted(given)}: {error}; it takes: {takes}") from error
+    except ValueError:  # a callable without a readable signature is tried as it is
+        pass
+    try:
+        return target(**given)
+    except SecateurError:
+        raise
+    except Exception as error:
+        text = f"{reference!r} called with {given} raised {type(error).__name__}: {error}"
+        raise SettingsError(text) from error
+
+
+def _accepted(target: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        parameters = inspect.signature(target).parameters
+    except ValueError:
+        return {}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return dict(offered)
+    return {name: value for name, value in offered.items() if name in parameters}
+
+
+def source_digest(reference: str) -> str:
+    """Hash the file in which an import string's target is written: a change there changes what is computed."""
+    source = inspect.getsourcefile(inspect.unwrap(resolve(reference)))
+    return sha256(Path(source).read_bytes()).hexdigest() if source else ""

@@ -1,0 +1,164 @@
+"""The ledger of the loop, `iterations/ledger.json`: every attempt, accepted or rejected, nothing volatile.
+
+What to try next is derived from it, so that a loop that was killed and resumed can't differ from one that was not:
+
+    attempt ─► checkpoint written to iterations/NN/ ─► row written to ledger.json    (only when accepted)
+                                                       row written to ledger.json    (rejected: the row alone)
+
+The row is the commit point. What a kill leaves behind without a row is removed when the ledger is opened again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pruning.errors import WorkspaceError
+from pruning.schedule import Attempt, Outcome, ScheduleSettings, Stop, next_step
+from tasks.measured import Measured
+from tasks.workspace import RECORD, digest, write_json
+
+FILE = "ledger.json"
+
+
+class Row(BaseModel):
+    """One attempt.
+
+    Attributes:
+        attempt: Its number, from 0.
+        goal: The reduction that it was to reach, against the baseline.
+        reached: The reduction that its plan reached.
+        accepted: Whether its accuracy is at or above the floor.
+        measured: The best recipe's model; None where no plan reaches the goal.
+        recipe: The recipe that came out best.
+        recipes: The validation accuracy that each recipe came to.
+        checkpoint: The folder of an accepted attempt, below `iterations/`.
+        weights_sha256: Of the checkpoint's weights.
+        refused: Why no plan reaches the goal.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    attempt: int
+    goal: float
+    reached: float
+    accepted: bool
+    measured: Measured | None = None
+    recipe: str | None = None
+    recipes: dict[str, float] = {}
+    checkpoint: str | None = None
+    weights_sha256: str | None = None
+    refused: str | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """What the schedule has to know of it."""
+        return Outcome(goal=self.goal, reached=self.reached, accepted=self.accepted)
+
+
+class Ledger:
+    """The attempts of one trajectory, and the folder that they lie in."""
+
+    def __init__(self, root: Path, fingerprint: str, baseline: Measured, rows: Sequence[Row] = ()) -> None:
+        self.root = root
+        self.fingerprint = fingerprint
+        self.baseline = baseline
+        self.rows = list(rows)
+
+    @property
+    def accepted(self) -> list[Row]:
+        """The accepted attempts in order."""
+        return [row for row in self.rows if row.accepted]
+
+    def next(self, schedule: ScheduleSettings) -> Attempt | Stop:
+        """Derive what to do now."""
+        return next_step(schedule, [row.outcome for row in self.rows])
+
+    def record(self, row: Row) -> None:
+        """Add an attempt: from here on it has happened."""
+        self.rows.append(row)
+        self.save()
+
+    def save(self) -> None:
+        """Write the ledger, whole or not at all."""
+        body = {
+            "fingerprint": self.fingerprint,
+            "baseline": self.baseline.model_dump(),
+            "attempts": [row.model_dump() for row in self.rows],
+        }
+        write_json(self.root / FILE, {**body, "digest": digest(body)})
+
+
+def read_ledger(root: Path) -> Ledger:
+    """Read a ledger as it stands.
+
+    Raises:
+        WorkspaceError: It isn't there, is damaged, or was edited.
+    """
+    path = root / FILE
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        claimed = found.pop("digest")
+        ledger = Ledger(
+            root,
+            found["fingerprint"],
+            Measured.model_validate(found["baseline"]),
+            [Row.model_validate(row) for row in found["attempts"]],
+        )
+    except FileNotFoundError:
+        raise WorkspaceError(f"{path} isn't there; run `python -m flows.prune` first") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise WorkspaceError(f"{path} is damaged ({type(error).__name__}); {_remedy(root)}") from error
+    if claimed != digest(found):
+        raise WorkspaceError(f"{path} was edited: its entries don't match its digest; {_remedy(root)}")
+    return ledger
+
+
+def open_ledger(root: Path, fingerprint: str, baseline: Measured, schedule: ScheduleSettings) -> Ledger:
+    """Resume a trajectory, or begin it.
+
+    A ledger with another fingerprint belongs to other settings, data or code: the loop begins anew. One that went further
+    than the settings now ask is cut back to what they would have produced. Leftovers of a kill are removed.
+
+    Raises:
+        WorkspaceError: The ledger or one of its checkpoints is damaged or was edited.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    (root / RECORD).unlink(missing_ok=True)
+    rows: list[Row] = []
+    if (root / FILE).exists():
+        found = read_ledger(root)
+        if found.fingerprint == fingerprint:
+            rows = _agreed(found.rows, schedule, root)
+    ledger = Ledger(root, fingerprint, baseline, rows)
+    keep = {FILE} | {row.checkpoint for row in rows if row.checkpoint}
+    for path in root.iterdir():
+        if path.name not in keep:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    ledger.save()
+    return ledger
+
+
+def _agreed(rows: Sequence[Row], schedule: ScheduleSettings, root: Path) -> list[Row]:
+    """Return the rows up to where the schedule stops; each must be the one that the schedule asks for."""
+    for index, row in enumerate(rows):
+        step = next_step(schedule, [past.outcome for past in rows[:index]])
+        if isinstance(step, Stop):
+            return list(rows[:index])
+        if step.goal != row.goal:
+            raise WorkspaceError(
+                f"{root / FILE}: attempt {row.attempt} has the goal {row.goal:.4f}, where the settings lead to "
+                f"{step.goal:.4f}; {_remedy(root)}"
+            )
+        if row.checkpoint and not (root / row.checkpoint).is_dir():
+            raise WorkspaceError(f"{root / row.checkpoint} isn't there, though the ledger names it; {_remedy(root)}")
+    return list(rows)
+
+
+def _remedy(root: Path) -> str:
+    return f"bring it back with `dvc checkout {root}`, or delete {root} to begin the loop anew"

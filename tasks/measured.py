@@ -1,0 +1,33 @@
+"""The figures of a model that are always reported together."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Measured(BaseModel):
+    """What a model scored and what it costs.
+
+    Attributes:
+        accuracy: Mean of the metric, a fraction in [0, 1].
+        loss: Mean of the loss over the same samples.
+        macs: Of one sample.
+        parameters: How many.
+        size_bytes: Of all parameters and buffers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    accuracy: float
+    loss: float
+    macs: int
+    parameters: int
+    size_bytes: int
+
+    def reduction_from(self, original: Measured) -> dict[str, float]:
+        """Return 1 − this/original for MACs, parameters and bytes, by the names of the settings' targets."""
+        return {
+            "mac_reduction": 1 - self.macs / original.macs,
+            "parameter_reduction": 1 - self.parameters / original.parameters,
+            "size_bytes": 1 - self.size_bytes / original.size_bytes,
+        }

@@ -1,0 +1,102 @@
+"""The stages of the pipeline in order: what each reads, writes, and is shaped by.
+
+`dvc.yaml` says the same to DVC; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pruning.errors import SettingsError, unknown_name
+
+STOP_ONLY = ("max_attempts", "smallest_step")
+"""Settings of `prune` that only say when the loop stops: another value continues a trajectory that is there."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: The same in `dvc.yaml`, `flows/`, `tasks/` and on the command line.
+        folder: What it writes, below the workspace.
+        needs: The stages whose folders it reads.
+        sections: The sections of the settings that shape its output.
+        code: The modules and folders of the repository that shape its output.
+    """
+
+    name: str
+    folder: str
+    needs: tuple[str, ...]
+    sections: tuple[str, ...]
+    code: tuple[str, ...]
+
+
+_SHARED = ("pruning", "tasks/data.py", "tasks/models.py", "tasks/workspace.py")
+
+STAGES = (
+    Stage("prepare", "data", (), ("run", "data"), ("tasks/prepare.py", "tasks/data.py", "tasks/workspace.py", "zoo")),
+    Stage(
+        "baseline",
+        "baseline",
+        ("prepare",),
+        ("run", "model", "training", "baseline"),
+        ("tasks/baseline.py", *_SHARED, "zoo"),
+    ),
+    Stage(
+        "analyze",
+        "analysis",
+        ("prepare", "baseline"),
+        ("run", "model", "training", "analyze"),
+        ("tasks/analyze.py", *_SHARED, "zoo"),
+    ),
+    Stage(
+        "prune",
+        "iterations",
+        ("prepare", "baseline", "analyze"),
+        ("run", "model", "training", "prune"),
+        ("tasks/prune.py", "tasks/attempt.py", "tasks/ledger.py", *_SHARED, "zoo"),
+    ),
+    Stage(
+        "transform",
+        "dense",
+        ("prepare", "baseline", "prune"),
+        ("run", "model", "training"),
+        ("tasks/transform.py", "tasks/ledger.py", *_SHARED, "zoo"),
+    ),
+    Stage(
+        "export",
+        "onnx",
+        ("prepare", "baseline", "transform"),
+        ("run", "model", "export"),
+        ("tasks/export.py", *_SHARED, "zoo"),
+    ),
+    Stage(
+        "benchmark",
+        "latency",
+        ("prepare", "export"),
+        ("run", "benchmark"),
+        ("tasks/benchmark.py", *_SHARED),
+    ),
+    Stage(
+        "report",
+        "report",
+        ("prepare", "baseline", "analyze", "prune", "transform", "export"),
+        ("run", "model", "training"),
+        ("tasks/report.py", "tasks/plots.py", "tasks/page.py", "tasks/ledger.py", *_SHARED, "zoo"),
+    ),
+)
+
+NAMES = tuple(stage.name for stage in STAGES)
+
+
+def find_stage(name: str) -> Stage:
+    """Return the stage of a name.
+
+    Raises:
+        SettingsError: There is none.
+    """
+    for stage in STAGES:
+        if stage.name == name:
+            return stage
+    raise SettingsError(unknown_name("stage", name, NAMES))

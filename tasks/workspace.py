@@ -1,0 +1,177 @@
+"""Where files lie, how a folder is written whole or not at all, and whether a stage's folder is current."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from pruning.errors import CheckpointError, WorkspaceError
+
+DEFAULT_ROOT = Path("artifacts")
+RECORD = "stage.json"
+
+Json = Any
+"""What `json` reads and writes."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder that holds everything a pipeline writes.
+
+    The data of the default workspace lie beside it, in `data/`; those of any other inside it, so that two workspaces
+    never share a data set by accident.
+    """
+
+    root: Path
+
+    def folder(self, name: str) -> Path:
+        """Return where a stage's folder lies."""
+        if name == "data" and self.root == DEFAULT_ROOT:
+            return Path("data")
+        return self.root / name
+
+    def open(self) -> None:
+        """Make the workspace and prove that it can be written, before any work is done.
+
+        Raises:
+            WorkspaceError: It can't be.
+        """
+        probe = self.root / f".probe-{os.getpid()}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"\0" * 4096)
+            probe.unlink()
+        except OSError as error:
+            probe_left = probe.is_file()
+            if probe_left:
+                probe.unlink(missing_ok=True)
+            raise WorkspaceError(
+                f"the workspace {self.root} can't be written: {error.strerror}; nothing was changed. "
+                "Give another with --workspace DIR, or mend the folder's rights or the disk's space"
+            ) from error
+
+    def read_json(self, folder: str, name: str, maker: str) -> Json:
+        """Read a JSON file of a stage's folder.
+
+        Args:
+            folder: The folder.
+            name: The file.
+            maker: The stage that writes it, for the message when it isn't there.
+
+        Raises:
+            WorkspaceError: It isn't there or isn't JSON.
+        """
+        path = self.folder(folder) / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise WorkspaceError(f"{path} isn't there; run `python -m flows.{maker}` first") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise WorkspaceError(
+                f"{path} is damaged ({error}); delete {path.parent} and run `python -m flows.{maker}` again"
+            ) from error
+
+
+def write_json(path: Path, value: Json) -> None:
+    """Write JSON, sorted and indented, whole or not at all."""
+    replace_file(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file beside its place, flush it to the disk, rename it into its place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    with beside.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    beside.replace(path)
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[Path]:
+    """Give an empty folder to write into, and rename it into its place when the block ends well.
+
+    Whatever lay in the place before is replaced; on any fault it is left as it was.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    beside = place.with_name(f".{place.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    try:
+        yield beside
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    before = place.with_name(f".{place.name}.replaced")
+    shutil.rmtree(before, ignore_errors=True)
+    if place.exists():
+        place.replace(before)
+    beside.replace(place)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def digest_of_files(folder: Path) -> dict[str, str]:
+    """Hash every file of a folder but its record: relative path -> sha256."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != RECORD)
+    return {path.relative_to(folder).as_posix(): sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def digest(value: Json) -> str:
+    """Hash a JSON value."""
+    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def seal(folder: Path, fingerprint: str) -> None:
+    """Record by what a folder was made and what it holds: the last thing that a stage writes."""
+    write_json(folder / RECORD, {"fingerprint": fingerprint, "files": digest_of_files(folder)})
+
+
+def contents(folder: Path, maker: str) -> Mapping[str, str]:
+    """Return the hashes of a finished stage's files, for the fingerprint of what reads them.
+
+    Raises:
+        WorkspaceError: The stage hasn't finished.
+    """
+    record = _read_record(folder)
+    if record is None:
+        raise WorkspaceError(f"{folder} isn't there or unfinished; run `python -m flows.{maker}` first")
+    files: Mapping[str, str] = record["files"]
+    return files
+
+
+def is_current(folder: Path, fingerprint: str) -> bool:
+    """Say whether a folder was made whole by what has this fingerprint.
+
+    Raises:
+        CheckpointError: It was, and a file of it has been changed since.
+    """
+    record = _read_record(folder)
+    if record is None or record["fingerprint"] != fingerprint:
+        return False
+    found = digest_of_files(folder)
+    if found == record["files"]:
+        return True
+    changed = sorted(
+        name for name in record["files"].keys() | found.keys() if record["files"].get(name) != found.get(name)
+    )
+    raise CheckpointError(
+        f"{folder} is damaged: {', '.join(changed)} changed after the stage wrote it. Bring it back with "
+        f"`dvc checkout {folder}`, or delete {folder} to have it made again"
+    )
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    whole = isinstance(record, dict) and {"fingerprint", "files"} <= record.keys()
+    return record if whole else None
