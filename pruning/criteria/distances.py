@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from pruning.groups import Group
 from torch import Tensor
 
 from pruning.criteria.norms import filters
 from pruning.criteria.registry import criterion
+from pruning.groups import Group
 from pruning.statistics import Statistics
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from pruning.groups import Group
 from torch import Tensor
 
 from pruning.criteria.registry import criterion
+from pruning.groups import Group
 from pruning.statistics import Statistics, own_slices
 
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
-from pruning.groups import Group
 from torch import Tensor
 
 from pruning.errors import CriterionError, unknown_name
+from pruning.groups import Group
 from pruning.statistics import NEEDS, Statistics
 
 Criterion = Callable[[Group, Statistics], Tensor]
@@ -69,12 +69,18 @@ def criterion(
 
 
 def find_criterion(chosen: str | Criterion) -> RegisteredCriterion:
-    """Return a criterion by its name, or wrap the caller's own function (which is given all statistics there are).
+    """Return a criterion by its name, or the caller's own function as one.
+
+    A function that is registered brings its declaration along; another is given the weights and, where statistics were
+    gathered with more, that too.
 
     Raises:
         CriterionError: the name is unknown.
     """
     if not isinstance(chosen, str):
+        for known in _CRITERIA.values():
+            if known.score is chosen:
+                return known
         return RegisteredCriterion(getattr(chosen, "__name__", "own"), chosen, frozenset({"weights"}))
     if chosen not in _CRITERIA:
         raise CriterionError(unknown_name("criterion", chosen, _CRITERIA))
