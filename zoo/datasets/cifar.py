@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -110,7 +111,7 @@ def _load(
     release: Release, place: Path, fraction: float, seed: int, verify: bool, checksums: Mapping[str, str]
 ) -> Splits:
     content = _read_files(release, place, verify, checksums)
-    names = tuple(line.strip() for line in content[release.names].decode().splitlines() if line.strip())
+    names = tuple(line.strip() for line in content[release.names].decode(errors="replace").splitlines() if line.strip())
     if len(names) != release.num_classes:
         raise ValueError(f"{release.names} in {place} lists {len(names)} classes, expected {release.num_classes}")
     parts = {name: _decode(release, name, content.pop(name), place, verify) for name in release.num_records}
@@ -155,7 +156,7 @@ def _read_archive(archive: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
                 file = members.extractfile(member) if name in wanted else None
                 if file is not None:
                     content[name] = file.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise ValueError(f"{archive} can't be read as a .tar.gz archive ({error}); fetch it again") from error
     return content
 

@@ -26,12 +26,12 @@ FONTS = (
 )
 CANVAS = 96
 BASELINE, EM = 68, 72
-MEAN, STD = 0.144, 0.175
+MEAN, STD = 0.1595, 0.198
 MAX_TURN = math.radians(12)
 MAX_SHIFT = 0.08
 SCALES = (0.85, 1.1)
 NOISE = 0.05
-BLOCK = 16 * len(CHARACTERS)
+BLOCK = 8 * len(CHARACTERS)
 
 
 def glyphs(
