@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import tarfile
 import zlib
 from collections.abc import Mapping
@@ -150,7 +152,9 @@ def _read_files(release: Release, place: Path, verify: bool, checksums: Mapping[
 def _read_archive(archive: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
     content = {}
     try:
-        with tarfile.open(archive, "r:gz") as members:
+        # unpacked as a whole, so that gzip's own checksum is read: tarfile takes a damaged header for the end
+        unpacked = io.BytesIO(gzip.decompress(archive.read_bytes()))
+        with tarfile.open(fileobj=unpacked) as members:
             for member in members:
                 name = PurePosixPath(member.name).name
                 file = members.extractfile(member) if name in wanted else None
