@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from pruning.plan import Plan
 
 from pruning.bundles import Bundle, Limits, find_bundles
 from pruning.errors import TargetError
 from pruning.groups import Groups
 from pruning.landing import Landing, Measure, Target
+from pruning.plan import Plan
 from pruning.sensitivity import Curve
 
 _BISECTIONS = 100
@@ -101,8 +101,8 @@ def allocate(
 def predicted_damage(curve: Curve, removed: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the loss that a curve predicts for numbers of removed channels, above the whole model's.
 
-    The monotone envelope (a group doesn't heal by losing more; what a small sample measured below the whole model counts
-    as nothing), linear between the points in channel counts, and beyond the last as steep as it ever was.
+    The monotone envelope (a group doesn't heal by losing more; what a sample measured below the whole model counts as
+    nothing), linear between the points in channel counts, and beyond the last as steep as it ever was.
     """
     counts = np.array([0.0, *(point.removed for point in curve.points)])
     losses = np.array([0.0, *(point.loss - curve.baseline_loss for point in curve.points)])

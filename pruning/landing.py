@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pruning.plan import Plan
-
 from pruning.bundles import Bundle
 from pruning.errors import TargetError
 from pruning.groups import Groups
+from pruning.plan import Plan
 
 Measure = Callable[[Mapping[str, int]], float]
 """Channels kept per group (a group that is missing keeps all) -> what the model then costs. It must not rise when
@@ -75,8 +74,8 @@ class Landing:
 
         Args:
             levels: they meet the target.
-            worth: (bundle, level) -> how much it matters to give that step back; the greatest goes first. None: the step
-                that lands nearest to the target.
+            worth: (bundle, level) -> how much it matters to give that step back; the greatest goes first. None: the
+                step that lands nearest to the target.
             among: only these bundles; all if empty.
 
         Returns:

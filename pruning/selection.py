@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from pruning.cost import Cost
-from pruning.plan import Plan
 from torch import Tensor
 
 from pruning.bundles import Bundle, Limits, find_bundles
+from pruning.cost import Cost
 from pruning.criteria import Criterion, find_criterion, order_channels, score_channels
 from pruning.errors import SettingsError, TargetError, unknown_name
 from pruning.evaluation import Loss, Samples, cross_entropy
 from pruning.groups import Groups
 from pruning.landing import Landing, Target
+from pruning.plan import Plan
 from pruning.statistics import Statistics, collect
 
 _BISECTIONS = 50
@@ -40,13 +40,13 @@ def make_plan(
 ) -> Plan:
     """Make a plan that meets one target.
 
-    local: every group gives the same share of its channels. With `channel_sparsity` that is round(share · size) of each,
-    as near as `round_to`, `keep_at_least` and `max_sparsity` let it come; with a reduction the smallest share that meets
-    it, and then single channels are given back as long as it stays met.
+    local: every group gives the same share of its channels. With `channel_sparsity` that is round(share · size) of
+    each, as near as `round_to`, `keep_at_least` and `max_sparsity` let it come; with a reduction the smallest share
+    that meets it, and then single channels are given back as long as it stays met.
 
     global: one threshold over the channels of all groups, each score divided by the mean of its group (so that layers
-    compare); equal scores go by the group's place in the model, then by channel. `channel_sparsity` is then the share of
-    the channels of all groups not ignored, removed to the exact number where groups are neither tied nor rounded.
+    compare); equal scores go by the group's place in the model, then by channel. `channel_sparsity` is then the share
+    of the channels of all groups not ignored, removed to the exact number where groups are neither tied nor rounded.
 
     In both, no group is emptied, and groups tied to each other lose equal counts.
 
@@ -57,7 +57,8 @@ def make_plan(
         mac_reduction: 1 − MACs after / before, over the whole model.
         parameter_reduction: 1 − parameters after / before, over the whole model.
         scope: "local" or "global".
-        ignore: names, prefixes or patterns ("fc", "layer1.*") of modules or parameters; groups produced there stay whole.
+        ignore: names, prefixes or patterns ("fc", "layer1.*") of modules or parameters; groups produced there stay
+            whole.
         round_to: kept counts are multiples of this; a group not above it stays whole, with a warning in the log.
         keep_at_least: channels that each group keeps.
         max_sparsity: largest share that a group may lose.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pruning.masks import apply_masks
-from pruning.plan import Plan
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
@@ -14,6 +12,8 @@ from pruning.criteria import Criterion, find_criterion, order_channels
 from pruning.errors import SettingsError
 from pruning.evaluation import Evaluation, Loss, Metric, Progress, Samples, cross_entropy, evaluate, top1
 from pruning.groups import Groups
+from pruning.masks import apply_masks
+from pruning.plan import Plan
 from pruning.statistics import Statistics, collect
 
 

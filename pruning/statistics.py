@@ -8,11 +8,11 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from pruning.groups import Group, Groups, Slice
 from torch import Tensor, nn
 
 from pruning.errors import CriterionError, ModelError, unknown_name
 from pruning.evaluation import Loss, Progress, Samples, check_samples, cross_entropy, device_of
+from pruning.groups import Group, Groups, Slice
 
 NEEDS = ("weights", "gradients")
 """What a criterion may ask for: the weights, and products of gradients and weights (these need samples)."""

@@ -18,8 +18,8 @@ def taylor_weight(group: Group, statistics: Statistics) -> Tensor:
     and β; over all coupled layers at once, because they go together. Consumers are not counted: the product of a
     consumer's weights and gradients measures the same change a second time. Squared first, then summed.
 
-    Source: Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", arXiv 1906.10771. The paper scores
-    either filters or gates after the batch norm; ours takes both into one sum.
+    Source: Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", arXiv 1906.10771. The paper
+    scores either filters or gates after the batch norm; ours takes both into one sum.
 
     Raises:
         CriterionError: the statistics were gathered without gradients, or on other groups.
