@@ -1,0 +1,29 @@
+"""Structured pruning of PyTorch models: exact or refused.
+
+    groups = pruning.find_groups(model, example_inputs)
+    plan = pruning.make_plan(groups, criterion="l2_norm", channel_sparsity=0.3)
+    dense = pruning.narrow(model, plan, example_inputs)
+
+A library of its own: it knows torch and nothing of pipelines.
+"""
+
+from __future__ import annotations
+
+from pruning.cost import count_bytes, count_macs, count_parameters
+from pruning.groups import Group, Groups, Slice, find_groups
+from pruning.masks import apply_masks
+from pruning.plan import Plan
+from pruning.surgery import narrow
+
+__all__ = [
+    "Group",
+    "Groups",
+    "Plan",
+    "Slice",
+    "apply_masks",
+    "count_bytes",
+    "count_macs",
+    "count_parameters",
+    "find_groups",
+    "narrow",
+]

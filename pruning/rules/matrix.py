@@ -1,0 +1,67 @@
+"""Matrix products: what is summed over, what stays, and what it costs."""
+
+from __future__ import annotations
+
+from pruning.axes import Axis
+from pruning.rules.call import Call, Inapplicable, rule
+from pruning.rules.pointwise import broadcast_axes
+
+
+@rule("linear")
+def linear(call: Call) -> list[list[Axis]]:
+    """... i, o i, o -> ... o"""  # noqa: D415 - an equation
+    call.use("linear.weight", call["weight"])
+    call.use("linear.bias", call["bias"])
+    return call.contraction("... i, o i, o -> ... o", call["input"], call["weight"], call["bias"])
+
+
+@rule("matmul", "mm", "bmm", "mv", "dot", "vdot")
+def matmul(call: Call) -> list[list[Axis]]:
+    """... m k, ... k n -> ... m n"""  # noqa: D415 - an equation
+    a, b = call.inputs
+    equations = {
+        (False, False): "... m k, ... k n -> ... m n",
+        (True, False): "k, ... k n -> ... n",
+        (False, True): "... m k, k -> ... m",
+        (True, True): "k, k -> ",
+    }
+    return call.contraction(equations[a.ndim == 1, b.ndim == 1], a, b)
+
+
+@rule("addmm", "baddbmm", "addbmm")
+def addmm(call: Call) -> list[list[Axis]]:
+    """c, ... m k, ... k n -> ... m n"""  # noqa: D415 - an equation
+    if call.name == "addbmm":
+        raise Inapplicable("it also sums over the batch")
+    c, a, b = call.inputs
+    [axes] = call.contraction("... m k, ... k n -> ... m n", a, b)
+    call.zero = call.zero and call.typed(c).zero
+    return [broadcast_axes(axes, call.axes(c))]
+
+
+@rule("outer", "ger")
+def outer(call: Call) -> list[list[Axis]]:
+    """m, n -> m n"""  # noqa: D415 - an equation
+    return call.contraction("m, n -> m n", *call.inputs)
+
+
+@rule("einsum")
+def einsum(call: Call) -> list[list[Axis]]:
+    """The equation is the operator's own argument."""
+    text = call["equation"].replace(" ", "")
+    left, arrow, right = text.partition("->")
+    if not arrow:
+        letters = left.replace("...", "").replace(",", "")
+        right = ("..." if "..." in left else "") + "".join(c for c in sorted(set(letters)) if letters.count(c) == 1)
+    if any(len(set(p)) < len(p) for p in left.replace("...", "").split(",")):
+        raise Inapplicable(f"{text!r} names an axis twice in one operand")
+    words = {True: lambda p: "... " + _spaced(p.replace("...", "")), False: _spaced}
+    sides = [words["..." in p](p) for p in left.split(",")]
+    if any("..." in p and not p.startswith("...") for p in (*left.split(","), right)):
+        raise Inapplicable(f"{text!r} has an ellipsis that does not come first")
+    return call.contraction(f"{', '.join(sides)} -> {words['...' in right](right)}", *call.inputs)
+
+
+def _spaced(letters: str) -> str:
+    # Lower case, because a capital would mean that the axis is never pruned.
+    return " ".join(c if c.islower() else f"{c.lower()}_" for c in letters)

@@ -1,0 +1,156 @@
+"""Operators that rearrange axes without touching values: views, permutations, expansions, slices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pruning.axes import Atom, Axis, freeze, product
+from pruning.rules.call import Call, freeze_all, frozen, rule
+from pruning.unification import cut, factor
+
+PICKED = "the code picks single positions of it"
+TOO_FINE = 8  # equal pieces of a slice beyond this number are positions rather than branches
+
+
+def regroup(axes: Sequence[Axis], shape: Sequence[int]) -> list[Axis]:
+    """Carry axes over to another shape with the same elements in the same order.
+
+    Both shapes are walked from the left; the shortest runs of axes with equal products are flattened and factored anew.
+    """
+    if any(size == 0 for size in shape):
+        freeze_all(axes, "it is empty")
+        return frozen(shape, "it is empty")
+    wide = [axis for axis in axes if axis.size != 1]
+    out: list[Axis] = []
+    rest = list(shape)
+    while rest:
+        size = rest.pop(0)
+        if size == 1:
+            out.append(Atom(1, "it is a single channel"))
+            continue
+        left, right = [wide.pop(0)], [size]
+        have, want = left[0].size, size
+        while have != want:
+            if have < want:
+                left.append(wide.pop(0))
+                have *= left[-1].size
+            else:
+                right.append(rest.pop(0))
+                want *= right[-1]
+        out.extend(factor(product(left), right))
+    return out
+
+
+@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as", "_reshape_alias", "ravel")
+def view(call: Call) -> list[list[Axis]]:
+    """The same elements in the same order under another shape."""
+    return [regroup(call.axes(call["self"]), call.outputs[0].shape)]
+
+
+@rule("permute", "transpose", "t", "swapaxes", "movedim", "moveaxis", "numpy_T", "mT", "adjoint")
+def permute(call: Call) -> list[list[Axis]]:
+    """A b c -> c a b"""  # noqa: D415 - an equation
+    x = call["self"]
+    axes = call.axes(x)
+    order = list(range(x.ndim))
+    if call.name == "permute":
+        order = call.dims(x, call["dims"])
+    elif call.name in ("movedim", "moveaxis"):
+        source, target = call.dims(x, call["source"]), call.dims(x, call["destination"])
+        others = [i for i in order if i not in source]
+        for place, dim in sorted(zip(target, source, strict=True)):
+            others.insert(place, dim)
+        order = others
+    elif call.name == "numpy_T":
+        order.reverse()
+    elif x.ndim >= 2:
+        first, second = call["dim0"], call["dim1"]
+        if first is None:
+            first, second = (call["axis0"], call["axis1"]) if call["axis0"] is not None else (-2, -1)
+        i, j = call.dim(x, first), call.dim(x, second)
+        order[i], order[j] = order[j], order[i]
+    return [[axes[i] for i in order]]
+
+
+@rule("unsqueeze", "squeeze")
+def squeeze(call: Call) -> list[list[Axis]]:
+    """A -> a 1, and back."""
+    x = call["self"]
+    axes = list(call.axes(x))
+    if call.name == "unsqueeze":
+        axes.insert(call["dim"] % (x.ndim + 1), Atom(1, "it is a single channel"))
+        return [axes]
+    dims = call.dims(x, call["dim"])
+    return [[axis for i, axis in enumerate(axes) if i not in dims or axis.size != 1]]
+
+
+@rule("expand", "expand_as", "broadcast_to")
+def expand(call: Call) -> list[list[Axis]]:
+    """1 -> n: a new axis may hold whatever channels it meets."""
+    x, shape = call["self"], call.outputs[0].shape
+    axes = [Atom(1), *[Atom(1)] * len(shape)][: len(shape) - x.ndim] + call.axes(x)
+    out = [axis if axis.size == size else Atom(size) for axis, size in zip(axes, shape, strict=True)]
+    call.zero = call.zero and all(a is b for a, b in zip(out, axes, strict=True))
+    return [out]
+
+
+@rule("repeat")
+def repeat(call: Call) -> list[list[Axis]]:
+    """C -> (new c)"""  # noqa: D415 - an equation
+    x, times = call["self"], call["repeats"]
+    axes = [*(Atom(1, "it is a single channel") for _ in range(len(times) - x.ndim)), *call.axes(x)]
+    out = [axis if n == 1 else product([Atom(n), axis]) for n, axis in zip(times, axes, strict=True)]
+    call.zero = call.zero and all(n == 1 for n in times)
+    return [out]
+
+
+@rule("select", "unbind")
+def select(call: Call) -> list[list[Axis]]:
+    """One position of an axis: the axis stays whole."""
+    x = call["self"]
+    axes = call.axes(x)
+    dim = call.dim(x, call["dim"])
+    freeze(axes[dim], PICKED)
+    return [[axis for i, axis in enumerate(axes) if i != dim] for _ in call.outputs]
+
+
+@rule("slice", "narrow")
+def slice_(call: Call) -> list[list[Axis]]:
+    """before+piece+after -> piece; where the piece is one of a few equal ones, all of them lose equal counts."""
+    x = call["self"]
+    axes = list(call.axes(x))
+    dim = call.dim(x, call["dim"])
+    size, length = x.shape[dim], call.outputs[0].shape[dim]
+    if length == size:
+        return [axes]
+    start = call["start"] or 0
+    start = min(size, start + size if start < 0 else start)
+    if (call["step"] or 1) != 1 or length == 0:
+        freeze(axes[dim], PICKED)
+        axes[dim] = Atom(length, PICKED)
+    elif size % length == 0 and start % length == 0 and size // length <= TOO_FINE and length > 1:
+        pieces = cut(axes[dim], [length] * (size // length))
+        call.facts.ties.append(tuple(pieces))
+        axes[dim] = pieces[start // length]
+    elif length == 1:
+        freeze(axes[dim], PICKED)
+        axes[dim] = Atom(1, PICKED)
+    else:
+        axes[dim] = cut(axes[dim], [start, length, size - start - length])[1]
+    return [axes]
+
+
+@rule("index_select", "gather", "take_along_dim")
+def pick(call: Call) -> list[list[Axis]]:
+    """Positions given by an index: the axis stays whole."""
+    x = call["self"]
+    axes = list(call.axes(x))
+    dim = call.dim(x, call["dim"])
+    if call.name == "index_select":
+        freeze(axes[dim], PICKED)
+    else:
+        freeze_all(axes, PICKED)
+        freeze_all(call.axes(call.inputs[1]), PICKED)
+    shape = call.outputs[0].shape
+    axes = [Atom(n, PICKED) if i == dim or axes[i].size != n else axes[i] for i, n in enumerate(shape)]
+    return [axes]

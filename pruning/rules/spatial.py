@@ -1,0 +1,118 @@
+"""Convolutions, pooling, resizing, padding and shuffling: channels stay, extents are never pruned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pruning.axes import Atom, Axis, concat, product
+from pruning.equation import EXTENT
+from pruning.rules.call import Call, freeze_all, frozen, rule
+from pruning.unification import factor
+
+
+@rule(
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "convolution",
+    "_convolution",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+)
+def convolution(call: Call) -> list[list[Axis]]:
+    """B (g i) *, (g o) i *, (g o) -> b (g o) *; transposed: b (g i) *, (g i) o *, (g o) -> b (g o) *"""  # noqa: D415
+    x, weight, bias, groups = call["input"], call["weight"], call["bias"], call["groups"]
+    transposed = "transpose" in call.name or bool(call["transposed"])
+    call.use("convolution.weight", weight)
+    call.use("convolution.bias", bias)
+    kernel = "(g i) o *" if transposed else "(g o) i *"
+    batch = "b " if x.ndim == weight.ndim else ""
+    equation = f"{batch}(g i) *, {kernel}, (g o) -> {batch}(g o) *"
+    axes = call.contraction(equation, x, weight, bias, g=groups)
+    if transposed:  # each position of the input meets each weight once
+        noted = call.facts.contractions[-1]
+        terms = (*call.axes(x), *call.axes(weight)[1:])
+        call.facts.contractions[-1] = replace(noted, terms=terms)
+    if groups > 1:
+        channel_axis = call.axes(x)[len(batch) // 2]
+        call.facts.group_counts[call.module] = factor(channel_axis, [groups, channel_axis.size // groups])[0]
+    return axes
+
+
+def _leading(call: Call, extents: int) -> list[list[Axis]]:
+    """Keep all axes but the last `extents`, which are never pruned."""
+    x = call.inputs[0]
+    axes = call.axes(x)
+    freeze_all(axes[x.ndim - extents :], EXTENT)
+    return [[*axes[: x.ndim - extents], *frozen(out.shape[out.ndim - extents :], EXTENT)] for out in call.outputs]
+
+
+def _extents(name: str) -> int:
+    return next(int(n) for n in "123" if f"{n}d" in name)
+
+
+@rule(
+    *(f"{kind}{n}d" for n in "123" for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")),
+    *(f"max_pool{n}d_with_indices" for n in "123"),
+    *(f"_adaptive_avg_pool{n}d" for n in "23"),
+    *(f"fractional_max_pool{n}d" for n in "23"),
+)  # fmt: skip
+def pooling(call: Call) -> list[list[Axis]]:
+    """... * -> ... *"""  # noqa: D415 - an equation
+    # The largest of zeros and the mean of zeros are zero; the indices beside them are not, and lead nowhere.
+    return _leading(call, _extents(call.name))
+
+
+@rule(
+    "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d", "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa", *(f"upsample_nearest{n}d" for n in "123"), *(f"_upsample_nearest_exact{n}d" for n in "123"),
+    *(f"{kind}_pad{n}d" for n in "123" for kind in ("reflection", "replication")),
+)  # fmt: skip
+def resizing(call: Call) -> list[list[Axis]]:
+    """... * -> ... *"""  # noqa: D415 - an equation
+    return _leading(call, _extents(call.name))
+
+
+@rule("constant_pad_nd")
+def constant_pad(call: Call) -> list[list[Axis]]:
+    """X -> before+x+after on each padded axis; what is added has no parameters and stays."""
+    x, pad = call["self"], call["pad"]
+    axes = list(call.axes(x))
+    reason = "it is padding"
+    for position in range(len(pad) // 2):
+        before, after = pad[2 * position], pad[2 * position + 1]
+        dim = x.ndim - 1 - position
+        if before < 0 or after < 0:
+            freeze_all([axes[dim]], EXTENT)
+            axes[dim] = Atom(call.outputs[0].shape[dim], EXTENT)
+        elif before or after:
+            axes[dim] = concat([Atom(before, reason), axes[dim], Atom(after, reason)])
+    call.zero = call.zero and not call["value"]
+    return [axes]
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(call: Call) -> list[list[Axis]]:
+    """... (c R S) H W -> ... c _ _"""  # noqa: D415 - an equation
+    r = call["upscale_factor"]
+    return call.equation("... (c R S) H W -> ... c _ _", call["self"], R=r, S=r)
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(call: Call) -> list[list[Axis]]:
+    """... c H W -> ... (c R S) _ _"""  # noqa: D415 - an equation
+    r = call["downscale_factor"]
+    [c] = call.equation("... c H W -> ... c _ _", call["self"])
+    *leading, channel, height, width = c
+    return [[*leading, product([channel, Atom(r * r, EXTENT)]), height, width]]
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(call: Call) -> list[list[Axis]]:
+    """B (G c) * -> b (c G) *"""  # noqa: D415 - an equation
+    x = call["self"]
+    axes = call.axes(x)
+    group, channel = factor(axes[1], [call["groups"], x.shape[1] // call["groups"]])
+    freeze_all([group], "the code shuffles a fixed number of groups")
+    return [[axes[0], product([channel, group]), *axes[2:]]]

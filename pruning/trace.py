@@ -1,0 +1,146 @@
+"""Type one forward pass: by the operators' rules, every tensor's axes become expressions over the parameters' axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.utils._pytree import tree_flatten
+
+from pruning.axes import SINGLE, Atom, Axis
+from pruning.errors import ModelError
+from pruning.rules import find_rule
+from pruning.rules.call import Call, Facts, Inapplicable, Typed, freeze_all, frozen
+from pruning.unification import unify
+from pruning.watch import Inputs, Place, watch
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operator call of a trace, kept for the report and for confirming plans."""
+
+    name: str
+    place: Place
+    constants: tuple[Any, ...]
+    inputs: tuple[tuple[Axis, ...], ...]
+    outputs: tuple[tuple[Axis, ...], ...]
+
+
+@dataclass
+class Trace:
+    """What one forward pass says about the axes of all parameters and buffers."""
+
+    parameters: dict[str, list[Axis]]
+    facts: Facts = field(default_factory=Facts)
+    operations: list[Operation] = field(default_factory=list)
+    unknown: dict[str, list[Place]] = field(default_factory=dict)
+
+
+def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
+    """Trace one forward pass in eval mode.
+
+    Raises:
+        ModelError: The forward pass itself fails on these inputs.
+    """
+    for fake in (True, False):
+        typing = _Typing()
+        try:
+            outputs = watch(model, example_inputs, typing.begin, typing.on_call, fake)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            continue
+        except Exception as fault:
+            notes = "; ".join(getattr(fault, "__notes__", []))
+            raise ModelError(
+                f"the forward pass of {type(model).__name__} fails on the example inputs: {fault}"
+                + (f" ({notes})" if notes else "")
+                + ". Check the inputs' shapes and types; the model has to run as it is before it can be pruned."
+            ) from fault
+        break
+    for output in outputs:
+        freeze_all(typing.typed(output).axes, "it is an output of the model")
+    return typing.trace
+
+
+class _Typing:
+    """Give every tensor of a forward pass its axes, by the operators' rules."""
+
+    def __init__(self) -> None:
+        self.trace = Trace({})
+        self.table: dict[int, tuple[Tensor, Typed]] = {}
+        self.unclean: set[int] = set()
+
+    def begin(self, state: dict[str, Tensor], inputs: list[Tensor]) -> None:
+        for tensor in inputs:
+            self.table[id(tensor)] = (tensor, Typed(frozen(tensor.shape, "it is an input of the model")))
+        tied: dict[int, list[Axis]] = {}
+        for name, tensor in state.items():
+            axes = tied.setdefault(id(tensor), _fresh(tensor))
+            self.trace.parameters[name] = axes
+            known = self.table.get(id(tensor))
+            sources = (known[1].sources if known else frozenset()) | {name}
+            self.table[id(tensor)] = (tensor, Typed(axes, sources=frozenset(sources)))
+
+    def typed(self, tensor: Tensor) -> Typed:
+        entry = self.table.get(id(tensor))
+        if entry is None:
+            reason = "it belongs to a tensor that is neither parameter nor buffer"
+            entry = self.table[id(tensor)] = (tensor, Typed(frozen(tensor.shape, reason)))
+        typed = entry[1]
+        if typed.zero and tensor.layout == torch.strided and tensor.untyped_storage()._cdata in self.unclean:
+            typed.zero = False
+        return typed
+
+    def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any, place: Place) -> None:
+        call = Call(func, args, kwargs, result, self.typed, self.trace.facts, place.module)
+        if not call.outputs:
+            return
+        given = [(t, self.typed(t)) for t in call.inputs]
+        inputs = tuple(tuple(typed.axes) for _, typed in given)
+        axes = self._apply(call, place)
+        sources = [typed.sources for _, typed in given]
+        self.trace.facts.reached.update(*sources)
+        source = frozenset().union(*sources) if sources and all(sources) else frozenset()
+        for output, found in zip(call.outputs, axes, strict=True):
+            known = self.table.get(id(output))
+            if known is not None:  # an in-place operator returns its first argument
+                for old, new in zip(known[1].axes, found, strict=True):
+                    if old.size == new.size:
+                        unify(old, new)
+                if not call.zero and func._schema.is_mutable:
+                    self.unclean.add(output.untyped_storage()._cdata)
+                continue
+            self.table[id(output)] = (output, Typed(list(found), call.zero, source))
+        constants = tuple(a for a in tree_flatten((tuple(args), kwargs))[0] if not isinstance(a, Tensor))
+        self.trace.operations.append(
+            Operation(call.name, place, constants, inputs, tuple(tuple(found) for found in axes))
+        )
+
+    def _apply(self, call: Call, place: Place) -> list[list[Axis]]:
+        chosen = find_rule(call.func)
+        reason = f"no rule covers {call.name}, called {place}"
+        if chosen is not None:
+            try:
+                axes = chosen(call)
+            except (Inapplicable, ValueError) as fault:
+                reason = f"{call.name}, called {place}, is used in a way its rule doesn't cover: {fault}"
+            else:
+                sizes = [[axis.size for axis in found] for found in axes]
+                if sizes == [list(t.shape) for t in call.outputs]:
+                    return axes
+                reason = (
+                    f"the rule of {call.name}, called {place}, gives {sizes} where the operator gives another shape"
+                )
+        self.trace.unknown.setdefault(call.name, []).append(place)
+        for tensor in call.inputs:
+            freeze_all(self.typed(tensor).axes, reason)
+        return [frozen(t.shape, reason) for t in call.outputs]
+
+
+def _fresh(tensor: Tensor) -> list[Axis]:
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return frozen(tensor.shape, "it belongs to a table of integers")
+    return [Atom(size, SINGLE if size == 1 else None) for size in tensor.shape]

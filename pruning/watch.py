@@ -1,0 +1,186 @@
+"""Run one forward pass on tensors that have shapes and no values, and see every operator it calls.
+
+Nothing is computed and no weight is read. The pass runs below autograd, where operators arrive whole (`linear`,
+`scaled_dot_product_attention`, `lstm`) and are decomposed only where no rule knows them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from pruning.rules import find_rule
+from pruning.rules.call import is_pointwise, operator_name
+
+_INSIDE = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
+
+Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an operator was called: the module's path, and the line of code."""
+
+    module: str
+    line: str
+
+    def __str__(self) -> str:
+        return f"in {'module ' + repr(self.module) if self.module else 'the model itself'} at {self.line}"
+
+
+OnCall = Callable[[Any, Sequence[Any], dict[str, Any], Any, Place], None]
+
+
+class Watch(TorchDispatchMode):
+    """Hand every operator of a forward pass to `on_call`, decomposing those that have no rule."""
+
+    def __init__(self, on_call: OnCall, path: list[str]) -> None:
+        super().__init__()
+        self.on_call = on_call
+        self.path = path
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":
+            return func(*args, **kwargs)
+        if find_rule(func) is None and not is_pointwise(func):
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        place = Place(self.path[-1] if self.path else "", _line())
+        try:
+            result = func(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            raise
+        except Exception as fault:
+            fault.add_note(f"raised by {operator_name(func)} {place}")
+            raise
+        self.on_call(func, args, kwargs, result, place)
+        return result
+
+
+def _line() -> str:
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+
+
+def as_call(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Turn example inputs (a tensor, a tuple, or a dict of keyword arguments) into args and kwargs."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    return tuple(inputs), {}
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by name, tied ones under each of their names."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def watch(
+    model: nn.Module,
+    example_inputs: Inputs,
+    begin: Callable[[dict[str, Tensor], list[Tensor]], None],
+    on_call: OnCall,
+    fake: bool,
+) -> list[Tensor]:
+    """Run one forward pass in eval mode, without autograd, handing each operator to `on_call`.
+
+    Args:
+        model: Any module; it is left as it was.
+        example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments.
+        begin: Called with the state and the input tensors that the pass runs on.
+        on_call: Called for each operator.
+        fake: Run on fake tensors; otherwise on copies of the real ones (for data-dependent control flow).
+
+    Returns:
+        The tensors among the outputs.
+    """
+    real = state_of(model)
+    args, kwargs = as_call(example_inputs)
+    with ExitStack() as stack:
+        stack.enter_context(_in_eval(model))
+        stack.enter_context(_no_attention_fastpath())
+        path: list[str] = []
+        stack.enter_context(_module_paths(model, path))
+        if fake:
+            mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+            made: dict[int, Tensor] = {}
+
+            def convert(t: Tensor) -> Tensor:
+                if id(t) not in made:
+                    made[id(t)] = mode.from_tensor(t)
+                return made[id(t)]
+        else:
+            copies: dict[int, Tensor] = {}
+
+            def convert(t: Tensor) -> Tensor:
+                return copies.setdefault(id(t), t.detach().clone())
+
+        state = {name: convert(t) for name, t in real.items()}
+        args, kwargs = tree_map(lambda v: convert(v) if isinstance(v, Tensor) else v, (args, kwargs))
+        begin(state, [v for v in tree_flatten((args, kwargs))[0] if isinstance(v, Tensor)])
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch._C._AutoDispatchBelowAutograd())
+        stack.enter_context(Watch(on_call, path))
+        result = torch.func.functional_call(model, state, args, kwargs)
+    return [v for v in tree_flatten(result)[0] if isinstance(v, Tensor)]
+
+
+@contextmanager
+def _in_eval(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _no_attention_fastpath() -> Iterator[None]:
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def _module_paths(model: nn.Module, path: list[str]) -> Iterator[None]:
+    names = {id(module): name for name, module in model.named_modules()}
+
+    def enter(module: nn.Module, _args: Any) -> None:
+        path.append(names.get(id(module), path[-1] if path else ""))
+
+    def leave(_module: nn.Module, _args: Any, _result: Any) -> None:
+        path.pop()
+
+    hooks = [
+        torch.nn.modules.module.register_module_forward_pre_hook(enter),
+        torch.nn.modules.module.register_module_forward_hook(leave, always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
