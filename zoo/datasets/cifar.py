@@ -117,10 +117,10 @@ def _load(
     if len(names) != release.num_classes:
         raise ValueError(f"{release.names} in {place} lists {len(names)} classes, expected {release.num_classes}")
     parts = {name: _decode(release, name, content.pop(name), place, verify) for name in release.num_records}
-    inputs, targets = (torch.cat(tensors) for tensors in zip(*(parts[name] for name in release.train), strict=True))
+    images, targets = (torch.cat(tensors) for tensors in zip(*(parts[name] for name in release.train), strict=True))
     rest, validation = stratified_split(targets, [1 - fraction, fraction], seed)
-    whole = Samples(inputs, targets)
-    return Splits(whole.take(rest), whole.take(validation), Samples(*parts[release.test]), names)
+    train, held_back = (_normalise(release, images[part], targets[part]) for part in (rest, validation))
+    return Splits(train, held_back, _normalise(release, *parts[release.test]), names)
 
 
 def _read_files(release: Release, place: Path, verify: bool, checksums: Mapping[str, str]) -> dict[str, bytes]:
@@ -137,6 +137,11 @@ def _read_files(release: Release, place: Path, verify: bool, checksums: Mapping[
     else:
         raise FileNotFoundError(
             f"{place} does not exist; expected a folder with {', '.join(wanted)}, or {release.archive}"
+        )
+    unknown = sorted(checksums.keys() - {*wanted, archive.name})
+    if unknown:
+        raise ValueError(
+            f"checksums name {', '.join(unknown)}; expected names among {', '.join(wanted)}, {archive.name}"
         )
     missing = [name for name in wanted if name not in content]
     if missing:
@@ -171,7 +176,7 @@ def _compare(path: Path, found: str, expected: str | None) -> None:
 
 
 def _decode(release: Release, name: str, data: bytes, place: Path, verify: bool) -> tuple[Tensor, Tensor]:
-    """Turn a file's records (label bytes, then 3,072 bytes of red, green, blue rows) into inputs and targets."""
+    """Turn a file's records (label bytes, then 3,072 bytes of red, green, blue rows) into images and targets."""
     record = release.label_bytes + IMAGE_BYTES
     expected = release.num_records[name] * record
     if len(data) % record or not data or (verify and len(data) != expected):
@@ -187,6 +192,9 @@ def _decode(release: Release, name: str, data: bytes, place: Path, verify: bool)
             f"{place / name} has class {int(targets[at])} in record {at}, expected less than {release.num_classes};"
             " it is damaged or another file"
         )
+    return records[:, release.label_bytes :].reshape(-1, *IMAGE_SHAPE), targets
+
+
+def _normalise(release: Release, images: Tensor, targets: Tensor) -> Samples:
     mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (release.mean, release.std))
-    inputs = records[:, release.label_bytes :].reshape(-1, *IMAGE_SHAPE).float()
-    return inputs.div_(255).sub_(mean).div_(std), targets
+    return Samples(images.float().div_(255).sub_(mean).div_(std), targets)

@@ -173,3 +173,8 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         FileNotFoundError, match=r"nowhere does not exist; expected a folder with train\.bin, test\.bin"
     ):
         cifar100(tmp_path / "nowhere")
+
+
+def test_a_checksum_for_no_file_is_refused(folder10: Path) -> None:
+    with pytest.raises(ValueError, match=r"checksums name data_batch_6\.bin; expected names among data_batch_1\.bin"):
+        cifar10(folder10, verify=False, checksums={"data_batch_6.bin": "00"})
