@@ -91,7 +91,7 @@ def cifar10(
 
     Source: Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
     """
-    return _load(CIFAR10, Path(folder), validation_fraction, seed, verify, checksums or {})
+    return _load(CIFAR10, Path(folder).expanduser(), validation_fraction, seed, verify, checksums or {})
 
 
 def cifar100(
@@ -106,7 +106,7 @@ def cifar100(
     Arguments, splits and errors are those of [`cifar10`][zoo.datasets.cifar.cifar10]; the archive is
     `cifar-100-binary.tar.gz`.
     """
-    return _load(CIFAR100, Path(folder), validation_fraction, seed, verify, checksums or {})
+    return _load(CIFAR100, Path(folder).expanduser(), validation_fraction, seed, verify, checksums or {})
 
 
 def _load(

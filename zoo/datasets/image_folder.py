@@ -49,7 +49,7 @@ def image_folder(
         FileNotFoundError: The folder, or the images in it, are missing.
         ValueError: An image can't be read, or the classes of the splits differ.
     """
-    root = Path(folder)
+    root = Path(folder).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; expected one folder of images for each class in it")
     channels = 1 if grey else 3

@@ -43,7 +43,7 @@ class Samples:
         elif len(self.inputs) == 0:
             faults.append("there are no samples")
         elif self.inputs.is_floating_point():
-            broken = int((~self.inputs.isfinite()).flatten(1).any(1).sum()) if self.inputs.ndim > 1 else 0
+            broken = _count_broken(self.inputs)
             if broken:
                 faults.append(f"{broken} of {len(self.inputs)} inputs hold values that are not finite; clean the data")
         if faults:
@@ -60,6 +60,13 @@ class Samples:
             indices: Tensor [M], int64.
         """
         return Samples(self.inputs[indices], self.targets[indices])
+
+
+def _count_broken(inputs: Tensor) -> int:
+    """Count the inputs that hold a NaN or an infinity, without a copy of them all."""
+    rows = inputs.reshape(len(inputs), -1)
+    suspects = rows[~rows.sum(1).isfinite()]  # the sum of large numbers may overflow: hence the second look
+    return int((~suspects.isfinite()).any(1).sum())
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from torch import nn
 SMALLEST_SIDE = 8
 
 
-def he_initialise(model: nn.Module) -> nn.Module:
+def he_initialise(model: nn.Module) -> None:
     """Draw the weights of convolutions and linear layers anew, in place, so that ReLUs keep the variance.
 
     Convolutions: normal with variance 2 / (outputs that read one input). Linear layers: variance 1 / inputs, since the
@@ -24,7 +24,6 @@ def he_initialise(model: nn.Module) -> nn.Module:
             continue
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    return model
 
 
 def check_image(input_shape: tuple[int, int, int], num_classes: int) -> None:

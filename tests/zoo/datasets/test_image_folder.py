@@ -116,6 +116,11 @@ def test_an_image_that_is_cut_off_is_named(folder: Path) -> None:
         image_folder(folder, size=8)
 
 
+def test_a_tilde_stands_for_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert len(image_folder(f"~/{folder.name}", size=8).train) == 12
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match="nowhere is not a folder; expected one folder of images for each class"
