@@ -6,13 +6,14 @@ import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 import pruning
 from pruning.checkpoint import load_checkpoint, save_checkpoint
+from pruning.criteria import Criterion
 from pruning.errors import CheckpointError, SettingsError
 from pruning.evaluation import Loss, Metric, Samples, evaluate
 from pruning.plan import Plan
@@ -81,7 +82,9 @@ def measured_in(meta: Json, folder: Path) -> Measured:
     try:
         return Measured.model_validate(meta["measured"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder} doesn't say what its model scored; run the stage that writes it again") from error
+        raise CheckpointError(
+            f"{folder} doesn't say what its model scored; run the stage that writes it again"
+        ) from error
 
 
 def measure(model: nn.Module, samples: Samples, settings: Settings, example: Tensor) -> Measured:
@@ -120,5 +123,9 @@ def augmentation(settings: Settings) -> Augment | None:
     chosen = settings.training.augment
     if chosen is None:
         return None
-    bound: Any = partial(imports.resolve(chosen.function), **chosen.arguments)
-    return bound  # type: ignore[no-any-return]  # an import string's target is Any
+    return cast(Augment, partial(imports.resolve(chosen.function), **chosen.arguments))
+
+
+def chosen_criterion(name: str) -> str | Criterion:
+    """Return a built-in criterion's name, or the user's own function."""
+    return cast(Criterion, imports.resolve(name)) if ":" in name else name

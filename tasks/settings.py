@@ -144,6 +144,11 @@ class Target(Section):
             raise ValueError(f"expected exactly one of mac_reduction, parameter_reduction, size_bytes; found {found}")
         return self
 
+    @property
+    def kind(self) -> str:
+        """Which of the three is given."""
+        return next(name for name, value in self if value is not None)
+
 
 class Recalibrate(Section):
     """Batch norms are measured anew on this many training samples after each step."""

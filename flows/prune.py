@@ -1,0 +1,76 @@
+"""Prune, fine-tune, judge, back off, until the target or the end of patience: `python -m flows.prune`."""
+
+from __future__ import annotations
+
+import logging
+
+from flows import command
+from flows.engine import PLAIN, ProgressBar, call_as_task, flow, publish_table
+from flows.stage import Run
+from pruning.schedule import Attempt
+from tasks.attempt import attempt
+from tasks.fingerprints import fingerprint
+from tasks.ledger import Row
+from tasks.lock import locked
+from tasks.prune import FOLDER, Loop, close_loop, describe, open_loop
+from tasks.stages import find_stage
+from tasks.workspace import is_current, seal
+
+log = logging.getLogger("secateur")
+
+NAME = "prune"
+
+
+@flow(name=NAME)
+def prune(params: str = "params.yaml", workspace: str = "artifacts", commit: bool = True) -> None:
+    """Run the loop, from where the ledger says it stands."""
+    run = Run.begin(params, workspace, commit)
+    folder = run.workspace.folder(FOLDER)
+    with locked(run.workspace):
+        made_by = fingerprint(find_stage(NAME), run.settings, run.workspace)
+        if is_current(folder, made_by):
+            log.info("%s: is current", NAME)
+        else:
+            _loop(run)
+            seal(folder, made_by)
+        if run.versions is not None and NAME in run.versions.changed():
+            run.versions.commit(NAME)
+
+
+def _loop(run: Run) -> None:
+    loop = call_as_task(open_loop, "open", run.settings, run.workspace)
+    bar = ProgressBar("prune-progress", "share of the target that is reached")
+    bar.update(loop.progress)
+    while isinstance(step := loop.next(), Attempt):
+        name = f"attempt-{step.number + 1}-to-{step.goal:.3f}"
+        row: Row = call_as_task(attempt, name, run.settings, run.workspace, loop.ledger, step, loop.floor)
+        loop.ledger.record(row)
+        log.info("%s", describe(row))
+        bar.update(loop.progress)
+        _track(run, loop)
+    close_loop(loop, step)
+    publish_table("prune-attempts", [_cells(row) for row in loop.ledger.rows], "every attempt of the loop")
+
+
+def _track(run: Run, loop: Loop) -> None:
+    if not PLAIN:
+        from tasks import tracking
+
+        tracking.project(run.settings, loop.ledger)
+
+
+def _cells(row: Row) -> dict[str, str | float | int | None]:
+    found = row.measured
+    return {
+        "attempt": row.attempt + 1,
+        "goal": round(row.goal, 4),
+        "reached": round(row.reached, 4),
+        "accuracy": round(found.accuracy, 4) if found else None,
+        "macs": found.macs if found else None,
+        "recipe": row.recipe,
+        "verdict": "accepted" if row.accepted else "rejected",
+    }
+
+
+if __name__ == "__main__":
+    command.main(NAME, prune, "Prune, fine-tune, judge, back off, until the target or the end of patience.")

@@ -1,0 +1,82 @@
+"""Baseline against dense model, as people read it: accuracy, size, MACs and latency together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tasks import benchmark
+from tasks.workspace import Json, Workspace
+
+
+@dataclass(frozen=True)
+class Line:
+    """One quantity of both models, and what became of it."""
+
+    quantity: str
+    baseline: str
+    dense: str
+    change: str
+
+    @property
+    def cells(self) -> tuple[str, str, str, str]:
+        """The four cells."""
+        return self.quantity, self.baseline, self.dense, self.change
+
+
+HEAD = Line("", "baseline", "dense", "change")
+
+
+def compare(summary: Json) -> list[Line]:
+    """Return the lines that the summary holds: accuracy on the test set, size, MACs, parameters."""
+    before, after = summary["baseline"], summary["dense"]
+    return [
+        Line(
+            "accuracy (test)",
+            f"{before['accuracy']:.2%}",
+            f"{after['accuracy']:.2%}",
+            f"{-100 * summary['accuracy_drop']:+.2f} points",
+        ),
+        Line("size", _bytes(before["size_bytes"]), _bytes(after["size_bytes"]), _less(before, after, "size_bytes")),
+        Line("MACs", f"{before['macs']:,}", f"{after['macs']:,}", _less(before, after, "macs")),
+        Line("parameters", f"{before['parameters']:,}", f"{after['parameters']:,}", _less(before, after, "parameters")),
+    ]
+
+
+def compare_latency(workspace: Workspace) -> list[Line]:
+    """Return one line for every batch size of the benchmark."""
+    found = workspace.read_json(benchmark.FOLDER, benchmark.FILE, "benchmark")
+    medians: dict[int, dict[str, float]] = {}
+    for latency in found["latencies"]:
+        medians.setdefault(latency["batch_size"], {})[latency["model"]] = latency["median_ms"]
+    return [
+        Line(
+            f"latency, batch {batch_size}",
+            f"{both['baseline']:.3f} ms",
+            f"{both['dense']:.3f} ms",
+            f"{both['baseline'] / both['dense']:.2f} × as fast",
+        )
+        for batch_size, both in medians.items()
+    ]
+
+
+def as_text(lines: list[Line]) -> str:
+    """Lay the lines out for a terminal."""
+    rows = [HEAD.cells, *(line.cells for line in lines)]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    rule = "─" * (sum(widths) + 6)
+    laid = ["  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3))]) for row in rows]
+    return "\n".join([laid[0], rule, *laid[1:]])
+
+
+def as_markdown(lines: list[Line]) -> str:
+    """Lay the lines out as a Markdown table."""
+    rows = ["|" + "|".join(line.cells) + "|" for line in lines]
+    return "\n".join(["|" + "|".join(HEAD.cells) + "|", "|---|---:|---:|---:|", *rows])
+
+
+def _less(before: Json, after: Json, key: str) -> str:
+    return f"{after[key] / before[key] - 1:+.1%}"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:,.2f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"

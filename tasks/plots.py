@@ -1,0 +1,140 @@
+"""The pictures of a run: sensitivity of each group, attempts, widths of the layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from pruning.sensitivity import Curve
+from tasks.ledger import Ledger
+
+INK, QUIET, LINE = "#1f2933", "#6b7785", "#d5dbe1"
+BEFORE, AFTER, REJECTED = "#cfd8e3", "#1f7a5c", "#c2410c"
+LONGEST_NAME = 34
+MARGIN_INCHES = 1.3
+
+
+def draw_sensitivity(curves: Sequence[Curve], baseline_accuracy: float) -> Figure:
+    """Draw accuracy against the share of channels masked: all curves, and the same as a table of colours with names.
+
+    Args:
+        curves: In the order of the network.
+        baseline_accuracy: On the same samples, nothing masked.
+    """
+    rates = sorted({point.rate for curve in curves for point in curve.points})
+    figure = _figure(11, max(4.2, MARGIN_INCHES + 0.24 * len(curves)))
+    left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    colours = colormaps["viridis"](np.linspace(0.0, 0.92, max(len(curves), 2)))
+    for curve, colour in zip(curves, colours, strict=False):
+        shares = [0.0, *(point.removed / curve.size for point in curve.points)]
+        accuracies = [baseline_accuracy, *(point.accuracy for point in curve.points)]
+        left.plot(shares, accuracies, color=colour, linewidth=1.4, marker="o", markersize=2.5)
+    left.axhline(baseline_accuracy, color=QUIET, linewidth=0.8, linestyle=":")
+    _percent(left, x=True, y=True)
+    left.set(xlabel="channels of the group masked", ylabel="validation accuracy", xlim=(0, 1))
+    left.set_title("one curve a group: dark lies near the input, light near the output")
+    drops = np.full((len(curves), len(rates)), np.nan)
+    for row, curve in enumerate(curves):
+        for point in curve.points:
+            drops[row, rates.index(point.rate)] = baseline_accuracy - point.accuracy
+    image = right.imshow(drops, aspect="auto", cmap="OrRd", vmin=0, vmax=max(0.01, float(np.nanmax(drops, initial=0))))
+    right.set_yticks(range(len(curves)), [_short(curve.group) for curve in curves], fontsize=7)
+    right.set_xticks(range(len(rates)), [f"{rate:.0%}" for rate in rates], fontsize=7)
+    right.set(xlabel="channels of the group masked")
+    right.set_title("accuracy lost")
+    right.tick_params(length=0)
+    right.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=right, format=PercentFormatter(1, decimals=0), fraction=0.05, pad=0.03)
+    bar.outline.set_visible(False)  # type: ignore[operator]  # matplotlib's own annotation lacks it
+    return figure
+
+
+def draw_attempts(ledger: Ledger, floor: float) -> Figure:
+    """Draw the accuracy of every attempt against its MACs; rejected ones are crosses.
+
+    Args:
+        ledger: Of the run.
+        floor: The lowest accuracy that was accepted.
+    """
+    figure = _figure(8, 4.6)
+    axes = figure.subplots()
+    baseline = ledger.baseline
+    trail = [baseline, *(row.measured for row in ledger.accepted if row.measured)]
+    axes.plot([m.macs / 1e6 for m in trail], [m.accuracy for m in trail], color=AFTER, linewidth=1.2, zorder=2)
+    axes.scatter(baseline.macs / 1e6, baseline.accuracy, marker="s", s=52, color=INK, label="baseline", zorder=3)
+    for accepted, marker, colour, label in ((True, "o", AFTER, "accepted"), (False, "X", REJECTED, "rejected")):
+        rows = [row for row in ledger.rows if row.accepted is accepted and row.measured]
+        macs = [row.measured.macs / 1e6 for row in rows if row.measured]
+        accuracies = [row.measured.accuracy for row in rows if row.measured]
+        if rows:
+            axes.scatter(macs, accuracies, marker=marker, s=58, color=colour, label=label, zorder=4, linewidths=0)
+        for row, x, y in zip(rows, macs, accuracies, strict=True):
+            axes.annotate(
+                str(row.attempt + 1), (x, y), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8
+            )
+    axes.axhline(floor, color=REJECTED, linewidth=0.9, linestyle="--", label="floor", zorder=1)
+    _percent(axes, y=True)
+    axes.margins(x=0.06, y=0.16)
+    axes.invert_xaxis()
+    axes.set(xlabel="million MACs of one sample (fewer to the right)", ylabel="validation accuracy")
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
+    axes.set_title("attempts in the order of their numbers")
+    return figure
+
+
+def draw_widths(widths: Sequence[tuple[str, int, int]]) -> Figure:
+    """Draw the width of every layer before and after.
+
+    Args:
+        widths: (layer, channels before, channels after) in the order of the network.
+    """
+    figure = _figure(8, MARGIN_INCHES + 0.27 * max(len(widths), 4))
+    axes = figure.subplots()
+    rows = range(len(widths))
+    axes.barh(rows, [before for _, before, _ in widths], color=BEFORE, height=0.72, label="before")
+    axes.barh(rows, [after for _, _, after in widths], color=AFTER, height=0.44, label="after")
+    for row, (_, before, after) in enumerate(widths):
+        text = f"{before} → {after}" if after < before else str(before)
+        axes.annotate(text, (before, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7)
+    axes.set_yticks(rows, [_short(name) for name, _, _ in widths], fontsize=7)
+    axes.set_ylim(len(widths) - 0.4, -0.6)
+    axes.margins(x=0.12)
+    axes.set(xlabel="channels")
+    axes.tick_params(axis="y", length=0)
+    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    return figure
+
+
+def as_png(figure: Figure) -> bytes:
+    """Render a figure; the same figure gives the same bytes."""
+    stream = BytesIO()
+    figure.savefig(stream, format="png", dpi=130, metadata={"Software": None})
+    return stream.getvalue()
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _percent(axes: Axes, *, x: bool = False, y: bool = False) -> None:
+    if x:
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    if y:
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axes.grid(color=LINE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _short(name: str) -> str:
+    """Keep the end of a long name: it is what tells layers apart."""
+    return name if len(name) <= LONGEST_NAME else "…" + name[-LONGEST_NAME + 1 :]

@@ -1,0 +1,114 @@
+"""The loop's beginning and end; `flows.prune` runs the attempts between them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from pruning.errors import DataError, SettingsError
+from pruning.schedule import Attempt, ScheduleSettings, Stop
+from tasks.data import read_description
+from tasks.fingerprints import trajectory_fingerprint
+from tasks.ledger import Ledger, Row, open_ledger
+from tasks.measured import Measured
+from tasks.models import example_inputs, load_model, measured_in
+from tasks.settings import Settings
+from tasks.workspace import Json, Workspace, write_json
+
+FOLDER = "iterations"
+OUTCOME = "outcome.json"
+
+log = logging.getLogger("secateur")
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A trajectory under way.
+
+    Attributes:
+        ledger: What was tried.
+        schedule: What to try next, as a function of the ledger.
+        floor: The lowest accuracy on the validation set that is accepted.
+    """
+
+    ledger: Ledger
+    schedule: ScheduleSettings
+    floor: float
+
+    def next(self) -> Attempt | Stop:
+        """Derive what to do now."""
+        return self.ledger.next(self.schedule)
+
+    @property
+    def progress(self) -> float:
+        """The share of the target that is reached."""
+        accepted = self.ledger.accepted
+        return min(1.0, accepted[-1].reached / self.schedule.target) if accepted else 0.0
+
+
+def open_loop(settings: Settings, workspace: Workspace) -> Loop:
+    """Resume the loop, or begin it.
+
+    Raises:
+        DataError: The data are others than the baseline's.
+        SettingsError: The target is no reduction of this baseline.
+        WorkspaceError: The ledger is damaged.
+        CheckpointError: The baseline is damaged.
+    """
+    data = read_description(workspace)
+    folder = workspace.folder("baseline")
+    _, _, meta = load_model(folder, settings, data, example_inputs(workspace, settings))
+    if meta["data_fingerprint"] != data.fingerprint and not settings.prune.allow_other_data:
+        raise DataError(
+            f"the baseline learned from the data {meta['data_fingerprint'][:12]}…, the workspace holds "
+            f"{data.fingerprint[:12]}…; fine-tuning has to see the same data. Run `python -m flows.baseline` again, or "
+            "set prune.allow_other_data if it is meant"
+        )
+    baseline = measured_in(meta, folder)
+    schedule = settings.prune.schedule_for(_target_share(settings, baseline))
+    fingerprint = trajectory_fingerprint(settings, workspace)
+    ledger = open_ledger(workspace.folder(FOLDER), fingerprint, baseline, schedule)
+    if ledger.rows:
+        log.info("prune: resuming after %d attempts, %d of them accepted", len(ledger.rows), len(ledger.accepted))
+    return Loop(ledger, schedule, baseline.accuracy - settings.prune.max_accuracy_drop)
+
+
+def close_loop(loop: Loop, stop: Stop) -> None:
+    """Write how the loop ended."""
+    accepted = loop.ledger.accepted
+    outcome = {
+        "stopped_because": stop.reason,
+        "floor": loop.floor,
+        "checkpoint": accepted[-1].checkpoint if accepted else None,
+    }
+    write_json(loop.ledger.root / OUTCOME, outcome)
+    log.info("prune: %s; %d attempts, %d accepted", stop.reason, len(loop.ledger.rows), len(accepted))
+
+
+def read_outcome(workspace: Workspace) -> Json:
+    """Read how the loop ended."""
+    return workspace.read_json(FOLDER, OUTCOME, "prune")
+
+
+def describe(row: Row) -> str:
+    """Say in one line what became of an attempt."""
+    if row.measured is None:
+        return f"attempt {row.attempt + 1}: goal {row.goal:.1%}, no plan: {row.refused}"
+    return (
+        f"attempt {row.attempt + 1}: goal {row.goal:.1%}, reached {row.reached:.1%}, accuracy "
+        f"{row.measured.accuracy:.2%} by {row.recipe}: {'accepted' if row.accepted else 'rejected'}"
+    )
+
+
+def _target_share(settings: Settings, baseline: Measured) -> float:
+    target = settings.prune.target
+    share = target.mac_reduction or target.parameter_reduction
+    if share is not None:
+        return share
+    assert target.size_bytes is not None
+    if target.size_bytes >= baseline.size_bytes:
+        raise SettingsError(
+            f"prune.target.size_bytes is {target.size_bytes:,}, but the baseline takes {baseline.size_bytes:,} already; "
+            "ask for less"
+        )
+    return 1 - target.size_bytes / baseline.size_bytes

@@ -1,0 +1,120 @@
+"""Read the test set, for the first time, and write what came out: figures, pictures, one page."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import nn
+
+from tasks import export, transform
+from tasks.analyze import read_curves
+from tasks.comparison import Line, compare
+from tasks.data import read_description, read_split
+from tasks.ledger import Ledger, read_ledger
+from tasks.measured import Measured
+from tasks.models import begin, example_inputs, load_model, measure
+from tasks.page import render
+from tasks.plots import as_png, draw_attempts, draw_sensitivity, draw_widths
+from tasks.prune import read_outcome
+from tasks.settings import Settings
+from tasks.workspace import Json, Workspace, replace_file, write_json, writing
+
+FOLDER = "report"
+SUMMARY = "summary.json"
+PAGE = "report.html"
+PICTURES = {"sensitivity.png": "Sensitivity", "attempts.png": "Accuracy against MACs", "widths.png": "Widths"}
+
+log = logging.getLogger("secateur")
+
+
+def report(settings: Settings, workspace: Workspace) -> None:
+    """Write `summary.json`, three pictures, and `report.html`, which holds everything.
+
+    Raises:
+        WorkspaceError: An earlier stage hasn't run.
+        CheckpointError: A checkpoint is damaged.
+    """
+    begin(settings)
+    data = read_description(workspace)
+    example = example_inputs(workspace, settings)
+    test = read_split(workspace, "test")
+    models, scores = {}, {}
+    for name in ("baseline", "dense"):
+        models[name], _, _ = load_model(workspace.folder(name), settings, data, example)
+        scores[name] = measure(models[name], test, settings, example)
+    ledger, outcome, curves = (
+        read_ledger(workspace.folder("iterations")),
+        read_outcome(workspace),
+        read_curves(workspace),
+    )
+    summary = summarise(scores["baseline"], scores["dense"], ledger, outcome, workspace)
+    whole = curves[0].baseline_accuracy if curves else ledger.baseline.accuracy
+    figures = (
+        draw_sensitivity(curves, whole),
+        draw_attempts(ledger, outcome["floor"]),
+        draw_widths(widths(models["baseline"], models["dense"])),
+    )
+    pictures = {name: as_png(figure) for name, figure in zip(PICTURES, figures, strict=True)}
+    lines = compare(summary)
+    page = render(
+        model=f"{settings.model.factory.partition(':')[2]} on {settings.data.factory.partition(':')[2]}",
+        headline=_headline(lines),
+        lines=lines,
+        rows=ledger.rows,
+        pictures={PICTURES[name]: picture for name, picture in pictures.items()},
+        remarks=_remarks(summary, outcome, len(test)),
+    )
+    with writing(workspace.folder(FOLDER)) as folder:
+        write_json(folder / SUMMARY, summary)
+        for name, picture in pictures.items():
+            replace_file(folder / name, picture)
+        replace_file(folder / PAGE, page.encode())
+    log.info("report: %s", workspace.folder(FOLDER) / PAGE)
+
+
+def summarise(baseline: Measured, dense: Measured, ledger: Ledger, outcome: Json, workspace: Workspace) -> Json:
+    """Return what `summary.json` holds."""
+    reduction = dense.reduction_from(baseline)
+    return {
+        "baseline": baseline.model_dump(exclude={"loss"}),
+        "dense": dense.model_dump(exclude={"loss"}),
+        "mac_reduction": reduction["mac_reduction"],
+        "parameter_reduction": reduction["parameter_reduction"],
+        "accuracy_drop": baseline.accuracy - dense.accuracy,
+        "parity": {
+            "dense_vs_masked": workspace.read_json(transform.FOLDER, transform.EQUIVALENCE, "transform")[
+                "max_relative_difference"
+            ],
+            "onnx_vs_torch": workspace.read_json(export.FOLDER, export.PARITY, "export")["dense"][
+                "max_relative_difference"
+            ],
+        },
+        "attempts": len(ledger.rows),
+        "accepted": len(ledger.accepted),
+        "stopped_because": outcome["stopped_because"],
+    }
+
+
+def widths(baseline: nn.Module, dense: nn.Module) -> list[tuple[str, int, int]]:
+    """List every layer with a weight of two axes or more: its name, channels before, channels after."""
+    after = dict(dense.named_parameters())
+    return [
+        (name.removesuffix(".weight"), len(weight), len(after[name]))
+        for name, weight in baseline.named_parameters()
+        if weight.ndim > 1
+    ]
+
+
+def _headline(lines: list[Line]) -> list[tuple[str, str]]:
+    return [(line.change, f"{line.quantity}: {line.baseline} to {line.dense}") for line in lines]
+
+
+def _remarks(summary: Json, outcome: Json, num_test: int) -> list[str]:
+    parity = summary["parity"]
+    return [
+        f"{summary['attempts']} attempts, {summary['accepted']} accepted; ended because: {outcome['stopped_because']}. "
+        f"Decided on the validation set, with a floor of {outcome['floor']:.2%}; the figures below are of the test set, "
+        f"{num_test:,} samples that no decision has seen.",
+        f"Relative differences: dense against masked {parity['dense_vs_masked']:.1e}, ONNX Runtime against torch "
+        f"{parity['onnx_vs_torch']:.1e}.",
+    ]
