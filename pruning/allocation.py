@@ -23,7 +23,8 @@ from pruning.plan import Plan
 from pruning.sensitivity import Curve
 
 _BISECTIONS = 100
-_PRIOR = 0.01
+_PRIOR = 0.01  # share of the typical damage, see _offers
+_COSTS_PER_GROUP = 17  # between these the saving is taken as linear; it is a polynomial of low degree
 
 _log = logging.getLogger(__name__)
 
@@ -124,11 +125,13 @@ def _offers(landing: Landing, curves: Mapping[str, Curve]) -> list[_Offer]:
     whole = landing.cost([0] * len(landing.bundles))
     offers = []
     for index, bundle in enumerate(landing.bundles):
+        sampled = np.unique(np.linspace(0, len(bundle.counts) - 1, _COSTS_PER_GROUP).round().astype(int))
         costs = []
-        for level in range(len(bundle.counts)):
+        for level in sampled.tolist():
             levels = [0] * len(landing.bundles)
             levels[index] = level
             costs.append(landing.cost(levels))
+        saving = (whole - np.interp(np.arange(len(bundle.counts)), sampled, costs)) / whole
         damage = np.zeros(len(bundle.counts))
         if len(bundle.counts) > 1:
             member, size = next(
@@ -138,7 +141,7 @@ def _offers(landing: Landing, curves: Mapping[str, Curve]) -> list[_Offer]:
             gone = curve.size - size + np.array(bundle.counts, dtype=np.float64)
             total = predicted_damage(curve, gone) + prior * (gone / curve.size) ** 2
             damage = total - total[0]
-        offers.append(_Offer(damage, (whole - np.array(costs)) / whole))
+        offers.append(_Offer(damage, saving))
     return offers
 
 
