@@ -41,10 +41,21 @@ class Trace:
 
 
 def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
-    """Trace one forward pass in eval mode.
+    """Trace one forward pass in eval mode; the model's inputs and outputs are frozen.
 
     Raises:
         ModelError: The forward pass itself fails on these inputs.
+    """
+    traced, outputs = type_pass(model, example_inputs)
+    for output in outputs:
+        freeze_all(output.axes, "it is an output of the model")
+    return traced
+
+
+def type_pass(model: nn.Module, example_inputs: Inputs) -> tuple[Trace, list[Typed]]:
+    """Type one forward pass, and say what is known of its outputs.
+
+    It runs on fake tensors, and on copies of the real ones only if the model's control flow depends on values.
     """
     for fake in (True, False):
         typing = _Typing()
@@ -60,9 +71,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
                 + ". Check the inputs' shapes and types; the model has to run as it is before it can be pruned."
             ) from fault
         break
-    for output in outputs:
-        freeze_all(typing.typed(output).axes, "it is an output of the model")
-    return typing.trace
+    return typing.trace, [typing.typed(output) for output in outputs]
 
 
 class _Typing:

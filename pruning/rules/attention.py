@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pruning.axes import Axis, mix
-from pruning.rules.call import Call, Contraction, rule
+from pruning.rules.call import Call, Contraction, is_open, rule
 
 
 @rule("scaled_dot_product_attention")
 def attention(call: Call) -> list[list[Axis]]:
-    """... h l d, ... h s d, ... h s v -> ... h l v"""  # noqa: D415 - an equation
+    """... h l d, ... h s d, ... h s v -> ... h l v"""
     query, key, value = (call[name] for name in ("query", "key", "value"))
     ratio = query.shape[-3] // key.shape[-3] if call["enable_gqa"] else 1
     if ratio > 1:
@@ -25,5 +25,5 @@ def attention(call: Call) -> list[list[Axis]]:
         mix(depth, "attention sums over it although its removed channels are not zero")
     for terms in ((*batch, rows, columns, depth), (*axes, columns)):
         call.facts.contractions.append(Contraction(terms, (), call.module))
-    call.zero = call.typed(value).zero
+    call.zero = call.typed(value).zero and not is_open(rows)
     return [axes]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from pruning.axes import Atom, Axis, freeze, mix
-from pruning.equation import Names, Pattern, contracted, parse
+from pruning.axes import Atom, Axis, freeze, leaves, mix
+from pruning.equation import Names, Pattern, Token, contracted, parse
 
 
 @dataclass
@@ -145,7 +145,7 @@ class Call:
         kernel = self._spatial(patterns[1], present[1])
         terms = (*axes, *(names.axes[name] for name in gone), *kernel)
         self.facts.contractions.append(Contraction(terms, self._roles(names, patterns, present, gone), self.module))
-        self.zero = self._zero_after(patterns, outputs[0], present)
+        self.zero = self._zero_after(patterns, outputs[0], axes, present)
         for name in gone:
             holders = [self.typed(t) for p, t in zip(patterns, present, strict=True) if name in _names(p)]
             if not any(typed.zero for typed in holders):
@@ -161,8 +161,9 @@ class Call:
         for index in summing:
             typed = self.typed(present[index])
             elsewhere = {name for other in summing if other != index for name in _names(patterns[other])}
-            fixed = [token for token in patterns[index] if token.kind not in ("run", "spatial")]
-            for token, axis in zip(fixed, self._fixed(patterns[index], typed.axes), strict=True):
+            for token, axis in zip(
+                self._tokens(patterns[index]), self._fixed(patterns[index], typed.axes), strict=True
+            ):
                 made = tuple(names.axes[n] for n in token.names if n not in gone and n not in elsewhere)
                 summed = tuple(names.axes[n] for n in token.names if n in gone)
                 notes.append(OperandAxis(typed.sources, axis, made, summed))
@@ -190,14 +191,33 @@ class Call:
         after = len(pattern) - run - 1
         return axes[:run] + (axes[-after:] if after else [])
 
-    def _zero_after(self, patterns: Sequence[Pattern], output: Pattern, present: Sequence[Tensor]) -> bool:
-        """A channel of the output is zero if an operand that has it is zero there."""
-        for token in output:
-            for name in token.names:
-                holders = [self.typed(t) for p, t in zip(patterns, present, strict=True) if name in _names(p)]
-                if holders and not any(typed.zero for typed in holders):
+    def _zero_after(
+        self, patterns: Sequence[Pattern], output: Pattern, axes: Sequence[Axis], present: Sequence[Tensor]
+    ) -> bool:
+        """A removed channel of the output is zero if a factor that has it is zero there, and so is every bias."""
+        gone = {name for pattern in patterns for name in _names(pattern)} - _names(output)
+        factors = [(p, self.typed(t).zero) for p, t in zip(patterns, present, strict=True) if _names(p) & gone]
+        biases = [(p, self.typed(t).zero) for p, t in zip(patterns, present, strict=True) if not _names(p) & gone]
+        named = {name for token in output for name in token.names}
+        for name in named - {"...", "*", "_"}:
+            holders = [zero for pattern, zero in factors if name in _names(pattern)]
+            if not any(holders) or not all(zero and name in _names(pattern) for pattern, zero in biases):
+                if any(
+                    is_open(axis)
+                    for axis, token in zip(self._fixed(output, list(axes)), self._tokens(output), strict=True)
+                    if name in token.names
+                ):
                     return False
-        return True
+        run = [axis for axis in axes if not any(axis is fixed for fixed in self._fixed(output, list(axes)))]
+        return not any(map(is_open, run)) or (not biases and all(zero for _, zero in factors))
+
+    def _tokens(self, pattern: Pattern) -> list[Token]:
+        return [token for token in pattern if token.kind not in ("run", "spatial")]
+
+
+def is_open(axis: Axis) -> bool:
+    """Whether an axis still holds channels that could be pruned."""
+    return any(not atom.frozen and atom.size > 1 for atom in leaves(axis))
 
 
 def _names(pattern: Pattern) -> set[str]:

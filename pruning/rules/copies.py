@@ -8,8 +8,8 @@ from pruning.rules.pointwise import broadcast_axes
 
 
 @rule(
-    "alias", "clone", "contiguous", "detach", "lift", "lift_fresh", "lift_fresh_copy", "positive", "to", "_to_copy",
-    "type_as", "requires_grad", "resolve_conj", "resolve_neg", "pin_memory", "native_dropout",
+    "alias", "clone", "contiguous", "detach", "lift_fresh", "positive", "to", "_to_copy",
+    "type_as",
 )  # fmt: skip
 def copy_of_first(call: Call) -> list[list[Axis]]:
     """... -> ..."""

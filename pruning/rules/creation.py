@@ -6,9 +6,7 @@ from pruning.axes import Atom, Axis
 from pruning.rules.call import Call, frozen, rule
 
 
-@rule(
-    "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "scalar_tensor", "empty_strided"
-)
+@rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
 def constant(call: Call) -> list[list[Axis]]:
     """The same value everywhere: each axis may hold whatever channels it meets."""
     call.zero = call.name in ("zeros", "new_zeros")
@@ -22,7 +20,7 @@ def like(call: Call) -> list[list[Axis]]:
     return [call.axes(call.inputs[0])]
 
 
-@rule("arange", "linspace", "logspace", "eye", "rand", "randn", "randint", "randperm", "tril_indices", "triu_indices")
+@rule("arange", "linspace", "logspace", "eye", "rand", "randn", "randint", "randperm")
 def positional(call: Call) -> list[list[Axis]]:
     """Each position holds another value, computed from the size."""
     call.zero = False

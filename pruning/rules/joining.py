@@ -7,9 +7,9 @@ from pruning.rules.call import Call, rule
 from pruning.unification import cut, unify
 
 
-@rule("cat", "concat", "concatenate")
+@rule("cat")
 def cat(call: Call) -> list[list[Axis]]:
-    """A x c, a y c -> a x+y c"""  # noqa: D415 - an equation
+    """a x c, a y c -> a x+y c"""
     tensors = [t for t in call.inputs if t.ndim > 1 or t.numel()]
     dim = call.dim(tensors[0], call["dim"] or 0)
     first, *others = (call.axes(t) for t in tensors)
@@ -23,7 +23,7 @@ def cat(call: Call) -> list[list[Axis]]:
 
 @rule("stack")
 def stack(call: Call) -> list[list[Axis]]:
-    """a, a -> N a"""  # noqa: D415 - an equation
+    """a, a -> N a"""
     first, *others = (call.axes(t) for t in call.inputs)
     for axes in others:
         for mine, its in zip(first, axes, strict=True):
@@ -35,7 +35,7 @@ def stack(call: Call) -> list[list[Axis]]:
 
 @rule("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
 def split(call: Call) -> list[list[Axis]]:
-    """A x+y c -> a x c, a y c; parts that the code makes equal lose equal counts."""
+    """a x+y c -> a x c, a y c; parts that the code makes equal lose equal counts."""
     x = call["self"]
     dim = call.dim(x, call["dim"] or 0)
     axes = call.axes(x)
@@ -46,8 +46,20 @@ def split(call: Call) -> list[list[Axis]]:
     return [[piece if i == dim else axis for i, axis in enumerate(axes)] for piece in pieces]
 
 
+@rule("glu")
+def glu(call: Call) -> list[list[Axis]]:
+    """a x+x -> a x: the second half gates the first, channel by channel."""
+    x = call["self"]
+    dim = call.dim(x, call["dim"])
+    axes = list(call.axes(x))
+    half, gate = cut(axes[dim], [x.shape[dim] // 2] * 2)
+    unify(half, gate)
+    axes[dim] = half
+    return [axes]
+
+
 @rule("embedding")
 def embedding(call: Call) -> list[list[Axis]]:
-    """V c, ... -> ... c"""  # noqa: D415 - an equation
+    """V c, ... -> ... c"""
     call.use("embedding.weight", call["weight"])
     return call.equation("V c, ... -> ... c", call["weight"], call["indices"])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pruning.axes import Axis
 from pruning.rules.call import Call, Inapplicable, rule
-from pruning.rules.pointwise import broadcast_axes
+from pruning.rules.pointwise import broadcast_axes, stays_zero_in_sum
 
 
 @rule("linear")
 def linear(call: Call) -> list[list[Axis]]:
-    """... i, o i, o -> ... o"""  # noqa: D415 - an equation
+    """... i, o i, o -> ... o"""
     call.use("linear.weight", call["weight"])
     call.use("linear.bias", call["bias"])
     return call.contraction("... i, o i, o -> ... o", call["input"], call["weight"], call["bias"])
@@ -17,7 +17,7 @@ def linear(call: Call) -> list[list[Axis]]:
 
 @rule("matmul", "mm", "bmm", "mv", "dot", "vdot")
 def matmul(call: Call) -> list[list[Axis]]:
-    """... m k, ... k n -> ... m n"""  # noqa: D415 - an equation
+    """... m k, ... k n -> ... m n"""
     a, b = call.inputs
     equations = {
         (False, False): "... m k, ... k n -> ... m n",
@@ -28,20 +28,19 @@ def matmul(call: Call) -> list[list[Axis]]:
     return call.contraction(equations[a.ndim == 1, b.ndim == 1], a, b)
 
 
-@rule("addmm", "baddbmm", "addbmm")
+@rule("addmm", "baddbmm")
 def addmm(call: Call) -> list[list[Axis]]:
-    """c, ... m k, ... k n -> ... m n"""  # noqa: D415 - an equation
-    if call.name == "addbmm":
-        raise Inapplicable("it also sums over the batch")
+    """c, ... m k, ... k n -> ... m n"""
     c, a, b = call.inputs
     [axes] = call.contraction("... m k, ... k n -> ... m n", a, b)
-    call.zero = call.zero and call.typed(c).zero
-    return [broadcast_axes(axes, call.axes(c))]
+    out = broadcast_axes(axes, call.axes(c))
+    call.zero = call.zero and stays_zero_in_sum(out, [(axes, True), (call.axes(c), call.typed(c).zero)])
+    return [out]
 
 
-@rule("outer", "ger")
+@rule("outer")
 def outer(call: Call) -> list[list[Axis]]:
-    """m, n -> m n"""  # noqa: D415 - an equation
+    """m, n -> m n"""
     return call.contraction("m, n -> m n", *call.inputs)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pruning.axes import Axis, mix
-from pruning.rules.call import Call, frozen, rule
+from pruning.rules.call import Call, frozen, is_open, rule
 from pruning.unification import factor, unify
 
 
@@ -18,21 +18,29 @@ def _follow(call: Call, names: Sequence[str], axes: Sequence[Axis]) -> None:
                 unify(mine, its)
 
 
+def _scaled_to_zero(call: Call, axes: Sequence[Axis], scaled: Sequence[Axis]) -> bool:
+    """The scale and shift are zero where a channel is removed; along other axes the shift stays."""
+    others = [axis for axis in axes if not any(axis is s for s in scaled)]
+    return call["weight"] is not None and not any(map(is_open, others))
+
+
 def _outputs(call: Call, axes: list[Axis]) -> list[list[Axis]]:
     return [axes, *(frozen(t.shape, "it is a batch statistic") for t in call.outputs[1:])]
 
 
-@rule("batch_norm", "native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "instance_norm")
+@rule("batch_norm", "instance_norm")
 def batch_norm(call: Call) -> list[list[Axis]]:
-    """B c *, c, c, c, c -> b c *"""  # noqa: D415 - an equation
+    """b c *, c, c, c, c -> b c *, its statistics over all but c where they are taken from the input."""
     axes = call.axes(call["input"])
+    over = [axes[0], *axes[2:]] if call["training"] else axes[2:] if call["use_input_stats"] else []
+    for axis in over:
+        mix(axis, f"{call.name} computes its statistics over it")
     _follow(call, ("weight", "bias", "running_mean", "running_var"), axes[1:2])
-    # The scale and shift are zero where a channel is removed, and so is the output.
-    call.zero = call["weight"] is not None
+    call.zero = _scaled_to_zero(call, axes, axes[1:2])
     return _outputs(call, axes)
 
 
-@rule("layer_norm", "rms_norm", "native_layer_norm", "_fused_rms_norm")
+@rule("layer_norm", "rms_norm")
 def layer_norm(call: Call) -> list[list[Axis]]:
     """... c, c, c -> ... c, its statistics over c."""
     x = call["input"]
@@ -41,18 +49,19 @@ def layer_norm(call: Call) -> list[list[Axis]]:
     _follow(call, ("weight", "bias"), normalized)
     for axis in normalized:
         mix(axis, f"{call.name} computes its statistics over it")
-    call.zero = call["weight"] is not None
+    call.zero = _scaled_to_zero(call, axes, normalized)
     return _outputs(call, axes)
 
 
 @rule("group_norm")
 def group_norm(call: Call) -> list[list[Axis]]:
-    """B (g i) *, (g i), (g i) -> b (g i) *, its statistics over i; a whole group can go."""
+    """b (g i) *, (g i), (g i) -> b (g i) *, its statistics over i; a whole group can go."""
     x, groups = call["input"], call["num_groups"]
     axes = call.axes(x)
     _follow(call, ("weight", "bias"), axes[1:2])
     group, inside = factor(axes[1], [groups, x.shape[1] // groups])
-    mix(inside, "group_norm computes its statistics over it")
+    for axis in (inside, *axes[2:]):
+        mix(axis, "group_norm computes its statistics over it")
     call.facts.group_counts[call.module] = group
-    call.zero = call["weight"] is not None
+    call.zero = _scaled_to_zero(call, axes, axes[1:2])
     return [axes]

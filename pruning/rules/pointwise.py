@@ -2,49 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pruning.axes import Axis
-from pruning.rules.call import Call
+from pruning.rules.call import Call, is_open, rule
 from pruning.unification import unify
 
 # f(0) = 0 for these, so a channel of zeros stays one.
 KEEPS_ZERO = frozenset(
-    [
-        "abs",
-        "asin",
-        "asinh",
-        "atan",
-        "ceil",
-        "celu",
-        "clone",
-        "elu",
-        "erf",
-        "expm1",
-        "floor",
-        "frac",
-        "gelu",
-        "hardswish",
-        "leaky_relu",
-        "log1p",
-        "mish",
-        "neg",
-        "prelu",
-        "relu",
-        "relu6",
-        "round",
-        "selu",
-        "sgn",
-        "sign",
-        "silu",
-        "sin",
-        "sinh",
-        "softshrink",
-        "sqrt",
-        "square",
-        "tan",
-        "tanh",
-        "trunc",
-        "_to_copy",
-    ]
+    (
+        *("abs", "asin", "asinh", "atan", "ceil", "celu", "elu", "erf", "expm1", "floor", "frac", "gelu", "hardswish"),
+        *("leaky_relu", "log1p", "mish", "neg", "relu", "round", "selu", "sgn", "sign", "silu", "sin", "sinh"),
+        *("softshrink", "sqrt", "square", "tan", "tanh", "trunc", "_prelu_kernel"),
+    )
 )
 
 
@@ -62,26 +32,51 @@ def broadcast_axes(*operands: list[Axis]) -> list[Axis]:
     return out
 
 
+def stays_zero_in_sum(out: list[Axis], operands: Sequence[tuple[list[Axis], bool]]) -> bool:
+    """A sum is zero where all terms are; a term that is broadcast along an open axis is not."""
+    return all(
+        all(zero and _wide(axes, out, position) for axes, zero in operands)
+        for position, axis in enumerate(out)
+        if is_open(axis)
+    )
+
+
+def _stays_zero_in_product(out: list[Axis], operands: Sequence[tuple[list[Axis], bool]]) -> bool:
+    """A product is zero where one factor is that has the axis itself."""
+    return all(
+        any(zero and _wide(axes, out, position) for axes, zero in operands)
+        for position, axis in enumerate(out)
+        if is_open(axis)
+    )
+
+
+def _wide(axes: list[Axis], out: list[Axis], position: int) -> bool:
+    mine = position - (len(out) - len(axes))
+    return mine >= 0 and axes[mine].size != 1
+
+
+@rule("_prelu_kernel")
 def broadcast(call: Call) -> list[list[Axis]]:
     """The rule of all pointwise operators."""
     axes = broadcast_axes(*(call.axes(tensor) for tensor in call.inputs))
-    call.zero = _stays_zero(call)
+    call.zero = _stays_zero(call, axes)
     return [axes for _ in call.outputs]
 
 
-def _stays_zero(call: Call) -> bool:
-    every = all(call.typed(t).zero for t in call.inputs)
-    width = call.outputs[0].numel()
-    if call.name in ("mul", "div", "true_divide"):
-        # A zero operand makes the result zero where it has all of the result's axes itself.
-        holders = call.inputs[:1] if call.name != "mul" else call.inputs
-        return every or any(call.typed(t).zero and t.numel() == width for t in holders)
+def _stays_zero(call: Call, out: list[Axis]) -> bool:
+    operands = [(call.axes(t), call.typed(t).zero) for t in call.inputs]
+    if call.name == "mul":
+        return _stays_zero_in_product(out, operands)
+    if call.name == "div":
+        # 0 / 0 is no number: a divisor must not be zero along with what it divides.
+        above, *below = operands
+        return stays_zero_in_sum(out, [above]) and not any(zero and any(map(is_open, axes)) for axes, zero in below)
+    every = stays_zero_in_sum(out, operands)
     if call.name in ("add", "sub"):
-        other = call["other"]
-        return every and (len(call.inputs) == 2 or other == 0)
+        return every and (len(call.inputs) == 2 or call["other"] == 0)
     if call.name == "hardtanh":
-        return every and call["min_val"] <= 0 <= call["max_val"]
-    if call.name in ("clamp", "clamp_min", "clamp_max"):
+        return every and bool(call["min_val"] <= 0 <= call["max_val"])
+    if call.name == "clamp":
         low, high = call["min"], call["max"]
         return every and len(call.inputs) == 1 and (low is None or low <= 0) and (high is None or high >= 0)
     if call.name == "pow":

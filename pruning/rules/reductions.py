@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pruning.axes import Atom, Axis, freeze, mix
 from pruning.rules.call import Call, rule
-from pruning.rules.pointwise import broadcast_axes
+from pruning.rules.pointwise import broadcast_axes, stays_zero_in_sum
 
 
 def _reduce(call: Call, dims: list[int], keepdim: bool) -> list[list[Axis]]:
@@ -16,7 +16,7 @@ def _reduce(call: Call, dims: list[int], keepdim: bool) -> list[list[Axis]]:
     return [kept for _ in call.outputs]
 
 
-@rule("sum", "linalg_vector_norm", "norm", "frobenius_norm")
+@rule("sum", "linalg_vector_norm", "norm", "any")
 def sums(call: Call) -> list[list[Axis]]:
     """Zeros add nothing: a removed channel that holds zeros may go, any other may not."""
     x = call.inputs[0]
@@ -29,9 +29,7 @@ def sums(call: Call) -> list[list[Axis]]:
     return _reduce(call, dims, bool(call["keepdim"]))
 
 
-@rule(
-    "mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "aminmax", "logsumexp", "prod", "all", "any", "median"
-)
+@rule("mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "aminmax", "logsumexp", "prod", "all")
 def statistics(call: Call) -> list[list[Axis]]:
     """A statistic over an axis changes when a channel goes."""
     x = call.inputs[0]
@@ -39,15 +37,17 @@ def statistics(call: Call) -> list[list[Axis]]:
     for i in dims:
         mix(call.axes(x)[i], f"{call.name} is computed over it")
     # Only an axis that stays whole is reduced, so a channel of zeros gives 0 for all of these but the logarithm.
-    call.zero = call.zero and call.name not in ("logsumexp", "prod", "all", "any")
+    call.zero = call.zero and call.name not in ("logsumexp", "prod", "all")
     return _reduce(call, dims, bool(call["keepdim"]))
 
 
-@rule("max", "min", "argmax", "argmin", "mode", "kthvalue")
+@rule("max", "min", "argmax", "argmin", "median", "mode", "kthvalue")
 def extremes(call: Call) -> list[list[Axis]]:
     """A value and the index at which it lies; with a second tensor, the larger of two."""
     if isinstance(call["other"], type(call.inputs[0])):
-        return [broadcast_axes(*(call.axes(t) for t in call.inputs))]
+        out = broadcast_axes(*(call.axes(t) for t in call.inputs))
+        call.zero = stays_zero_in_sum(out, [(call.axes(t), call.typed(t).zero) for t in call.inputs])
+        return [out]
     x = call.inputs[0]
     dims = call.dims(x, call["dim"])
     for i in dims:
@@ -56,7 +56,7 @@ def extremes(call: Call) -> list[list[Axis]]:
     return _reduce(call, dims, bool(call["keepdim"]))
 
 
-@rule("softmax", "_softmax", "log_softmax", "_log_softmax", "softmin")
+@rule("softmax", "_softmax", "log_softmax", "_log_softmax")
 def softmax(call: Call) -> list[list[Axis]]:
     """... -> ..., normalised over one axis."""
     x = call.inputs[0]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pruning.axes import Atom, Axis, freeze, product
 from pruning.rules.call import Call, freeze_all, frozen, rule
+from pruning.rules.pointwise import broadcast_axes
 from pruning.unification import cut, factor
 
 PICKED = "the code picks single positions of it"
@@ -41,21 +42,22 @@ def regroup(axes: Sequence[Axis], shape: Sequence[int]) -> list[Axis]:
     return out
 
 
-@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as", "_reshape_alias", "ravel")
+@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as", "ravel")
 def view(call: Call) -> list[list[Axis]]:
     """The same elements in the same order under another shape."""
-    return [regroup(call.axes(call["self"]), call.outputs[0].shape)]
+    out = regroup(call.axes(call["self"]), call.outputs[0].shape)
+    return [broadcast_axes(out, call.axes(call["other"])) if call["other"] is not None else out]
 
 
-@rule("permute", "transpose", "t", "swapaxes", "movedim", "moveaxis", "numpy_T", "mT", "adjoint")
+@rule("permute", "transpose", "t", "swapaxes", "movedim", "numpy_T", "mT", "adjoint")
 def permute(call: Call) -> list[list[Axis]]:
-    """A b c -> c a b"""  # noqa: D415 - an equation
+    """a b c -> c a b"""
     x = call["self"]
     axes = call.axes(x)
     order = list(range(x.ndim))
     if call.name == "permute":
         order = call.dims(x, call["dims"])
-    elif call.name in ("movedim", "moveaxis"):
+    elif call.name == "movedim":
         source, target = call.dims(x, call["source"]), call.dims(x, call["destination"])
         others = [i for i in order if i not in source]
         for place, dim in sorted(zip(target, source, strict=True)):
@@ -74,7 +76,7 @@ def permute(call: Call) -> list[list[Axis]]:
 
 @rule("unsqueeze", "squeeze")
 def squeeze(call: Call) -> list[list[Axis]]:
-    """A -> a 1, and back."""
+    """a -> a 1, and back."""
     x = call["self"]
     axes = list(call.axes(x))
     if call.name == "unsqueeze":
@@ -84,19 +86,19 @@ def squeeze(call: Call) -> list[list[Axis]]:
     return [[axis for i, axis in enumerate(axes) if i not in dims or axis.size != 1]]
 
 
-@rule("expand", "expand_as", "broadcast_to")
+@rule("expand", "expand_as")
 def expand(call: Call) -> list[list[Axis]]:
     """1 -> n: a new axis may hold whatever channels it meets."""
     x, shape = call["self"], call.outputs[0].shape
     axes = [Atom(1), *[Atom(1)] * len(shape)][: len(shape) - x.ndim] + call.axes(x)
     out = [axis if axis.size == size else Atom(size) for axis, size in zip(axes, shape, strict=True)]
     call.zero = call.zero and all(a is b for a, b in zip(out, axes, strict=True))
-    return [out]
+    return [broadcast_axes(out, call.axes(call["other"])) if call["other"] is not None else out]
 
 
 @rule("repeat")
 def repeat(call: Call) -> list[list[Axis]]:
-    """C -> (new c)"""  # noqa: D415 - an equation
+    """c -> (new c)"""
     x, times = call["self"], call["repeats"]
     axes = [*(Atom(1, "it is a single channel") for _ in range(len(times) - x.ndim)), *call.axes(x)]
     out = [axis if n == 1 else product([Atom(n), axis]) for n, axis in zip(times, axes, strict=True)]

@@ -15,13 +15,12 @@ from pruning.unification import factor
     "conv2d",
     "conv3d",
     "convolution",
-    "_convolution",
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
 )
 def convolution(call: Call) -> list[list[Axis]]:
-    """B (g i) *, (g o) i *, (g o) -> b (g o) *; transposed: b (g i) *, (g i) o *, (g o) -> b (g o) *"""  # noqa: D415
+    """b (g i) *, (g o) i *, (g o) -> b (g o) *; transposed: b (g i) *, (g i) o *, (g o) -> b (g o) *"""
     x, weight, bias, groups = call["input"], call["weight"], call["bias"], call["groups"]
     transposed = "transpose" in call.name or bool(call["transposed"])
     call.use("convolution.weight", weight)
@@ -54,12 +53,10 @@ def _extents(name: str) -> int:
 
 @rule(
     *(f"{kind}{n}d" for n in "123" for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")),
-    *(f"max_pool{n}d_with_indices" for n in "123"),
-    *(f"_adaptive_avg_pool{n}d" for n in "23"),
-    *(f"fractional_max_pool{n}d" for n in "23"),
+    *(f"max_pool{n}d_with_indices" for n in "23"),
 )  # fmt: skip
 def pooling(call: Call) -> list[list[Axis]]:
-    """... * -> ... *"""  # noqa: D415 - an equation
+    """... * -> ... *"""
     # The largest of zeros and the mean of zeros are zero; the indices beside them are not, and lead nowhere.
     return _leading(call, _extents(call.name))
 
@@ -70,13 +67,13 @@ def pooling(call: Call) -> list[list[Axis]]:
     *(f"{kind}_pad{n}d" for n in "123" for kind in ("reflection", "replication")),
 )  # fmt: skip
 def resizing(call: Call) -> list[list[Axis]]:
-    """... * -> ... *"""  # noqa: D415 - an equation
+    """... * -> ... *"""
     return _leading(call, _extents(call.name))
 
 
 @rule("constant_pad_nd")
 def constant_pad(call: Call) -> list[list[Axis]]:
-    """X -> before+x+after on each padded axis; what is added has no parameters and stays."""
+    """x -> before+x+after on each padded axis; what is added has no parameters and stays."""
     x, pad = call["self"], call["pad"]
     axes = list(call.axes(x))
     reason = "it is padding"
@@ -94,14 +91,14 @@ def constant_pad(call: Call) -> list[list[Axis]]:
 
 @rule("pixel_shuffle")
 def pixel_shuffle(call: Call) -> list[list[Axis]]:
-    """... (c R S) H W -> ... c _ _"""  # noqa: D415 - an equation
+    """... (c R S) H W -> ... c _ _"""
     r = call["upscale_factor"]
     return call.equation("... (c R S) H W -> ... c _ _", call["self"], R=r, S=r)
 
 
 @rule("pixel_unshuffle")
 def pixel_unshuffle(call: Call) -> list[list[Axis]]:
-    """... c H W -> ... (c R S) _ _"""  # noqa: D415 - an equation
+    """... c H W -> ... (c R S) _ _"""
     r = call["downscale_factor"]
     [c] = call.equation("... c H W -> ... c _ _", call["self"])
     *leading, channel, height, width = c
@@ -110,7 +107,7 @@ def pixel_unshuffle(call: Call) -> list[list[Axis]]:
 
 @rule("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(call: Call) -> list[list[Axis]]:
-    """B (G c) * -> b (c G) *"""  # noqa: D415 - an equation
+    """b (G c) * -> b (c G) *"""
     x = call["self"]
     axes = call.axes(x)
     group, channel = factor(axes[1], [call["groups"], x.shape[1] // call["groups"]])
