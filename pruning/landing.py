@@ -15,6 +15,7 @@ Measure = Callable[[Mapping[str, int]], float]
 channels go."""
 
 _SHOWN = 6
+_TOLERANCE = 0.005
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,61 @@ class Landing:
             if not fitting:
                 return levels
             levels[-max(fitting)[1]] -= 1
+
+    def climb(
+        self, levels: Sequence[int], price: Callable[[int, int], float], highest: Sequence[int], *, without: int = -1
+    ) -> list[int] | None:
+        """Take single steps, the cheapest first, until the target is met.
+
+        Args:
+            levels: where to start.
+            price: (bundle, level) -> price of the step to that level.
+            highest: no bundle goes above its level here.
+            without: a bundle that stays as it is.
+
+        Returns:
+            Levels that meet the target; None if there are none below `highest`.
+        """
+        levels = list(levels)
+        while not self.met(levels):
+            free = [index for index, level in enumerate(levels) if level < highest[index] and index != without]
+            if not free:
+                return None
+            cheapest = min(free, key=lambda index: (price(index, levels[index] + 1), index))
+            levels[cheapest] += 1
+        return levels
+
+    def settle(
+        self,
+        levels: Sequence[int],
+        price: Callable[[int, int], float],
+        *,
+        worth: Callable[[int, int], float] | None = None,
+    ) -> list[int]:
+        """Come as near to the target as single steps allow, down to a tolerance of 0.5 % of the whole cost.
+
+        Steps are given back while the target stays met. If that leaves it overshot by more than the tolerance, a step
+        of one bundle is exchanged for cheaper ones of the others, as long as that brings it nearer.
+
+        Args:
+            levels: they meet the target.
+            price: (bundle, level) -> price of the step to that level, for `climb`.
+            worth: for `give_back`.
+        """
+        highest = [len(bundle.counts) - 1 for bundle in self.bundles]
+        enough = self.target.at_most - _TOLERANCE * self.cost([0] * len(self.bundles))
+        best = self.give_back(levels, worth=worth)
+        while (cost := self.cost(best)) < enough:
+            exchanged = []
+            for index in (index for index, level in enumerate(best) if level):
+                start = [level - (place == index) for place, level in enumerate(best)]
+                if (found := self.climb(start, price, highest, without=index)) is not None:
+                    found = self.give_back(found, worth=worth)
+                    exchanged.append((self.cost(found), -index, found))
+            if not exchanged or max(exchanged)[0] <= cost:
+                break
+            best = max(exchanged)[2]
+        return best
 
     def plan(self, groups: Groups, levels: Sequence[int], orders: Mapping[str, Sequence[int]]) -> Plan:
         """Turn levels into a plan: each group loses the first channels of its order."""

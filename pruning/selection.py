@@ -42,7 +42,7 @@ def make_plan(
 
     local: every group gives the same share of its channels. With `channel_sparsity` that is round(share · size) of
     each, as near as `round_to`, `keep_at_least` and `max_sparsity` let it come; with a reduction the smallest share
-    that meets it, and then single channels are given back as long as it stays met.
+    that meets it, and then single channels go or stay so that it is met closely.
 
     global: one threshold over the channels of all groups, each score divided by the mean of its group (so that layers
     compare); equal scores go by the group's place in the model, then by channel. `channel_sparsity` is then the share
@@ -126,9 +126,11 @@ def _common_share(landing: Landing) -> list[int]:
     def levels_at(share: float) -> list[int]:
         return [bundle.nearest_level(share * min(bundle.sizes)) for bundle in landing.bundles]
 
-    enough, share_below, share_enough = landing.lowest(), 0.0, 1.0
-    if not landing.met(levels_at(1.0)):
-        return landing.give_back(enough)
+    def share_after(index: int, level: int) -> float:
+        return landing.bundles[index].counts[level] / min(landing.bundles[index].sizes)
+
+    landing.lowest()
+    share_below, share_enough = 0.0, 1.0
     for _ in range(_BISECTIONS):
         middle = (share_below + share_enough) / 2
         if landing.met(levels_at(middle)):
@@ -137,13 +139,13 @@ def _common_share(landing: Landing) -> list[int]:
             share_below = middle
     below, enough = levels_at(share_below), levels_at(share_enough)
     on_the_border = [index for index, level in enumerate(enough) if level > below[index]]
-    return landing.give_back(landing.give_back(enough, among=on_the_border))
+    return landing.settle(landing.give_back(enough, among=on_the_border), share_after)
 
 
 def _steps(
     bundles: Sequence[Bundle], orders: Mapping[str, Sequence[int]], scores: Mapping[str, Tensor]
-) -> list[tuple[float, int, int, int]]:
-    """Return every step of every bundle, (score, bundle, channel, level), the first to go first.
+) -> list[tuple[float, int, int]]:
+    """Return every step of every bundle, (score, bundle, level), the first to go first.
 
     A step's score is the mean of the normalised scores of the channels it removes, and never below that of the step
     before it in its bundle: where an ordering departs from the scores, the ordering counts.
@@ -158,17 +160,17 @@ def _steps(
             gone = slice(bundle.counts[level - 1], bundle.counts[level])
             values = torch.cat([normalised[name][list(orders[name][gone])] for name in bundle.names])
             reached = max(reached, float(values.mean()))
-            steps.append((reached, index, orders[bundle.names[0]][gone][0], level))
-    return sorted(steps, key=lambda step: (step[0], step[1], step[3]))
+            steps.append((reached, index, level))
+    return sorted(steps)
 
 
-def _one_threshold(landing: Landing, steps: Sequence[tuple[float, int, int, int]]) -> list[int]:
+def _one_threshold(landing: Landing, steps: Sequence[tuple[float, int, int]]) -> list[int]:
     """Return the levels after the fewest steps that meet the target, then give single steps back, the best first."""
     landing.lowest()
 
     def levels_after(count: int) -> list[int]:
         levels = [0] * len(landing.bundles)
-        for _, index, _, level in steps[:count]:
+        for _, index, level in steps[:count]:
             levels[index] = level
         return levels
 
@@ -179,5 +181,9 @@ def _one_threshold(landing: Landing, steps: Sequence[tuple[float, int, int, int]
             enough = middle
         else:
             too_few = middle
-    worth = {(index, level): score for score, index, _, level in steps}
-    return landing.give_back(levels_after(enough), worth=lambda index, level: worth[index, level])
+    scores = {(index, level): score for score, index, level in steps}
+
+    def score(index: int, level: int) -> float:
+        return scores[index, level]
+
+    return landing.settle(levels_after(enough), score, worth=score)

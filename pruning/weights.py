@@ -85,7 +85,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             f"{path} is damaged, or holds pickled objects beside tensors, which could run code when read and "
             "is refused; where you trust it, save model.state_dict() alone and load that file"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
+    except Exception as error:
         raise CheckpointError(f"{path} is damaged or no file of torch.save ({error})") from error
     for wrapper in _WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from pruning.recipe import Recipe, learning_rate_at, make_optimizer
+import itertools
 
 
 def rates(recipe: Recipe, steps_per_epoch: int = 10) -> list[float]:
@@ -21,14 +22,14 @@ def test_falling_schedules_start_at_the_peak_and_pass_its_half_in_the_middle(sch
     found = rates(Recipe.model_validate({"epochs": 4, "learning_rate": 0.2, "schedule": schedule}))
     assert found[0] == pytest.approx(0.2)
     assert found[20] == pytest.approx(0.1)
-    assert all(later < earlier for earlier, later in zip(found, found[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(found))
     assert 0 < found[-1] < 0.01
 
 
 def test_warmup_rises_to_the_peak() -> None:
     found = rates(Recipe(epochs=4, learning_rate=0.2, schedule="constant", warmup_epochs=1))
     assert found[0] == pytest.approx(0.2 / 11)
-    assert all(later > earlier for earlier, later in zip(found[:10], found[1:11], strict=True))
+    assert all(later > earlier for earlier, later in itertools.pairwise(found))
     assert found[10:] == [0.2] * 30
 
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pruning.schedule import Attempt, Outcome, ScheduleSettings, Stop, goals, next_step
+import itertools
 
 SHAPES = ["linear", "geometric", "cubic"]
 
@@ -52,7 +53,7 @@ def test_first_step_comes_first_and_the_rest_rises_from_there() -> None:
 @given(schedules())
 def test_goals_rise_and_end_at_the_target(settings: ScheduleSettings) -> None:
     found = goals(settings)
-    assert all(0 < earlier <= later for earlier, later in zip(found, found[1:], strict=False))
+    assert all(0 < earlier <= later for earlier, later in itertools.pairwise(found))
     assert found[-1] == settings.target
 
 

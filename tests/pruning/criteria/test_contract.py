@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pruning import find_groups
 from pruning.criteria import criterion_names, find_criterion, order_channels, score_channels
-from pruning.groups import Groups, Slice, find_groups
+from pruning.groups import Groups, Slice
 from pruning.statistics import Statistics, collect
 
 NAMES = criterion_names()

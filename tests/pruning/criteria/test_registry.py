@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pruning import find_groups
 from pruning.criteria import criterion, find_criterion, order_channels, score_channels
 from pruning.errors import CriterionError
-from pruning.groups import Group, Groups, find_groups
+from pruning.groups import Group, Groups
 from pruning.statistics import Statistics, collect
 
 
