@@ -10,9 +10,11 @@ A library of its own: it knows torch and nothing of pipelines.
 from __future__ import annotations
 
 from pruning.cost import count_bytes, count_macs, count_parameters
-from pruning.groups import Group, Groups, Slice, find_groups
+from pruning.finding import find_groups
+from pruning.groups import Group, Groups, Slice
 from pruning.masks import apply_masks
 from pruning.plan import Plan
+from pruning.selection import make_plan
 from pruning.surgery import narrow
 
 __all__ = [
@@ -25,5 +27,6 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "find_groups",
+    "make_plan",
     "narrow",
 ]

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import torch
 from torch import Tensor, nn
 
 from pruning.axes import Atom, Axis, Product, Sum, channels, factors_of, freeze, leaves, parts_of, resolve
 from pruning.errors import PlanError, unknown_name
 from pruning.report import ParameterReport, Report
 from pruning.roles import Role, Roles
-from pruning.trace import Trace, trace
+from pruning.trace import Trace
 from pruning.unification import unify
 from pruning.watch import Inputs
 
@@ -214,20 +213,3 @@ def _name(first: Slice, atom: Atom) -> str:
     if len(atoms) == 1:
         return f"{first.parameter}:{first.axis}"
     return f"{first.parameter}:{first.axis}.{atoms.index(atom)}"
-
-
-def find_groups(model: nn.Module, example_inputs: Inputs) -> Groups:
-    """Find all groups of channels that can be pruned.
-
-    Args:
-        model: Any module; it is left as it was.
-        example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments. MACs are those of one pass of them.
-
-    Returns:
-        The groups; `print(groups)` lists them, `groups.report()` says what stays whole and why.
-
-    Raises:
-        ModelError: The model can't be run on these inputs.
-    """
-    with torch.random.fork_rng(devices=[]):
-        return Groups(model, example_inputs, trace(model, example_inputs))

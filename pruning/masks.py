@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from pruning.axes import kept
 from pruning.errors import PlanError
-from pruning.groups import Groups, find_groups
+from pruning.finding import find_groups
+from pruning.groups import Groups
 from pruning.plan import Plan
 from pruning.watch import Inputs
 

@@ -38,6 +38,7 @@ class Trace:
     facts: Facts = field(default_factory=Facts)
     operations: list[Operation] = field(default_factory=list)
     unknown: dict[str, list[Place]] = field(default_factory=dict)
+    fake: bool = True
 
 
 def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
@@ -59,6 +60,7 @@ def type_pass(model: nn.Module, example_inputs: Inputs) -> tuple[Trace, list[Typ
     """
     for fake in (True, False):
         typing = _Typing()
+        typing.trace.fake = fake
         try:
             outputs = watch(model, example_inputs, typing.begin, typing.on_call, fake)
         except (DataDependentOutputException, DynamicOutputShapeException):

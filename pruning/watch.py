@@ -100,6 +100,7 @@ def watch(
     begin: Callable[[dict[str, Tensor], list[Tensor]], None],
     on_call: OnCall,
     fake: bool,
+    devices: Mapping[str, torch.device] | None = None,
 ) -> list[Tensor]:
     """Run one forward pass in eval mode, without autograd, handing each operator to `on_call`.
 
@@ -109,6 +110,7 @@ def watch(
         begin: Called with the state and the input tensors that the pass runs on.
         on_call: Called for each operator.
         fake: Run on fake tensors; otherwise on copies of the real ones (for data-dependent control flow).
+        devices: Devices on which the state is to lie, where the model's own tensors have shapes only.
 
     Returns:
         The tensors among the outputs.
@@ -134,6 +136,11 @@ def watch(
             def convert(t: Tensor) -> Tensor:
                 return copies.setdefault(id(t), t.detach().clone())
 
+        if fake and devices:
+            with mode:
+                for name, t in real.items():
+                    if t.is_meta and name in devices:
+                        made.setdefault(id(t), torch.empty_like(t, device=devices[name]))
         state = {name: convert(t) for name, t in real.items()}
         args, kwargs = tree_map(lambda v: convert(v) if isinstance(v, Tensor) else v, (args, kwargs))
         begin(state, [v for v in tree_flatten((args, kwargs))[0] if isinstance(v, Tensor)])

@@ -1,0 +1,29 @@
+"""Find the groups of channels of any model that can be pruned: trace it, then rehearse that its code goes along."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pruning.groups import Groups
+from pruning.rehearsal import confirm
+from pruning.trace import trace
+from pruning.watch import Inputs
+
+
+def find_groups(model: nn.Module, example_inputs: Inputs) -> Groups:
+    """Find all groups of channels that can be pruned.
+
+    Args:
+        model: Any module; it is left as it was.
+        example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments. MACs are those of one pass of
+            them, so a batch of 1 gives MACs per sample.
+
+    Returns:
+        The groups; `print(groups)` lists them, `groups.report()` says what stays whole and why.
+
+    Raises:
+        ModelError: The model can't be run on these inputs.
+    """
+    with torch.random.fork_rng(devices=[]):
+        return confirm(Groups(model, example_inputs, trace(model, example_inputs)))

@@ -1,0 +1,98 @@
+"""Copy a module with sliced tensors in place of the full ones.
+
+The original is never touched, and its weights are never copied whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruning.axes import Atom, Axis, count, kept, leaves
+from pruning.errors import ModelError
+from pruning.groups import Groups
+from pruning.plan import Plan
+
+
+def rebuild(model: nn.Module, groups: Groups, plan: Plan, *, shapes_only: bool = False) -> nn.Module:
+    """Copy a module with its parameters and buffers sliced as a plan says, and its counts updated.
+
+    Args:
+        model: The module that the plan was made for, or another instance of the same architecture.
+        groups: The groups by which the plan is read.
+        plan: Which channels go.
+        shapes_only: Give the copy tensors without values, on the meta device.
+
+    Raises:
+        ModelError: The module can't be copied.
+    """
+    masks = plan.masks(groups)
+    memo: dict[int, Any] = {}
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            sliced = _slice(tensor.detach(), groups.trace.parameters[name], masks, shapes_only)
+            memo[id(tensor)] = (
+                nn.Parameter(sliced, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else sliced
+            )
+    try:
+        dense = deepcopy(model, memo)
+    except Exception as fault:
+        raise ModelError(
+            f"{type(model).__name__} can't be copied: {fault}. A module may hold only what copy.deepcopy can copy: "
+            "no open files, no generators, no tensors that were computed with gradients"
+        ) from fault
+    sizes = {groups.atom(name): size for name, size in plan.kept_sizes(groups).items()}
+    counts = {path: count(axis, sizes) for path, axis in groups.trace.facts.group_counts.items()}
+    for path, module in dense.named_modules():
+        _recount(module, counts.get(path))
+    return dense
+
+
+def _slice(tensor: Tensor, axes: Sequence[Axis], masks: Mapping[Atom, Tensor], shapes_only: bool) -> Tensor:
+    sliced = tensor
+    shape = list(tensor.shape)
+    for position, axis in enumerate(axes):
+        if not any(atom in masks for atom in leaves(axis)):
+            continue
+        indices = kept(axis, masks).nonzero().flatten()
+        shape[position] = len(indices)
+        if not shapes_only:
+            sliced = sliced.index_select(position, indices.to(tensor.device))
+    if shapes_only:
+        return torch.empty(shape, dtype=tensor.dtype, device="meta")
+    return sliced.clone() if sliced is tensor else sliced
+
+
+def _recount(module: nn.Module, num_groups: int | None) -> None:
+    """Bring the counts that torch's own modules keep beside their weights in line with the weights."""
+    match module:
+        case nn.Linear():
+            module.out_features, module.in_features = module.weight.shape
+        case nn.modules.conv._ConvNd():
+            if module.groups > 1 and num_groups is not None:
+                module.groups = num_groups
+            first, second = module.weight.shape[:2]
+            if module.transposed:
+                module.in_channels, module.out_channels = first, second * module.groups
+            else:
+                module.in_channels, module.out_channels = second * module.groups, first
+        case nn.modules.batchnorm._NormBase():
+            state = next((t for t in (module.weight, module.running_mean) if isinstance(t, Tensor)), None)
+            module.num_features = module.num_features if state is None else state.shape[0]
+        case nn.GroupNorm():
+            module.num_groups = num_groups or module.num_groups
+            module.num_channels = module.num_channels if module.weight is None else module.weight.shape[0]
+        case nn.LayerNorm():
+            if module.weight is not None:
+                module.normalized_shape = tuple(module.weight.shape)
+        case nn.RMSNorm():
+            if module.weight is not None:
+                module.normalized_shape = tuple(module.weight.shape)
+        case nn.PReLU():
+            module.num_parameters = module.weight.numel()
+        case nn.Embedding():
+            module.num_embeddings, module.embedding_dim = module.weight.shape

@@ -1,0 +1,166 @@
+"""Rehearse a plan that narrows every group: does the model's own code go along with it?
+
+Code can hold sizes that no axis shows: `view(n, 256)`, a division by the root of a width, a split at a fixed index. So the forward pass
+is run once more, on a model that is narrowed in shape only, and compared operator by operator with the trace: the same operators, with
+the same numbers, giving exactly the shapes that the axes predict. The first one that deviates names the groups that have to stay whole.
+Nothing is computed and no weight is copied.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from pruning.axes import Atom, count, leaves
+from pruning.groups import Groups
+from pruning.plan import Plan
+from pruning.rebuilding import rebuild
+from pruning.rules.call import is_pointwise, operator_name
+from pruning.trace import Operation
+from pruning.watch import Place, watch
+
+_SHARES = (0.25, 0.375, 0.5)  # different groups lose different shares, so that no two sizes agree by chance
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """Where the narrowed model leaves the path that the axes predict.
+
+    Attributes:
+        index: Position of the operator in the trace.
+        text: What was found and what was expected.
+    """
+
+    index: int
+    text: str
+
+
+class _Deviated(Exception):  # noqa: N818 - stops the forward pass; no fault of anyone
+    pass
+
+
+def confirm(groups: Groups) -> Groups:
+    """Freeze every group that the model's own code can't follow, with the line of code as the reason.
+
+    Returns:
+        The groups that are left; all of them can be narrowed together.
+    """
+    while len(groups):
+        names = [group.name for group in groups]
+        deviation = _rehearse(groups, names)
+        if deviation is None:
+            break
+        culprits = _culprits(groups, deviation) or _bisect(groups, names)
+        place = _operation(groups, deviation.index).place
+        for atom in culprits:
+            atom.frozen = f"the code {place} was written for its size: {deviation.text}"
+        groups = Groups(groups.model, groups.example_inputs, groups.trace)
+    return groups
+
+
+def _rehearse(groups: Groups, names: Sequence[str]) -> Deviation | None:
+    plan = _plan(groups, names)
+    sizes = {groups.atom(name): size for name, size in plan.kept_sizes(groups).items()}
+    model = rebuild(groups.model, groups, plan, shapes_only=groups.trace.fake)
+    return _Comparison(groups.trace.operations, sizes).run(model, groups)
+
+
+def _plan(groups: Groups, names: Sequence[str]) -> Plan:
+    removed: dict[str, range] = {}
+    for position, name in enumerate(names):
+        group = groups[name]
+        tied = next((removed[other] for other in group.ties if other in removed), None)
+        lost = max(1, int(group.size * _SHARES[position % len(_SHARES)]))
+        removed[name] = tied if tied is not None else range(lost)
+        for other in group.ties:
+            removed[other] = removed[name]
+    return Plan.of(groups, removed)
+
+
+class _Comparison:
+    """Follow a narrowed model's forward pass along the operations of the trace."""
+
+    def __init__(self, operations: Sequence[Operation], sizes: Mapping[Atom, int]) -> None:
+        self.operations = operations
+        self.sizes = sizes
+        self.index = 0
+        self.deviation: Deviation | None = None
+
+    def run(self, model: nn.Module, groups: Groups) -> Deviation | None:
+        devices = {
+            name: tensor.device for name, tensor in (*groups.model.named_parameters(), *groups.model.named_buffers())
+        }
+        try:
+            watch(model, groups.example_inputs, lambda *_: None, self.on_call, groups.trace.fake, devices)
+        except _Deviated:
+            return self.deviation
+        except Exception as fault:  # noqa: BLE001 - the model's own code may raise anything at a size it doesn't know
+            return Deviation(self.index, _first_line(fault))
+        if self.index < len(self.operations):
+            return Deviation(self.index, "it ends early")
+        return None
+
+    def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any, place: Place) -> None:
+        outputs = [leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor)]
+        if not outputs:
+            return
+        if self.index >= len(self.operations):
+            self._stop(f"it goes on with {operator_name(func)} {place}")
+        expected = self.operations[self.index]
+        if operator_name(func) != expected.name:
+            self._stop(f"it calls {operator_name(func)} instead of {expected.name}")
+        for out, axes in zip(outputs, expected.outputs, strict=True):
+            shape = [count(axis, self.sizes) for axis in axes]
+            if list(out.shape) != shape:
+                self._stop(f"{expected.name} gives shape {list(out.shape)} where {shape} was expected")
+        constants = [leaf for leaf in tree_flatten((tuple(args), kwargs))[0] if not isinstance(leaf, Tensor)]
+        numbers = (int, float, complex) if is_pointwise(func) or "full" in expected.name else (float, complex)
+        for found, known in zip(constants, expected.constants, strict=False):
+            if isinstance(known, numbers) and not isinstance(known, bool) and found != known:
+                self._stop(f"{expected.name} uses {found!r} instead of {known!r}")
+        self.index += 1
+
+    def _stop(self, text: str) -> None:
+        self.deviation = Deviation(self.index, text)
+        raise _Deviated
+
+
+def _operation(groups: Groups, index: int) -> Operation:
+    return groups.trace.operations[min(index, len(groups.trace.operations) - 1)]
+
+
+def _culprits(groups: Groups, deviation: Deviation) -> list[Atom]:
+    """The prunable atoms of the deviating operator, and of the same operator on the same line in other modules."""
+    first = _operation(groups, deviation.index)
+    prunable = {groups.atom(group.name) for group in groups}
+    found: dict[Atom, None] = {}
+    for operation in groups.trace.operations:
+        if operation.name == first.name and operation.place.line == first.place.line:
+            for axis in (axis for axes in (*operation.inputs, *operation.outputs) for axis in axes):
+                found.update(dict.fromkeys(atom for atom in leaves(axis) if atom in prunable))
+    return list(found)
+
+
+def _bisect(groups: Groups, names: Sequence[str]) -> list[Atom]:
+    """Groups whose narrowing alone makes the pass deviate, together with those that other blocks name alike."""
+    while len(names) > 1:
+        half = len(names) // 2
+        halves = [part for part in (names[:half], names[half:]) if _rehearse(groups, part) is not None]
+        if not halves:
+            break
+        names = halves[0]
+    alike = {_without_numbers(name) for name in names}
+    return [groups.atom(group.name) for group in groups if _without_numbers(group.name) in alike]
+
+
+def _without_numbers(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
+
+
+def _first_line(fault: Exception) -> str:
+    return str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
