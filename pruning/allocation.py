@@ -115,7 +115,8 @@ def predicted_damage(curve: Curve, removed: NDArray[np.float64]) -> NDArray[np.f
     steepest = float(np.max(np.diff(envelope) / np.diff(counts)))
     beyond = np.maximum(removed - counts[-1], 0.0) * steepest
     inside: NDArray[np.float64] = np.interp(removed, counts, envelope)
-    return inside + beyond
+    damage: NDArray[np.float64] = inside + beyond
+    return damage
 
 
 def _offers(landing: Landing, curves: Mapping[str, Curve]) -> list[_Offer]:

@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pruning.plan import Plan
-from pruning.surgery import narrow
 from pydantic import JsonValue, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
@@ -29,6 +27,8 @@ from safetensors.torch import save as format_safetensors
 from torch import Tensor, nn
 
 from pruning.errors import CheckpointError, PlanError
+from pruning.plan import Plan
+from pruning.surgery import narrow
 from pruning.weights import load_state
 
 _FORMAT = 1

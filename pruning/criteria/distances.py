@@ -50,7 +50,7 @@ def _distances(group: Group, statistics: Statistics) -> Tensor:
 
 
 def _pairwise(rows: Tensor) -> Tensor:
-    """Return ‖a − b‖₂ for all pairs of rows, by ‖a‖² + ‖b‖² − 2ab: one matrix product, where differences take minutes."""
+    """Return ‖a − b‖₂ for all pairs of rows, by ‖a‖² + ‖b‖² − 2ab, which is a matrix product and fast."""
     squares = rows.square().sum(dim=1)
     distances = (squares[:, None] + squares[None, :] - 2 * rows @ rows.T).clamp(min=0).sqrt()
     lengths = squares.sqrt()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,6 @@ from pruning import find_groups
 from pruning.bundles import Bundle, Limits, find_bundles, tied_names
 from pruning.errors import SettingsError
 from pruning.groups import Groups
-import itertools
 
 
 class Halves(nn.Module):
@@ -23,7 +23,8 @@ class Halves(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.split(x).chunk(2, dim=1)
-        return self.fc((self.left(a) + self.right(b)).relu())
+        out: Tensor = self.fc((self.left(a) + self.right(b)).relu())
+        return out
 
 
 def mlp(*widths: int) -> Groups:

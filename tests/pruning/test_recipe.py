@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
 
 from pruning.recipe import Recipe, learning_rate_at, make_optimizer
-import itertools
 
 
 def rates(recipe: Recipe, steps_per_epoch: int = 10) -> list[float]:

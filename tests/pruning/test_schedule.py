@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pruning.schedule import Attempt, Outcome, ScheduleSettings, Stop, goals, next_step
-import itertools
 
 SHAPES = ["linear", "geometric", "cubic"]
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -16,7 +17,6 @@ from pruning.selection import make_plan
 from pruning.statistics import Statistics
 from pruning.surgery import narrow
 from zoo.models import densenet, mobilenet, resnet20
-import itertools
 
 SHAPE = (1, 8, 8)
 EXAMPLE = torch.zeros(1, *SHAPE)
@@ -138,7 +138,8 @@ class Halves(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.split(x).chunk(2, dim=1)
-        return self.fc((self.left(a) + self.right(b)).relu())
+        out: Tensor = self.fc((self.left(a) + self.right(b)).relu())
+        return out
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])
@@ -211,7 +212,7 @@ def test_share_outside_zero_and_one_is_an_error(residual: Groups, share: float) 
 
 
 def test_not_exactly_one_target_is_an_error(residual: Groups) -> None:
-    with pytest.raises(TargetError, match="exactly one of .* found none"):
+    with pytest.raises(TargetError, match=r"exactly one of .* found none"):
         make_plan(residual)
     with pytest.raises(TargetError, match="found channel_sparsity, mac_reduction"):
         make_plan(residual, channel_sparsity=0.5, mac_reduction=0.5)

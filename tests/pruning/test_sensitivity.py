@@ -26,7 +26,8 @@ class Net(nn.Module):
         x = self.stem(x).relu()
         x = x + self.outer(self.inner(x).relu())
         a, b = self.split(x).chunk(2, dim=1)
-        return self.left(a.relu()) + self.right(b.relu())
+        out: Tensor = self.left(a.relu()) + self.right(b.relu())
+        return out
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_model_is_untouched_and_the_curve_survives_json(model: Net, samples: Sim
 
 def test_unknown_group_and_rates_out_of_bounds_are_refused(model: Net, samples: SimpleNamespace) -> None:
     groups = find_groups(model, samples.inputs[:1])
-    with pytest.raises(SettingsError, match="unknown group 'stem.weight'; did you mean"):
+    with pytest.raises(SettingsError, match=r"unknown group 'stem\.weight'; did you mean"):
         measure_curve(model, groups, "stem.weight", [0.5], "l2_norm", samples)
     with pytest.raises(SettingsError, match=r"\[0.0, 1.0\]"):
         measure_curve(model, groups, next(iter(groups)).name, [0.0, 0.5, 1.0], "l2_norm", samples)

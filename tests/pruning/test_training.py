@@ -92,7 +92,7 @@ def test_distillation_alone_pulls_the_student_to_the_teacher() -> None:
 def test_half_the_distillation_is_half_of_each_loss() -> None:
     net = model().eval()
     for module in net:
-        module.train = lambda mode=True, module=module: module  # type: ignore[method-assign,assignment,misc]
+        module.train = lambda mode=True, module=module: module  # type: ignore[method-assign,misc]
     teacher, data = copy.deepcopy(model()), samples(16)
     losses = []
     for weight in (0.0, 0.5, 1.0):
@@ -102,7 +102,7 @@ def test_half_the_distillation_is_half_of_each_loss() -> None:
 
 
 def test_distilling_without_a_teacher_is_refused() -> None:
-    with pytest.raises(SettingsError, match="'quick' distils .* no teacher"):
+    with pytest.raises(SettingsError, match=r"'quick' distils .* no teacher"):
         finetune(model(), samples(), RECIPE.model_copy(update={"distillation": 0.5}), seed=0)
 
 

@@ -27,7 +27,8 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.stem(x)).relu()
         x = x + self.outer_norm(self.outer(self.inner_norm(self.inner(x)).relu()))
-        return self.head(x.relu().flatten(1))
+        out: Tensor = self.head(x.relu().flatten(1))
+        return out
 
 
 @pytest.fixture

@@ -36,7 +36,8 @@ def test_norms_are_summed_over_coupled_layers() -> None:
             self.a, self.b, self.c = nn.Linear(1, 2, bias=False), nn.Linear(2, 2, bias=False), nn.Linear(2, 1)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.c(self.a(x[:, :1]) + self.b(x))
+            out: Tensor = self.c(self.a(x[:, :1]) + self.b(x))
+            return out
 
     model = Sum()
     model.a.weight.data = torch.tensor([[1.0], [2.0]])
