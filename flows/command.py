@@ -1,4 +1,4 @@
-"""The command line of every flow: `python -m flows.<name> [--params FILE] [--workspace DIR] [--no-commit] [--debug]`."""
+"""The command line of every flow: `python -m flows.<name>` with four options, and one message for a fault."""
 
 from __future__ import annotations
 
@@ -76,9 +76,8 @@ def _message(fault: SecateurError | OSError) -> str:
 
 
 def _say_on_terminal() -> None:
-    if not log.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False

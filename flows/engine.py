@@ -1,4 +1,4 @@
-"""Prefect's flow and task, or the plain function where DVC runs the stage: then no engine starts and nothing is sent."""
+"""Prefect's flow and task, or the plain function where DVC runs the stage: then no engine starts."""
 
 from __future__ import annotations
 

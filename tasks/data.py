@@ -57,8 +57,8 @@ def as_splits(found: Any, reference: str) -> Splits:
         return Splits(*parts, classes=tuple(found.classes))
     except AttributeError as error:
         raise DataError(
-            f"{reference!r} returned a {type(found).__name__} ({error}); expected zoo.datasets.Splits, or an object with "
-            "train, validation and test, each with inputs and targets, and classes"
+            f"{reference!r} returned a {type(found).__name__} ({error}); expected zoo.datasets.Splits, or an object "
+            "with train, validation and test, each with inputs and targets, and classes"
         ) from error
     except ValueError as error:
         raise DataError(f"{reference!r} returned malformed data: {error}") from error

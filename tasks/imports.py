@@ -40,7 +40,7 @@ def resolve(reference: str) -> Callable[..., Any]:
                 f"{reference!r} can't be imported: {module_name} itself needs {error.name!r}, which isn't installed"
             )
         raise SettingsError(message) from error
-    except Exception as error:  # noqa: BLE001  # a user's module may raise anything while it is imported
+    except Exception as error:  # a user's module may raise anything while it is imported
         raise SettingsError(f"{reference!r} can't be imported: {type(error).__name__}: {error}") from error
     target: Any = module
     for part in name.split("."):

@@ -122,8 +122,8 @@ def read_ledger(root: Path) -> Ledger:
 def open_ledger(root: Path, fingerprint: str, baseline: Measured, schedule: ScheduleSettings) -> Ledger:
     """Resume a trajectory, or begin it.
 
-    A ledger with another fingerprint belongs to other settings, data or code: the loop begins anew. One that went further
-    than the settings now ask is cut back to what they would have produced. Leftovers of a kill are removed.
+    A ledger with another fingerprint belongs to other settings, data or code: the loop begins anew. One that went
+    further than the settings now ask is cut back to what they would have produced. Leftovers of a kill are removed.
 
     Raises:
         WorkspaceError: The ledger or one of its checkpoints is damaged or was edited.

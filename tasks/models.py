@@ -45,7 +45,7 @@ def make_factory(settings: Settings, data: Description) -> Callable[[], nn.Modul
         model = imports.call(settings.model.factory, settings.model.arguments, data.offered)
         if not isinstance(model, nn.Module):
             raise SettingsError(
-                f"model.factory {settings.model.factory!r} returned a {type(model).__name__}; expected a torch.nn.Module"
+                f"model.factory {settings.model.factory!r} returned a {type(model).__name__}; expected a module"
             )
         return model
 

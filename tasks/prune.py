@@ -108,7 +108,7 @@ def _target_share(settings: Settings, baseline: Measured) -> float:
     assert target.size_bytes is not None
     if target.size_bytes >= baseline.size_bytes:
         raise SettingsError(
-            f"prune.target.size_bytes is {target.size_bytes:,}, but the baseline takes {baseline.size_bytes:,} already; "
-            "ask for less"
+            f"prune.target.size_bytes is {target.size_bytes:,}, but the baseline takes {baseline.size_bytes:,} "
+            "already; ask for less"
         )
     return 1 - target.size_bytes / baseline.size_bytes

@@ -113,8 +113,8 @@ def _remarks(summary: Json, outcome: Json, num_test: int) -> list[str]:
     parity = summary["parity"]
     return [
         f"{summary['attempts']} attempts, {summary['accepted']} accepted; ended because: {outcome['stopped_because']}. "
-        f"Decided on the validation set, with a floor of {outcome['floor']:.2%}; the figures below are of the test set, "
-        f"{num_test:,} samples that no decision has seen.",
+        f"Decided on the validation set, with a floor of {outcome['floor']:.2%}; the figures below are of the test "
+        f"set, {num_test:,} samples that no decision has seen.",
         f"Relative differences: dense against masked {parity['dense_vs_masked']:.1e}, ONNX Runtime against torch "
         f"{parity['onnx_vs_torch']:.1e}.",
     ]
