@@ -101,10 +101,11 @@ def goals(settings: ScheduleSettings) -> tuple[float, ...]:
     A `first_step` f is the first goal; the other N − 1 rise from f to T by the same law (one is added where N is 1).
     """
     start = settings.first_step or 0.0
+    if start >= settings.target:
+        return (settings.target,)
     num_steps = max(1, settings.iterations - 1) if start else settings.iterations
-    rising = [_between(settings, start, step / num_steps) for step in range(1, num_steps)]
-    first = [start] if start and start < settings.target else []
-    return (*first, *rising, settings.target)
+    rising = [min(_between(settings, start, step / num_steps), settings.target) for step in range(1, num_steps)]
+    return (*([start] if start else []), *rising, settings.target)
 
 
 def next_step(settings: ScheduleSettings, history: Sequence[Outcome]) -> Attempt | Stop:

@@ -30,7 +30,7 @@ def test_falling_schedules_start_at_the_peak_and_pass_its_half_in_the_middle(sch
 def test_warmup_rises_to_the_peak() -> None:
     found = rates(Recipe(epochs=4, learning_rate=0.2, schedule="constant", warmup_epochs=1))
     assert found[0] == pytest.approx(0.2 / 11)
-    assert all(later > earlier for earlier, later in itertools.pairwise(found))
+    assert all(later > earlier for earlier, later in itertools.pairwise(found[:11]))
     assert found[10:] == [0.2] * 30
 
 
