@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning.bundles import Bundle
@@ -31,6 +31,7 @@ def landings(draw: st.DrawFn) -> Landing:
     return landing(weights, sizes, draw(st.integers(sum(weights), whole)))
 
 
+@settings(deadline=None)
 @given(landings())
 def test_settled_levels_meet_the_target_and_no_step_can_be_given_back(under_way: Landing) -> None:
     levels = under_way.settle(under_way.lowest(), lambda index, level: level)

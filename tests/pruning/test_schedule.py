@@ -3,7 +3,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -51,6 +51,7 @@ def test_first_step_comes_first_and_the_rest_rises_from_there() -> None:
     assert goals(ScheduleSettings(target=0.8, iterations=3, first_step=0.8)) == (0.8,)
 
 
+@settings(deadline=None)
 @given(schedules())
 def test_goals_rise_and_end_at_the_target(settings: ScheduleSettings) -> None:
     found = goals(settings)
@@ -93,6 +94,7 @@ def test_goal_that_was_overshot_is_passed_over() -> None:
     assert next_step(settings, [Outcome(0.2, 0.81, True)]) == Stop("target reached")
 
 
+@settings(deadline=None)
 @given(schedules(), st.lists(st.booleans(), max_size=30))
 def test_every_history_ends_and_no_goal_passes_the_target(settings: ScheduleSettings, verdicts: list[bool]) -> None:
     found, stop = play(settings, verdicts)
@@ -101,6 +103,7 @@ def test_every_history_ends_and_no_goal_passes_the_target(settings: ScheduleSett
     assert all(0 < goal <= settings.target for goal in found)
 
 
+@settings(deadline=None)
 @given(schedules(), st.lists(st.booleans(), max_size=30), st.integers(0, 10), st.floats(0.1, 1.0))
 def test_later_stop_only_continues_a_history(
     settings: ScheduleSettings, verdicts: list[bool], more: int, factor: float
