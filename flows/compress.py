@@ -17,7 +17,7 @@ from flows.prune import prune
 from flows.report import report
 from flows.stage import Run
 from flows.transform import transform
-from tasks.comparison import as_markdown, as_text, compare, compare_latency
+from tasks.comparison import Line, as_markdown, as_text, compare, compare_latency
 from tasks.fingerprints import fingerprint
 from tasks.lock import locked
 from tasks.stages import STAGES, Stage
@@ -53,14 +53,32 @@ def compress(params: str = "params.yaml", workspace: str = "artifacts", commit: 
             if run.versions is not None:
                 changed = run.versions.changed()
         bar.update(1.0)
-        _show(run, call_as_task(_record, "record", run))
+        version = call_as_task(_record, "record", run)
+        publish_markdown("compress-result", as_markdown(_lines(run)), "baseline against dense model")
+        _show(run, version)
+
+
+def compress_what_changed(params: str, workspace: str, commit: bool) -> None:
+    """Run the flow; where every stage is current, show the result without starting the engine."""
+    run = Run.begin(params, workspace, commit)
+    with locked(run.workspace):
+        changed = run.versions.changed() if run.versions else frozenset()
+        if all(_is_done(run, stage, changed) for stage in STAGES):
+            log.info("every stage is current: nothing to run")
+            _show(run, _record(run))
+            return
+    compress(params, workspace, commit)
 
 
 def _is_done(run: Run, stage: Stage, changed: frozenset[str]) -> bool:
-    """Say whether a stage can be skipped: DVC decides where it versions the workspace, else the stage's own record."""
-    if run.versions is not None:
-        return stage.name not in changed
+    """Say whether a stage can be skipped: neither DVC nor the record beside its output calls it changed."""
+    if stage.name in changed:
+        return False
     return is_current(run.workspace.folder(stage.folder), fingerprint(stage, run.settings, run.workspace))
+
+
+def _lines(run: Run) -> list[Line]:
+    return [*compare(run.workspace.read_json("report", "summary.json", "report")), *compare_latency(run.workspace)]
 
 
 def _record(run: Run) -> str:
@@ -71,9 +89,7 @@ def _record(run: Run) -> str:
 
 def _show(run: Run, version: str) -> None:
     summary = run.workspace.read_json("report", "summary.json", "report")
-    lines = [*compare(summary), *compare_latency(run.workspace)]
-    publish_markdown("compress-result", as_markdown(lines), "baseline against dense model")
-    sys.stdout.write(f"\n{as_text(lines)}\n\n")
+    sys.stdout.write(f"\n{as_text(_lines(run))}\n\n")
     for what, place in (
         ("stopped because", summary["stopped_because"]),
         ("dense model", run.workspace.folder("dense")),
@@ -85,4 +101,4 @@ def _show(run: Run, version: str) -> None:
 
 
 if __name__ == "__main__":
-    command.main("compress", compress, "Run the whole pipeline, from the data to the report.")
+    command.main("compress", compress_what_changed, "Run the whole pipeline, from the data to the report.")

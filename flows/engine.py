@@ -32,7 +32,7 @@ def call_as_task(function: Callable[..., Any], name: str, *arguments: Any) -> An
     import prefect
     from prefect.cache_policies import NO_CACHE
 
-    task = prefect.task(function, name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
+    task = prefect.task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)(function)
     return task(*arguments)
 
 

@@ -53,8 +53,8 @@ def as_splits(found: Any, reference: str) -> Splits:
     if isinstance(found, Splits):
         return found
     try:
-        parts = [Samples(getattr(found, name).inputs, getattr(found, name).targets) for name in _SPLITS]
-        return Splits(*parts, classes=tuple(found.classes))
+        train, validation, test = (Samples(part.inputs, part.targets) for part in (getattr(found, n) for n in _SPLITS))
+        return Splits(train, validation, test, tuple(found.classes))
     except AttributeError as error:
         raise DataError(
             f"{reference!r} returned a {type(found).__name__} ({error}); expected zoo.datasets.Splits, or an object "

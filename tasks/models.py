@@ -69,7 +69,7 @@ def load_model(folder: Path, settings: Settings, data: Description, example: Ten
 
 def save_model(folder: Path, model: nn.Module, plan: Plan, measured: Measured, data_fingerprint: str) -> str:
     """Write a checkpoint with what it scored and which data it learned from; return the sha256 of its weights."""
-    meta = {"measured": measured.model_dump(), "data_fingerprint": data_fingerprint}
+    meta: dict[str, Json] = {"measured": measured.model_dump(), "data_fingerprint": data_fingerprint}
     return save_checkpoint(folder, copy.deepcopy(model).cpu(), plan, meta)
 
 

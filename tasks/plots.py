@@ -52,7 +52,7 @@ def draw_sensitivity(curves: Sequence[Curve], baseline_accuracy: float) -> Figur
     right.tick_params(length=0)
     right.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=right, format=PercentFormatter(1, decimals=0), fraction=0.05, pad=0.03)
-    bar.outline.set_visible(False)  # type: ignore[operator]  # matplotlib's own annotation lacks it
+    bar.outline.set_visible(False)
     return figure
 
 

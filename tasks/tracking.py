@@ -22,7 +22,7 @@ from tasks import analyze, export, report
 from tasks.data import read_description, read_split
 from tasks.ledger import Ledger, Row, read_ledger
 from tasks.settings import Settings
-from tasks.workspace import Workspace
+from tasks.workspace import DEFAULT_ROOT, Workspace
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -203,13 +203,13 @@ def _create_version(client: MlflowClient, run_id: str, settings: Settings, works
 
 def _lineage(settings: Settings, workspace: Workspace, ledger: Ledger) -> dict[str, str]:
     """Return what leads from a version back to the exact files that it came from."""
-    lock = Path("dvc.lock")
+    lock = Path("dvc.lock") if workspace.root == DEFAULT_ROOT else None  # DVC versions no other
     weights = workspace.folder("dense") / "weights.safetensors"
     return {
         FINGERPRINT: ledger.fingerprint,
         "secateur.data_fingerprint": read_description(workspace).fingerprint,
         "secateur.weights_sha256": sha256(weights.read_bytes()).hexdigest(),
-        "secateur.dvc_lock_sha256": sha256(lock.read_bytes()).hexdigest() if lock.exists() else "none",
+        "secateur.dvc_lock_sha256": sha256(lock.read_bytes()).hexdigest() if lock and lock.exists() else "none",
         "secateur.git_commit": _git_commit(),
         "secateur.model_factory": settings.model.factory,
     }

@@ -95,7 +95,7 @@ def relative_difference(one: nn.Module, other: nn.Module, samples: Samples, batc
     with restored_modes(one), restored_modes(other):
         one.eval()
         other.eval()
-        for batch in samples.inputs.split(batch_size):
+        for batch in torch.split(samples.inputs, batch_size):
             found, expected = one(batch.to(device)), other(batch.to(device))
             scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
             largest = max(largest, float((found - expected).abs().max() / scale))
