@@ -99,7 +99,7 @@ def finetune(
     )
     device = device_of(model)
     devices = [device] if device.type == "cuda" else []
-    with restored_modes(model), restored_modes(teacher or model), torch.random.fork_rng(devices=devices):
+    with restored_modes(model), restored_modes(model if teacher is None else teacher), torch.random.fork_rng(devices=devices):
         model.train()
         if teacher is not None:
             teacher.eval()

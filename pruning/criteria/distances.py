@@ -21,10 +21,10 @@ def order_by_geometric_median(group: Group, statistics: Statistics) -> list[int]
     """
     distances = _distances(group, statistics)
     scores = distances.sum(dim=1)
-    sums = scores.clone()
+    sums, tolerance = scores.clone(), _DUPLICATE * float(scores.mean())
     order: list[int] = []
     for _ in range(group.size):
-        nearest = sums <= sums.min() * (1 + _DUPLICATE)
+        nearest = sums <= sums.min() + tolerance
         gone = int(torch.where(nearest, scores, torch.inf).argmin())
         order.append(gone)
         sums -= distances[gone]

@@ -61,6 +61,14 @@ def test_of_two_duplicates_only_one_goes_early() -> None:
     assert order_channels("geometric_median", group, statistics)[:2] == [0, 2]
 
 
+def test_every_channel_is_ordered_once_whatever_rounding_does_to_the_distances() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for size in (2, 3, 32):
+        for filters in (torch.ones(size, 9) / 3, torch.randn(size, 9, generator=generator)):
+            group, statistics = two_layers(filters.tolist())
+            assert sorted(order_channels("geometric_median", group, statistics)) == list(range(size))
+
+
 def test_bn_scale_reads_gamma() -> None:
     model = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 1))
     model[1].weight.data = torch.tensor([0.5, -2.0, 1.0])
