@@ -4,7 +4,8 @@
     Sum(a, b, …)  one after the other               (concatenation)
     Product(a, b) row-major flattening of a × b     (reshape)
 
-An atom can be frozen (it keeps all its channels) or mixed (an operator computes a statistic over it), each with the reason.
+An atom can be frozen (it keeps all its channels) or mixed (an operator computes a statistic over it), each with the
+reason.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What a model costs under any plan, without running or building it.
 
-MACs are a polynomial in the sizes of groups: each convolution, linear layer and matrix product (attention included) contributes the
-product of the sizes of its axes. MACs are those of one forward pass of the example inputs; give a batch of 1 for MACs per sample.
+MACs are a polynomial in the sizes of groups: each convolution, linear layer and matrix product (attention included)
+contributes the product of the sizes of its axes. MACs are those of one forward pass of the example inputs; give a batch
+of 1 for MACs per sample.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ class Cost:
 def count_macs(groups: Groups, plan: Plan | None = None) -> int:
     """Count the MACs of one forward pass of the example inputs, for the model as it is or under a plan.
 
-    Exact, without running the model. Convention: convolutions, linear layers and matrix products, attention included; no norms, no
-    activations.
+    Exact, without running the model. Convention: convolutions, linear layers and matrix products, attention included;
+    no norms, no activations.
     """
     return Cost(groups).macs(plan.kept_sizes(groups) if plan else {})
 

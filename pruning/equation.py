@@ -5,8 +5,9 @@
     cat on 1    "a x c, a y c -> a x+y c"
     attention   "... n d, ... s d, ... s v -> ... n v"
 
-A name states that two axes hold the same channels; `(g i)` is a flattened product, `x+y` a concatenation. `...` stands for any
-number of leading axes, which broadcast. Never pruned are: a capital, `_` (one axis) and `*` (any number of axes).
+A name states that two axes hold the same channels; `(g i)` is a flattened product, `x+y` a concatenation. `...` stands
+for any number of leading axes, which broadcast. Never pruned are: a capital, `_` (one axis) and `*` (any number of
+axes).
 """
 
 from __future__ import annotations

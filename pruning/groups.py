@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import Tensor, nn
 
 from pruning.axes import Atom, Axis, Product, Sum, channels, factors_of, freeze, leaves, parts_of, resolve
+from pruning.equation import EXTENT
 from pruning.errors import PlanError, unknown_name
 from pruning.report import ParameterReport, Report
 from pruning.roles import Role, Roles
@@ -26,7 +27,8 @@ class Slice:
     Attributes:
         parameter: Name as in `model.named_parameters()` or `model.named_buffers()`.
         axis: The axis of that tensor.
-        role: `producer` makes the channels, `consumer` sums over them, `follower` rides along (norms, biases, depthwise).
+        role: `producer` makes the channels, `consumer` sums over them, `follower` rides along (norms, biases,
+            depthwise).
         use: What the parameter is used as, e.g. "convolution.weight" or "batch_norm.bias".
     """
 
@@ -117,7 +119,7 @@ class Groups:
             for position, axis in enumerate(self.trace.parameters[name]):
                 groups = [self._by_atom[atom].name for atom in leaves(axis) if atom in self._by_atom]
                 found.update(dict.fromkeys(groups))
-                if not groups and tensor.shape[position] != 1:
+                if not groups and tensor.shape[position] != 1 and self._reason(axis) != EXTENT:
                     reasons.append(f"axis {position}: {self._reason(axis)}")
             rows.append(ParameterReport(name, tuple(tensor.shape), tuple(found), tuple(reasons)))
         return Report(rows)
@@ -129,7 +131,7 @@ class Groups:
         return "; ".join(dict.fromkeys(reasons)) or "no layer makes these channels"
 
     def _merge_ties(self) -> None:
-        """Parts that lose equal counts stay separate groups if each is one atom; otherwise they lose the same channels."""
+        """Parts that lose equal counts stay separate groups if each is one atom; others lose the same channels."""
         self._tied: list[tuple[Atom, ...]] = []
         for tie in self.trace.facts.ties:
             if any(not isinstance(resolve(axis), Atom) for axis in tie):
@@ -172,7 +174,7 @@ class Groups:
                     "no layer makes these channels" if slices[0].role == "consumer" else "it meets itself in a product"
                 )
                 continue
-            groups[atom] = Group(_name(slices[0], atom), atom.size, tuple(slices))
+            groups[atom] = Group(_name(slices, atom), atom.size, tuple(slices))
         return self._with_ties(groups)
 
     def _with_ties(self, groups: dict[Atom, Group]) -> dict[Atom, Group]:
@@ -207,9 +209,11 @@ def _occurs_twice(axis: Axis, atom: Atom) -> bool:
     return False
 
 
-def _name(first: Slice, atom: Atom) -> str:
-    """A parameter, an axis of it, and which atom of that axis where there are several: counted from the right in products."""
-    atoms = list(dict.fromkeys(leaves(first._expression)))
-    if len(atoms) == 1:
-        return f"{first.parameter}:{first.axis}"
-    return f"{first.parameter}:{first.axis}.{atoms.index(atom)}"
+def _name(slices: Sequence[Slice], atom: Atom) -> str:
+    """A parameter and an axis of it that the atom fills alone; if there is none, also which atom of the axis."""
+    for slice_ in slices:
+        if all(leaf is atom for leaf in leaves(slice_._expression)):
+            return f"{slice_.parameter}:{slice_.axis}"
+    first = slices[0]
+    position = list(dict.fromkeys(leaves(first._expression))).index(atom)
+    return f"{first.parameter}:{first.axis}.{position}"

@@ -45,8 +45,8 @@ def parameter_masks(groups: Groups, plan: Plan) -> dict[str, Tensor]:
     """The mask of each parameter that a plan touches.
 
     Returns:
-        Bool, in the parameter's shape, True where a value stays. Buffers are left as they are: a batch norm's running variance
-        must not become zero.
+        Bool, in the parameter's shape, True where a value stays. Buffers are left as they are: a batch norm's running
+        variance must not become zero.
     """
     masks = plan.masks(groups)
     out = {}

@@ -1,4 +1,4 @@
-"""A plan: which channels of which groups go. It is JSON, it composes, and it refuses a model that it wasn't made for."""
+"""A plan: which channels of which groups go. It is JSON, it composes, and it refuses a model it wasn't made for."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ class Plan(BaseModel):
                 lost, also = len(self.removed[name]), len(self.removed.get(other, ()))
                 if lost != also:
                     raise PlanError(
-                        f"groups {name!r} and {other!r} of {model} have to lose equal counts, because code splits them in "
-                        f"equal parts; the plan removes {lost} and {also}"
+                        f"groups {name!r} and {other!r} of {model} have to lose equal counts, because code splits them "
+                        f"in equal parts; the plan removes {lost} and {also}"
                     )
 
     def kept(self, name: str) -> Tensor:
@@ -124,7 +124,8 @@ class Plan(BaseModel):
             left = self.kept(name).nonzero().flatten().tolist()
             if len(left) != other.sizes[name]:
                 raise PlanError(
-                    f"the second plan was made for {other.sizes[name]} channels of group {name!r}, the first leaves {len(left)}"
+                    f"the second plan was made for {other.sizes[name]} channels of group {name!r}, "
+                    f"the first leaves {len(left)}"
                 )
             removed[name] = tuple(sorted((*removed.get(name, ()), *(left[i] for i in indices))))
         plan = Plan(removed={n: removed[n] for n in sorted(removed)}, sizes={n: sizes[n] for n in sorted(sizes)})

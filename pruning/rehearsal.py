@@ -1,9 +1,9 @@
 """Rehearse a plan that narrows every group: does the model's own code go along with it?
 
-Code can hold sizes that no axis shows: `view(n, 256)`, a division by the root of a width, a split at a fixed index. So the forward pass
-is run once more, on a model that is narrowed in shape only, and compared operator by operator with the trace: the same operators, with
-the same numbers, giving exactly the shapes that the axes predict. The first one that deviates names the groups that have to stay whole.
-Nothing is computed and no weight is copied.
+Code can hold sizes that no axis shows: `view(n, 256)`, a division by the root of a width, a split at a fixed index. So
+the forward pass is run once more, on a model that is narrowed in shape only, and compared operator by operator with the
+trace: the same operators, with the same numbers, giving exactly the shapes that the axes predict. The first one that
+deviates names the groups that have to stay whole. Nothing is computed and no weight is copied.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pruning.groups import Groups
 from pruning.plan import Plan
 from pruning.rebuilding import rebuild
 from pruning.rules.call import is_pointwise, operator_name
-from pruning.trace import Operation
+from pruning.trace import IDENTITIES, Operation
 from pruning.watch import Place, watch
 
 _SHARES = (0.25, 0.375, 0.5)  # different groups lose different shares, so that no two sizes agree by chance
@@ -107,7 +107,7 @@ class _Comparison:
 
     def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any, place: Place) -> None:
         outputs = [leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor)]
-        if not outputs:
+        if not outputs or operator_name(func) in IDENTITIES:
             return
         if self.index >= len(self.operations):
             self._stop(f"it goes on with {operator_name(func)} {place}")

@@ -29,7 +29,8 @@ def narrow(
     Args:
         model: The module that the plan was made for; it is left as it was.
         plan: Which channels go.
-        example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments, with which the result is verified.
+        example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments, with which the result is
+            verified.
         groups: The groups of this model if they are known already; they are found otherwise.
         verify: Run the masked and the narrowed model on the example inputs and compare.
         tolerance: Largest accepted difference, relative to the largest output.

@@ -18,6 +18,9 @@ from pruning.rules.call import Call, Facts, Inapplicable, Typed, freeze_all, fro
 from pruning.unification import unify
 from pruning.watch import Inputs, Place, watch
 
+# PyTorch inserts these where it caches a shape or not, so they say nothing of the model.
+IDENTITIES = frozenset({"alias", "detach", "lift_fresh"})
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -125,6 +128,8 @@ class _Typing:
                     self.unclean.add(output.untyped_storage()._cdata)
                 continue
             self.table[id(output)] = (output, Typed(list(found), call.zero, source))
+        if call.name in IDENTITIES:
+            return
         constants = tuple(a for a in tree_flatten((tuple(args), kwargs))[0] if not isinstance(a, Tensor))
         self.trace.operations.append(
             Operation(call.name, place, constants, inputs, tuple(tuple(found) for found in axes))

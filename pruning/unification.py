@@ -1,8 +1,8 @@
 """State that two axes hold the same channels in the same order: unification with structure.
 
-An atom is bound to the other side, sums are cut at each other's borders, products are brought to common factors. Everything that
-shared a refined atom sees the finer form at once. Where two structures can't be reconciled, both sides are frozen with the reason: to
-freeze or to couple more than needed is always correct, to couple less never is.
+An atom is bound to the other side, sums are cut at each other's borders, products are brought to common factors.
+Everything that shared a refined atom sees the finer form at once. Where two structures can't be reconciled, both sides
+are frozen with the reason: to freeze or to couple more than needed is always correct, to couple less never is.
 """
 
 from __future__ import annotations

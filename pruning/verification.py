@@ -34,7 +34,8 @@ def relative_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> 
     """The largest difference of two lists of tensors, each relative to the largest value of the expected one.
 
     Returns:
-        max|found − expected| / max|expected|, the largest over the tensors; infinite where shapes or non-finite values differ.
+        max|found − expected| / max|expected|, the largest over the tensors; infinite where shapes or non-finite values
+        differ.
     """
     if [t.shape for t in expected] != [t.shape for t in found]:
         return float("inf")

@@ -41,11 +41,11 @@ class Place:
 OnCall = Callable[[Any, Sequence[Any], dict[str, Any], Any, Place], None]
 
 
-class Watch(TorchDispatchMode):
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Hand every operator of a forward pass to `on_call`, decomposing those that have no rule."""
 
     def __init__(self, on_call: OnCall, path: list[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.on_call = on_call
         self.path = path
 

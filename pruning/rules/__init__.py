@@ -1,8 +1,8 @@
 """One rule per operator of ATen: which axes of its inputs and outputs hold the same channels.
 
-A rule is a function of a `Call` and is registered by the operator's name. It states an axis equation, or builds axes where they depend
-on arguments. To add an operator: write its rule in the file of its family, and a sample row in `tests/pruning/rules/`, by which the two
-laws are tested. Operators that ATen tags as pointwise share one rule.
+A rule is a function of a `Call` and is registered by the operator's name. It states an axis equation, or builds axes
+where they depend on arguments. To add an operator: write its rule in the file of its family, and a sample row in
+`tests/pruning/rules/`, by which the two laws are tested. Operators that ATen tags as pointwise share one rule.
 """
 
 from __future__ import annotations

@@ -143,7 +143,9 @@ class Call:
         gone = contracted(equation)
         axes = names.build(outputs[0], self.outputs[0].shape)
         kernel = self._spatial(patterns[1], present[1])
-        terms = (*axes, *(names.axes[name] for name in gone), *kernel)
+        # What only one operand has is summed up before the product, and costs no multiplication.
+        shared = [name for name in gone if sum(name in _names(pattern) for pattern in patterns) > 1]
+        terms = (*axes, *(names.axes[name] for name in shared), *kernel)
         self.facts.contractions.append(Contraction(terms, self._roles(names, patterns, present, gone), self.module))
         self.zero = self._zero_after(patterns, outputs[0], axes, present)
         for name in gone:
@@ -198,17 +200,14 @@ class Call:
         gone = {name for pattern in patterns for name in _names(pattern)} - _names(output)
         factors = [(p, self.typed(t).zero) for p, t in zip(patterns, present, strict=True) if _names(p) & gone]
         biases = [(p, self.typed(t).zero) for p, t in zip(patterns, present, strict=True) if not _names(p) & gone]
-        named = {name for token in output for name in token.names}
-        for name in named - {"...", "*", "_"}:
-            holders = [zero for pattern, zero in factors if name in _names(pattern)]
-            if not any(holders) or not all(zero and name in _names(pattern) for pattern, zero in biases):
-                if any(
-                    is_open(axis)
-                    for axis, token in zip(self._fixed(output, list(axes)), self._tokens(output), strict=True)
-                    if name in token.names
-                ):
+        fixed = self._fixed(output, list(axes))
+        for token, axis in zip(self._tokens(output), fixed, strict=True):
+            for name in token.names:
+                by_factor = any(zero and name in _names(pattern) for pattern, zero in factors)
+                in_biases = all(zero and name in _names(pattern) for pattern, zero in biases)
+                if is_open(axis) and not (by_factor and in_biases):
                     return False
-        run = [axis for axis in axes if not any(axis is fixed for fixed in self._fixed(output, list(axes)))]
+        run = [axis for axis in axes if not any(axis is other for other in fixed)]
         return not any(map(is_open, run)) or (not biases and all(zero for _, zero in factors))
 
     def _tokens(self, pattern: Pattern) -> list[Token]:
@@ -245,7 +244,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def operator_name(func: Any) -> str:
-    """The name of an operator of ATen without namespace, overload and in-place underscore; others keep the namespace."""
+    """The name of an operator without overload and in-place underscore; one outside ATen keeps its namespace."""
     namespace, _, name = func._schema.name.partition("::")
     plain = name if name.startswith("__") else name.rstrip("_")
     return plain if namespace == "aten" else f"{namespace}::{name}"

@@ -63,7 +63,8 @@ def pooling(call: Call) -> list[list[Axis]]:
 
 @rule(
     "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d", "_upsample_bilinear2d_aa",
-    "_upsample_bicubic2d_aa", *(f"upsample_nearest{n}d" for n in "123"), *(f"_upsample_nearest_exact{n}d" for n in "123"),
+    "_upsample_bicubic2d_aa",
+    *(f"{kind}{n}d" for n in "123" for kind in ("upsample_nearest", "_upsample_nearest_exact")),
     *(f"{kind}_pad{n}d" for n in "123" for kind in ("reflection", "replication")),
 )  # fmt: skip
 def resizing(call: Call) -> list[list[Axis]]:
