@@ -6,7 +6,8 @@
         meta.json               format, sha256 of the two files above, tied names, and what the caller adds
 
 The architecture is rebuilt by calling the model's factory and replaying the plan. The same model, plan and meta give
-the same bytes. A folder is written beside its place and renamed into it: what exists is complete.
+the same bytes. A folder is written beside its place and renamed into it: what exists is complete. One that is replaced
+steps aside first; if the process dies just then, it is put back by whoever comes next.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ def load_checkpoint(
         CheckpointError: a file is missing or damaged, or the factory builds another model than the one saved.
     """
     folder = Path(folder)
+    _put_back(folder)
     header = _read_header(folder)
     weights = _read(folder, _WEIGHTS, header["weights_sha256"])
     try:
@@ -153,7 +155,8 @@ def _read(folder: Path, name: str, digest: str | None = None) -> bytes:
 
 def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write a folder beside its place and rename it."""
-    beside, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+    beside, old = folder.with_name(f".{folder.name}.partial"), _aside(folder)
+    _put_back(folder)
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     for name, content in files.items():
@@ -166,3 +169,13 @@ def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
         folder.rename(old)
     beside.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _put_back(folder: Path) -> None:
+    """Undo a replacement that a kill cut between its two renames."""
+    if not folder.exists() and _aside(folder).is_dir():
+        _aside(folder).rename(folder)

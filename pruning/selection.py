@@ -68,7 +68,7 @@ def make_plan(
         seed: for criteria that draw random numbers.
 
     Raises:
-        TargetError: not exactly one target, a target outside (0, 1), or one that can't be met.
+        TargetError: not exactly one target, a target outside (0, 1), one that can't be met or that removes nothing.
         CriterionError: the criterion is unknown or doesn't apply to a group.
         SettingsError: the scope is unknown, or an entry of `ignore` matches nothing.
     """
@@ -94,6 +94,11 @@ def make_plan(
         levels = _one_threshold(landing, _steps(bundles, orders, scores))
     elif name == "channel_sparsity":
         levels = [bundle.nearest_level(round(share * min(bundle.sizes))) for bundle in bundles]
+        if not any(levels):
+            raise TargetError(
+                f"channel_sparsity {share:g} comes to no channel in any group; the largest that may lose some has "
+                f"{max(groups[name].size for name in free)}: ask for more, or lower round_to"
+            )
     else:
         levels = _common_share(landing)
     return landing.plan(groups, levels, orders)

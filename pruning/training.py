@@ -99,7 +99,8 @@ def finetune(
     )
     device = device_of(model)
     devices = [device] if device.type == "cuda" else []
-    with restored_modes(model), restored_modes(model if teacher is None else teacher), torch.random.fork_rng(devices=devices):
+    also = model if teacher is None else teacher
+    with restored_modes(model), restored_modes(also), torch.random.fork_rng(devices=devices):
         model.train()
         if teacher is not None:
             teacher.eval()

@@ -79,6 +79,16 @@ def test_bytes_are_the_same_each_time_and_saving_replaces(tmp_path: Path, narrow
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
+def test_checkpoint_that_stepped_aside_when_the_process_died_is_put_back(
+    tmp_path: Path, narrowed: tuple[nn.Module, Plan]
+) -> None:
+    save_checkpoint(tmp_path / "a", *narrowed)
+    (tmp_path / "a").rename(tmp_path / ".a.old")
+    _, plan, _ = load_checkpoint(tmp_path / "a", factory, EXAMPLE)
+    assert plan == narrowed[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_tied_tensors_are_stored_once_and_come_back_tied(tmp_path: Path) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

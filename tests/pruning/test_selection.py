@@ -200,6 +200,11 @@ def test_target_out_of_reach_says_how_far_it_got_and_what_stood_in_the_way(resid
     assert " keeps 8 of 32 (keep_at_least = 8)" in text
 
 
+def test_share_too_small_for_any_group_is_an_error(residual: Groups) -> None:
+    with pytest.raises(TargetError, match=r"0.005 comes to no channel in any group; the largest .* has 64"):
+        make_plan(residual, channel_sparsity=0.005)
+
+
 def test_model_without_prunable_groups_is_an_error() -> None:
     with pytest.raises(TargetError, match="no group can lose a channel"):
         make_plan(mlp(4, 3), channel_sparsity=0.5)
