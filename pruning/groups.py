@@ -115,13 +115,16 @@ class Groups:
         rows = []
         for name, tensor in self.model.named_parameters():
             found: dict[str, None] = {}
-            reasons = []
+            reasons: dict[int, str] = {}
             for position, axis in enumerate(self.trace.parameters[name]):
                 groups = [self._by_atom[atom].name for atom in leaves(axis) if atom in self._by_atom]
                 found.update(dict.fromkeys(groups))
-                if not groups and tensor.shape[position] != 1 and self._reason(axis) != EXTENT:
-                    reasons.append(f"axis {position}: {self._reason(axis)}")
-            rows.append(ParameterReport(name, tuple(tensor.shape), tuple(found), tuple(reasons)))
+                if not groups and tensor.shape[position] != 1:
+                    reasons[position] = self._reason(axis)
+            # That a kernel's extents stay goes without saying where the channels can be pruned.
+            told = {i: reason for i, reason in reasons.items() if reason != EXTENT} if found else reasons
+            texts = tuple(f"axis {i}: {reason}" for i, reason in told.items())
+            rows.append(ParameterReport(name, tuple(tensor.shape), tuple(found), texts))
         return Report(rows)
 
     def _reason(self, axis: Axis) -> str:

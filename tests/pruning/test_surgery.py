@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pruning
+from pruning.errors import ModelError, VerificationError
+from tests.pruning.networks import IMAGE, make
+
+X = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))
+
+
+def narrowed(name: str) -> nn.Module:
+    model = make(name)
+    groups = pruning.find_groups(model, X)
+    return pruning.narrow(model, pruning.Plan.of(groups, {g.name: [0] for g in groups}), X)
+
+
+def test_modules_count_what_they_hold() -> None:
+    for name in ("Depthwise", "ResidualWithGroups", "GroupNormed", "UNet", "SuperResolution"):
+        for module in narrowed(name).modules():
+            if isinstance(module, nn.Conv2d):
+                assert module.weight.shape[:2] == (module.out_channels, module.in_channels // module.groups)
+            if isinstance(module, nn.ConvTranspose2d):
+                assert module.weight.shape[:2] == (module.in_channels, module.out_channels // module.groups)
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_var is not None
+                assert module.num_features == len(module.running_var)
+            if isinstance(module, nn.Linear):
+                assert module.weight.shape == (module.out_features, module.in_features)
+            if isinstance(module, nn.GroupNorm):
+                assert len(module.weight) == module.num_channels
+                assert module.num_channels % module.num_groups == 0
+
+
+def test_tied_parameters_stay_one_tensor() -> None:
+    dense = narrowed("Siamese")
+    assert dense.get_submodule("left").weight is dense.get_submodule("right").weight
+
+
+def test_requires_grad_and_modes_are_kept() -> None:
+    model = make("Plain").train()
+    model.get_submodule("features.0")[0].weight.requires_grad_(False)  # type: ignore[index, operator, union-attr]
+    groups = pruning.find_groups(model, X)
+    dense = pruning.narrow(model, pruning.Plan.of(groups, {g.name: [0] for g in groups}), X)
+    assert [p.requires_grad for p in dense.parameters()] == [p.requires_grad for p in model.parameters()]
+    assert all(module.training for module in dense.modules())
+
+
+def test_masking_zeroes_the_producing_and_the_consuming_side_but_no_statistics() -> None:
+    model = make("Plain")
+    groups = pruning.find_groups(model, X)
+    masked = pruning.apply_masks(model, pruning.Plan.of(groups, {"features.0.0.weight:0": [3]}))
+    state = masked.state_dict()
+    assert not state["features.0.0.weight"][3].any()
+    assert not state["features.0.1.bias"][3]
+    assert not state["features.2.0.weight"][:, 3].any()
+    assert state["features.0.1.running_var"][3] == model.state_dict()["features.0.1.running_var"][3] > 0
+
+
+class Weighed(nn.Module):
+    """Multiplies by a tensor made from its width, which no trace of shapes can see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.b(torch.relu(self.a(x))) * torch.tensor(float(self.a.out_features))
+
+
+def test_what_cannot_be_narrowed_exactly_is_refused_and_the_original_stays() -> None:
+    model, x = Weighed(), torch.randn(4, 3)
+    before = model(x)
+    plan = pruning.Plan.of(pruning.find_groups(model, x), {"a.weight:0": [1]})
+    with pytest.raises(VerificationError, match=r"differs from the masked one by .* at most 1e-04 is accepted"):
+        pruning.narrow(model, plan, x)
+    assert torch.equal(model(x), before)
+
+
+def test_a_narrowed_model_that_does_not_run_is_refused() -> None:
+    class Fragile(Weighed):
+        def forward(self, x: Tensor) -> Any:
+            if type(x) is Tensor and self.a.out_features != 8:
+                raise RuntimeError("I want 8")
+            return self.b(torch.relu(self.a(x)))
+
+    model, x = Fragile(), torch.randn(4, 3)
+    plan = pruning.Plan.of(pruning.find_groups(model, x), {"a.weight:0": [1]})
+    with pytest.raises(VerificationError, match="does not run: I want 8"):
+        pruning.narrow(model, plan, x)
+
+
+def test_a_module_that_cannot_be_copied_is_an_error_that_says_why() -> None:
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+            self.rows = (i for i in range(3))
+
+        def forward(self, x: Tensor) -> Any:
+            return self.b(self.a(x))
+
+    with pytest.raises(ModelError, match=r"can't be copied.*generator"):
+        pruning.find_groups(Holder(), torch.zeros(1, 3))
