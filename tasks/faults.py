@@ -13,7 +13,14 @@ from pruning.errors import unknown_name
 
 def describe(error: ValidationError, root: type[BaseModel]) -> list[str]:
     """List the faults of a validation, one line each, as `path: what was found, what was expected`."""
-    return [f"{_path(fault['loc'])}: {_text(fault, root)}" for fault in error.errors()]
+    faults = error.errors()
+    return [f"{_path(fault['loc'])}: {_text(fault, root)}" for fault in faults if not _follows(fault, faults)]
+
+
+def _follows(fault: ErrorDetails, faults: list[ErrorDetails]) -> bool:
+    """Say whether a sequence is called too short only because its entries are faulty themselves."""
+    inner = (other["loc"][: len(fault["loc"])] for other in faults if other is not fault)
+    return fault["type"] == "too_short" and fault["loc"] in inner
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -28,6 +28,7 @@ def resolve(reference: str) -> Callable[..., Any]:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
+    importlib.invalidate_caches()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -45,7 +46,11 @@ def resolve(reference: str) -> Callable[..., Any]:
     target: Any = module
     for part in name.split("."):
         if not hasattr(target, part):
-            known = [key for key in vars(target) if not key.startswith("_")] if hasattr(target, "__dict__") else []
+            known = [
+                key
+                for key, value in getattr(target, "__dict__", {}).items()
+                if callable(value) and not key.startswith("_")
+            ]
             raise SettingsError(unknown_name(f"name in {module_name}", part, known))
         target = getattr(target, part)
     if not callable(target):
