@@ -1,0 +1,178 @@
+"""A fault of the user's: one message on stderr, exit code 2, no traceback, nothing lost."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import command
+from flows.baseline import baseline
+from flows.compress import compress_what_changed
+from flows.prepare import prepare
+from flows.prune import prune
+
+Change = Callable[[dict[str, Any]], object]
+Write = Callable[[Change | None], Path]
+Flow = Callable[[str, str, bool], object]
+
+
+def fails(capsys: pytest.CaptureFixture[str], flow: Flow, *arguments: str) -> str:
+    """Run a command that has to fail as a user's fault does, and return its message."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        command.main("stage", flow, "", [*arguments, "--no-commit"])
+    assert ended.value.code == command.FAULT
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "Traceback" not in printed.err
+    assert printed.err.count("stage: ") == 1
+    return printed.err
+
+
+def succeeds(flow: Flow, *arguments: str) -> None:
+    command.main("stage", flow, "", [*arguments, "--no-commit"])
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_wrong_settings_are_one_message_and_nothing_is_made(write_params: Write, capsys: Any) -> None:
+    write_params(lambda s: s["prune"].update(criterion="l3_norm", creterion=1))
+    message = fails(capsys, compress_what_changed)
+    assert "params.yaml has 2 faults" in message
+    assert not Path("artifacts").exists()
+
+
+def test_absent_settings_file_is_one_message(write_params: Write, capsys: Any) -> None:
+    write_params(None)
+    assert "there is no settings file other.yaml" in fails(capsys, prepare, "--params", "other.yaml")
+
+
+def test_unwritable_workspace_is_one_message(write_params: Write, capsys: Any) -> None:
+    write_params(None)
+    Path("taken").write_text("kept", encoding="utf-8")
+    assert "can't be written" in fails(capsys, prepare, "--workspace", "taken")
+    assert "can't be written" in fails(capsys, prepare, "--workspace", "/proc/secateur")
+    assert Path("taken").read_text(encoding="utf-8") == "kept"
+
+
+def test_stage_before_its_turn_names_the_one_to_run(write_params: Write, capsys: Any) -> None:
+    write_params(None)
+    assert "python -m flows.prepare" in fails(capsys, baseline)
+
+
+def test_factory_that_raises_is_named_with_its_arguments(write_params: Write, capsys: Any) -> None:
+    write_params(lambda s: s["model"].update(arguments={"width": 0}))
+    succeeds(prepare)
+    assert "own_project:small" in fails(capsys, baseline)
+
+
+def test_file_error_of_the_system_is_one_message(write_params: Write, capsys: Any) -> None:
+    write_params(None)
+
+    def full(params: str, workspace: str, commit: bool) -> None:
+        raise OSError(28, "No space left on device", "somewhere/weights")
+
+    message = fails(capsys, full)
+    assert "somewhere/weights: No space left on device" in message
+    assert "What was finished before is kept" in message
+
+
+def test_debug_shows_the_traceback(write_params: Write) -> None:
+    write_params(None)
+    with pytest.raises(Exception, match=r"flows\.prepare"):
+        command.main("stage", baseline, "", ["--debug", "--no-commit"])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, project_writer: Callable[..., Path]) -> Path:
+    """A project whose data and baseline are there."""
+    folder = tmp_path_factory.mktemp("trained")
+    project_writer(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        succeeds(prepare)
+        succeeds(baseline)
+    return folder
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same project, to be damaged."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_damaged_baseline_is_one_message_and_stays(copied: Path, capsys: Any) -> None:
+    weights = copied / "artifacts" / "baseline" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    before = files(copied / "artifacts")
+    message = fails(capsys, compress_what_changed)
+    assert "weights.safetensors" in message
+    assert "dvc checkout" in message
+    assert files(copied / "artifacts") == before
+
+
+def test_damaged_data_are_one_message(copied: Path, capsys: Any) -> None:
+    path = copied / "data" / "train.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    assert "train.safetensors" in fails(capsys, compress_what_changed)
+
+
+def test_damaged_weights_that_were_brought_along_are_one_message(
+    copied: Path, capsys: Any, project_writer: Callable[..., Path]
+) -> None:
+    (copied / "mine.pt").write_bytes(b"not a file of torch")
+
+    def change(settings: dict[str, Any]) -> None:
+        settings["model"]["weights"] = "mine.pt"
+
+    project_writer(copied, change)
+    assert "mine.pt" in fails(capsys, baseline)
+
+
+def test_other_data_than_the_baseline_are_an_error_that_names_both(
+    copied: Path, capsys: Any, project_writer: Callable[..., Path]
+) -> None:
+    from flows.analyze import analyze
+
+    def change(settings: dict[str, Any]) -> None:
+        settings["data"]["arguments"] = {"seed": 1}
+
+    project_writer(copied, change)
+    succeeds(prepare)
+    succeeds(analyze)
+    message = fails(capsys, prune)
+    assert "the baseline learned from the data" in message
+    assert "the workspace holds" in message
+
+    def allow(settings: dict[str, Any]) -> None:
+        change(settings)
+        settings["prune"].update(allow_other_data=True, max_attempts=1)
+
+    project_writer(copied, allow)
+    succeeds(prune)
+
+
+def test_baseline_that_was_brought_along_remembers_its_data(
+    copied: Path, capsys: Any, project_writer: Callable[..., Path]
+) -> None:
+    from flows.analyze import analyze
+
+    def change(settings: dict[str, Any]) -> None:
+        settings["data"]["arguments"] = {"seed": 1}
+        settings["model"]["weights"] = "artifacts/baseline/weights.safetensors"
+        settings["baseline"]["recipe"] = None
+
+    project_writer(copied, change)
+    for stage in (prepare, baseline, analyze):
+        succeeds(stage, "--workspace", "other")
+    assert "the baseline learned from the data" in fails(capsys, prune, "--workspace", "other")
