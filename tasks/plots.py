@@ -18,6 +18,7 @@ from tasks.ledger import Ledger
 INK, QUIET, LINE = "#1f2933", "#6b7785", "#d5dbe1"
 BEFORE, AFTER, REJECTED = "#cfd8e3", "#1f7a5c", "#c2410c"
 LONGEST_NAME = 34
+SMALL = 8
 MARGIN_INCHES = 1.3
 
 
@@ -30,6 +31,9 @@ def draw_sensitivity(curves: Sequence[Curve], baseline_accuracy: float) -> Figur
     """
     rates = sorted({point.rate for curve in curves for point in curve.points})
     figure = _figure(11, max(4.2, MARGIN_INCHES + 0.24 * len(curves)))
+    if not rates:
+        figure.text(0.5, 0.5, "no group was measured", ha="center", color=QUIET)
+        return figure
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
     colours = colormaps["viridis"](np.linspace(0.0, 0.92, max(len(curves), 2)))
     for curve, colour in zip(curves, colours, strict=False):
@@ -37,22 +41,24 @@ def draw_sensitivity(curves: Sequence[Curve], baseline_accuracy: float) -> Figur
         accuracies = [baseline_accuracy, *(point.accuracy for point in curve.points)]
         left.plot(shares, accuracies, color=colour, linewidth=1.4, marker="o", markersize=2.5)
     left.axhline(baseline_accuracy, color=QUIET, linewidth=0.8, linestyle=":")
-    _percent(left, x=True, y=True)
-    left.set(xlabel="channels of the group masked", ylabel="validation accuracy", xlim=(0, 1))
-    left.set_title("one curve a group: dark lies near the input, light near the output")
+    _dress(left, "channels of the group masked", "validation accuracy", "one curve a group, input dark, output light")
+    left.set_xlim(0, 1)
+    left.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    left.yaxis.set_major_formatter(PercentFormatter(1))
     drops = np.full((len(curves), len(rates)), np.nan)
     for row, curve in enumerate(curves):
         for point in curve.points:
             drops[row, rates.index(point.rate)] = baseline_accuracy - point.accuracy
     image = right.imshow(drops, aspect="auto", cmap="OrRd", vmin=0, vmax=max(0.01, float(np.nanmax(drops, initial=0))))
-    right.set_yticks(range(len(curves)), [_short(curve.group) for curve in curves], fontsize=7)
-    right.set_xticks(range(len(rates)), [f"{rate:.0%}" for rate in rates], fontsize=7)
-    right.set(xlabel="channels of the group masked")
-    right.set_title("accuracy lost")
+    right.set_yticks(range(len(curves)), [_short(curve.group) for curve in curves], fontsize=SMALL - 1)
+    right.set_xticks(range(len(rates)), [f"{rate:.0%}" for rate in rates], fontsize=SMALL - 1)
+    _dress(right, "channels of the group masked", "", "accuracy lost")
     right.tick_params(length=0)
+    right.grid(visible=False)
     right.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=right, format=PercentFormatter(1, decimals=0), fraction=0.05, pad=0.03)
     bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=SMALL, length=0)
     return figure
 
 
@@ -77,15 +83,14 @@ def draw_attempts(ledger: Ledger, floor: float) -> Figure:
             axes.scatter(macs, accuracies, marker=marker, s=58, color=colour, label=label, zorder=4, linewidths=0)
         for row, x, y in zip(rows, macs, accuracies, strict=True):
             axes.annotate(
-                str(row.attempt + 1), (x, y), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8
+                str(row.attempt + 1), (x, y), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=SMALL
             )
     axes.axhline(floor, color=REJECTED, linewidth=0.9, linestyle="--", label="floor", zorder=1)
-    _percent(axes, y=True)
+    _dress(axes, "million MACs of one sample (fewer to the right)", "validation accuracy", "")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.margins(x=0.06, y=0.16)
     axes.invert_xaxis()
-    axes.set(xlabel="million MACs of one sample (fewer to the right)", ylabel="validation accuracy")
-    axes.legend(frameon=False, fontsize=8, loc="lower left")
-    axes.set_title("attempts in the order of their numbers")
+    _legend_above(axes)
     return figure
 
 
@@ -102,13 +107,14 @@ def draw_widths(widths: Sequence[tuple[str, int, int]]) -> Figure:
     axes.barh(rows, [after for _, _, after in widths], color=AFTER, height=0.44, label="after")
     for row, (_, before, after) in enumerate(widths):
         text = f"{before} → {after}" if after < before else str(before)
-        axes.annotate(text, (before, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7)
-    axes.set_yticks(rows, [_short(name) for name, _, _ in widths], fontsize=7)
+        axes.annotate(text, (before, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=SMALL - 1)
+    axes.set_yticks(rows, [_short(name) for name, _, _ in widths], fontsize=SMALL - 1)
     axes.set_ylim(len(widths) - 0.4, -0.6)
     axes.margins(x=0.12)
-    axes.set(xlabel="channels")
+    _dress(axes, "channels", "", "")
+    axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
-    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    _legend_above(axes)
     return figure
 
 
@@ -125,14 +131,18 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _percent(axes: Axes, *, x: bool = False, y: bool = False) -> None:
-    if x:
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    if y:
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+def _dress(axes: Axes, across: str, up: str, title: str) -> None:
+    axes.set_xlabel(across, fontsize=SMALL + 1)
+    axes.set_ylabel(up, fontsize=SMALL + 1)
+    axes.set_title(title, fontsize=SMALL + 2, loc="left", color=INK)
+    axes.tick_params(labelsize=SMALL, colors=INK)
     axes.grid(color=LINE, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend_above(axes: Axes) -> None:
+    axes.legend(frameon=False, fontsize=SMALL, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.3)
 
 
 def _short(name: str) -> str:

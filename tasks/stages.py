@@ -32,10 +32,16 @@ class Stage:
     code: tuple[str, ...]
 
 
-_SHARED = ("pruning", "tasks/data.py", "tasks/models.py", "tasks/workspace.py")
+_SHARED = ("pruning", "tasks/data.py", "tasks/imports.py", "tasks/measured.py", "tasks/models.py", "tasks/workspace.py")
 
 STAGES = (
-    Stage("prepare", "data", (), ("run", "data"), ("tasks/prepare.py", "tasks/data.py", "tasks/workspace.py", "zoo")),
+    Stage(
+        "prepare",
+        "data",
+        (),
+        ("run", "data"),
+        ("tasks/prepare.py", "tasks/data.py", "tasks/imports.py", "tasks/workspace.py", "zoo"),
+    ),
     Stage(
         "baseline",
         "baseline",
@@ -83,7 +89,15 @@ STAGES = (
         "report",
         ("prepare", "baseline", "analyze", "prune", "transform", "export"),
         ("run", "model", "training"),
-        ("tasks/report.py", "tasks/plots.py", "tasks/page.py", "tasks/ledger.py", *_SHARED, "zoo"),
+        (
+            "tasks/report.py",
+            "tasks/comparison.py",
+            "tasks/plots.py",
+            "tasks/page.py",
+            "tasks/ledger.py",
+            *_SHARED,
+            "zoo",
+        ),
     ),
 )
 

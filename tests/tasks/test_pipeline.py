@@ -1,0 +1,323 @@
+"""All stages on a small project, in one process, through the functions that DVC's commands call."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+
+import pruning
+from pruning.errors import VerificationError
+from pruning.schedule import Attempt, Stop
+from tasks import analyze, attempt, baseline, benchmark, export, prepare, prune, report, transform
+from tasks.comparison import as_markdown, as_text, compare, compare_latency
+from tasks.data import read_description, read_split
+from tasks.fingerprints import fingerprint, trajectory_fingerprint
+from tasks.ledger import read_ledger
+from tasks.models import example_inputs, load_model, make_factory, size_bytes
+from tasks.settings import Settings, load
+from tasks.stages import NAMES, find_stage
+from tasks.workspace import Workspace, seal
+
+BODIES: dict[str, Callable[[Settings, Workspace], None]] = {
+    "prepare": prepare.prepare,
+    "baseline": baseline.baseline,
+    "analyze": analyze.analyze,
+    "transform": transform.transform,
+    "export": export.export,
+    "benchmark": benchmark.benchmark,
+    "report": report.report,
+}
+
+
+@dataclass(frozen=True)
+class Project:
+    root: Path
+    settings: Settings
+    workspace: Workspace
+
+    def run(self, name: str) -> None:
+        if name == "prune":
+            self.prune()
+        else:
+            BODIES[name](self.settings, self.workspace)
+        stage = find_stage(name)
+        seal(self.workspace.folder(stage.folder), fingerprint(stage, self.settings, self.workspace))
+
+    def prune(self, most: int = 99) -> None:
+        loop = prune.open_loop(self.settings, self.workspace)
+        while isinstance(step := loop.next(), Attempt) and most:
+            loop.ledger.record(attempt.attempt(self.settings, self.workspace, loop.ledger, step, loop.floor))
+            most -= 1
+        if isinstance(step, Stop):
+            prune.close_loop(loop, step)
+
+    def bytes_of(self, name: str) -> dict[str, bytes]:
+        folder = self.workspace.folder(name)
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def json(self, folder: str, name: str) -> Any:
+        return json.loads((self.workspace.folder(folder) / name).read_text(encoding="utf-8"))
+
+
+def make(root: Path, writer: Callable[..., Path], change: Callable[[dict[str, Any]], object] | None = None) -> Project:
+    return Project(root, load(writer(root, change)), Workspace(Path("artifacts")))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, project_writer: Callable[..., Path]) -> Project:
+    root = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        project = make(root, project_writer)
+        for name in NAMES:
+            project.run(name)
+    return project
+
+
+@pytest.fixture
+def inside(finished: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """The finished project as the current folder; it is not to be changed."""
+    monkeypatch.chdir(finished.root)
+    return finished
+
+
+@pytest.fixture
+def copied(finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of its folder as the current folder, to be changed."""
+    shutil.copytree(finished.root, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_summary_has_the_agreed_keys_and_says_what_the_files_say(inside: Project) -> None:
+    summary = inside.json("report", "summary.json")
+    assert set(summary) == {
+        *("baseline", "dense", "mac_reduction", "parameter_reduction", "accuracy_drop"),
+        *("parity", "attempts", "accepted", "stopped_because"),
+    }
+    data, example = read_description(inside.workspace), example_inputs(inside.workspace, inside.settings)
+    for name in ("baseline", "dense"):
+        model, _, _ = load_model(inside.workspace.folder(name), inside.settings, data, example)
+        found = summary[name]
+        assert set(found) == {"accuracy", "macs", "parameters", "size_bytes"}
+        assert found["macs"] == pruning.count_macs(pruning.find_groups(model, example))
+        assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+        assert found["size_bytes"] == size_bytes(model)
+        test = read_split(inside.workspace, "test")
+        hits = (model(test.inputs).argmax(1) == test.targets).float().mean().item()
+        assert found["accuracy"] == pytest.approx(hits)
+    assert summary["mac_reduction"] == pytest.approx(1 - summary["dense"]["macs"] / summary["baseline"]["macs"])
+    assert summary["mac_reduction"] >= 0.6
+    assert summary["stopped_because"] == "target reached"
+    ledger = read_ledger(inside.workspace.folder("iterations"))
+    assert (summary["attempts"], summary["accepted"]) == (len(ledger.rows), len(ledger.accepted))
+    assert set(summary["parity"]) == {"dense_vs_masked", "onnx_vs_torch"}
+    assert all(0 <= value < 1e-4 for value in summary["parity"].values())
+
+
+def test_dense_model_is_the_factory_model_narrowed_by_the_plan(inside: Project) -> None:
+    data, example = read_description(inside.workspace), example_inputs(inside.workspace, inside.settings)
+    dense, plan, _ = load_model(inside.workspace.folder("dense"), inside.settings, data, example)
+    whole = pruning.find_groups(make_factory(inside.settings, data)(), example)
+    assert pruning.count_macs(whole, plan) == pruning.count_macs(pruning.find_groups(dense, example))
+    inputs = read_split(inside.workspace, "validation").inputs
+    masked = transform.masked_twin(dense, plan, whole).eval()
+    assert [p.shape for p in masked.parameters()] == [p.shape for p in whole.model.parameters()]
+    torch.testing.assert_close(masked(inputs), dense(inputs), rtol=1e-4, atol=1e-5)
+    narrowed = pruning.narrow(masked, plan, example)
+    for name, tensor in dense.state_dict().items():
+        assert torch.equal(narrowed.state_dict()[name], tensor), name
+
+
+def test_dense_model_that_differs_from_the_masked_one_is_refused(copied: Path, finished: Project) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transform, "TOLERANCE", 0.0)
+        with pytest.raises(VerificationError, match="differs from the masked one"):
+            transform.transform(finished.settings, finished.workspace)
+
+
+def test_onnx_file_takes_any_batch_and_agrees(inside: Project) -> None:
+    data, example = read_description(inside.workspace), example_inputs(inside.workspace, inside.settings)
+    dense, _, _ = load_model(inside.workspace.folder("dense"), inside.settings, data, example)
+    session = onnxruntime.InferenceSession(str(inside.workspace.folder("onnx") / "model.onnx"))
+    inputs = read_split(inside.workspace, "test").inputs
+    for count in (1, 3, 7):
+        (found,) = session.run(None, {session.get_inputs()[0].name: inputs[:count].numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), dense(inputs[:count]), rtol=1e-4, atol=1e-5)
+
+
+def test_ledger_names_checkpoints_that_are_there_and_recipes_that_were_tried(inside: Project) -> None:
+    ledger = read_ledger(inside.workspace.folder("iterations"))
+    assert [row.attempt for row in ledger.rows] == list(range(len(ledger.rows)))
+    for row in ledger.rows:
+        assert set(row.recipes) == {"distil", "plain"}
+        assert row.measured is not None
+        assert row.measured.accuracy == max(row.recipes.values())
+        assert row.reached == pytest.approx(1 - row.measured.macs / ledger.baseline.macs)
+        assert row.goal <= row.reached + 1e-12
+    for row in ledger.accepted:
+        assert row.checkpoint is not None
+        meta = inside.json("iterations", f"{row.checkpoint}/meta.json")
+        assert meta["weights_sha256"] == row.weights_sha256
+
+
+def test_outputs_that_others_read_hold_no_time_and_no_place(inside: Project) -> None:
+    for name in ("data", "baseline", "analysis", "iterations", "dense", "onnx", "report"):
+        for path, content in inside.bytes_of(name).items():
+            assert str(inside.root).encode() not in content, f"{name}/{path}"
+
+
+def test_report_holds_pictures_figures_and_nothing_from_outside(inside: Project) -> None:
+    page = (inside.workspace.folder("report") / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in page.replace("http-equiv", "")
+    summary = inside.json("report", "summary.json")
+    assert f"{summary['dense']['macs']:,}" in page
+    for name in report.PICTURES:
+        assert (inside.workspace.folder("report") / name).stat().st_size > 5000
+
+
+def test_comparison_shows_accuracy_size_macs_and_latency_together(inside: Project) -> None:
+    lines = [*compare(inside.json("report", "summary.json")), *compare_latency(inside.workspace)]
+    quantities = [line.quantity for line in lines]
+    expected = ["accuracy (test)", "size", "MACs", "parameters", "latency, batch 1", "latency, batch 4"]
+    assert quantities == expected
+    widths = {len(line) for line in as_text(lines).splitlines()}
+    assert len(widths) == 1
+    assert as_markdown(lines).count("\n") == len(lines) + 1
+
+
+def test_curves_cover_every_group_at_every_rate(inside: Project) -> None:
+    data, example = read_description(inside.workspace), example_inputs(inside.workspace, inside.settings)
+    model, _, _ = load_model(inside.workspace.folder("baseline"), inside.settings, data, example)
+    curves = analyze.read_curves(inside.workspace)
+    assert [curve.group for curve in curves] == [group.name for group in pruning.find_groups(model, example)]
+    assert all([point.rate for point in curve.points] == [0.3, 0.6] for curve in curves)
+    rows = (inside.workspace.folder("analysis") / "curves.csv").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 1 + sum(len(curve.points) for curve in curves)
+
+
+def test_analysis_takes_over_what_a_killed_run_had_measured(
+    copied: Path, finished: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = finished.bytes_of("analysis")
+    shutil.rmtree("artifacts/analysis")
+    measured: list[str] = []
+    whole = analyze.measure_curve
+
+    def killed_in_the_second(model: Any, groups: Any, name: str, *rest: Any, **options: Any) -> Any:
+        if measured:
+            raise KeyboardInterrupt
+        measured.append(name)
+        return whole(model, groups, name, *rest, **options)
+
+    monkeypatch.setattr(analyze, "measure_curve", killed_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        finished.run("analyze")
+
+    def counted(model: Any, groups: Any, name: str, *rest: Any, **options: Any) -> Any:
+        measured.append(name)
+        return whole(model, groups, name, *rest, **options)
+
+    monkeypatch.setattr(analyze, "measure_curve", counted)
+    finished.run("analyze")
+    assert len(measured) == len(set(measured)) == len(analyze.read_curves(finished.workspace))
+    assert finished.bytes_of("analysis") == written
+
+
+def test_loop_that_was_interrupted_writes_what_an_uninterrupted_one_writes(copied: Path, finished: Project) -> None:
+    written = finished.bytes_of("iterations")
+    shutil.rmtree("artifacts/iterations")
+    finished.prune(most=1)
+    assert not Path("artifacts/iterations/outcome.json").exists()
+    assert len(read_ledger(Path("artifacts/iterations")).rows) == 1
+    finished.run("prune")
+    assert finished.bytes_of("iterations") == written
+
+
+def test_longer_loop_continues_the_shorter_one(
+    copied: Path, finished: Project, project_writer: Callable[..., Path]
+) -> None:
+    first = Path("artifacts/iterations/01/weights.safetensors")
+    short = make(copied, project_writer, lambda s: s["prune"].update(max_attempts=1))
+    assert trajectory_fingerprint(short.settings, short.workspace) == trajectory_fingerprint(
+        finished.settings, finished.workspace
+    )
+    short.run("prune")
+    assert json.loads(Path("artifacts/iterations/outcome.json").read_text())["stopped_because"] == "attempts used up"
+    stamp = first.stat().st_mtime_ns
+    finished.run("prune")
+    assert first.stat().st_mtime_ns == stamp
+    assert len(read_ledger(Path("artifacts/iterations")).accepted) > 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s["prune"].update(criterion="l1_norm"),
+        lambda s: s["prune"]["recipes"][0].update(epochs=3),
+        lambda s: s["run"].update(seed=1),
+        lambda s: s["model"].update(arguments={"width": 8}),
+    ],
+)
+def test_setting_that_shapes_the_trajectory_changes_its_fingerprint(
+    copied: Path, finished: Project, project_writer: Callable[..., Path], change: Callable[[dict[str, Any]], object]
+) -> None:
+    other = make(copied, project_writer, change)
+    assert trajectory_fingerprint(other.settings, other.workspace) != trajectory_fingerprint(
+        finished.settings, finished.workspace
+    )
+
+
+def test_own_code_that_changes_makes_its_stages_run_again(copied: Path, finished: Project) -> None:
+    stages = [find_stage(name) for name in ("prepare", "baseline", "benchmark")]
+    before = [fingerprint(stage, finished.settings, finished.workspace) for stage in stages]
+    with Path("own_project.py").open("a", encoding="utf-8") as source:
+        source.write("\n# another line\n")
+    import own_project  # type: ignore[import-not-found]  # the project's own module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.imports.inspect.getsourcefile", lambda _: str(copied / "own_project.py"))
+        after = [fingerprint(stage, finished.settings, finished.workspace) for stage in stages]
+    assert own_project.small
+    assert [a == b for a, b in zip(before, after, strict=True)] == [False, False, True]
+
+
+def test_greedy_first_step_is_undone_and_halved_until_a_model_is_inside_the_floor(
+    copied: Path, project_writer: Callable[..., Path]
+) -> None:
+    def greedy(settings: dict[str, Any]) -> None:
+        settings["prune"].update(
+            target={"mac_reduction": 0.98}, first_step=0.95, max_accuracy_drop=0.02, max_attempts=6, keep_at_least=1
+        )
+        settings["prune"]["recipes"] = settings["prune"]["recipes"][:1]
+
+    project = make(copied, project_writer, greedy)
+    project.run("prune")
+    rows = read_ledger(Path("artifacts/iterations")).rows
+    assert not rows[0].accepted
+    assert rows[0].goal == pytest.approx(0.95)
+    assert rows[1].goal == pytest.approx(0.95 / 2)
+    outcome = json.loads(Path("artifacts/iterations/outcome.json").read_text())
+    accepted = [row for row in rows if row.accepted and row.measured]
+    assert accepted, "no attempt was accepted"
+    assert all(row.measured.accuracy >= outcome["floor"] - 1e-9 for row in accepted if row.measured)
+    assert outcome["checkpoint"] == accepted[-1].checkpoint
+    assert outcome["stopped_because"] in ("smallest step reached", "attempts used up")
+
+
+def test_size_in_bytes_is_a_target_too(copied: Path, finished: Project, project_writer: Callable[..., Path]) -> None:
+    whole = read_ledger(Path("artifacts/iterations")).baseline.size_bytes
+    project = make(copied, project_writer, lambda s: s["prune"].update(target={"size_bytes": whole // 2}, iterations=1))
+    project.run("prune")
+    last = read_ledger(Path("artifacts/iterations")).accepted[-1].measured
+    assert last is not None
+    assert 0.9 * whole / 2 <= last.size_bytes <= whole / 2
