@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.axes import Atom, Axis, count, kept, leaves
+from pruning.axes import Atom, Axis, kept, leaves
+from pruning.counts import rebind
 from pruning.errors import ModelError
 from pruning.groups import Groups
 from pruning.plan import Plan
@@ -45,10 +46,9 @@ def rebuild(model: nn.Module, groups: Groups, plan: Plan, *, shapes_only: bool =
             f"{type(model).__name__} can't be copied: {fault}. A module may hold only what copy.deepcopy can copy: "
             "no open files, no generators, no tensors that were computed with gradients"
         ) from fault
-    sizes = {groups.atom(name): size for name, size in plan.kept_sizes(groups).items()}
-    counts = {path: count(axis, sizes) for path, axis in groups.trace.facts.group_counts.items()}
-    for path, module in dense.named_modules():
-        _recount(module, counts.get(path))
+    rebind(dense, groups.trace.facts.counts, {groups.atom(n): size for n, size in plan.kept_sizes(groups).items()})
+    for module in dense.modules():
+        _recount(module)
     return dense
 
 
@@ -67,14 +67,12 @@ def _slice(tensor: Tensor, axes: Sequence[Axis], masks: Mapping[Atom, Tensor], s
     return sliced.clone() if sliced is tensor else sliced
 
 
-def _recount(module: nn.Module, num_groups: int | None) -> None:
+def _recount(module: nn.Module) -> None:
     """Bring the counts that torch's own modules keep beside their weights in line with the weights."""
     match module:
         case nn.Linear():
             module.out_features, module.in_features = module.weight.shape
         case nn.modules.conv._ConvNd():
-            if module.groups > 1 and num_groups is not None:
-                module.groups = num_groups
             first, second = module.weight.shape[:2]
             if module.transposed:
                 module.in_channels, module.out_channels = first, second * module.groups
@@ -84,7 +82,6 @@ def _recount(module: nn.Module, num_groups: int | None) -> None:
             state = next((t for t in (module.weight, module.running_mean) if isinstance(t, Tensor)), None)
             module.num_features = module.num_features if state is None else state.shape[0]
         case nn.GroupNorm():
-            module.num_groups = num_groups or module.num_groups
             module.num_channels = module.num_channels if module.weight is None else module.weight.shape[0]
         case nn.LayerNorm():
             if module.weight is not None:
@@ -96,3 +93,11 @@ def _recount(module: nn.Module, num_groups: int | None) -> None:
             module.num_parameters = module.weight.numel()
         case nn.Embedding():
             module.num_embeddings, module.embedding_dim = module.weight.shape
+        case nn.RNNBase():
+            state = module.get_parameter("weight_hh_l0")
+            module.input_size = module.get_parameter("weight_ih_l0").shape[1]
+            module.hidden_size = state.shape[0] // {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+            module.proj_size = state.shape[1] if module.proj_size else 0
+        case nn.modules.rnn.RNNCellBase():
+            module.hidden_size = module.get_parameter("weight_hh").shape[1]
+            module.input_size = module.get_parameter("weight_ih").shape[1]

@@ -11,12 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from pruning.axes import Atom, count, leaves
+from pruning.counts import proposals
 from pruning.groups import Groups
 from pruning.plan import Plan
 from pruning.rebuilding import rebuild
@@ -24,6 +26,7 @@ from pruning.rules.call import is_pointwise, operator_name
 from pruning.trace import IDENTITIES, Operation
 from pruning.watch import Place, watch
 
+_TRIES = 24  # proposals that are rehearsed before a group is given up
 _SHARES = (0.25, 0.375, 0.5)  # different groups lose different shares, so that no two sizes agree by chance
 
 
@@ -45,7 +48,7 @@ class _Deviated(Exception):  # noqa: N818 - stops the forward pass; no fault of 
 
 
 def confirm(groups: Groups) -> Groups:
-    """Freeze every group that the model's own code can't follow, with the line of code as the reason.
+    """Bind the integers of the model's code that follow the groups; freeze every group that code can't follow.
 
     Returns:
         The groups that are left; all of them can be narrowed together.
@@ -55,12 +58,29 @@ def confirm(groups: Groups) -> Groups:
         deviation = _rehearse(groups, names)
         if deviation is None:
             break
-        culprits = _culprits(groups, deviation) or _bisect(groups, names)
+        if _bind_counts(groups, names, deviation):
+            continue
+        culprits = _culprits(groups, names, deviation) or _bisect(groups, names)
         place = _operation(groups, deviation.index).place
         for atom in culprits:
             atom.frozen = f"the code {place} was written for its size: {deviation.text}"
         groups = Groups(groups.model, groups.example_inputs, groups.trace)
     return groups
+
+
+def _bind_counts(groups: Groups, names: Sequence[str], deviation: Deviation) -> bool:
+    """Bind integers of the calling modules to axes if that carries the pass further; tell whether it did."""
+    operations, counts = groups.trace.operations, groups.trace.facts.counts
+    prunable, known = {groups.atom(name) for name in names}, list(counts)
+    index = min(deviation.index, len(operations) - 1)
+    for proposal in islice(proposals(groups.model, operations, index, prunable), _TRIES):
+        taken = {(count.module, count.attribute) for count in proposal}
+        counts[:] = [c for c in known if (c.module, c.attribute) not in taken] + proposal
+        after = _rehearse(groups, names)
+        if after is None or after.index > deviation.index:
+            return True
+    counts[:] = known
+    return False
 
 
 def _rehearse(groups: Groups, names: Sequence[str]) -> Deviation | None:
@@ -134,16 +154,33 @@ def _operation(groups: Groups, index: int) -> Operation:
     return groups.trace.operations[min(index, len(groups.trace.operations) - 1)]
 
 
-def _culprits(groups: Groups, deviation: Deviation) -> list[Atom]:
-    """The prunable atoms of the deviating operator, and of the same operator on the same line in other modules."""
+def _culprits(groups: Groups, names: Sequence[str], deviation: Deviation) -> list[Atom]:
+    """The atoms of the deviating operator that make it deviate, with those at the same place in other modules."""
     first = _operation(groups, deviation.index)
-    prunable = {groups.atom(group.name) for group in groups}
+    by_atom = {groups.atom(name): name for name in names}
+    here = _places(first, by_atom)
+    alone = [place for place, atom in here.items() if _rehearse(groups, _with_ties(groups, by_atom[atom])) is not None]
     found: dict[Atom, None] = {}
     for operation in groups.trace.operations:
         if operation.name == first.name and operation.place.line == first.place.line:
-            for axis in (axis for axes in (*operation.inputs, *operation.outputs) for axis in axes):
-                found.update(dict.fromkeys(atom for atom in leaves(axis) if atom in prunable))
+            there = _places(operation, by_atom)
+            found.update(dict.fromkeys(there[place] for place in (alone or here) if place in there))
     return list(found)
+
+
+def _places(operation: Operation, by_atom: Mapping[Atom, str]) -> dict[tuple[int, int, int], Atom]:
+    """Where the prunable atoms of an operator stand: which tensor, which axis, which leaf of it; each atom once."""
+    places: dict[Atom, tuple[int, int, int]] = {}
+    for tensor, axes in enumerate((*operation.inputs, *operation.outputs)):
+        for position, axis in enumerate(axes):
+            for leaf, atom in enumerate(leaves(axis)):
+                if atom in by_atom:
+                    places.setdefault(atom, (tensor, position, leaf))
+    return {place: atom for atom, place in places.items()}
+
+
+def _with_ties(groups: Groups, name: str) -> list[str]:
+    return [name, *groups[name].ties]
 
 
 def _bisect(groups: Groups, names: Sequence[str]) -> list[Atom]:

@@ -61,6 +61,21 @@ class Contraction:
     module: str
 
 
+@dataclass(frozen=True)
+class Count:
+    """An integer attribute of a module, and the axis whose size it is.
+
+    Attributes:
+        module: The module's path.
+        attribute: Name of the attribute.
+        axis: The expression that gives its value under any plan.
+    """
+
+    module: str
+    attribute: str
+    axis: Axis
+
+
 @dataclass
 class Facts:
     """What the rules of one trace state beside the axes themselves."""
@@ -69,7 +84,7 @@ class Facts:
     ties: list[tuple[Axis, ...]] = field(default_factory=list)
     uses: dict[str, set[str]] = field(default_factory=dict)
     reached: set[str] = field(default_factory=set)
-    group_counts: dict[str, Axis] = field(default_factory=dict)
+    counts: list[Count] = field(default_factory=list)
 
 
 class Inapplicable(Exception):  # noqa: N818 - a signal from a rule to the trace, no fault of anyone

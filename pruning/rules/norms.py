@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pruning.axes import Axis, mix
-from pruning.rules.call import Call, frozen, is_open, rule
+from pruning.rules.call import Call, Count, frozen, is_open, rule
 from pruning.unification import factor, unify
 
 
@@ -62,6 +62,6 @@ def group_norm(call: Call) -> list[list[Axis]]:
     group, inside = factor(axes[1], [groups, x.shape[1] // groups])
     for axis in (inside, *axes[2:]):
         mix(axis, "group_norm computes its statistics over it")
-    call.facts.group_counts[call.module] = group
+    call.facts.counts.append(Count(call.module, "num_groups", group))
     call.zero = _scaled_to_zero(call, axes, axes[1:2])
     return [axes]

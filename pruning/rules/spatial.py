@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from pruning.axes import Atom, Axis, concat, product
 from pruning.equation import EXTENT
-from pruning.rules.call import Call, freeze_all, frozen, rule
+from pruning.rules.call import Call, Count, freeze_all, frozen, rule
 from pruning.unification import factor
 
 
@@ -35,7 +35,8 @@ def convolution(call: Call) -> list[list[Axis]]:
         call.facts.contractions[-1] = replace(noted, terms=terms)
     if groups > 1:
         channel_axis = call.axes(x)[len(batch) // 2]
-        call.facts.group_counts[call.module] = factor(channel_axis, [groups, channel_axis.size // groups])[0]
+        group = factor(channel_axis, [groups, channel_axis.size // groups])[0]
+        call.facts.counts.append(Count(call.module, "groups", group))
     return axes
 
 

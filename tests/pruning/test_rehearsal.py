@@ -88,7 +88,6 @@ def image() -> Tensor:
         (LiteralView(), "test_rehearsal.py:"),
         (BatchShift(), "test_rehearsal.py:"),
         (LiteralScale(), "instead of 3.46"),
-        (LiteralSlice(), "test_rehearsal.py:"),
         (LiteralGroups(), "test_rehearsal.py:"),
         (BranchOnWidth(), "test_rehearsal.py:"),
         (Assertion(), "I only know 12 channels"),
@@ -102,6 +101,16 @@ def test_a_size_in_code_leaves_its_group_whole_and_the_others_free(model: nn.Mod
     row = groups.report()["second.weight"]
     assert any(reason in text for text in row.reasons), row
     plan = pruning.Plan.of(groups, {"first.weight:0": [1, 4]})
+    dense = pruning.narrow(model, plan, image())
+    masked = pruning.apply_masks(model, plan)
+    assert relative_difference(outputs_of(masked, image()), outputs_of(dense, image())) < 1e-5
+
+
+def test_a_literal_slice_keeps_what_lies_before_its_border() -> None:
+    model = LiteralSlice()
+    groups = pruning.find_groups(model, image())
+    assert [(group.name, group.size) for group in groups] == [("first.weight:0", 8), ("second.weight:0.1", 7)]
+    plan = pruning.Plan.of(groups, {"second.weight:0.1": [0, 3]})
     dense = pruning.narrow(model, plan, image())
     masked = pruning.apply_masks(model, plan)
     assert relative_difference(outputs_of(masked, image()), outputs_of(dense, image())) < 1e-5

@@ -22,10 +22,11 @@ class Sample:
     shapes: tuple[tuple[int, ...], ...]
     free: int  # groups of channels that the rule leaves free
     mixed: int = 0  # groups over which the operator computes a statistic
+    carried: bool = False  # its outputs are its own inputs at the next step, so both laws hold at once
 
 
-def row(name: str, function: Callable[..., Any], *shapes: tuple[int, ...], free: int, mixed: int = 0) -> Any:
-    return pytest.param(Sample(name, function, shapes, free, mixed), id=name)
+def row(name: str, function: Callable[..., Any], *shapes: tuple[int, ...], free: int, mixed: int = 0, carried: bool = False) -> Any:
+    return pytest.param(Sample(name, function, shapes, free, mixed, carried), id=name)
 
 
 def grouped(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
@@ -182,6 +183,21 @@ SAMPLES = [
     row("attention, scaled by its size", F.scaled_dot_product_attention, (2, 3, 5, 7), (2, 3, 4, 7), (2, 3, 4, 6), free=4, mixed=2),
     row("attention with grouped queries", lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.3, enable_gqa=True),
         (2, 6, 5, 7), (2, 3, 4, 7), (2, 3, 4, 8), free=6, mixed=1),
+    row("lstm", lambda x, *p: aten.lstm.input(x, [x.new_zeros(1, x.shape[1], p[1].shape[1])] * 2, p, True, 1, 0.0, False, False, False)[0],
+        (3, 2, 7), (20, 7), (20, 5), (20,), (20,), free=3, carried=True),
+    row("lstm, projected, both ways, two layers", lambda x, *p: aten.lstm.input(
+        x, [x.new_zeros(4, x.shape[1], p[1].shape[1]), x.new_zeros(4, x.shape[1], p[2].shape[1])], p, False, 2, 0.0, False, True, False)[0],
+        (3, 2, 7), *[(20, 7), (20, 3), (3, 5)] * 2, *[(20, 6), (20, 3), (3, 5)] * 2, free=4, carried=True),
+    row("gru", lambda x, *p: aten.gru.input(x, x.new_zeros(1, x.shape[0], p[1].shape[1]), p, True, 1, 0.0, False, False, True)[0],
+        (3, 2, 7), (15, 7), (15, 5), (15,), (15,), free=3, carried=True),
+    row("rnn_tanh", lambda x, *p: aten.rnn_tanh.input(x, x.new_zeros(1, x.shape[1], p[1].shape[1]), p, False, 1, 0.0, False, False, False)[0],
+        (3, 2, 7), (5, 7), (5, 5), free=3, carried=True),
+    row("rnn_relu", lambda x, *p: aten.rnn_relu.input(x, x.new_zeros(1, x.shape[1], p[1].shape[1]), p, False, 1, 0.0, False, False, False)[0],
+        (3, 2, 7), (5, 7), (5, 5), free=3, carried=True),
+    row("lstm_cell", lambda x, *p: torch.lstm_cell(x, [x.new_zeros(x.shape[0], p[1].shape[1])] * 2, *p), (2, 7), (20, 7), (20, 5), (20,), (20,), free=3),
+    row("gru_cell", lambda x, *p: torch.gru_cell(x, x.new_zeros(x.shape[0], p[1].shape[1]), *p), (2, 7), (15, 7), (15, 5), (15,), (15,), free=3),
+    row("rnn_tanh_cell", lambda x, *p: torch.rnn_tanh_cell(x, x.new_zeros(x.shape[0], p[1].shape[1]), *p), (2, 7), (5, 7), (5, 5), free=3),
+    row("rnn_relu_cell", lambda x, *p: torch.rnn_relu_cell(x, x.new_zeros(x.shape[0], p[1].shape[1]), *p), (2, 7), (5, 7), (5, 5), free=3),
     row("clone", lambda x: x.clone(), (3, 5), free=2),
     row("contiguous", lambda x: x.t().contiguous(), (3, 5), free=2),
     row("detach", lambda x: x.detach(), (3, 5), free=2),
