@@ -224,10 +224,11 @@ def _git_commit() -> str:
 def _faults(settings: Settings) -> Iterator[None]:
     """Turn what MLflow raises into one message that names the store."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError  # MLflow lets some of the store's errors through as they are
 
     try:
         yield
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         raise WorkspaceError(
             f"MLflow's store {absolute(settings.tracking.uri)} can't be used: {str(error).splitlines()[0]}. Nothing "
             "that was trained is lost: the ledger holds it; mend tracking.uri and run the same command again"

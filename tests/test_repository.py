@@ -1,0 +1,116 @@
+"""What holds for the repository as a whole."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tasks.environment import DEFAULTS, REPOSITORY
+
+PACKAGES = ("pruning", "zoo", "tasks", "flows")
+PROJECT: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def sources(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in sorted((REPOSITORY / folder).rglob("*.py"))]
+
+
+def pins() -> dict[str, str]:
+    lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.lower().split("==") for line in lines if line and not line.startswith("#"))
+
+
+def test_prefect_server_can_be_imported_with_the_pinned_fastapi() -> None:
+    import prefect.server.api.server
+
+    assert prefect.server.api.server.create_app
+    assert (0, 139) <= tuple(int(part) for part in pins()["fastapi"].split(".")[:2]) < (0, 151)
+
+
+def test_every_dependency_is_pinned_and_no_pin_names_a_place() -> None:
+    found = pins()
+    wanted = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["dev"]]
+    names = {re.split(r"[<>=!~\[ ]", entry, maxsplit=1)[0].lower() for entry in wanted}
+    assert names <= set(found), names - set(found)
+    assert found["torch"] == "2.13.0"
+    assert "://" not in (REPOSITORY / "constraints.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("tool", "owner"), [("mlflow", "tracking.py"), ("dvc", "versioning.py"), ("yaml", "yaml_file.py")]
+)
+def test_one_file_alone_knows_a_tool(tool: str, owner: str) -> None:
+    pattern = re.compile(rf"^\s*(import|from) {tool}\b", re.MULTILINE)
+    found = {path.name for path in sources(*PACKAGES) if pattern.search(path.read_text(encoding="utf-8"))}
+    assert found == {owner}
+
+
+def test_prefect_is_known_to_the_flows_engine_alone() -> None:
+    pattern = re.compile(r"^\s*(import|from) prefect\b", re.MULTILINE)
+    found = {path.name for path in sources(*PACKAGES) if pattern.search(path.read_text(encoding="utf-8"))}
+    assert found == {"engine.py"}
+
+
+def test_telemetry_is_off_before_any_tool_is_imported() -> None:
+    code = "import os, tasks; print(*(os.environ[name] for name in ('DO_NOT_TRACK', 'MLFLOW_DISABLE_TELEMETRY')))"
+    bare = {key: value for key, value in os.environ.items() if key not in DEFAULTS}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=bare, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["true", "true"]
+    config = (REPOSITORY / ".dvc" / "config").read_text(encoding="utf-8")
+    for line in ("analytics = false", "check_update = false", "autostage = false"):
+        assert line in config
+
+
+def test_variable_that_is_set_already_stays() -> None:
+    code = "import os, tasks; print(os.environ['PREFECT_HOME'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        env={**os.environ, "PREFECT_HOME": "mine"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "mine"
+
+
+def test_make_lists_every_target() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert phony
+    printed = subprocess.run(["make"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    for target in phony[1].split():
+        assert re.search(rf"make {target}\s+\S", printed), target
+    wanted = {"install", "run", "test", "test-all", "check", "repro", "ui", "clean"}
+    assert wanted <= set(phony[1].split())
+
+
+def test_git_ignores_everything_that_a_run_writes() -> None:
+    stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    outs = [next(iter(out)) if isinstance(out, dict) else out for stage in stages.values() for out in stage["outs"]]
+    ignored = (REPOSITORY / ".gitignore").read_text(encoding="utf-8").splitlines()
+    for out in outs:
+        assert f"/{out.split('/')[0]}/" in ignored, out
+    for place in ("/.prefect/", "/mlartifacts/", "/mlflow.db*", "/.venv/"):
+        assert place in ignored
+
+
+def test_every_package_is_under_the_import_contracts() -> None:
+    packages = {path.parent.name for path in REPOSITORY.glob("*/__init__.py")}
+    assert packages == {*PACKAGES, "benchmarks"} == set(PROJECT["tool"]["importlinter"]["root_packages"])
+
+
+def test_modules_are_short_and_named_for_a_subject() -> None:
+    for path in sources(*PACKAGES):
+        assert path.stem not in {"utils", "helpers", "common", "base", "misc"}, path
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 250, path
