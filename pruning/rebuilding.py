@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruning.attention import make_narrowable
 from pruning.axes import Atom, Axis, kept, leaves
 from pruning.counts import rebind
 from pruning.errors import ModelError
@@ -46,6 +47,9 @@ def rebuild(model: nn.Module, groups: Groups, plan: Plan, *, shapes_only: bool =
             f"{type(model).__name__} can't be copied: {fault}. A module may hold only what copy.deepcopy can copy: "
             "no open files, no generators, no tensors that were computed with gradients"
         ) from fault
+    for module in make_narrowable(dense):
+        # Tells TransformerEncoderLayer not to take its fused path, which knows full widths alone.
+        module._qkv_same_embed_dim = False
     rebind(dense, groups.trace.facts.counts, {groups.atom(n): size for n, size in plan.kept_sizes(groups).items()})
     for module in dense.modules():
         _recount(module)

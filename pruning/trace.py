@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils._pytree import tree_flatten
 
-from pruning.axes import SINGLE, Atom, Axis
+from pruning.axes import SINGLE, Atom, Axis, mix
 from pruning.errors import ModelError
 from pruning.rules import find_rule
 from pruning.rules.call import Call, Facts, Inapplicable, Typed, freeze_all, frozen
@@ -76,6 +76,7 @@ def type_pass(model: nn.Module, example_inputs: Inputs) -> tuple[Trace, list[Typ
                 + ". Check the inputs' shapes and types; the model has to run as it is before it can be pruned."
             ) from fault
         break
+    typing.finish(outputs)
     return typing.trace, [typing.typed(output) for output in outputs]
 
 
@@ -86,6 +87,7 @@ class _Typing:
         self.trace = Trace({})
         self.table: dict[int, tuple[Tensor, Typed]] = {}
         self.unclean: set[int] = set()
+        self.flow: list[tuple[set[int], set[int]]] = []  # memory that each operator reads and writes
 
     def begin(self, state: dict[str, Tensor], inputs: list[Tensor]) -> None:
         for tensor in inputs:
@@ -104,7 +106,7 @@ class _Typing:
             reason = "it belongs to a tensor that is neither parameter nor buffer"
             entry = self.table[id(tensor)] = (tensor, Typed(frozen(tensor.shape, reason)))
         typed = entry[1]
-        if typed.zero and tensor.layout == torch.strided and tensor.untyped_storage()._cdata in self.unclean:
+        if typed.zero and _memory(tensor) in self.unclean:
             typed.zero = False
         return typed
 
@@ -112,12 +114,14 @@ class _Typing:
         call = Call(func, args, kwargs, result, self.typed, self.trace.facts, place.module)
         if not call.outputs:
             return
+        self.flow.append(({_memory(t) for t in call.inputs}, {_memory(t) for t in call.outputs}))
         given = [(t, self.typed(t)) for t in call.inputs]
         inputs = tuple(tuple(typed.axes) for _, typed in given)
         axes = self._apply(call, place)
         sources = [typed.sources for _, typed in given]
         self.trace.facts.reached.update(*sources)
         source = frozenset().union(*sources) if sources and all(sources) else frozenset()
+        self.trace.facts.operations += 1
         for output, found in zip(call.outputs, axes, strict=True):
             known = self.table.get(id(output))
             if known is not None:  # an in-place operator returns its first argument
@@ -125,7 +129,7 @@ class _Typing:
                     if old.size == new.size:
                         unify(old, new)
                 if not call.zero and func._schema.is_mutable:
-                    self.unclean.add(output.untyped_storage()._cdata)
+                    self.unclean.add(_memory(output))
                 continue
             self.table[id(output)] = (output, Typed(list(found), call.zero, source))
         if call.name in IDENTITIES:
@@ -134,6 +138,19 @@ class _Typing:
         self.trace.operations.append(
             Operation(call.name, place, constants, inputs, tuple(tuple(found) for found in axes))
         )
+
+    def finish(self, outputs: Sequence[Tensor]) -> None:
+        """Mix the axes over which an operator computes a statistic that reaches an output of the model."""
+        needed = {_memory(t) for t in outputs}
+        live = set()
+        for index in reversed(range(len(self.flow))):
+            read, written = self.flow[index]
+            if written & needed:
+                needed |= read
+                live.add(index)
+        for index, axis, reason in self.trace.facts.mixed:
+            if index in live:
+                mix(axis, reason)
 
     def _apply(self, call: Call, place: Place) -> list[list[Axis]]:
         chosen = find_rule(call.func)
@@ -154,6 +171,11 @@ class _Typing:
         for tensor in call.inputs:
             freeze_all(self.typed(tensor).axes, reason)
         return [frozen(t.shape, reason) for t in call.outputs]
+
+
+def _memory(tensor: Tensor) -> int:
+    """What tells whether two tensors share memory: a view's storage is its base's."""
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
 
 
 def _fresh(tensor: Tensor) -> list[Axis]:

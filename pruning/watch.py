@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from pruning.attention import narrowable
 from pruning.rules import find_rule
 from pruning.rules.call import is_pointwise, operator_name
 
@@ -120,6 +121,7 @@ def watch(
     with ExitStack() as stack:
         stack.enter_context(_in_eval(model))
         stack.enter_context(_no_attention_fastpath())
+        stack.enter_context(narrowable(model))
         path: list[str] = []
         stack.enter_context(_module_paths(model, path))
         if fake:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pruning.axes import Axis, mix
+from pruning.axes import Axis
 from pruning.rules.call import Call, Contraction, is_open, rule
 
 
@@ -18,11 +18,11 @@ def attention(call: Call) -> list[list[Axis]]:
         [axes] = call.equation("... l d, ... s d, ... s v -> ... l v", query, key, value)
     *batch, rows, depth = call.axes(query)
     columns = call.axes(key)[-2]
-    mix(columns, "attention normalises over it")
+    call.mix(columns, "attention normalises over it")
     if call["scale"] is None:
-        mix(depth, "attention divides by the root of its size")
+        call.mix(depth, "attention divides by the root of its size")
     elif not (call.typed(query).zero or call.typed(key).zero):
-        mix(depth, "attention sums over it although its removed channels are not zero")
+        call.mix(depth, "attention sums over it although its removed channels are not zero")
     for terms in ((*batch, rows, columns, depth), (*axes, columns)):
         call.facts.contractions.append(Contraction(terms, (), call.module))
     call.zero = call.typed(value).zero and not is_open(rows)

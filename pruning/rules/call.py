@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from pruning.axes import Atom, Axis, freeze, leaves, mix
+from pruning.axes import Atom, Axis, freeze, leaves
 from pruning.equation import Names, Pattern, Token, contracted, parse
 
 
@@ -84,6 +84,8 @@ class Facts:
     ties: list[tuple[Axis, ...]] = field(default_factory=list)
     uses: dict[str, set[str]] = field(default_factory=dict)
     reached: set[str] = field(default_factory=set)
+    mixed: list[tuple[int, Axis, str]] = field(default_factory=list)
+    operations: int = 0
     counts: list[Count] = field(default_factory=list)
 
 
@@ -138,6 +140,10 @@ class Call:
             return list(range(tensor.ndim))
         return [self.dim(tensor, i) for i in ([indices] if isinstance(indices, int) else indices)]
 
+    def mix(self, axis: Axis, reason: str) -> None:
+        """State that the operator computes over the axis: to remove a channel is not the same as to zero it."""
+        self.facts.mixed.append((self.facts.operations, axis, reason))
+
     def use(self, label: str, tensor: Tensor | None) -> None:
         """Note what a parameter is used as, e.g. "batch_norm.weight"."""
         if tensor is not None:
@@ -166,7 +172,7 @@ class Call:
         for name in gone:
             holders = [self.typed(t) for p, t in zip(patterns, present, strict=True) if name in _names(p)]
             if not any(typed.zero for typed in holders):
-                mix(names.axes[name], f"{self.name} sums over it although its removed channels are not zero")
+                self.mix(names.axes[name], f"{self.name} sums over it although its removed channels are not zero")
         return [axes]
 
     def _roles(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pruning.axes import Axis, mix
+from pruning.axes import Axis
 from pruning.rules.call import Call, Count, frozen, is_open, rule
 from pruning.unification import factor, unify
 
@@ -34,7 +34,7 @@ def batch_norm(call: Call) -> list[list[Axis]]:
     axes = call.axes(call["input"])
     over = [axes[0], *axes[2:]] if call["training"] else axes[2:] if call["use_input_stats"] else []
     for axis in over:
-        mix(axis, f"{call.name} computes its statistics over it")
+        call.mix(axis, f"{call.name} computes its statistics over it")
     _follow(call, ("weight", "bias", "running_mean", "running_var"), axes[1:2])
     call.zero = _scaled_to_zero(call, axes, axes[1:2])
     return _outputs(call, axes)
@@ -48,7 +48,7 @@ def layer_norm(call: Call) -> list[list[Axis]]:
     normalized = axes[x.ndim - len(call["normalized_shape"]) :]
     _follow(call, ("weight", "bias"), normalized)
     for axis in normalized:
-        mix(axis, f"{call.name} computes its statistics over it")
+        call.mix(axis, f"{call.name} computes its statistics over it")
     call.zero = _scaled_to_zero(call, axes, normalized)
     return _outputs(call, axes)
 
@@ -61,7 +61,7 @@ def group_norm(call: Call) -> list[list[Axis]]:
     _follow(call, ("weight", "bias"), axes[1:2])
     group, inside = factor(axes[1], [groups, x.shape[1] // groups])
     for axis in (inside, *axes[2:]):
-        mix(axis, "group_norm computes its statistics over it")
+        call.mix(axis, "group_norm computes its statistics over it")
     call.facts.counts.append(Count(call.module, "num_groups", group))
     call.zero = _scaled_to_zero(call, axes, axes[1:2])
     return [axes]

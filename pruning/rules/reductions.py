@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pruning.axes import Atom, Axis, freeze, mix
+from pruning.axes import Atom, Axis, freeze
 from pruning.rules.call import Call, rule
 from pruning.rules.pointwise import broadcast_axes, stays_zero_in_sum
 
@@ -25,7 +25,7 @@ def sums(call: Call) -> list[list[Axis]]:
     exact = call.zero and (order is None or (isinstance(order, (int, float)) and 0 < order < float("inf")))
     if not exact:
         for i in dims:
-            mix(call.axes(x)[i], f"{call.name} sums over it")
+            call.mix(call.axes(x)[i], f"{call.name} sums over it")
     return _reduce(call, dims, bool(call["keepdim"]))
 
 
@@ -35,7 +35,7 @@ def statistics(call: Call) -> list[list[Axis]]:
     x = call.inputs[0]
     dims = call.dims(x, call["dim"])
     for i in dims:
-        mix(call.axes(x)[i], f"{call.name} is computed over it")
+        call.mix(call.axes(x)[i], f"{call.name} is computed over it")
     # Only an axis that stays whole is reduced, so a channel of zeros gives 0 for all of these but the logarithm.
     call.zero = call.zero and call.name not in ("logsumexp", "prod", "all")
     return _reduce(call, dims, bool(call["keepdim"]))
@@ -60,7 +60,7 @@ def extremes(call: Call) -> list[list[Axis]]:
 def softmax(call: Call) -> list[list[Axis]]:
     """... -> ..., normalised over one axis."""
     x = call.inputs[0]
-    mix(call.axes(x)[call.dim(x, call["dim"])], "softmax normalises over it")
+    call.mix(call.axes(x)[call.dim(x, call["dim"])], "softmax normalises over it")
     call.zero = False
     return [call.axes(x)]
 
