@@ -1,7 +1,7 @@
 """`nn.MultiheadAttention` with heads that can go.
 
-PyTorch's own computes the width of a head from the width of the model, so a head can't be removed from it. This one computes
-the same function from the same parameters and takes the number of heads and the scale as they were trained.
+PyTorch's own computes the width of a head from the width of the model, so a head can't be removed from it. This one
+computes the same function from the same parameters, and takes the number of heads and the scale as they were trained.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class NarrowableAttention(nn.MultiheadAttention):
         need_weights: bool = True,
         attn_mask: Tensor | None = None,
         average_attn_weights: bool = True,
-        is_causal: bool = False,
+        is_causal: bool = False,  # noqa: ARG002 - a hint for PyTorch's own kernels; the mask says it all
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend; see `nn.MultiheadAttention.forward`. `is_causal` is a hint there, and the mask says it all here."""
+        """Attend; see `nn.MultiheadAttention.forward`."""
         single = query.dim() == 2
         if single:
             query, key, value = (t.unsqueeze(0) for t in (query, key, value))
@@ -53,19 +53,19 @@ class NarrowableAttention(nn.MultiheadAttention):
 
     def _project(self, *inputs: Tensor) -> list[Tensor]:
         if self.in_proj_weight is not None:
-            weights = self.in_proj_weight.unflatten(0, (3, -1)).unbind(0)
+            weights = self.in_proj_weight.view(3, -1, self.embed_dim).unbind(0)
         else:
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
-        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.unflatten(0, (3, -1)).unbind(0)
+        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.view(3, -1).unbind(0)
         return [
-            F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            F.linear(x, weight, bias).view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
             for x, weight, bias in zip(inputs, weights, biases, strict=True)
         ]
 
     def _mask(self, q: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None) -> Tensor | None:
         masks = []
         if attn_mask is not None:
-            masks.append(attn_mask if attn_mask.dim() == 2 else attn_mask.unflatten(0, (q.shape[0], -1)))
+            masks.append(attn_mask if attn_mask.dim() == 2 else attn_mask.view(len(q), -1, *attn_mask.shape[1:]))
         if key_padding_mask is not None:
             masks.append(key_padding_mask[:, None, None, :])
         total: Tensor | None = None

@@ -136,11 +136,12 @@ class Groups:
     def _merge_ties(self) -> None:
         """Parts that lose equal counts stay separate groups if each is one atom; others lose the same channels."""
         self._tied: list[tuple[Atom, ...]] = []
-        for tie in self.trace.facts.ties:
+        ties = [tie for traced in self.trace.passes for tie in traced.facts.ties]
+        for tie in ties:
             if any(not isinstance(resolve(axis), Atom) for axis in tie):
                 for axis in tie[1:]:
                     unify(tie[0], axis)
-        for tie in self.trace.facts.ties:
+        for tie in ties:
             atoms = [atom for atom in map(resolve, tie) if isinstance(atom, Atom)]
             if len(atoms) == len(tie):
                 reason = next(
@@ -153,13 +154,15 @@ class Groups:
     def _find(self) -> dict[Atom, Group]:
         places: dict[Atom, dict[tuple[str, int], Axis]] = {}
         seen: set[int] = set()
+        reached, fault = self.trace.reached, self.trace.training_fault
+        unused = "the forward pass doesn't use it" + (f", and fails in training mode: {fault}" if fault else "")
         for name, axes in self.trace.parameters.items():
             if id(axes) in seen:  # a tied parameter counts under its first name
                 continue
             seen.add(id(axes))
             for position, axis in enumerate(axes):
-                if name not in self.trace.facts.reached:
-                    freeze(axis, "the forward pass doesn't use it")
+                if name not in reached:
+                    freeze(axis, unused)
                 for atom in leaves(axis):
                     places.setdefault(atom, {})[name, position] = axis
         roles = Roles(self.trace)
@@ -199,7 +202,11 @@ class Groups:
     @cached_property
     def unknown_operators(self) -> dict[str, list[str]]:
         """Operators without a rule, each with the places from which it was called."""
-        return {name: [str(place) for place in places] for name, places in self.trace.unknown.items()}
+        return {
+            name: [str(place) for place in places]
+            for traced in self.trace.passes
+            for name, places in traced.unknown.items()
+        }
 
 
 def _occurs_twice(axis: Axis, atom: Atom) -> bool:

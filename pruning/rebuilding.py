@@ -47,10 +47,12 @@ def rebuild(model: nn.Module, groups: Groups, plan: Plan, *, shapes_only: bool =
             f"{type(model).__name__} can't be copied: {fault}. A module may hold only what copy.deepcopy can copy: "
             "no open files, no generators, no tensors that were computed with gradients"
         ) from fault
-    for module in make_narrowable(dense):
+    for attention in make_narrowable(dense):
         # Tells TransformerEncoderLayer not to take its fused path, which knows full widths alone.
-        module._qkv_same_embed_dim = False
-    rebind(dense, groups.trace.facts.counts, {groups.atom(n): size for n, size in plan.kept_sizes(groups).items()})
+        attention._qkv_same_embed_dim = False
+    sizes = {groups.atom(name): size for name, size in plan.kept_sizes(groups).items()}
+    for traced in groups.trace.passes:
+        rebind(dense, traced.facts.counts, sizes)
     for module in dense.modules():
         _recount(module)
     return dense

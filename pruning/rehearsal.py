@@ -23,7 +23,7 @@ from pruning.groups import Groups
 from pruning.plan import Plan
 from pruning.rebuilding import rebuild
 from pruning.rules.call import is_pointwise, operator_name
-from pruning.trace import IDENTITIES, Operation
+from pruning.trace import IDENTITIES, Operation, Trace
 from pruning.watch import Place, watch
 
 _TRIES = 24  # proposals that are rehearsed before a group is given up
@@ -35,12 +35,19 @@ class Deviation:
     """Where the narrowed model leaves the path that the axes predict.
 
     Attributes:
+        traced: The pass that deviates.
         index: Position of the operator in the trace.
         text: What was found and what was expected.
     """
 
+    traced: Trace
     index: int
     text: str
+
+    @property
+    def operation(self) -> Operation:
+        """The operator at which it deviates."""
+        return self.traced.operations[min(self.index, len(self.traced.operations) - 1)]
 
 
 class _Deviated(Exception):  # noqa: N818 - stops the forward pass; no fault of anyone
@@ -61,7 +68,7 @@ def confirm(groups: Groups) -> Groups:
         if _bind_counts(groups, names, deviation):
             continue
         culprits = _culprits(groups, names, deviation) or _bisect(groups, names)
-        place = _operation(groups, deviation.index).place
+        place = deviation.operation.place
         for atom in culprits:
             atom.frozen = f"the code {place} was written for its size: {deviation.text}"
         groups = Groups(groups.model, groups.example_inputs, groups.trace)
@@ -70,14 +77,14 @@ def confirm(groups: Groups) -> Groups:
 
 def _bind_counts(groups: Groups, names: Sequence[str], deviation: Deviation) -> bool:
     """Bind integers of the calling modules to axes if that carries the pass further; tell whether it did."""
-    operations, counts = groups.trace.operations, groups.trace.facts.counts
+    operations, counts = deviation.traced.operations, deviation.traced.facts.counts
     prunable, known = {groups.atom(name) for name in names}, list(counts)
     index = min(deviation.index, len(operations) - 1)
     for proposal in islice(proposals(groups.model, operations, index, prunable), _TRIES):
         taken = {(count.module, count.attribute) for count in proposal}
         counts[:] = [c for c in known if (c.module, c.attribute) not in taken] + proposal
         after = _rehearse(groups, names)
-        if after is None or after.index > deviation.index:
+        if after is None or after.traced is not deviation.traced or after.index > deviation.index:
             return True
     counts[:] = known
     return False
@@ -86,8 +93,12 @@ def _bind_counts(groups: Groups, names: Sequence[str], deviation: Deviation) -> 
 def _rehearse(groups: Groups, names: Sequence[str]) -> Deviation | None:
     plan = _plan(groups, names)
     sizes = {groups.atom(name): size for name, size in plan.kept_sizes(groups).items()}
-    model = rebuild(groups.model, groups, plan, shapes_only=groups.trace.fake)
-    return _Comparison(groups.trace.operations, sizes).run(model, groups)
+    for traced in groups.trace.passes:
+        model = rebuild(groups.model, groups, plan, shapes_only=traced.fake)
+        deviation = _Comparison(traced, sizes).run(model, groups)
+        if deviation is not None:
+            return deviation
+    return None
 
 
 def _plan(groups: Groups, names: Sequence[str]) -> Plan:
@@ -105,8 +116,9 @@ def _plan(groups: Groups, names: Sequence[str]) -> Plan:
 class _Comparison:
     """Follow a narrowed model's forward pass along the operations of the trace."""
 
-    def __init__(self, operations: Sequence[Operation], sizes: Mapping[Atom, int]) -> None:
-        self.operations = operations
+    def __init__(self, traced: Trace, sizes: Mapping[Atom, int]) -> None:
+        self.traced = traced
+        self.operations = traced.operations
         self.sizes = sizes
         self.index = 0
         self.deviation: Deviation | None = None
@@ -116,13 +128,14 @@ class _Comparison:
             name: tensor.device for name, tensor in (*groups.model.named_parameters(), *groups.model.named_buffers())
         }
         try:
-            watch(model, groups.example_inputs, lambda *_: None, self.on_call, groups.trace.fake, devices)
+            traced = self.traced
+            watch(model, groups.example_inputs, lambda *_: None, self.on_call, traced.fake, devices, traced.training)
         except _Deviated:
             return self.deviation
         except Exception as fault:  # noqa: BLE001 - the model's own code may raise anything at a size it doesn't know
-            return Deviation(self.index, _first_line(fault))
+            return Deviation(self.traced, self.index, _first_line(fault))
         if self.index < len(self.operations):
-            return Deviation(self.index, "it ends early")
+            return Deviation(self.traced, self.index, "it ends early")
         return None
 
     def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any, place: Place) -> None:
@@ -146,22 +159,18 @@ class _Comparison:
         self.index += 1
 
     def _stop(self, text: str) -> None:
-        self.deviation = Deviation(self.index, text)
+        self.deviation = Deviation(self.traced, self.index, text)
         raise _Deviated
-
-
-def _operation(groups: Groups, index: int) -> Operation:
-    return groups.trace.operations[min(index, len(groups.trace.operations) - 1)]
 
 
 def _culprits(groups: Groups, names: Sequence[str], deviation: Deviation) -> list[Atom]:
     """The atoms of the deviating operator that make it deviate, with those at the same place in other modules."""
-    first = _operation(groups, deviation.index)
+    first = deviation.operation
     by_atom = {groups.atom(name): name for name in names}
     here = _places(first, by_atom)
     alone = [place for place, atom in here.items() if _rehearse(groups, _with_ties(groups, by_atom[atom])) is not None]
     found: dict[Atom, None] = {}
-    for operation in groups.trace.operations:
+    for operation in deviation.traced.operations:
         if operation.name == first.name and operation.place.line == first.place.line:
             there = _places(operation, by_atom)
             found.update(dict.fromkeys(there[place] for place in (alone or here) if place in there))

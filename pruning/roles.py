@@ -15,10 +15,10 @@ class Roles:
     """The roles of all axes of a trace's parameters."""
 
     def __init__(self, traced: Trace) -> None:
-        self._uses = traced.facts.uses
+        self._uses = {name: uses for p in reversed(traced.passes) for name, uses in p.facts.uses.items()}
         self._parameters = traced.parameters
         self._operands: dict[str, list[OperandAxis]] = {}
-        for contraction in traced.facts.contractions:
+        for contraction in (c for p in traced.passes for c in p.facts.contractions):
             for operand in contraction.operands:
                 for source in operand.sources:
                     self._operands.setdefault(source, []).append(operand)

@@ -35,37 +35,76 @@ class Operation:
 
 @dataclass
 class Trace:
-    """What one forward pass says about the axes of all parameters and buffers."""
+    """What one forward pass says about the axes of all parameters and buffers.
+
+    Attributes:
+        parameters: The axes of each parameter and buffer.
+        facts: What the rules stated beside the axes.
+        operations: Every operator that was called, in order.
+        unknown: Operators without a rule, with the places that called them.
+        fake: Whether the pass ran on tensors without values.
+        training: Whether the pass ran in training mode.
+        branches: Further passes over the same axes, for branches that run in training alone.
+        training_fault: Why there is no pass in training mode, although there are parameters that this one doesn't use.
+    """
 
     parameters: dict[str, list[Axis]]
     facts: Facts = field(default_factory=Facts)
     operations: list[Operation] = field(default_factory=list)
     unknown: dict[str, list[Place]] = field(default_factory=dict)
     fake: bool = True
+    training: bool = False
+    branches: list[Trace] = field(default_factory=list)
+    training_fault: str = ""
+
+    @property
+    def passes(self) -> list[Trace]:
+        """This pass and its branches."""
+        return [self, *self.branches]
+
+    @property
+    def reached(self) -> set[str]:
+        """Parameters and buffers that some pass used."""
+        return set().union(*(traced.facts.reached for traced in self.passes))
 
 
 def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
-    """Trace one forward pass in eval mode; the model's inputs and outputs are frozen.
+    """Trace one forward pass in eval mode, and one in training mode if there are parameters that eval does not use.
+
+    The model's inputs and outputs are frozen.
 
     Raises:
         ModelError: The forward pass itself fails on these inputs.
     """
     traced, outputs = type_pass(model, example_inputs)
+    if any(name not in traced.facts.reached for name, _ in model.named_parameters()):
+        try:
+            branch, more = type_pass(model, example_inputs, known=traced)
+        except ModelError as fault:  # it may need targets; what it alone uses stays whole
+            traced.training_fault = str(fault.__cause__)
+        else:
+            traced.branches.append(branch)
+            outputs += more
     for output in outputs:
         freeze_all(output.axes, "it is an output of the model")
     return traced
 
 
-def type_pass(model: nn.Module, example_inputs: Inputs) -> tuple[Trace, list[Typed]]:
+def type_pass(model: nn.Module, example_inputs: Inputs, known: Trace | None = None) -> tuple[Trace, list[Typed]]:
     """Type one forward pass, and say what is known of its outputs.
 
     It runs on fake tensors, and on copies of the real ones only if the model's control flow depends on values.
+
+    Args:
+        model: Any module.
+        example_inputs: What to call it with.
+        known: A pass in eval mode; with it, the pass runs in training mode over the same axes.
     """
+    training = known is not None
     for fake in (True, False):
-        typing = _Typing()
-        typing.trace.fake = fake
+        typing = _Typing(Trace(known.parameters if known else {}, fake=fake, training=training))
         try:
-            outputs = watch(model, example_inputs, typing.begin, typing.on_call, fake)
+            outputs = watch(model, example_inputs, typing.begin, typing.on_call, fake, training=training)
         except (DataDependentOutputException, DynamicOutputShapeException):
             continue
         except Exception as fault:
@@ -83,8 +122,8 @@ def type_pass(model: nn.Module, example_inputs: Inputs) -> tuple[Trace, list[Typ
 class _Typing:
     """Give every tensor of a forward pass its axes, by the operators' rules."""
 
-    def __init__(self) -> None:
-        self.trace = Trace({})
+    def __init__(self, traced: Trace) -> None:
+        self.trace = traced
         self.table: dict[int, tuple[Tensor, Typed]] = {}
         self.unclean: set[int] = set()
         self.flow: list[tuple[set[int], set[int]]] = []  # memory that each operator reads and writes
@@ -94,7 +133,7 @@ class _Typing:
             self.table[id(tensor)] = (tensor, Typed(frozen(tensor.shape, "it is an input of the model")))
         tied: dict[int, list[Axis]] = {}
         for name, tensor in state.items():
-            axes = tied.setdefault(id(tensor), _fresh(tensor))
+            axes = tied.setdefault(id(tensor), self.trace.parameters.get(name) or _fresh(tensor))
             self.trace.parameters[name] = axes
             known = self.table.get(id(tensor))
             sources = (known[1].sources if known else frozenset()) | {name}

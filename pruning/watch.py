@@ -102,8 +102,9 @@ def watch(
     on_call: OnCall,
     fake: bool,
     devices: Mapping[str, torch.device] | None = None,
+    training: bool = False,
 ) -> list[Tensor]:
-    """Run one forward pass in eval mode, without autograd, handing each operator to `on_call`.
+    """Run one forward pass, in eval mode unless `training`, without autograd, handing each operator to `on_call`.
 
     Args:
         model: Any module; it is left as it was.
@@ -112,6 +113,7 @@ def watch(
         on_call: Called for each operator.
         fake: Run on fake tensors; otherwise on copies of the real ones (for data-dependent control flow).
         devices: Devices on which the state is to lie, where the model's own tensors have shapes only.
+        training: Run in training mode.
 
     Returns:
         The tensors among the outputs.
@@ -119,7 +121,7 @@ def watch(
     real = state_of(model)
     args, kwargs = as_call(example_inputs)
     with ExitStack() as stack:
-        stack.enter_context(_in_eval(model))
+        stack.enter_context(_in_mode(model, training))
         stack.enter_context(_no_attention_fastpath())
         stack.enter_context(narrowable(model))
         path: list[str] = []
@@ -154,14 +156,18 @@ def watch(
 
 
 @contextmanager
-def _in_eval(model: nn.Module) -> Iterator[None]:
+def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    # Statistics of one sample are no error here, where nothing is computed.
+    verify = nn.functional._verify_batch_size
+    nn.functional._verify_batch_size = lambda _size: None
+    model.train(training)
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        nn.functional._verify_batch_size = verify
+        for module, mode in modes:
+            module.training = mode
 
 
 @contextmanager

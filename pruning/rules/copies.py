@@ -8,6 +8,7 @@ from pruning.rules.pointwise import broadcast_axes
 
 
 @rule(
+    "native_dropout",
     "alias", "clone", "contiguous", "detach", "lift_fresh", "positive", "to", "_to_copy",
     "type_as",
 )  # fmt: skip

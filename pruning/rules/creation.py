@@ -13,7 +13,8 @@ def constant(call: Call) -> list[list[Axis]]:
     return [[Atom(size, "it is a single channel" if size == 1 else None) for size in call.outputs[0].shape]]
 
 
-@rule("zeros_like", "ones_like", "full_like", "empty_like", "fill", "zero", "rand_like", "randn_like")
+@rule("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
+@rule("fill", "zero", "bernoulli", "uniform", "normal")
 def like(call: Call) -> list[list[Axis]]:
     """The axes of the tensor that gives the shape."""
     call.zero = call.name in ("zeros_like", "zero")

@@ -374,3 +374,19 @@ class MLPMixerLike(nn.Module):
         x = x + self.tokens(x.transpose(1, 2)).transpose(1, 2)
         x = x + self.channels(x)
         return self.fc(x.mean(1))
+
+
+@network
+class AuxiliaryHead(nn.Module):
+    """A classifier with a second head that runs in training alone, as GoogLeNet and Inception have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = conv(3, 12), nn.Sequential(conv(12, 16), nn.Dropout(0.3))
+        self.auxiliary = nn.Sequential(conv(12, 9, 1), nn.Dropout2d(0.2), Head(9))
+        self.head = Head(16)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.first(x)
+        out = self.head(self.second(x))
+        return (out, self.auxiliary(x)) if self.training else out

@@ -198,6 +198,9 @@ SAMPLES = [
     row("gru_cell", lambda x, *p: torch.gru_cell(x, x.new_zeros(x.shape[0], p[1].shape[1]), *p), (2, 7), (15, 7), (15, 5), (15,), (15,), free=3),
     row("rnn_tanh_cell", lambda x, *p: torch.rnn_tanh_cell(x, x.new_zeros(x.shape[0], p[1].shape[1]), *p), (2, 7), (5, 7), (5, 5), free=3),
     row("rnn_relu_cell", lambda x, *p: torch.rnn_relu_cell(x, x.new_zeros(x.shape[0], p[1].shape[1]), *p), (2, 7), (5, 7), (5, 5), free=3),
+    row("native_dropout", lambda x: torch.native_dropout(x, 0.0, True)[0], (3, 5), free=2),
+    *(row(f"{name} in place", lambda x, n=name: getattr(torch.zeros_like(x), n + "_")().mul(0).add(x), (3, 5), free=2)
+      for name in ("bernoulli", "uniform", "normal")),
     row("clone", lambda x: x.clone(), (3, 5), free=2),
     row("contiguous", lambda x: x.t().contiguous(), (3, 5), free=2),
     row("detach", lambda x: x.detach(), (3, 5), free=2),
