@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+import pruning
 from pruning.plan import Plan
 from pruning.training import finetune
 from pruning.weights import load_weights
@@ -28,7 +29,7 @@ def baseline(settings: Settings, workspace: Workspace) -> None:
     Raises:
         SettingsError: The model's function can't be called or returned no module.
         CheckpointError: The weights that were brought along are damaged or don't fit.
-        ModelError: Training broke down.
+        ModelError: The model can't be run on the data, or training broke down.
     """
     begin(settings)
     data = read_description(workspace)
@@ -38,9 +39,10 @@ def baseline(settings: Settings, workspace: Workspace) -> None:
         load_weights(model, settings.model.weights)
         if settings.baseline.recipe is None:
             learned_from = _fingerprint_beside(settings.model.weights) or learned_from
+    example = example_inputs(workspace, settings)
+    pruning.find_groups(model, example)  # a model that can't be run on these data says so before it is trained
     if settings.baseline.recipe is not None:
         _train(model, settings, workspace)
-    example = example_inputs(workspace, settings)
     measured = measure(model, read_split(workspace, "validation"), settings, example)
     save_model(workspace.folder(FOLDER), model, Plan(removed={}, sizes={}), measured, learned_from)
     log.info(

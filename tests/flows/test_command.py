@@ -67,9 +67,15 @@ def test_stage_before_its_turn_names_the_one_to_run(write_params: Write, capsys:
 
 
 def test_factory_that_raises_is_named_with_its_arguments(write_params: Write, capsys: Any) -> None:
-    write_params(lambda s: s["model"].update(arguments={"width": 0}))
+    write_params(lambda s: s["model"].update(arguments={"width": -1}))
     succeeds(prepare)
     assert "own_project:small" in fails(capsys, baseline)
+
+
+def test_model_that_cannot_take_the_data_is_one_message(write_params: Write, capsys: Any) -> None:
+    write_params(lambda s: s["model"].update(arguments={"input_shape": [3, 8, 8]}))
+    succeeds(prepare)
+    assert "channels" in fails(capsys, baseline)
 
 
 def test_file_error_of_the_system_is_one_message(write_params: Write, capsys: Any) -> None:
