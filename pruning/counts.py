@@ -46,6 +46,20 @@ def proposals(
                 yield list({(c.module, c.attribute): c for c in located if c is not None}.values())
 
 
+def conflicts(model: nn.Module, operation: Operation, counts: Sequence[Count]) -> list[Axis]:
+    """The axes that an integer follows although this operation uses it for another axis of the same size."""
+    bound = {(count.module, count.attribute): count.axis for count in counts}
+    sizes = {e.size for axes in (*operation.inputs, *operation.outputs) for axis in axes for e in _expressions(axis)}
+    path = operation.place.module
+    return [
+        bound[owner, attribute]
+        for above in range(path.count(".") + 2 if path else 1)
+        for owner in [_ancestor(path, above)]
+        for attribute, value in _integers(model.get_submodule(owner))
+        if (owner, attribute) in bound and value in sizes
+    ]
+
+
 def _choices(found: Sequence[_Place], chosen: Sequence[tuple[int, str]]) -> Iterator[list[_Place]]:
     """All ways to give each chosen attribute one of the expressions of its size."""
     if not chosen:

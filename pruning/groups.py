@@ -155,7 +155,7 @@ class Groups:
         places: dict[Atom, dict[tuple[str, int], Axis]] = {}
         seen: set[int] = set()
         reached, fault = self.trace.reached, self.trace.training_fault
-        unused = "the forward pass doesn't use it" + (f", and fails in training mode: {fault}" if fault else "")
+        unused = f"the forward pass doesn't use it{f', and fails in training mode: {fault}' if fault else ''}"
         for name, axes in self.trace.parameters.items():
             if id(axes) in seen:  # a tied parameter counts under its first name
                 continue

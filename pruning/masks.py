@@ -49,10 +49,13 @@ def parameter_masks(groups: Groups, plan: Plan) -> dict[str, Tensor]:
         variance must not become zero.
     """
     masks = plan.masks(groups)
+    unmasked = {place for traced in groups.trace.passes for place in traced.facts.unmasked}
     out = {}
     for name, parameter in groups.model.named_parameters():
         mask = torch.ones(parameter.shape, dtype=torch.bool)
         for position, axis in enumerate(groups.trace.parameters[name]):
+            if (name, position) in unmasked:
+                continue
             shape = [1] * parameter.ndim
             shape[position] = -1
             mask = mask & kept(axis, masks).reshape(shape)

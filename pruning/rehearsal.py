@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from pruning.axes import Atom, count, leaves
-from pruning.counts import proposals
+from pruning.axes import Atom, count, leaves, resolve
+from pruning.counts import conflicts, proposals
 from pruning.groups import Groups
 from pruning.plan import Plan
 from pruning.rebuilding import rebuild
@@ -65,29 +65,41 @@ def confirm(groups: Groups) -> Groups:
         deviation = _rehearse(groups, names)
         if deviation is None:
             break
-        if _bind_counts(groups, names, deviation):
-            continue
-        culprits = _culprits(groups, names, deviation) or _bisect(groups, names)
-        place = deviation.operation.place
-        for atom in culprits:
-            atom.frozen = f"the code {place} was written for its size: {deviation.text}"
-        groups = Groups(groups.model, groups.example_inputs, groups.trace)
+        bound = _bind_counts(groups, names, deviation)
+        if bound is None:
+            place = deviation.operation.place
+            for atom in _culprits(groups, names, deviation):
+                atom.frozen = f"the code {place} was written for its size: {deviation.text}"
+        groups = bound or Groups(groups.model, groups.example_inputs, groups.trace)
     return groups
 
 
-def _bind_counts(groups: Groups, names: Sequence[str], deviation: Deviation) -> bool:
-    """Bind integers of the calling modules to axes if that carries the pass further; tell whether it did."""
-    operations, counts = deviation.traced.operations, deviation.traced.facts.counts
-    prunable, known = {groups.atom(name) for name in names}, list(counts)
+def _bind_counts(groups: Groups, names: Sequence[str], deviation: Deviation) -> Groups | None:
+    """Bind integers of the calling modules to axes if that carries the pass further; tell the groups after it.
+
+    Where an integer serves two axes, they may lose equal counts.
+    """
+    operations, facts = deviation.traced.operations, deviation.traced.facts
+    prunable, counts, ties = {groups.atom(name) for name in names}, list(facts.counts), list(facts.ties)
+    known = {(count.module, count.attribute): count for count in counts}
     index = min(deviation.index, len(operations) - 1)
     for proposal in islice(proposals(groups.model, operations, index, prunable), _TRIES):
-        taken = {(count.module, count.attribute) for count in proposal}
-        counts[:] = [c for c in known if (c.module, c.attribute) not in taken] + proposal
-        after = _rehearse(groups, names)
-        if after is None or after.traced is not deviation.traced or after.index > deviation.index:
-            return True
-    counts[:] = known
-    return False
+        new = [count for count in proposal if (count.module, count.attribute) not in known]
+        served = [(known[count.module, count.attribute], count) for count in proposal if count not in new]
+        shared = [
+            (old.axis, count.axis)
+            for old, count in served
+            if isinstance(resolve(old.axis), Atom) and isinstance(resolve(count.axis), Atom)
+        ]
+        if len(shared) < len(served):
+            continue
+        facts.counts[:], facts.ties[:] = counts + new, ties + shared
+        after = Groups(groups.model, groups.example_inputs, groups.trace) if shared else groups
+        further = _rehearse(after, [group.name for group in after])
+        if further is None or further.traced is not deviation.traced or further.index > deviation.index:
+            return after
+    facts.counts[:], facts.ties[:] = counts, ties
+    return None
 
 
 def _rehearse(groups: Groups, names: Sequence[str]) -> Deviation | None:
@@ -164,7 +176,7 @@ class _Comparison:
 
 
 def _culprits(groups: Groups, names: Sequence[str], deviation: Deviation) -> list[Atom]:
-    """The atoms of the deviating operator that make it deviate, with those at the same place in other modules."""
+    """The atoms that make the pass deviate: at the operator itself, behind an integer it uses, or anywhere."""
     first = deviation.operation
     by_atom = {groups.atom(name): name for name in names}
     here = _places(first, by_atom)
@@ -173,8 +185,11 @@ def _culprits(groups: Groups, names: Sequence[str], deviation: Deviation) -> lis
     for operation in deviation.traced.operations:
         if operation.name == first.name and operation.place.line == first.place.line:
             there = _places(operation, by_atom)
-            found.update(dict.fromkeys(there[place] for place in (alone or here) if place in there))
-    return list(found)
+            found.update(dict.fromkeys(there[place] for place in alone if place in there))
+            if not alone:
+                served = conflicts(groups.model, operation, deviation.traced.facts.counts)
+                found.update(dict.fromkeys(atom for axis in served for atom in leaves(axis) if atom in by_atom))
+    return list(found) or _bisect(groups, names)
 
 
 def _places(operation: Operation, by_atom: Mapping[Atom, str]) -> dict[tuple[int, int, int], Atom]:
@@ -193,13 +208,19 @@ def _with_ties(groups: Groups, name: str) -> list[str]:
 
 
 def _bisect(groups: Groups, names: Sequence[str]) -> list[Atom]:
-    """Groups whose narrowing alone makes the pass deviate, together with those that other blocks name alike."""
+    """The fewest groups whose narrowing makes the pass deviate, together with those that other blocks name alike."""
+    pieces = 2
     while len(names) > 1:
-        half = len(names) // 2
-        halves = [part for part in (names[:half], names[half:]) if _rehearse(groups, part) is not None]
-        if not halves:
+        size = -(-len(names) // pieces)
+        parts = [names[i : i + size] for i in range(0, len(names), size)]
+        others = [[name for name in names if name not in part] for part in parts]
+        smaller = next((part for part in (*parts, *others) if part and _rehearse(groups, part) is not None), None)
+        if smaller is not None and len(smaller) < len(names):
+            names, pieces = smaller, 2
+        elif pieces >= len(names):
             break
-        names = halves[0]
+        else:
+            pieces = min(2 * pieces, len(names))
     alike = {_without_numbers(name) for name in names}
     return [groups.atom(group.name) for group in groups if _without_numbers(group.name) in alike]
 

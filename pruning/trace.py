@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils._pytree import tree_flatten
 
 from pruning.axes import SINGLE, Atom, Axis, mix
@@ -93,7 +92,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
 def type_pass(model: nn.Module, example_inputs: Inputs, known: Trace | None = None) -> tuple[Trace, list[Typed]]:
     """Type one forward pass, and say what is known of its outputs.
 
-    It runs on fake tensors, and on copies of the real ones only if the model's control flow depends on values.
+    It runs on fake tensors, and on copies of the real ones only where those can't: control flow that depends on values.
 
     Args:
         model: Any module.
@@ -101,20 +100,22 @@ def type_pass(model: nn.Module, example_inputs: Inputs, known: Trace | None = No
         known: A pass in eval mode; with it, the pass runs in training mode over the same axes.
     """
     training = known is not None
+    faults: list[Exception] = []
     for fake in (True, False):
         typing = _Typing(Trace(known.parameters if known else {}, fake=fake, training=training))
         try:
             outputs = watch(model, example_inputs, typing.begin, typing.on_call, fake, training=training)
-        except (DataDependentOutputException, DynamicOutputShapeException):
-            continue
-        except Exception as fault:
-            notes = "; ".join(getattr(fault, "__notes__", []))
-            raise ModelError(
-                f"the forward pass of {type(model).__name__} fails on the example inputs: {fault}"
-                + (f" ({notes})" if notes else "")
-                + ". Check the inputs' shapes and types; the model has to run as it is before it can be pruned."
-            ) from fault
-        break
+            break
+        except Exception as fault:  # noqa: BLE001 - fake tensors refuse some things that real ones do
+            faults.append(fault)
+    else:
+        fault = faults[-1]
+        notes = "; ".join(getattr(fault, "__notes__", []))
+        raise ModelError(
+            f"the forward pass of {type(model).__name__} fails on the example inputs: {fault}"
+            + (f" ({notes})" if notes else "")
+            + ". Check the inputs' shapes and types; the model has to run as it is before it can be pruned."
+        ) from fault
     typing.finish(outputs)
     return typing.trace, [typing.typed(output) for output in outputs]
 

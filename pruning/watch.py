@@ -6,6 +6,7 @@ Nothing is computed and no weight is read. The pass runs below autograd, where o
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -124,6 +125,7 @@ def watch(
         stack.enter_context(_in_mode(model, training))
         stack.enter_context(_no_attention_fastpath())
         stack.enter_context(narrowable(model))
+        stack.enter_context(_quiet())
         path: list[str] = []
         stack.enter_context(_module_paths(model, path))
         if fake:
@@ -159,15 +161,28 @@ def watch(
 def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     # Statistics of one sample are no error here, where nothing is computed.
-    verify = nn.functional._verify_batch_size
-    nn.functional._verify_batch_size = lambda _size: None
+    functional: Any = nn.functional
+    verify = functional._verify_batch_size
+    functional._verify_batch_size = lambda _size: None
     model.train(training)
     try:
         yield
     finally:
-        nn.functional._verify_batch_size = verify
+        functional._verify_batch_size = verify
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """An operator that refuses a shape is an answer here, and PyTorch need not log it."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 @contextmanager

@@ -78,7 +78,18 @@ class Count:
 
 @dataclass
 class Facts:
-    """What the rules of one trace state beside the axes themselves."""
+    """What the rules of one trace state beside the axes themselves.
+
+    Attributes:
+        contractions: Every matrix product and convolution.
+        ties: Axes that have to lose equal counts, because code splits their concatenation in equal parts.
+        uses: What each parameter is used as.
+        reached: Parameters and buffers that were used.
+        mixed: By which operator, over which axis, and why to remove a channel is not the same as to zero it.
+        operations: Number of operators seen so far.
+        counts: Integers of modules that follow an axis.
+        unmasked: Axes of parameters along which zeros would be divided by.
+    """
 
     contractions: list[Contraction] = field(default_factory=list)
     ties: list[tuple[Axis, ...]] = field(default_factory=list)
@@ -86,6 +97,7 @@ class Facts:
     reached: set[str] = field(default_factory=set)
     mixed: list[tuple[int, Axis, str]] = field(default_factory=list)
     operations: int = 0
+    unmasked: set[tuple[str, int]] = field(default_factory=set)
     counts: list[Count] = field(default_factory=list)
 
 

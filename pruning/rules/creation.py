@@ -6,7 +6,7 @@ from pruning.axes import Atom, Axis
 from pruning.rules.call import Call, frozen, rule
 
 
-@rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
+@rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "scalar_tensor")
 def constant(call: Call) -> list[list[Axis]]:
     """The same value everywhere: each axis may hold whatever channels it meets."""
     call.zero = call.name in ("zeros", "new_zeros")

@@ -56,10 +56,3 @@ def glu(call: Call) -> list[list[Axis]]:
     unify(half, gate)
     axes[dim] = half
     return [axes]
-
-
-@rule("embedding")
-def embedding(call: Call) -> list[list[Axis]]:
-    """V c, ... -> ... c"""
-    call.use("embedding.weight", call["weight"])
-    return call.equation("V c, ... -> ... c", call["weight"], call["indices"])

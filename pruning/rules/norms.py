@@ -65,3 +65,16 @@ def group_norm(call: Call) -> list[list[Axis]]:
     call.facts.counts.append(Count(call.module, "num_groups", group))
     call.zero = _scaled_to_zero(call, axes, axes[1:2])
     return [axes]
+
+
+@rule("_weight_norm_interface")
+def weight_norm(call: Call) -> list[list[Axis]]:
+    """v · g / ‖v‖, the norm over all axes but one; along that one a zero of g is enough, and v must not be zero."""
+    direction, length = call["v"], call["g"]
+    dim = call.dim(direction, call["dim"])
+    axes = call.axes(direction)
+    unify(axes[dim], call.axes(length)[dim])
+    for source in call.typed(direction).sources:
+        call.facts.unmasked.add((source, dim))
+    call.zero = True
+    return [axes, call.axes(length)]

@@ -55,7 +55,7 @@ def _wide(axes: list[Axis], out: list[Axis], position: int) -> bool:
     return mine >= 0 and axes[mine].size != 1
 
 
-@rule("_prelu_kernel", "hardswish", "log_sigmoid_forward")
+@rule("_prelu_kernel", "hardswish", "log_sigmoid_forward", "masked_fill")
 def broadcast(call: Call) -> list[list[Axis]]:
     """The rule of all pointwise operators."""
     axes = broadcast_axes(*(call.axes(tensor) for tensor in call.inputs))

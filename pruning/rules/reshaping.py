@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from pruning.axes import Atom, Axis, freeze, product
 from pruning.rules.call import Call, freeze_all, frozen, rule
+from pruning.rules.indexing import PICKED
 from pruning.rules.pointwise import broadcast_axes
 from pruning.unification import cut, factor
 
-PICKED = "the code picks single positions of it"
 TOO_FINE = 8  # equal pieces of a slice beyond this number are positions rather than branches
 
 
@@ -106,16 +106,6 @@ def repeat(call: Call) -> list[list[Axis]]:
     return [out]
 
 
-@rule("select", "unbind")
-def select(call: Call) -> list[list[Axis]]:
-    """One position of an axis: the axis stays whole."""
-    x = call["self"]
-    axes = call.axes(x)
-    dim = call.dim(x, call["dim"])
-    freeze(axes[dim], PICKED)
-    return [[axis for i, axis in enumerate(axes) if i != dim] for _ in call.outputs]
-
-
 @rule("slice", "narrow")
 def slice_(call: Call) -> list[list[Axis]]:
     """before+piece+after -> piece; where the piece is one of a few equal ones, all of them lose equal counts."""
@@ -139,20 +129,4 @@ def slice_(call: Call) -> list[list[Axis]]:
         axes[dim] = Atom(1, PICKED)
     else:
         axes[dim] = cut(axes[dim], [start, length, size - start - length])[1]
-    return [axes]
-
-
-@rule("index_select", "gather", "take_along_dim")
-def pick(call: Call) -> list[list[Axis]]:
-    """Positions given by an index: the axis stays whole."""
-    x = call["self"]
-    axes = list(call.axes(x))
-    dim = call.dim(x, call["dim"])
-    if call.name == "index_select":
-        freeze(axes[dim], PICKED)
-    else:
-        freeze_all(axes, PICKED)
-        freeze_all(call.axes(call.inputs[1]), PICKED)
-    shape = call.outputs[0].shape
-    axes = [Atom(n, PICKED) if i == dim or axes[i].size != n else axes[i] for i, n in enumerate(shape)]
     return [axes]

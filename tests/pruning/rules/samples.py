@@ -22,7 +22,7 @@ class Sample:
     shapes: tuple[tuple[int, ...], ...]
     free: int  # groups of channels that the rule leaves free
     mixed: int = 0  # groups over which the operator computes a statistic
-    carried: bool = False  # its outputs are its own inputs at the next step, so both laws hold at once
+    carried: bool = False  # channels of an output are also summed over inside, so both laws hold at once
 
 
 def row(name: str, function: Callable[..., Any], *shapes: tuple[int, ...], free: int, mixed: int = 0, carried: bool = False) -> Any:
@@ -169,6 +169,12 @@ SAMPLES = [
     row("index_select", lambda x: x.index_select(1, torch.tensor([1, 3])), (3, 5), free=1),
     row("gather", lambda x: x.gather(1, torch.tensor([[1], [3], [0]])), (3, 5), free=0),
     row("take_along_dim", lambda x: x.take_along_dim(torch.tensor([[1], [3], [0]]), 1), (3, 5), free=0),
+    row("index", lambda x: x[:, torch.tensor([[0, 2]])], (3, 5, 7), free=2),
+    row("index two axes", lambda x: x[torch.tensor([0, 2]), :, torch.tensor([1, 1])], (3, 5, 7), free=1),
+    row("index_put", lambda x, v: aten.index_put_(x * 1, [None, torch.tensor([0, 2])], v), (3, 5, 7), (3, 2, 7), free=2),
+    row("weight_norm", lambda v, g: torch._weight_norm(v, g, 0), (5, 3, 2), (5, 1, 1), free=3, carried=True),
+    row("masked_fill", lambda x: x.masked_fill(x > 0.5, 0.0), (3, 5), free=2),
+    row("scalar_tensor", lambda x: torch.scalar_tensor(2.0) * x, (3, 5), free=2),
     row("cat", lambda x, y: torch.cat([x, y], 1), (3, 5, 7), (3, 4, 7), free=4),
     row("stack", lambda x, y: torch.stack([x, y], 1), (3, 5), (3, 5), free=2),
     row("split", lambda x: x.split(x.shape[1] // 2, 1), (3, 10), free=3),

@@ -73,7 +73,8 @@ def check(operator: Operator, traced: Trace, outputs: list[Typed], atoms: list[A
         for position, axis in enumerate(traced.parameters[name]):
             shape = [1] * data.ndim
             shape[position] = -1
-            data *= kept(axis, gone).reshape(shape)
+            if (name, position) not in traced.facts.unmasked:
+                data *= kept(axis, gone).reshape(shape)
             cut = cut.index_select(position, kept(axis, masks).nonzero().flatten())
         zeroed.operands[index] = nn.Parameter(data)
         pruned.operands[index] = nn.Parameter(cut)
@@ -125,7 +126,8 @@ def test_an_output_declared_zero_is_zero_where_its_inputs_are(sample: Sample) ->
             for position, axis in enumerate(traced.parameters[name]):
                 shape = [1] * data.ndim
                 shape[position] = -1
-                data *= kept(axis, {atom: mask}).reshape(shape)
+                if (name, position) not in traced.facts.unmasked:
+                    data *= kept(axis, {atom: mask}).reshape(shape)
             zeroed.operands[index] = nn.Parameter(data)
         for out, full in zip(outputs, run(zeroed), strict=True):
             for position, axis in enumerate(out.axes):
