@@ -37,7 +37,7 @@ def main(name: str, run: FlowFunction, summary: str, arguments: Sequence[str] | 
     except (SecateurError, OSError) as fault:
         if options.debug:
             raise
-        sys.stderr.write(f"{name}: {_message(fault)}\n")
+        sys.stderr.write(f"{name}: {_message(fault, options.workspace)}\n")
         sys.exit(FAULT)
     except KeyboardInterrupt:
         sys.stderr.write(f"\n{name}: interrupted; run the same command again to go on\n")
@@ -65,12 +65,12 @@ def _commits(options: argparse.Namespace) -> bool:
     return False
 
 
-def _message(fault: SecateurError | OSError) -> str:
+def _message(fault: SecateurError | OSError, workspace: Path) -> str:
     if isinstance(fault, SecateurError):
         return str(fault)
-    place = f" {fault.filename}:" if fault.filename else ""
+    place = fault.filename or f"workspace {workspace}"
     return (
-        f"the system refused a file operation:{place} {fault.strerror or fault}. What was finished before is kept; "
+        f"the system refused a file operation: {place}: {fault.strerror or fault}. What was finished before is kept; "
         "mend the place or the disk's space and run the same command again"
     )
 

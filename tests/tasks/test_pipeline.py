@@ -16,6 +16,7 @@ import torch
 import pruning
 from pruning.errors import VerificationError
 from pruning.schedule import Attempt, Stop
+from pruning.sensitivity import measure_curve
 from tasks import analyze, attempt, baseline, benchmark, export, prepare, prune, report, transform
 from tasks.comparison import as_markdown, as_text, compare, compare_latency
 from tasks.data import read_description, read_split
@@ -211,7 +212,7 @@ def test_analysis_takes_over_what_a_killed_run_had_measured(
     written = finished.bytes_of("analysis")
     shutil.rmtree("artifacts/analysis")
     measured: list[str] = []
-    whole = analyze.measure_curve
+    whole = measure_curve
 
     def killed_in_the_second(model: Any, groups: Any, name: str, *rest: Any, **options: Any) -> Any:
         if measured:
