@@ -18,7 +18,8 @@ h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 3r
 p { margin: .3rem 0; } .quiet { color: var(--quiet); }
 .figures { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.8rem 0; }
 .figure { flex: 1 1 9rem; border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem; }
-.figure b { display: block; font-size: 1.6rem; font-variant-numeric: tabular-nums; color: var(--good); }
+.figure b { display: block; font-size: 1.45rem; white-space: nowrap; color: var(--good); }
+.figure small { display: block; color: var(--quiet); font-variant-numeric: tabular-nums; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .45rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
 th:first-child, td:first-child { text-align: left; }
@@ -30,7 +31,6 @@ img { width: 100%; height: auto; } .scroll { overflow-x: auto; }
 
 def render(
     model: str,
-    headline: Sequence[tuple[str, str]],
     lines: Sequence[Line],
     rows: Sequence[Row],
     pictures: Mapping[str, bytes],
@@ -40,13 +40,12 @@ def render(
 
     Args:
         model: What was pruned.
-        headline: (figure, what it is), the few that matter most.
         lines: Baseline against dense model.
         rows: The attempts.
         pictures: Heading -> PNG.
         remarks: Sentences below the headline.
     """
-    figures = "".join(f'<div class="figure"><b>{escape(f)}</b>{escape(what)}</div>' for f, what in headline)
+    figures = "".join(_card(line) for line in lines)
     parts = [
         f"<h1>{escape(model)}, pruned</h1>",
         *(f'<p class="quiet">{escape(remark)}</p>' for remark in remarks),
@@ -66,6 +65,11 @@ def render(
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
+
+
+def _card(line: Line) -> str:
+    figure, what, details = map(escape, (line.change, line.quantity, f"{line.baseline} → {line.dense}"))
+    return f'<div class="figure"><b>{figure}</b>{what}<small>{details}</small></div>'
 
 
 _ATTEMPT_HEAD = ("attempt", "goal", "reached", "accuracy", "MACs", "parameters", "recipe", "verdict")

@@ -8,7 +8,7 @@ from torch import nn
 
 from tasks import export, transform
 from tasks.analyze import read_curves
-from tasks.comparison import Line, compare
+from tasks.comparison import compare
 from tasks.data import read_description, read_split
 from tasks.ledger import Ledger, read_ledger
 from tasks.measured import Measured
@@ -58,7 +58,6 @@ def report(settings: Settings, workspace: Workspace) -> None:
     lines = compare(summary)
     page = render(
         model=f"{settings.model.factory.partition(':')[2]} on {settings.data.factory.partition(':')[2]}",
-        headline=_headline(lines),
         lines=lines,
         rows=ledger.rows,
         pictures={PICTURES[name]: picture for name, picture in pictures.items()},
@@ -103,10 +102,6 @@ def widths(baseline: nn.Module, dense: nn.Module) -> list[tuple[str, int, int]]:
         for name, weight in baseline.named_parameters()
         if weight.ndim > 1
     ]
-
-
-def _headline(lines: list[Line]) -> list[tuple[str, str]]:
-    return [(line.change, f"{line.quantity}: {line.baseline} to {line.dense}") for line in lines]
 
 
 def _remarks(summary: Json, outcome: Json, num_test: int) -> list[str]:
