@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from pruning.groups import Groups
 from pruning.rehearsal import confirm
 from pruning.trace import trace
-from pruning.watch import Inputs
+from pruning.watch import Inputs, no_leftovers
 
 
 def find_groups(model: nn.Module, example_inputs: Inputs) -> Groups:
@@ -25,5 +24,5 @@ def find_groups(model: nn.Module, example_inputs: Inputs) -> Groups:
     Raises:
         ModelError: The model can't be run on these inputs.
     """
-    with torch.random.fork_rng(devices=[]):
+    with no_leftovers():
         return confirm(Groups(model, example_inputs, trace(model, example_inputs)))

@@ -6,16 +6,14 @@ The original is never touched, and its weights are never copied whole.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pruning.attention import make_narrowable
 from pruning.axes import Atom, Axis, kept, leaves
+from pruning.copying import copy_module
 from pruning.counts import rebind
-from pruning.errors import ModelError
 from pruning.groups import Groups
 from pruning.plan import Plan
 
@@ -33,20 +31,14 @@ def rebuild(model: nn.Module, groups: Groups, plan: Plan, *, shapes_only: bool =
         ModelError: The module can't be copied.
     """
     masks = plan.masks(groups)
-    memo: dict[int, Any] = {}
+    tensors: dict[int, Tensor] = {}
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             sliced = _slice(tensor.detach(), groups.trace.parameters[name], masks, shapes_only)
-            memo[id(tensor)] = (
+            tensors[id(tensor)] = (
                 nn.Parameter(sliced, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else sliced
             )
-    try:
-        dense = deepcopy(model, memo)
-    except Exception as fault:
-        raise ModelError(
-            f"{type(model).__name__} can't be copied: {fault}. A module may hold only what copy.deepcopy can copy: "
-            "no open files, no generators, no tensors that were computed with gradients"
-        ) from fault
+    dense = copy_module(model, tensors)
     for attention in make_narrowable(dense):
         # Tells TransformerEncoderLayer not to take its fused path, which knows full widths alone.
         attention._qkv_same_embed_dim = False

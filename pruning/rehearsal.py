@@ -60,6 +60,11 @@ def confirm(groups: Groups) -> Groups:
     Returns:
         The groups that are left; all of them can be narrowed together.
     """
+    for branch in list(groups.trace.branches):
+        if _compare(groups, branch, Plan.of(groups, {})) is not None:
+            groups.trace.branches.remove(branch)
+            groups.trace.training_fault = "it takes another path at every call"
+            groups = Groups(groups.model, groups.example_inputs, groups.trace)
     while len(groups):
         names = [group.name for group in groups]
         deviation = _rehearse(groups, names)
@@ -93,7 +98,7 @@ def _bind_counts(groups: Groups, names: Sequence[str], deviation: Deviation) -> 
         ]
         if len(shared) < len(served):
             continue
-        facts.counts[:], facts.ties[:] = counts + new, ties + shared
+        facts.counts[:], facts.ties[:] = counts + new, [*ties, *shared]
         after = Groups(groups.model, groups.example_inputs, groups.trace) if shared else groups
         further = _rehearse(after, [group.name for group in after])
         if further is None or further.traced is not deviation.traced or further.index > deviation.index:
@@ -103,14 +108,15 @@ def _bind_counts(groups: Groups, names: Sequence[str], deviation: Deviation) -> 
 
 
 def _rehearse(groups: Groups, names: Sequence[str]) -> Deviation | None:
+    """Narrow the named groups in shape and compare all passes; tell where the first one deviates."""
     plan = _plan(groups, names)
+    return next((d for traced in groups.trace.passes if (d := _compare(groups, traced, plan)) is not None), None)
+
+
+def _compare(groups: Groups, traced: Trace, plan: Plan) -> Deviation | None:
     sizes = {groups.atom(name): size for name, size in plan.kept_sizes(groups).items()}
-    for traced in groups.trace.passes:
-        model = rebuild(groups.model, groups, plan, shapes_only=traced.fake)
-        deviation = _Comparison(traced, sizes).run(model, groups)
-        if deviation is not None:
-            return deviation
-    return None
+    model = rebuild(groups.model, groups, plan, shapes_only=traced.fake)
+    return _Comparison(traced, sizes).run(model, groups)
 
 
 def _plan(groups: Groups, names: Sequence[str]) -> Plan:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from pruning.axes import SINGLE, Atom, Axis, mix
+from pruning.copying import copy_module
 from pruning.errors import ModelError
 from pruning.rules import find_rule
 from pruning.rules.call import Call, Facts, Inapplicable, Typed, freeze_all, frozen
@@ -104,8 +105,11 @@ def type_pass(model: nn.Module, example_inputs: Inputs, known: Trace | None = No
     for fake in (True, False):
         typing = _Typing(Trace(known.parameters if known else {}, fake=fake, training=training))
         try:
-            outputs = watch(model, example_inputs, typing.begin, typing.on_call, fake, training=training)
+            # On a copy, because a model may keep what it computes, and fake tensors must not stay in it.
+            outputs = watch(copy_module(model), example_inputs, typing.begin, typing.on_call, fake, training=training)
             break
+        except ModelError:
+            raise
         except Exception as fault:  # noqa: BLE001 - fake tensors refuse some things that real ones do
             faults.append(fault)
     else:

@@ -6,17 +6,28 @@ Nothing is computed and no weight is read. The pass runs below autograd, where o
 
 from __future__ import annotations
 
+import functools
+import gc
 import logging
+import random
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -25,6 +36,9 @@ from pruning.rules import find_rule
 from pruning.rules.call import is_pointwise, operator_name
 
 _INSIDE = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
+
+# Every fake tensor that the passes of one search made.
+_made: ContextVar[list[weakref.ref[Tensor]]] = ContextVar("made")
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 
@@ -68,8 +82,34 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
         except Exception as fault:
             fault.add_note(f"raised by {operator_name(func)} {place}")
             raise
+        for tensor in (leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor)):
+            if isinstance(tensor, FakeTensor):
+                _made.get([]).append(weakref.ref(tensor))
+            elif torch.Tag.nondeterministic_seeded in func.tags and tensor.is_floating_point():
+                tensor.fill_(0.5)  # code that branches on a random number takes the same branch at any width
         self.on_call(func, args, kwargs, result, place)
         return result
+
+
+@contextmanager
+def no_leftovers() -> Iterator[None]:
+    """Empty, at the end, the caches of functions that kept a tensor of some pass: fake ones must not outlive it."""
+    token = _made.set([])
+    try:
+        yield
+    finally:
+        made = _made.get()
+        _made.reset(token)
+        if any(tensor() is not None for tensor in made):
+            gc.collect()
+        if any(tensor() is not None for tensor in made):
+            for thing in gc.get_objects():
+                if type(thing) is functools._lru_cache_wrapper and not _of_torch(thing):
+                    thing.cache_clear()
+
+
+def _of_torch(function: Any) -> bool:
+    return str(getattr(function, "__module__", "")).partition(".")[0] == "torch"
 
 
 def _line() -> str:
@@ -126,6 +166,7 @@ def watch(
         stack.enter_context(_no_attention_fastpath())
         stack.enter_context(narrowable(model))
         stack.enter_context(_quiet())
+        stack.enter_context(_seeded())
         path: list[str] = []
         stack.enter_context(_module_paths(model, path))
         if fake:
@@ -171,6 +212,21 @@ def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
         functional._verify_batch_size = verify
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Let a pass that draws random numbers (layers dropped at random) take the same path every time."""
+    python, array = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(array)
 
 
 @contextmanager

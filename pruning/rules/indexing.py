@@ -1,4 +1,4 @@
-"""Operators that pick or write positions given by an index: the axes that are indexed stay whole, the others go along."""
+"""Operators that pick or write positions by an index: the axes that are indexed stay whole, the others go along."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -107,3 +109,23 @@ def test_finding_groups_leaves_model_modes_and_gradients_alone() -> None:
     pruning.find_groups(model, X)
     assert all(module.training for module in model.modules())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+@cache
+def position_index(size: int) -> Tensor:
+    return torch.arange(size)
+
+
+def test_no_fake_tensor_stays_in_a_cache_of_the_models_code() -> None:
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.relu(self.a(x))) + position_index(2)
+
+    model, x = Cached(), torch.randn(4, 3)
+    assert len(pruning.find_groups(model, x)) == 1
+    assert type(position_index(2)) is Tensor
+    assert type(model(x)) is Tensor
