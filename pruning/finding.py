@@ -7,7 +7,7 @@ from torch import nn
 from pruning.groups import Groups
 from pruning.rehearsal import confirm
 from pruning.trace import trace
-from pruning.watch import Inputs, no_leftovers
+from pruning.watch import Inputs
 
 
 def find_groups(model: nn.Module, example_inputs: Inputs) -> Groups:
@@ -24,5 +24,4 @@ def find_groups(model: nn.Module, example_inputs: Inputs) -> Groups:
     Raises:
         ModelError: The model can't be run on these inputs.
     """
-    with no_leftovers():
-        return confirm(Groups(model, example_inputs, trace(model, example_inputs)))
+    return confirm(Groups(model, example_inputs, trace(model, example_inputs)))

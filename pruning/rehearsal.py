@@ -24,7 +24,7 @@ from pruning.plan import Plan
 from pruning.rebuilding import rebuild
 from pruning.rules.call import is_pointwise, operator_name
 from pruning.trace import IDENTITIES, Operation, Trace
-from pruning.watch import Place, watch
+from pruning.watch import Place, no_leftovers, watch
 
 _TRIES = 24  # proposals that are rehearsed before a group is given up
 _SHARES = (0.25, 0.375, 0.5)  # different groups lose different shares, so that no two sizes agree by chance
@@ -116,7 +116,8 @@ def _rehearse(groups: Groups, names: Sequence[str]) -> Deviation | None:
 def _compare(groups: Groups, traced: Trace, plan: Plan) -> Deviation | None:
     sizes = {groups.atom(name): size for name, size in plan.kept_sizes(groups).items()}
     model = rebuild(groups.model, groups, plan, shapes_only=traced.fake)
-    return _Comparison(traced, sizes).run(model, groups)
+    with no_leftovers():  # what one pass keeps would change the path of the next
+        return _Comparison(traced, sizes).run(model, groups)
 
 
 def _plan(groups: Groups, names: Sequence[str]) -> Plan:

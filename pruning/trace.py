@@ -16,7 +16,7 @@ from pruning.errors import ModelError
 from pruning.rules import find_rule
 from pruning.rules.call import Call, Facts, Inapplicable, Typed, freeze_all, frozen
 from pruning.unification import unify
-from pruning.watch import Inputs, Place, watch
+from pruning.watch import Inputs, Place, no_leftovers, watch
 
 # PyTorch inserts these where it caches a shape or not, so they say nothing of the model.
 IDENTITIES = frozenset({"alias", "detach", "lift_fresh"})
@@ -76,10 +76,12 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     Raises:
         ModelError: The forward pass itself fails on these inputs.
     """
-    traced, outputs = type_pass(model, example_inputs)
+    with no_leftovers():
+        traced, outputs = type_pass(model, example_inputs)
     if any(name not in traced.facts.reached for name, _ in model.named_parameters()):
         try:
-            branch, more = type_pass(model, example_inputs, known=traced)
+            with no_leftovers():
+                branch, more = type_pass(model, example_inputs, known=traced)
         except ModelError as fault:  # it may need targets; what it alone uses stays whole
             traced.training_fault = str(fault.__cause__)
         else:
