@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pruning.errors import CriterionError, ModelError, unknown_name
+from pruning.errors import CriterionError, DataError, unknown_name
 from pruning.evaluation import Loss, Progress, Samples, check_samples, cross_entropy, device_of
+from pruning.gathering import activations, curvature, gradients, inversions, knockoffs, second_moments
+from pruning.gathering.gatherer import Batch, Gatherer
 from pruning.groups import Group, Groups, Slice
+from pruning.moments import Moments
+from pruning.observation import Layer
+from pruning.slices import rows_of
+from pruning.watch import state_of
 
-NEEDS = ("weights", "gradients")
-"""What a criterion may ask for: the weights, and products of gradients and weights (these need samples)."""
+_WITH_LOSS = (*gradients.NEEDS, *curvature.NEEDS, *knockoffs.NEEDS)
+_WITHOUT_LOSS = (*activations.NEEDS, *inversions.NEEDS, *second_moments.NEEDS)
+
+NEEDS = ("weights", *_WITH_LOSS, *_WITHOUT_LOSS)
+"""What a criterion may ask for. "weights" needs no samples; each gatherer says what its needs are."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +33,35 @@ class Statistics:
     Attributes:
         tensors: parameters and buffers by name, detached.
         seed: of the criteria that draw random numbers.
-        squared_gradient_products: per group [size]: Σ over minibatches of (Σ g·w)², see `collect`; empty unless
-            "gradients" was asked for.
+        gathered: need -> group name -> [size] values, or the reason why the group has none.
+        layers: where "moments" were asked for: the layers that consume groups, by their weights.
+        moments: likewise, of these layers' unfolded inputs.
     """
 
     tensors: Mapping[str, Tensor]
     seed: int = 0
-    squared_gradient_products: Mapping[str, Tensor] = field(default_factory=dict)
+    gathered: Mapping[str, Mapping[str, Tensor | str]] = field(default_factory=dict)
+    layers: Mapping[str, Layer] = field(default_factory=dict)
+    moments: Mapping[str, Moments] = field(default_factory=dict)
+
+    def of(self, need: str, group: Group) -> Tensor:
+        """Return what was gathered of a group, [size] float64 on the CPU.
+
+        Raises:
+            CriterionError: it was not asked for, or the group has none; the text says why.
+        """
+        found = self.gathered.get(need, {}).get(group.name)
+        if found is None:
+            raise CriterionError(
+                f"no {need.replace('_', ' ')} of group {group.name!r}; "
+                f"gather the statistics with needs={{{need!r}}} on the same groups"
+            )
+        if isinstance(found, str):
+            raise CriterionError(
+                f"group {group.name!r}: {found}; leave the group whole (ignore) or choose a criterion that reads "
+                "weights, such as l2_norm"
+            )
+        return found
 
     def rows(self, piece: Slice, size: int) -> Tensor:
         """Return a slice's values by channel, [size, values per channel], float64 on the CPU."""
@@ -43,34 +73,10 @@ class Statistics:
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def rows_of(tensor: Tensor, piece: Slice, size: int) -> Tensor:
-    """Arrange a tensor by the channels that a slice puts on one of its axes.
-
-    Args:
-        tensor: the slice's parameter, or anything of its shape.
-        piece: the slice.
-        size: channels of the group.
-
-    Returns:
-        [size, values per channel]. Where a channel has several places on the axis, they follow one another.
-
-    Raises:
-        ModelError: the channels have unequal numbers of places.
-    """
-    channels = piece.channels()
-    places = torch.argsort(channels, stable=True)[int((channels < 0).sum()) :]
-    counts = torch.bincount(channels[channels >= 0], minlength=size)
-    if len(counts) != size or bool((counts != counts[0]).any()):
-        raise ModelError(
-            f"{piece.parameter}, axis {piece.axis}: the channels of a group have unequal numbers of places"
-        )
-    return tensor.movedim(piece.axis, 0)[places.to(tensor.device)].reshape(size, -1)
-
-
 def collect(
     groups: Groups,
     needs: Collection[str],
-    samples: Samples | None = None,
+    samples: Samples | Tensor | None = None,
     loss: Loss = cross_entropy,
     *,
     batch_size: int = 64,
@@ -79,92 +85,75 @@ def collect(
 ) -> Statistics:
     """Gather all that the criteria need in one pass over the samples.
 
-    "weights" needs no samples. "gradients" runs each minibatch forward and backward through a copy of the model in
-    evaluation mode; what is kept does not grow with the samples. The model and the global random state are untouched.
+    "weights" needs no samples. Every other need adds up over minibatches, in evaluation mode; what is kept does not
+    grow with the samples. The model and the global random state are untouched.
 
     Args:
         groups: found on the model to be scored.
         needs: any of `NEEDS`.
-        samples: shuffled into minibatches by the seed; may be None where only weights are needed.
+        samples: shuffled into minibatches by the seed; inputs alone where no need looks at the loss; None where only
+            weights are needed.
         loss: mean loss of a batch.
         batch_size: samples per minibatch.
-        seed: of the minibatches, and of criteria that draw random numbers.
+        seed: of the minibatches, and of whatever draws random numbers.
         progress: told after each minibatch.
 
     Raises:
-        CriterionError: a need is unknown, or samples are needed and there are none.
+        CriterionError: a need is unknown, or samples or their targets are needed and there are none.
+        DataError: there are no samples.
     """
     for need in needs:
         if need not in NEEDS:
             raise CriterionError(unknown_name("statistic", need, NEEDS))
-    model = groups.model
-    tensors = {
-        name: tensor.detach()
-        for named in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
-        for name, tensor in named
-    }
-    if "gradients" not in needs:
+    tensors = {name: tensor.detach() for name, tensor in state_of(groups.model).items()}
+    asked = [need for need in NEEDS if need in needs and need != "weights"]
+    if not asked:
         return Statistics(tensors, seed)
     if samples is None:
-        raise CriterionError("the criterion needs gradients: pass samples (and the loss) to gather them on")
-    products = _squared_gradient_products(groups, samples, loss, batch_size, seed, progress)
-    return Statistics(tensors, seed, products)
+        what = "samples (and the loss)" if set(asked) & set(_WITH_LOSS) else "samples (inputs alone will do)"
+        raise CriterionError(f"the criterion needs {', '.join(asked)}: pass {what} to gather them on")
+    gatherers = _gatherers(groups, asked, loss)
+    _pass_over(groups, samples, gatherers, batch_size, seed, progress)
+    gathered = {need: found for gatherer in gatherers for need, found in gatherer.results().items()}
+    second = next((one for one in gatherers if isinstance(one, second_moments.MomentGatherer)), None)
+    if second is None:
+        return Statistics(tensors, seed, gathered)
+    return Statistics(tensors, seed, gathered, second.layers, second.moments)
 
 
-def _squared_gradient_products(
-    groups: Groups, samples: Samples, loss: Loss, batch_size: int, seed: int, progress: Progress | None
-) -> dict[str, Tensor]:
-    """Return Σ over minibatches of (Σ g·w)² for each channel of each group.
+def _gatherers(groups: Groups, asked: Collection[str], loss: Loss) -> list[Gatherer]:
+    made: list[tuple[tuple[str, ...], Callable[[], Gatherer]]] = [
+        (gradients.NEEDS, lambda: gradients.GradientGatherer(groups, asked, loss)),
+        (curvature.NEEDS, lambda: curvature.CurvatureGatherer(groups, asked, loss)),
+        (knockoffs.NEEDS, lambda: knockoffs.KnockoffGatherer(groups, loss)),
+        (activations.NEEDS, lambda: activations.ActivationGatherer(groups, asked)),
+        (inversions.NEEDS, lambda: inversions.InversionGatherer(groups)),
+        (second_moments.NEEDS, lambda: second_moments.MomentGatherer(groups)),
+    ]
+    return [make() for needs, make in made if set(needs) & set(asked)]
 
-    The inner sum goes over the slices of producers and followers that are parameters: the filter, its bias, and the
-    norm's γ and β; for coupled layers over all of them, because they go together.
-    """
-    model = copy.deepcopy(groups.model).eval()
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    pieces = {group.name: own_slices(group, parameters) for group in groups}
-    wanted = sorted({piece.parameter for own in pieces.values() for piece in own})
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
-    totals = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in groups}
-    generator, device = torch.Generator().manual_seed(seed), device_of(model)
-    batches = torch.randperm(check_samples(samples), generator=generator)
-    minibatches = torch.split(batches, batch_size)
-    for index, batch in enumerate(minibatches):
-        products = _gradient_products(
-            model,
-            {name: parameters[name] for name in wanted},
-            samples.inputs[batch].to(device),
-            samples.targets[batch].to(device),
-            loss,
-        )
-        for group in groups:
-            sums = torch.zeros(group.size, dtype=torch.float64)
-            for piece in pieces[group.name]:
-                sums += rows_of(products[piece.parameter], piece, group.size).sum(dim=1).to("cpu", torch.float64)
-            totals[group.name] += sums.square()
+
+def _pass_over(
+    groups: Groups,
+    samples: Samples | Tensor,
+    gatherers: list[Gatherer],
+    batch_size: int,
+    seed: int,
+    progress: Progress | None,
+) -> None:
+    if isinstance(samples, Tensor):
+        inputs, targets = samples, None
+        if len(inputs) == 0:
+            raise DataError("no samples; at least one is needed")
+    else:
+        check_samples(samples)
+        inputs, targets = samples.inputs, samples.targets
+    generator, device = torch.Generator().manual_seed(seed), device_of(groups.model)
+    own = [torch.Generator().manual_seed(seed) for _ in gatherers]  # so that none depends on which others there are
+    batches = torch.split(torch.randperm(len(inputs), generator=generator), batch_size)
+    for index, batch in enumerate(batches):
+        labels = None if targets is None else targets[batch].to(device)
+        for gatherer, drawn in zip(gatherers, own, strict=True):
+            gatherer.see(Batch(inputs[batch].to(device), labels, drawn))
         if progress is not None:
-            progress(index + 1, len(minibatches))
-    return totals
-
-
-def _gradient_products(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs: Tensor, targets: Tensor, loss: Loss
-) -> dict[str, Tensor]:
-    """Return g·w, value by value, for each parameter (0 where the loss doesn't depend on it)."""
-    with torch.enable_grad():
-        value = loss(model(inputs), targets)
-        gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
-    return {
-        name: torch.zeros_like(parameter) if gradient is None else gradient * parameter.detach()
-        for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True)
-    }
-
-
-def own_slices(group: Group, parameters: Iterable[str]) -> list[Slice]:
-    """Return the slices that make a channel what it is: those of producers and followers that are parameters.
-
-    A group without any (its channels come from nowhere but are consumed) gives all its slices that are parameters.
-    """
-    known = set(parameters)
-    learned = [piece for piece in group.slices if piece.parameter in known]
-    return [piece for piece in learned if piece.role != "consumer"] or learned
+            progress(index + 1, len(batches))

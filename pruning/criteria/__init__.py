@@ -1,8 +1,21 @@
 """Importance of each channel: one function per criterion, its formula and source. One file per family."""
 
-from pruning.criteria import batch_norm, control, distances, gradients, norms
+from pruning.criteria import (
+    activations,
+    batch_norm,
+    control,
+    curvature,
+    distances,
+    gradients,
+    greedy,
+    lasso,
+    norms,
+    reuse,
+    surgeon,
+)
 from pruning.criteria.registry import (
     Criterion,
+    Folding,
     Ordering,
     RegisteredCriterion,
     criterion,
@@ -14,16 +27,23 @@ from pruning.criteria.registry import (
 
 __all__ = [
     "Criterion",
+    "Folding",
     "Ordering",
     "RegisteredCriterion",
+    "activations",
     "batch_norm",
     "control",
     "criterion",
     "criterion_names",
+    "curvature",
     "distances",
     "find_criterion",
     "gradients",
+    "greedy",
+    "lasso",
     "norms",
     "order_channels",
+    "reuse",
     "score_channels",
+    "surgeon",
 ]

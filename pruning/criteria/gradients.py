@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from pruning.criteria.registry import criterion
-from pruning.errors import CriterionError
 from pruning.groups import Group
 from pruning.statistics import Statistics
 
@@ -24,10 +23,33 @@ def taylor_weight(group: Group, statistics: Statistics) -> Tensor:
     Raises:
         CriterionError: the statistics were gathered without gradients, or on other groups.
     """
-    scores = statistics.squared_gradient_products.get(group.name)
-    if scores is None:
-        raise CriterionError(
-            f"taylor_weight: no gradients of group {group.name!r}; "
-            "gather the statistics with needs={'gradients'} on the same groups"
-        )
-    return scores
+    return statistics.of("gradients", group)
+
+
+@criterion("gradient_magnitude", needs={"gradient_magnitudes"})
+def gradient_magnitude(group: Group, statistics: Statistics) -> Tensor:
+    """Score channel i by Σ over minibatches of Σ |g|.
+
+    Taken over the same slices as `taylor_weight`; coupled layers and minibatches add up. The magnitude is taken per
+    minibatch: over all the samples of a trained model the gradients would cancel.
+
+    Source: the first-order control of the literature on Taylor criteria, arXiv 1906.10771.
+    """
+    return statistics.of("gradient_magnitudes", group)
+
+
+@criterion("taylor", needs={"activation_gradients"})
+def taylor(group: Group, statistics: Statistics) -> Tensor:
+    """Score channel i by the mean over examples of |mean over positions of ∂L/∂z · z|.
+
+    z is what the group's consumers read of the channel, after norm and non-linearity; where several read it, their
+    means are added up before the absolute value is taken, since the channel goes from all at once. No slice is read.
+    Taken per example, not per minibatch.
+
+    Source: Molchanov et al. 2016, arXiv 1611.06440, equation 8; the paper divides by the layer's norm, which is
+    selection's business here.
+
+    Raises:
+        CriterionError: a consumer is no convolution or linear module; the text names it.
+    """
+    return statistics.of("activation_gradients", group)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from pruning.criteria.registry import criterion
 from pruning.groups import Group
-from pruning.statistics import Statistics, own_slices
+from pruning.slices import own_slices
+from pruning.statistics import Statistics
 
 
 @criterion("l1_norm", needs={"weights"})
@@ -31,6 +32,20 @@ def l2_norm(group: Group, statistics: Statistics) -> Tensor:
     Source: Li et al. 2016, arXiv 1608.08710.
     """
     return sum_over_filters(group, statistics, 2)
+
+
+@criterion("lamp", needs={"weights"})
+def lamp(group: Group, statistics: Statistics) -> Tensor:
+    """Score filter i by Σ W_i² over the sum of Σ W_j² of all filters j of its layer that are at least as large.
+
+    Taken over the same slices as `l1_norm`; of coupled layers the squares are added up first. The largest filter scores
+    1 in every layer, so that layers compare as they are: in global scope choose the normalisation "none".
+
+    Source: Lee et al. 2020, arXiv 2010.07611, equation 4, which scores single weights; ours scores whole filters.
+    """
+    squares = torch.stack([rows.square().sum(dim=1) for rows in filters(group, statistics)]).sum(dim=0)
+    remaining = torch.where(squares[None, :] >= squares[:, None], squares[None, :], 0.0).sum(dim=1)
+    return squares / remaining.clamp(min=torch.finfo(torch.float64).tiny)
 
 
 def sum_over_filters(group: Group, statistics: Statistics, power: int) -> Tensor:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pruning.criteria.columns import Columns
 from pruning.errors import CriterionError, unknown_name
 from pruning.groups import Group
 from pruning.statistics import NEEDS, Statistics
@@ -25,6 +26,9 @@ Criterion = Callable[[Group, Statistics], Tensor]
 
 Ordering = Callable[[Group, Statistics], list[int]]
 """(group, statistics) -> all channels, the first to go first."""
+
+Folding = Callable[[Columns], Tensor]
+"""The columns of a consumer's matrix -> its new matrix [outputs, columns kept]."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +40,21 @@ class RegisteredCriterion:
         score: the function.
         needs: the statistics it reads, of `pruning.statistics.NEEDS`.
         ordering: how channels go one after the other; None where the order of the scores says it.
+        folding: how the consumers' weights take over what the removed channels gave; None where they don't.
     """
 
     name: str
     score: Criterion
     needs: frozenset[str]
     ordering: Ordering | None = None
+    folding: Folding | None = None
 
 
 _CRITERIA: dict[str, RegisteredCriterion] = {}
 
 
 def criterion(
-    name: str, *, needs: Collection[str], ordering: Ordering | None = None
+    name: str, *, needs: Collection[str], ordering: Ordering | None = None, folding: Folding | None = None
 ) -> Callable[[Criterion], Criterion]:
     """Register the decorated function under a name.
 
@@ -62,7 +68,7 @@ def criterion(
             raise CriterionError(f"criterion {name!r}: {unknown_name('statistic', need, NEEDS)}")
 
     def register(function: Criterion) -> Criterion:
-        _CRITERIA[name] = RegisteredCriterion(name, function, frozenset(needs), ordering)
+        _CRITERIA[name] = RegisteredCriterion(name, function, frozenset(needs), ordering, folding)
         return function
 
     return register

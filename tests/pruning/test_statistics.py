@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from pruning.errors import DataError
 from pruning.finding import find_groups
-from pruning.statistics import collect, own_slices, rows_of
+from pruning.slices import own_slices, rows_of
+from pruning.statistics import collect
 
 
 def samples(num: int) -> SimpleNamespace:
@@ -63,7 +64,7 @@ def test_gradient_products_are_those_of_the_whole_parameters() -> None:
         products += (gradient * parameter).detach().reshape(5, -1).sum(dim=1)
     (group,) = groups
     torch.testing.assert_close(
-        found.squared_gradient_products[group.name], products.double().square(), rtol=1e-4, atol=0
+        found.of("gradients", group), products.double().square(), rtol=1e-4, atol=0
     )
 
 
@@ -76,7 +77,7 @@ def test_minibatches_follow_the_seed_and_every_sample_is_seen() -> None:
         collect(groups, {"gradients"}, data, batch_size=6, seed=seed, progress=lambda *at: heard.append(at))
         for seed in (0, 0, 1)
     ]
-    scores = [statistics.squared_gradient_products[group.name] for statistics in found]
+    scores = [statistics.of("gradients", group) for statistics in found]
     assert torch.equal(scores[0], scores[1])
     assert not torch.equal(scores[0], scores[2])
     assert heard[:4] == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -89,12 +90,12 @@ def test_frozen_parameters_have_gradients_too_and_stay_frozen() -> None:
     (group,) = groups
     with torch.no_grad():
         found = collect(groups, {"gradients"}, data)
-    assert bool((found.squared_gradient_products[group.name] > 0).any())
+    assert bool((found.of("gradients", group) > 0).any())
     assert not any(parameter.requires_grad for parameter in net.parameters())
 
 
 def test_weights_alone_need_no_samples() -> None:
     groups = find_groups(model(), torch.zeros(1, 1, 4, 4))
-    assert collect(groups, {"weights"}).squared_gradient_products == {}
+    assert collect(groups, {"weights"}).gathered == {}
     with pytest.raises(DataError, match="no samples"):
         collect(groups, {"gradients"}, samples(0))

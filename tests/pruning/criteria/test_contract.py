@@ -14,6 +14,7 @@ from pruning.groups import Groups, Slice
 from pruning.statistics import Statistics, collect
 
 NAMES = criterion_names()
+DRAWN = {"random", "obd_hutchinson", "hessian_trace"}  # drawn by place, so only their distribution follows the channels
 
 
 class Residual(nn.Module):
@@ -88,8 +89,9 @@ def test_one_finite_score_per_channel_and_each_channel_once_in_the_order(
         assert sorted(order_channels(name, group, statistics)) == list(range(group.size))
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"random"}))  # random looks at no channel
+@pytest.mark.parametrize("name", sorted(set(NAMES) - DRAWN))
 def test_scores_follow_channels_when_they_are_permuted(name: str, model: Residual, samples: SimpleNamespace) -> None:
+    model, samples.inputs = model.double(), samples.inputs.double()  # else rounding decides what hardly counts
     groups = find_groups(model, samples.inputs[:1])
     before = {group.name: score_channels(name, group, statistics_of(groups, name, samples)) for group in groups}
     first = {group.name: order_channels(name, group, statistics_of(groups, name, samples)) for group in groups}
@@ -100,10 +102,13 @@ def test_scores_follow_channels_when_they_are_permuted(name: str, model: Residua
     statistics = statistics_of(groups, name, samples)
     for group in groups:
         order = orders[group.name]
-        torch.testing.assert_close(
-            score_channels(name, group, statistics), before[group.name][order], rtol=1e-4, atol=0
-        )
-        assert [order[channel] for channel in order_channels(name, group, statistics)] == first[group.name]
+        scores = before[group.name]
+        rounding = 1e-9 * float(scores.abs().max())
+        torch.testing.assert_close(score_channels(name, group, statistics), scores[order], rtol=1e-4, atol=rounding)
+        again = [
+            order[channel] for channel in order_channels(name, group, statistics)
+        ]  # of equal ones, either is first
+        torch.testing.assert_close(scores[again], scores[first[group.name]], rtol=1e-4, atol=rounding)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -21,7 +21,7 @@ def backwards(group: Group, statistics: Statistics) -> Tensor:
 
 
 def test_unknown_name_is_met_with_the_nearest_one() -> None:
-    with pytest.raises(CriterionError, match=r"'l2norm'; did you mean 'l2_norm'\? Known: bn_scale, "):
+    with pytest.raises(CriterionError, match=r"'l2norm'; did you mean 'l2_norm'\? Known: activation_variance, "):
         find_criterion("l2norm")
 
 

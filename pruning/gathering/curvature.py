@@ -1,0 +1,131 @@
+"""Second derivatives of the loss: the empirical Fisher information, and Hutchinson's estimate of the Hessian."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from pruning.evaluation import Loss
+from pruning.gathering.gatherer import Batch, Gathered, Gatherer
+from pruning.groups import Groups
+from pruning.slices import own_slices, rows_of
+
+NEEDS = ("fisher", "hessian_diagonal", "hessian_trace")
+_PROBES = 4  # random directions per minibatch
+_GRADIENTS = 1 << 25  # values of per-sample gradients at a time
+
+_log = logging.getLogger(__name__)
+
+
+class CurvatureGatherer(Gatherer):
+    """Gathers curvature per channel, over the slices that make it.
+
+    fisher: mean over samples of Σ (g·w)², g being the gradient of one sample's loss;
+    hessian_diagonal: Σ h_kk w_k²;
+    hessian_trace: Σ h_kk.
+
+    The Hessian is that of the mean loss. Its diagonal is estimated by v ⊙ Hv with random signs v, a few for each
+    minibatch; the error falls with the number of minibatches, and is nothing where the Hessian is diagonal.
+    """
+
+    def __init__(self, groups: Groups, needs: Collection[str], loss: Loss) -> None:
+        self._groups, self._needs, self._loss = groups, set(needs) & set(NEEDS), loss
+        self._model = copy.deepcopy(groups.model).eval().requires_grad_(False)
+        parameters = dict(self._model.named_parameters(remove_duplicate=False))
+        self._pieces = {group.name: own_slices(group, parameters) for group in groups}
+        wanted = sorted({piece.parameter for own in self._pieces.values() for piece in own})
+        self._parameters: dict[str, Tensor] = {name: parameters[name].detach() for name in wanted}
+        self._totals = {
+            need: {group.name: torch.zeros(group.size, dtype=torch.float64) for group in groups} for need in self._needs
+        }
+        self._samples = 0
+        self._vectorised = True
+
+    def see(self, batch: Batch) -> None:
+        """Add the per-sample gradients, and the products of the Hessian with random signs."""
+        self._samples += len(batch.inputs)
+        if "fisher" in self._needs:
+            self._add("fisher", self._squared_products(batch))
+        if self._needs & {"hessian_diagonal", "hessian_trace"}:
+            diagonal = self._hessian_diagonal(batch)
+            self._add("hessian_trace", diagonal)
+            self._add(
+                "hessian_diagonal",
+                {name: values * self._parameters[name].square() for name, values in diagonal.items()},
+            )
+
+    def results(self) -> Gathered:
+        """Return the means over the samples."""
+        count = max(1, self._samples)
+        return {need: {name: sums / count for name, sums in found.items()} for need, found in self._totals.items()}
+
+    def _add(self, need: str, values: Mapping[str, Tensor]) -> None:
+        if need not in self._needs:
+            return
+        for group in self._groups:
+            for piece in self._pieces[group.name]:
+                rows = rows_of(values[piece.parameter], piece, group.size)
+                self._totals[need][group.name] += rows.sum(dim=1).to("cpu", torch.float64)
+
+    def _squared_products(self, batch: Batch) -> dict[str, Tensor]:
+        """Return Σ over the batch's samples of (g·w)², value by value."""
+        size = sum(parameter.numel() for parameter in self._parameters.values())
+        step = max(1, _GRADIENTS // max(1, size))
+        totals = {name: torch.zeros_like(parameter) for name, parameter in self._parameters.items()}
+        labels = batch.labels()
+        for start in range(0, len(labels), step):
+            gradients = self._per_sample(batch.inputs[start : start + step], labels[start : start + step])
+            for name, gradient in gradients.items():
+                totals[name] += (gradient * self._parameters[name]).square().sum(dim=0)
+        return totals
+
+    def _per_sample(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return each sample's gradients, [samples, ...] per parameter."""
+        if self._vectorised:
+            try:
+                return _as_tensors(vmap(grad(self._loss_of), in_dims=(None, 0, 0))(self._parameters, inputs, targets))
+            except RuntimeError as fault:  # operators that change tensors in place, control flow that reads values
+                self._vectorised = False
+                _log.info("per-sample gradients one by one, since vmap can't take this model: %s", fault)
+        rows = [grad(self._loss_of)(self._parameters, x, y) for x, y in zip(inputs, targets, strict=True)]
+        return {name: torch.stack([row[name] for row in rows]) for name in self._parameters}
+
+    def _loss_of(self, parameters: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+        return self._loss(functional_call(self._model, dict(parameters), (inputs[None],)), targets[None])
+
+    def _hessian_diagonal(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the estimate of the batch's share of the Hessian's diagonal, times its number of samples."""
+        own = {name: parameter.clone().requires_grad_(True) for name, parameter in self._parameters.items()}
+        totals = {name: torch.zeros_like(parameter) for name, parameter in self._parameters.items()}
+        with torch.enable_grad():
+            value = self._loss(functional_call(self._model, own, (batch.inputs,)), batch.labels())
+            gradients = torch.autograd.grad(value, list(own.values()), create_graph=True, allow_unused=True)
+            used = [(name, g) for name, g in zip(own, gradients, strict=True) if g is not None and g.requires_grad]
+            for probe in range(_PROBES if used else 0):
+                signs = [_signs(own[name], batch.generator) for name, _ in used]
+                products = torch.autograd.grad(
+                    [gradient for _, gradient in used],
+                    [own[name] for name, _ in used],
+                    signs,
+                    retain_graph=probe + 1 < _PROBES,
+                    allow_unused=True,
+                )
+                for (name, _), sign, product in zip(used, signs, products, strict=True):
+                    if product is not None:
+                        totals[name] += sign * product / _PROBES
+        return {name: total * len(batch.inputs) for name, total in totals.items()}
+
+
+def _signs(like: nn.Parameter | Tensor, generator: torch.Generator) -> Tensor:
+    drawn = torch.randint(2, like.shape, generator=generator)
+    return (2 * drawn - 1).to(like)
+
+
+def _as_tensors(found: Any) -> dict[str, Tensor]:
+    return dict(found)

@@ -1,0 +1,72 @@
+"""Normal equations: what least squares needs to know of any number of samples, in memory that doesn't grow with them.
+
+Products are formed chunk by chunk and added up in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """First and second moments of a layer's unfolded inputs, see `pruning.layers`.
+
+    Attributes:
+        num_rows: rows seen.
+        total: [groups, columns] float64: Σ u.
+        gram: [groups, columns, columns] float64: Σ u uᵀ.
+    """
+
+    num_rows: int
+    total: Tensor
+    gram: Tensor
+
+    @classmethod
+    def none(cls, groups: int, columns: int) -> Moments:
+        """The moments of no rows."""
+        zeros = torch.zeros(groups, columns, columns, dtype=torch.float64)
+        return cls(0, zeros[:, :, 0].clone(), zeros)
+
+    def plus(self, columns: Tensor) -> Moments:
+        """Add rows [rows, groups, columns]."""
+        by_group = columns.detach().transpose(0, 1)
+        return Moments(
+            self.num_rows + len(columns),
+            self.total + by_group.sum(dim=1, dtype=torch.float64).cpu(),
+            self.gram + (by_group.mT @ by_group).to("cpu", torch.float64),
+        )
+
+    def mean(self) -> Tensor:
+        """Return the mean of the columns, [groups, columns]."""
+        return self.total / max(1, self.num_rows)
+
+    def covariance(self, *, centred: bool = True) -> Tensor:
+        """Return the mean of u uᵀ, [groups, columns, columns], without the mean's share of it if centred."""
+        second = self.gram / max(1, self.num_rows)
+        if centred:
+            mean = self.mean()
+            second = second - mean[:, :, None] * mean[:, None, :]
+        return second
+
+
+def damped(covariance: Tensor, ridge: float) -> Tensor:
+    """Add `ridge` times the mean of its diagonal to a covariance's diagonal, [..., columns, columns].
+
+    Where all of it is zero, the identity is added: then nothing is known and nothing changes.
+    """
+    level = ridge * covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
+    level = torch.where(level > 0, level, 1.0)
+    return covariance + level[..., None, None] * torch.eye(covariance.shape[-1], dtype=covariance.dtype)
+
+
+def solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """Solve for a positive definite matrix [..., n, n] and right sides [..., n, m]."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if bool(failed.any()):  # rounding made a tiny eigenvalue negative
+        least: Tensor = torch.linalg.lstsq(matrix, right, driver="gelsd").solution
+        return least
+    return torch.cholesky_solve(right, factor)

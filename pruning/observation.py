@@ -1,0 +1,159 @@
+"""Run a model and see what each of its layers reads and gives, whether a module calls it or a function."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from pruning.layers import Geometry, LayerCall, read_call
+from pruning.rules.call import operator_name
+from pruning.trace import IDENTITIES
+from pruning.watch import Inputs, Place, watch
+
+RECTIFIERS = frozenset({"relu", "hardtanh", "threshold", "clamp_min"})
+"""Operators after which what was negative is zero; ReLU6 is a `hardtanh`."""
+
+
+class Enough(Exception):  # noqa: N818 - a signal, no fault of anyone
+    """Raised by an observer that needs no more of the pass."""
+
+
+class Observer:
+    """What is told of a forward pass; override what is of interest."""
+
+    def on_layer(self, call: LayerCall) -> None:
+        """Be told of a layer's call."""
+
+    def on_norm(self, weight: str, running_mean: str) -> None:
+        """Be told that a batch norm reads what the layer with these weights gave."""
+
+    def on_sum(self, weight: str, _total: Tensor) -> None:
+        """Be told of a sum of what a layer gave, or the batch norm after it, with something else of that shape."""
+
+    def on_rectifier(self, index: int, outputs: Tensor) -> None:
+        """Be told of the outputs of the index-th rectifier of the pass."""
+
+
+def observe(model: nn.Module, inputs: Inputs, observers: Sequence[Observer]) -> None:
+    """Run one forward pass in evaluation mode, without gradients, and tell the observers.
+
+    An observer that raises `Enough` ends the pass.
+    """
+    watcher = _Watcher(observers)
+    try:
+        watch(model, inputs, watcher.begin, watcher.on_call, fake=False)
+    except Enough:
+        return
+
+
+class _Watcher:
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+        self._names: dict[int, str] = {}
+        self._state: dict[str, Tensor] = {}
+        self._made_by: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+        self._rectifiers = 0
+
+    def begin(self, state: dict[str, Tensor], _inputs: list[Tensor]) -> None:
+        self._state = state  # kept alive: a name belongs to the identity of a tensor
+        for name, tensor in state.items():
+            self._names.setdefault(id(tensor), name)
+
+    def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any, _place: Place) -> None:
+        name = operator_name(func)
+        if name in RECTIFIERS:
+            for observer in self._observers:
+                observer.on_rectifier(self._rectifiers, result)
+            self._rectifiers += 1
+        elif name == "batch_norm":
+            self._on_norm(args, result)
+        elif name == "add":
+            self._on_sum(args, result)
+        elif name not in IDENTITIES:
+            call = read_call(func, args, kwargs, result, self._names)
+            if call is not None:
+                self._remember(result, call.weight)
+                for observer in self._observers:
+                    observer.on_layer(call)
+
+    def _on_norm(self, args: Sequence[Any], result: Tensor) -> None:
+        weight = self._maker(args[0])
+        running_mean = self._names.get(id(args[3]))
+        if weight is not None and running_mean is not None:
+            self._remember(result, weight)
+            for observer in self._observers:
+                observer.on_norm(weight, running_mean)
+
+    def _on_sum(self, args: Sequence[Any], result: Tensor) -> None:
+        addends = [term for term in args[:2] if isinstance(term, Tensor)]
+        if len(addends) == 2 and addends[0].shape == addends[1].shape:
+            for addend in addends:
+                weight = self._maker(addend)
+                if weight is not None:
+                    for observer in self._observers:
+                        observer.on_sum(weight, result)
+
+    def _remember(self, tensor: Tensor, weight: str) -> None:
+        self._made_by[id(tensor)] = (weakref.ref(tensor), weight)
+
+    def _maker(self, tensor: Tensor) -> str | None:
+        reference, weight = self._made_by.get(id(tensor), (None, None))
+        return weight if reference is not None and reference() is tensor else None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer as one forward pass used it.
+
+    Attributes:
+        weight: name of its weights.
+        bias: name of its bias.
+        geometry: how it reads its input.
+        num_calls: how often it was called.
+        running_mean: of the batch norm that reads all it gives; None if there is none.
+        summed: whether all that it gives, or that batch norm, goes into a sum with something of the same shape.
+    """
+
+    weight: str
+    bias: str | None
+    geometry: Geometry
+    num_calls: int
+    running_mean: str | None
+    summed: bool
+
+
+class _Census(Observer):
+    def __init__(self) -> None:
+        self.first: dict[str, LayerCall] = {}
+        self.calls: Counter[str] = Counter()
+        self.norms: dict[str, list[str]] = {}
+        self.sums: Counter[str] = Counter()
+
+    def on_layer(self, call: LayerCall) -> None:
+        self.first.setdefault(call.weight, call)
+        self.calls[call.weight] += 1
+
+    def on_norm(self, weight: str, running_mean: str) -> None:
+        self.norms.setdefault(weight, []).append(running_mean)
+
+    def on_sum(self, weight: str, _total: Tensor) -> None:
+        self.sums[weight] += 1
+
+
+def find_layers(model: nn.Module, inputs: Inputs) -> tuple[Layer, ...]:
+    """Return the layers that a forward pass calls, in the order of their first calls."""
+    census = _Census()
+    observe(model, inputs, [census])
+    uses = Counter(name for means in census.norms.values() for name in means)
+    layers = []
+    for weight, count in census.calls.items():
+        means = census.norms.get(weight, [])
+        alone = len(means) == count and len(set(means)) == 1 and uses[means[0]] == count
+        call, summed = census.first[weight], census.sums[weight] == count and (alone or not means)
+        layers.append(Layer(weight, call.bias, call.geometry, count, means[0] if alone else None, summed))
+    return tuple(layers)

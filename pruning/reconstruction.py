@@ -1,0 +1,94 @@
+"""Reconstruction: refit what is left of each layer, so that it gives what the whole model's layer gave.
+
+No labels and no gradients: a few hundred inputs and one linear system per layer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pruning.axes import kept
+from pruning.errors import DataError
+from pruning.evaluation import Progress, device_of
+from pruning.groups import Groups
+from pruning.observation import Layer, find_layers
+from pruning.plan import Plan
+from pruning.refitting import Fit, Refit
+from pruning.watch import state_of
+
+RIDGE = 1e-3
+
+
+def reconstruct(
+    dense: nn.Module,
+    model: nn.Module,
+    plan: Plan,
+    groups: Groups,
+    inputs: Tensor,
+    *,
+    ridge: float = RIDGE,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> tuple[Refit, ...]:
+    """Refit every layer of a narrowed model, in forward order, in place.
+
+    For each layer with weights W (narrowed), unfolded inputs u in the narrowed model as refitted so far, and residual
+    r = (outputs of the original's layer, kept ones) − (its outputs now), over all inputs and positions:
+
+        minimise over Δ and m:  mean ‖r − Δ u − m‖² + λ ‖Δ‖²,      W ← W + Δ,      λ = ridge · mean variance of u
+
+    so the ridge pulls towards the old weights. The mean m goes into the layer's bias, or the running mean of the batch
+    norm that reads the layer; where there is neither, no mean is fitted. Where the layer's outputs go into a sum (a
+    residual connection), r is the residual of the sum, so that the layer makes up for what the other branch lost.
+
+    Layers are all calls of convolutions (grouped, depthwise, transposed) and linear layers, by modules or functions.
+    Memory holds one layer's normal equations and one batch, however many inputs there are.
+
+    Source: He et al. 2017, arXiv 1707.06168, section 3.2, for the least squares against the original's outputs; ours
+    adds the ridge towards the old weights, the mean, and the other branch's residual.
+
+    Args:
+        dense: `narrow(model, plan, ...)`; its weights, biases and batch norms' running means change.
+        model: the model that the plan was made for; untouched.
+        plan: what was removed.
+        groups: found on `model`.
+        inputs: [N, ...], unlabelled; a few hundred.
+        ridge: strength of the pull, relative to the mean variance of the layer's inputs.
+        batch_size: inputs per forward pass.
+        progress: told after each layer.
+
+    Returns:
+        One entry per layer, in forward order.
+
+    Raises:
+        DataError: no inputs.
+        PlanError: `dense` isn't the model narrowed by the plan.
+    """
+    if len(inputs) == 0:
+        raise DataError("reconstruction needs inputs; a few hundred unlabelled ones do")
+    device = device_of(dense)
+    layers = find_layers(dense, inputs[:1].to(device))
+    found = []
+    for index, layer in enumerate(layers):
+        outputs = _kept_outputs(layer, plan, groups)
+        if outputs is None:
+            found.append(Refit(layer.weight, skipped="it is a transposed convolution with groups"))
+        else:
+            fit = Fit(layer, state_of(dense), outputs.to(device))
+            if all(fit.see(dense, model, batch.to(device)) for batch in torch.split(inputs, batch_size)):
+                found.append(fit.write(ridge))
+            else:
+                found.append(Refit(layer.weight, skipped="what it reads one by one has lost channels too"))
+        if progress is not None:
+            progress(index + 1, len(layers))
+    return tuple(found)
+
+
+def _kept_outputs(layer: Layer, plan: Plan, groups: Groups) -> Tensor | None:
+    """Return the indices of the original layer's output channels that the narrowed one has."""
+    geometry = layer.geometry
+    if geometry.transposed and geometry.groups > 1:
+        return None
+    axis = groups.trace.parameters[layer.weight][1 - geometry.input_axis]
+    return kept(axis, plan.masks(groups)).nonzero().flatten()
