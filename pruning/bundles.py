@@ -80,7 +80,7 @@ def find_bundles(
     Raises:
         SettingsError: an entry of `ignore` matches nothing in the model.
     """
-    ignored = _ignored(groups, limits.ignore)
+    ignored = groups_in(groups, limits.ignore, "ignore")
     return tuple(
         _bundle([groups[name] for name in names], whole, ignored, limits, original_sizes or {})
         for names, whole in _tied(groups)
@@ -161,15 +161,24 @@ def _obstacle(size: int, limits: Limits) -> str:
     return ", ".join(reasons)
 
 
-def _ignored(groups: Groups, entries: Iterable[str]) -> dict[str, str]:
-    """Map each ignored group to the entry that names it."""
+def groups_in(groups: Groups, entries: Iterable[str], setting: str) -> dict[str, str]:
+    """Map each group that is produced where an entry points to, to that entry.
+
+    Args:
+        groups: of the model.
+        entries: names, prefixes or shell patterns of modules or parameters.
+        setting: what messages call the entries.
+
+    Raises:
+        SettingsError: an entry matches nothing in the model.
+    """
     places = _places(groups.model)
     found: dict[str, str] = {}
     for entry in entries:
         if not any(fnmatchcase(place, entry) for place in places):
             near = get_close_matches(entry, places, n=3, cutoff=0.5)
             top = {name for name, _ in groups.model.named_children()}
-            raise SettingsError(f"ignore: {unknown_name('module or parameter', entry, top.union(near))}")
+            raise SettingsError(f"{setting}: {unknown_name('module or parameter', entry, top.union(near))}")
         for group in groups:
             made = [piece for piece in group.slices if piece.role == "producer"] or list(group.slices)
             if any(fnmatchcase(place, entry) for piece in made for place in _prefixes(piece.parameter)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from pruning.bundles import Bundle, Limits, find_bundles
@@ -17,8 +16,10 @@ from pruning.groups import Groups
 from pruning.landing import Landing, Target
 from pruning.plan import Plan
 from pruning.statistics import Statistics, collect
+from pruning.thresholds import NORMALISATIONS, normalised, one_threshold, sets_of, steps_of, thresholds_by_set
 
 _BISECTIONS = 50
+_SCOPES = ("local", "global", "scoped")
 
 
 def make_plan(
@@ -28,13 +29,15 @@ def make_plan(
     channel_sparsity: float | None = None,
     mac_reduction: float | None = None,
     parameter_reduction: float | None = None,
-    scope: Literal["local", "global"] = "local",
+    scope: Literal["local", "global", "scoped"] = "local",
+    normalise: Literal["mean", "max", "none", "macs"] = "mean",
+    scopes: Mapping[str, Sequence[str]] | None = None,
     ignore: Sequence[str] = (),
     round_to: int = 1,
     keep_at_least: int = 1,
     max_sparsity: float = 1.0,
     statistics: Statistics | None = None,
-    samples: Samples | None = None,
+    samples: Samples | Tensor | None = None,
     loss: Loss = cross_entropy,
     seed: int = 0,
 ) -> Plan:
@@ -44,11 +47,15 @@ def make_plan(
     each, as near as `round_to`, `keep_at_least` and `max_sparsity` let it come; with a reduction the smallest share
     that meets it, and then single channels go or stay so that it is met closely.
 
-    global: one threshold over the channels of all groups, each score divided by the mean of its group (so that layers
-    compare); equal scores go by the group's place in the model, then by channel. `channel_sparsity` is then the share
-    of the channels of all groups not ignored, removed to the exact number where groups are neither tied nor rounded.
+    global: one threshold over the channels of all groups, their scores made comparable by `normalise`; equal ones go by
+    the group's place in the model, then by channel. `channel_sparsity` is then the share of the channels of all groups
+    not ignored, removed to the exact number where groups are neither tied nor rounded.
 
-    In both, no group is emptied, and groups tied to each other lose equal counts.
+    scoped: the same with a threshold for each set of modules in `scopes`, and one for all others; each set gives the
+    same share of its channels.
+
+    In all, no group is emptied (`keep_at_least`, `max_sparsity` guard layers from collapse further), and groups tied to
+    each other lose equal counts.
 
     Args:
         groups: found on the model to be pruned.
@@ -56,21 +63,23 @@ def make_plan(
         channel_sparsity: share of channels to remove; exactly one of the three targets is given.
         mac_reduction: 1 − MACs after / before, over the whole model.
         parameter_reduction: 1 − parameters after / before, over the whole model.
-        scope: "local" or "global".
+        scope: "local", "global" or "scoped".
+        normalise: how scores of different groups are made comparable, see `thresholds.normalised`; not for "local".
+        scopes: for "scoped": name of a set -> names, prefixes or patterns of its modules or parameters.
         ignore: names, prefixes or patterns ("fc", "layer1.*") of modules or parameters; groups produced there stay
             whole.
         round_to: kept counts are multiples of this; a group not above it stays whole, with a warning in the log.
         keep_at_least: channels that each group keeps.
         max_sparsity: largest share that a group may lose.
         statistics: what the criterion needs, where it was gathered already.
-        samples: for criteria that look at data.
+        samples: for criteria that look at data; inputs alone where they don't look at the loss.
         loss: for criteria that look at gradients.
         seed: for criteria that draw random numbers.
 
     Raises:
         TargetError: not exactly one target, a target outside (0, 1), one that can't be met or that removes nothing.
         CriterionError: the criterion is unknown or doesn't apply to a group.
-        SettingsError: the scope is unknown, or an entry of `ignore` matches nothing.
+        SettingsError: the scope or normalisation is unknown, or an entry of `ignore` or `scopes` matches nothing.
     """
     asked = {
         "channel_sparsity": channel_sparsity,
@@ -78,8 +87,12 @@ def make_plan(
         "parameter_reduction": parameter_reduction,
     }
     name, share = _only_target(asked)
-    if scope not in ("local", "global"):
-        raise SettingsError(unknown_name("scope", scope, ("local", "global")))
+    if scope not in _SCOPES:
+        raise SettingsError(unknown_name("scope", scope, _SCOPES))
+    if normalise not in NORMALISATIONS:
+        raise SettingsError(unknown_name("normalisation", normalise, NORMALISATIONS))
+    if scopes and scope != "scoped":
+        raise SettingsError(f"scopes are given but the scope is {scope!r}; expected 'scoped'")
     bundles = find_bundles(groups, Limits(ignore, round_to, keep_at_least, max_sparsity))
     if not any(len(bundle.counts) > 1 for bundle in bundles):
         held = "; ".join(f"{bundle.names[0]}: {bundle.obstacle}" for bundle in bundles[:6]) or "the model has none"
@@ -89,18 +102,23 @@ def make_plan(
         statistics = collect(groups, find_criterion(criterion).needs, samples, loss, seed=seed)
     orders = {name: order_channels(criterion, groups[name], statistics) for name in free}
     landing = Landing(bundles, _target(groups, bundles, name, share))
-    if scope == "global":
+    if scope != "local":
         scores = {name: score_channels(criterion, groups[name], statistics) for name in free}
-        levels = _one_threshold(landing, _steps(bundles, orders, scores))
+        steps = steps_of(bundles, orders, normalised(scores, groups, normalise))
+        if scope == "global":
+            levels = one_threshold(landing, steps)
+        else:
+            shared = share if name == "channel_sparsity" else None
+            levels = thresholds_by_set(landing, steps, sets_of(groups, bundles, scopes or {}), shared)
     elif name == "channel_sparsity":
         levels = [bundle.nearest_level(round(share * min(bundle.sizes))) for bundle in bundles]
-        if not any(levels):
-            raise TargetError(
-                f"channel_sparsity {share:g} comes to no channel in any group; the largest that may lose some has "
-                f"{max(groups[name].size for name in free)}: ask for more, or lower round_to"
-            )
     else:
         levels = _common_share(landing)
+    if not any(levels):
+        raise TargetError(
+            f"{name} {share:g} comes to no channel in any group; the largest that may lose some has "
+            f"{max(groups[name].size for name in free)}: ask for more, or lower round_to"
+        )
     return landing.plan(groups, levels, orders)
 
 
@@ -145,50 +163,3 @@ def _common_share(landing: Landing) -> list[int]:
     below, enough = levels_at(share_below), levels_at(share_enough)
     on_the_border = [index for index, level in enumerate(enough) if level > below[index]]
     return landing.settle(landing.give_back(enough, among=on_the_border), share_after)
-
-
-def _steps(
-    bundles: Sequence[Bundle], orders: Mapping[str, Sequence[int]], scores: Mapping[str, Tensor]
-) -> list[tuple[float, int, int]]:
-    """Return every step of every bundle, (score, bundle, level), the first to go first.
-
-    A step's score is the mean of the normalised scores of the channels it removes, and never below that of the step
-    before it in its bundle: where an ordering departs from the scores, the ordering counts.
-    """
-    normalised = {
-        name: values / (values.abs().mean() + torch.finfo(torch.float64).tiny) for name, values in scores.items()
-    }
-    steps = []
-    for index, bundle in enumerate(bundles):
-        reached = -torch.inf
-        for level in range(1, len(bundle.counts)):
-            gone = slice(bundle.counts[level - 1], bundle.counts[level])
-            values = torch.cat([normalised[name][list(orders[name][gone])] for name in bundle.names])
-            reached = max(reached, float(values.mean()))
-            steps.append((reached, index, level))
-    return sorted(steps)
-
-
-def _one_threshold(landing: Landing, steps: Sequence[tuple[float, int, int]]) -> list[int]:
-    """Return the levels after the fewest steps that meet the target, then give single steps back, the best first."""
-    landing.lowest()
-
-    def levels_after(count: int) -> list[int]:
-        levels = [0] * len(landing.bundles)
-        for _, index, level in steps[:count]:
-            levels[index] = level
-        return levels
-
-    too_few, enough = -1, len(steps)
-    while enough - too_few > 1:
-        middle = (too_few + enough) // 2
-        if landing.met(levels_after(middle)):
-            enough = middle
-        else:
-            too_few = middle
-    scores = {(index, level): score for score, index, level in steps}
-
-    def score(index: int, level: int) -> float:
-        return scores[index, level]
-
-    return landing.settle(levels_after(enough), score, worth=score)

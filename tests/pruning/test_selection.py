@@ -228,3 +228,70 @@ def test_unknown_scope_and_criterion_are_errors(residual: Groups) -> None:
         make_plan(residual, channel_sparsity=0.5, scope="globl")  # type: ignore[arg-type]
     with pytest.raises(CriterionError, match="did you mean 'l2_norm'"):
         make_plan(residual, "l2norm", channel_sparsity=0.5)
+
+
+def test_normalisations_rank_groups_by_their_rule() -> None:
+    groups = mlp(2, 4, 4, 3)  # MACs per channel: 2 + 4 in the first group, 4 + 3 in the second
+    scores = {"0.weight:0": [1.0, 1, 1, 5], "1.weight:0": [1.5, 4, 4, 4]}
+    first = {
+        rule: make_plan(groups, weighted(scores), channel_sparsity=0.125, scope="global", normalise=rule).removed
+        for rule in ("mean", "max", "none", "macs")
+    }
+    assert first == {
+        "mean": {"1.weight:0": (0,)},  # 1/2 against 1.5/3.375
+        "max": {"0.weight:0": (0,)},  # 1/5 against 1.5/4
+        "none": {"0.weight:0": (0,)},
+        "macs": {"0.weight:0": (0,)},  # 1/6 against 1.5/7
+    }
+    scores["1.weight:0"][0] = 1.1
+    plan = make_plan(groups, weighted(scores), channel_sparsity=0.125, scope="global", normalise="macs")
+    assert plan.removed == {"1.weight:0": (0,)}  # 1/6 against 1.1/7
+
+
+def test_scoped_thresholds_take_the_same_share_of_each_set() -> None:
+    groups = mlp(2, 4, 8, 8, 3)
+    scores = {"0.weight:0": [1.0, 2, 3, 4], "1.weight:0": [10.0 + i for i in range(8)], "2.weight:0": [20.0] * 8}
+    plan = make_plan(
+        groups, weighted(scores), channel_sparsity=0.5, scope="scoped", normalise="none", scopes={"late": ["1", "2"]}
+    )
+    assert plan.removed == {"0.weight:0": (0, 1), "1.weight:0": (0, 1, 2, 3, 4, 5, 6), "2.weight:0": (0,)}
+
+
+def test_scoped_reduction_is_met_and_sets_give_alike(residual: Groups) -> None:
+    scopes = {"early": ["conv1", "stage1"], "late": ["stage3"]}
+    plan = make_plan(residual, mac_reduction=0.5, scope="scoped", scopes=scopes)
+    assert 0.5 <= 1 - count_macs(residual, plan) / count_macs(residual) <= 0.51
+    shares = []
+    for entries in scopes.values():
+        mine = [g for g in residual if g.slices[0].parameter.startswith(tuple(entries))]
+        shares.append(sum(len(plan.removed.get(g.name, ())) for g in mine) / sum(g.size for g in mine))
+    assert max(shares) - min(shares) < 0.1
+
+
+def test_guards_keep_layers_from_collapsing_under_any_threshold() -> None:
+    groups = mlp(2, 4, 40, 3)
+    scores = {"0.weight:0": [0.0] * 4, "1.weight:0": [1.0] * 40}
+    for scope, scopes in (("global", None), ("scoped", {"all": ["0", "1"]})):
+        plan = make_plan(
+            groups,
+            weighted(scores),
+            channel_sparsity=0.5,
+            scope=scope,
+            scopes=scopes,
+            normalise="none",
+            keep_at_least=2,  # type: ignore[arg-type]
+        )
+        assert {name: len(gone) for name, gone in plan.removed.items()} == {"0.weight:0": 2, "1.weight:0": 20}
+
+
+def test_faults_in_scopes_are_told(residual: Groups) -> None:
+    with pytest.raises(SettingsError, match="needs scopes"):
+        make_plan(residual, mac_reduction=0.5, scope="scoped")
+    with pytest.raises(SettingsError, match=r"scopes\['a'\]: unknown .* 'stage9'; did you mean 'stage"):
+        make_plan(residual, mac_reduction=0.5, scope="scoped", scopes={"a": ["stage9"]})
+    with pytest.raises(SettingsError, match="is in the scopes 'a' and 'b'"):
+        make_plan(residual, mac_reduction=0.5, scope="scoped", scopes={"a": ["stage1"], "b": ["stage1.*"]})
+    with pytest.raises(SettingsError, match="expected 'scoped'"):
+        make_plan(residual, mac_reduction=0.5, scopes={"a": ["stage1"]})
+    with pytest.raises(SettingsError, match="unknown normalisation 'men'; did you mean 'mean'"):
+        make_plan(residual, mac_reduction=0.5, scope="global", normalise="men")  # type: ignore[arg-type]
