@@ -22,8 +22,10 @@ from pruning.counts import conflicts, proposals
 from pruning.groups import Groups
 from pruning.plan import Plan
 from pruning.rebuilding import rebuild
-from pruning.rules.call import is_pointwise, operator_name
-from pruning.trace import IDENTITIES, Operation, Trace
+from pruning.rules.call import Call, is_pointwise, operator_name
+from pruning.rules.reshaping import slice_start
+from pruning.trace import IDENTITIES, Operation, Trace, constants_of
+from pruning.unification import cut
 from pruning.watch import Place, no_leftovers, watch
 
 _TRIES = 24  # proposals that are rehearsed before a group is given up
@@ -170,12 +172,22 @@ class _Comparison:
             shape = [count(axis, self.sizes) for axis in axes]
             if list(out.shape) != shape:
                 self._stop(f"{expected.name} gives shape {list(out.shape)} where {shape} was expected")
-        constants = [leaf for leaf in tree_flatten((tuple(args), kwargs))[0] if not isinstance(leaf, Tensor)]
         numbers = (int, float, complex) if is_pointwise(func) or "full" in expected.name else (float, complex)
-        for found, known in zip(constants, expected.constants, strict=False):
+        for found, known in zip(constants_of(args, kwargs), expected.constants, strict=False):
             if isinstance(known, numbers) and not isinstance(known, bool) and found != known:
                 self._stop(f"{expected.name} uses {found!r} instead of {known!r}")
+        if expected.name in ("slice", "narrow"):
+            self._compare_start(Call.arguments_of(func, args, kwargs), expected)
         self.index += 1
+
+    def _compare_start(self, arguments: Mapping[str, Any], expected: Operation) -> None:
+        """A slice of the right length can still begin at the wrong channel."""
+        x, dim = arguments["self"], arguments["dim"] % arguments["self"].ndim
+        axis = expected.inputs[0][dim]
+        before = cut(axis, [expected.start, axis.size - expected.start])[0]
+        start, known = slice_start(arguments["start"], x.shape[dim]), count(before, self.sizes)
+        if start != known:
+            self._stop(f"{expected.name} begins at {start} where {known} was expected")
 
     def _stop(self, text: str) -> None:
         self.deviation = Deviation(self.traced, self.index, text)
@@ -187,7 +199,7 @@ def _culprits(groups: Groups, names: Sequence[str], deviation: Deviation) -> lis
     first = deviation.operation
     by_atom = {groups.atom(name): name for name in names}
     here = _places(first, by_atom)
-    alone = [place for place, atom in here.items() if _rehearse(groups, _with_ties(groups, by_atom[atom])) is not None]
+    alone = [place for place, atom in here.items() if _is_enough(groups, _with_ties(groups, by_atom[atom]), deviation)]
     found: dict[Atom, None] = {}
     for operation in deviation.traced.operations:
         if operation.name == first.name and operation.place.line == first.place.line:
@@ -196,7 +208,13 @@ def _culprits(groups: Groups, names: Sequence[str], deviation: Deviation) -> lis
             if not alone:
                 served = conflicts(groups.model, operation, deviation.traced.facts.counts)
                 found.update(dict.fromkeys(atom for axis in served for atom in leaves(axis) if atom in by_atom))
-    return list(found) or _bisect(groups, names)
+    return list(found) or _bisect(groups, names, deviation)
+
+
+def _is_enough(groups: Groups, names: Sequence[str], deviation: Deviation) -> bool:
+    """Whether narrowing these groups alone makes the pass deviate as early; what comes later is another matter."""
+    found = _rehearse(groups, names)
+    return found is not None and found.traced is deviation.traced and found.index <= deviation.index
 
 
 def _places(operation: Operation, by_atom: Mapping[Atom, str]) -> dict[tuple[int, int, int], Atom]:
@@ -214,14 +232,14 @@ def _with_ties(groups: Groups, name: str) -> list[str]:
     return [name, *groups[name].ties]
 
 
-def _bisect(groups: Groups, names: Sequence[str]) -> list[Atom]:
+def _bisect(groups: Groups, names: Sequence[str], deviation: Deviation) -> list[Atom]:
     """The fewest groups whose narrowing makes the pass deviate, together with those that other blocks name alike."""
     pieces = 2
     while len(names) > 1:
         size = -(-len(names) // pieces)
         parts = [names[i : i + size] for i in range(0, len(names), size)]
         others = [[name for name in names if name not in part] for part in parts]
-        smaller = next((part for part in (*parts, *others) if part and _rehearse(groups, part) is not None), None)
+        smaller = next((part for part in (*parts, *others) if part and _is_enough(groups, part, deviation)), None)
         if smaller is not None and len(smaller) < len(names):
             names, pieces = smaller, 2
         elif pieces >= len(names):

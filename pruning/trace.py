@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_flatten
 
 from pruning.axes import SINGLE, Atom, Axis, mix
@@ -15,9 +16,11 @@ from pruning.copying import copy_module
 from pruning.errors import ModelError
 from pruning.rules import find_rule
 from pruning.rules.call import Call, Facts, Inapplicable, Typed, freeze_all, frozen
+from pruning.rules.reshaping import slice_start
 from pruning.unification import unify
 from pruning.watch import Inputs, Place, no_leftovers, watch
 
+_SMALL = 16  # values of a tensor that are compared as constants
 # PyTorch inserts these where it caches a shape or not, so they say nothing of the model.
 IDENTITIES = frozenset({"alias", "detach", "lift_fresh"})
 
@@ -31,6 +34,18 @@ class Operation:
     constants: tuple[Any, ...]
     inputs: tuple[tuple[Axis, ...], ...]
     outputs: tuple[tuple[Axis, ...], ...]
+    start: int = 0  # where a slice begins
+
+
+def constants_of(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments of an operator that are no tensors, and the values of small tensors that code made of numbers."""
+    found: list[Any] = []
+    for argument in tree_flatten((tuple(args), kwargs))[0]:
+        if not isinstance(argument, Tensor):
+            found.append(argument)
+        elif isinstance(argument, FakeTensor) and argument.constant is not None and argument.numel() <= _SMALL:
+            found.extend(argument.constant.flatten().tolist())
+    return tuple(found)
 
 
 @dataclass
@@ -180,9 +195,9 @@ class _Typing:
             self.table[id(output)] = (output, Typed(list(found), call.zero, source))
         if call.name in IDENTITIES:
             return
-        constants = tuple(a for a in tree_flatten((tuple(args), kwargs))[0] if not isinstance(a, Tensor))
+        constants = constants_of(args, kwargs)
         self.trace.operations.append(
-            Operation(call.name, place, constants, inputs, tuple(tuple(found) for found in axes))
+            Operation(call.name, place, constants, inputs, tuple(tuple(found) for found in axes), _start(call))
         )
 
     def finish(self, outputs: Sequence[Tensor]) -> None:
@@ -217,6 +232,12 @@ class _Typing:
         for tensor in call.inputs:
             freeze_all(self.typed(tensor).axes, reason)
         return [frozen(t.shape, reason) for t in call.outputs]
+
+
+def _start(call: Call) -> int:
+    if call.name not in ("slice", "narrow"):
+        return 0
+    return slice_start(call["start"], call["self"].shape[call.dim(call["self"], call["dim"])])
 
 
 def _memory(tensor: Tensor) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,16 +119,21 @@ class Call:
         module: str,
     ) -> None:
         self.func = func
-        self.arguments = {
-            argument.name: args[position] if position < len(args) else kwargs.get(argument.name, argument.default_value)
-            for position, argument in enumerate(func._schema.arguments)
-        }
+        self.arguments = self.arguments_of(func, args, kwargs)
         self.typed = typed
         self.facts = facts
         self.module = module
         self.inputs: list[Tensor] = [a for a in tree_flatten((args, kwargs))[0] if isinstance(a, Tensor)]
         self.outputs: list[Tensor] = [r for r in tree_flatten(result)[0] if isinstance(r, Tensor)]
         self.zero = all(self.typed(t).zero for t in self.inputs)
+
+    @staticmethod
+    def arguments_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call by name, defaults included."""
+        return {
+            argument.name: args[position] if position < len(args) else kwargs.get(argument.name, argument.default_value)
+            for position, argument in enumerate(func._schema.arguments)
+        }
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments.get(name)

@@ -106,6 +106,12 @@ def repeat(call: Call) -> list[list[Axis]]:
     return [out]
 
 
+def slice_start(start: int | None, size: int) -> int:
+    """Where a slice of an axis begins, counted from its first position."""
+    start = start or 0
+    return min(size, start + size if start < 0 else start)
+
+
 @rule("slice", "narrow")
 def slice_(call: Call) -> list[list[Axis]]:
     """before+piece+after -> piece; where the piece is one of a few equal ones, all of them lose equal counts."""
@@ -115,8 +121,7 @@ def slice_(call: Call) -> list[list[Axis]]:
     size, length = x.shape[dim], call.outputs[0].shape[dim]
     if length == size:
         return [axes]
-    start = call["start"] or 0
-    start = min(size, start + size if start < 0 else start)
+    start = slice_start(call["start"], size)
     if (call["step"] or 1) != 1 or length == 0:
         freeze(axes[dim], PICKED)
         axes[dim] = Atom(length, PICKED)

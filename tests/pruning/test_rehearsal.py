@@ -116,6 +116,25 @@ def test_a_literal_slice_keeps_what_lies_before_its_border() -> None:
     assert relative_difference(outputs_of(masked, image()), outputs_of(dense, image())) < 1e-5
 
 
+def test_a_slice_that_would_begin_at_another_channel_is_found() -> None:
+    class Window(Chain):
+        """Eight of twelve rows, from the third on: shapes agree even if rows before them go."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(12, 4))
+
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x).mean((2, 3)) @ self.table[2:10].t()
+
+    model = Window()
+    groups = pruning.find_groups(model, image())
+    plan = pruning.Plan.of(groups, {group.name: [0] for group in groups})
+    pruning.narrow(model, plan, image())
+    # The rows before the window hold its place; those behind it may go.
+    assert [(group.name, group.size) for group in groups if "table" in group.name] == [("table:0.2", 2)]
+
+
 def test_the_same_line_in_many_modules_is_found_in_one_go() -> None:
     several = nn.ModuleList(Assertion() for _ in range(4))
 
