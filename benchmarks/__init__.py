@@ -1,0 +1,1 @@
+"""The figures of the README, each made again by one command."""

@@ -1,0 +1,195 @@
+"""Try one architecture in this process: find its groups, remove 30 % of each, compare narrowed with masked."""
+
+from __future__ import annotations
+
+import re
+import time
+import traceback
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+import pruning
+from benchmarks.architectures import Architecture
+from pruning.axes import SINGLE, leaves
+from pruning.equation import EXTENT
+from pruning.verification import outputs_of, relative_difference
+
+RATE = 0.3
+TOLERANCE = 1e-4
+_NORMS = re.compile(r"norm|mean|var|std")
+
+
+@dataclass
+class Measurement:
+    """What was seen of one architecture; `status` is "exact" or says what went wrong."""
+
+    name: str
+    engine: str = "secateur"
+    status: str = ""
+    error: str = ""
+    parameters: int = 0
+    num_groups: int = 0
+    layer_share: float = float("nan")
+    layer_share_aside: float = float("nan")
+    parameters_removed: float = float("nan")
+    macs_removed: float = float("nan")
+    difference: float = float("nan")
+    difference_float64: float = float("nan")
+    effect: float = float("nan")
+    seconds_first: float = float("nan")
+    seconds_second: float = float("nan")
+    peak_mb: float = float("nan")
+    unknown_operators: dict[str, list[str]] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all fields as plain values."""
+        return asdict(self)
+
+
+def measure(architecture: Architecture, fast: bool = False) -> Measurement:
+    """Try the engine on one architecture; a fast try traces it once instead of twice."""
+    row = Measurement(architecture.name)
+    step = "the model itself fails"
+    try:
+        model = architecture.make()
+        example, fresh = architecture.make_inputs(1), architecture.make_inputs(2)
+        row.parameters = sum(p.numel() for p in model.parameters())
+        expected = outputs_of(model, fresh)
+        if not all(bool(torch.isfinite(t).all()) for t in expected if t.is_floating_point()):
+            row.error = "its outputs are not finite"
+            row.status = step
+            return row
+        step = "find_groups raised"
+        reset_peak()
+        begin = time.perf_counter()
+        groups = pruning.find_groups(model, example)
+        plan = random_plan(groups)
+        row.seconds_first = time.perf_counter() - begin
+        row.peak_mb = peak_mb()
+        if not fast:
+            begin = time.perf_counter()
+            random_plan(pruning.find_groups(model, example))
+            row.seconds_second = time.perf_counter() - begin
+        _describe(row, model, groups)
+        if not len(groups):
+            row.status = "nothing can be pruned"
+            return row
+        step = "cost raised"
+        row.parameters_removed = 1 - pruning.count_parameters(groups, plan) / pruning.count_parameters(groups)
+        row.macs_removed = 1 - pruning.count_macs(groups, plan) / max(1, pruning.count_macs(groups))
+        step = "apply_masks raised"
+        masked = pruning.apply_masks(model, plan, groups=groups)
+        of_masked = outputs_of(masked, fresh)
+        row.effect = relative_difference(expected, of_masked)
+        step = "narrow raised"
+        dense = pruning.narrow(model, plan, example, groups=groups, verify=False)
+        step = "the narrowed model fails"
+        row.difference = relative_difference(of_masked, outputs_of(dense, fresh))
+        if row.difference <= TOLERANCE:
+            row.status = "exact"
+            counted, real = pruning.count_parameters(groups, plan), sum(p.numel() for p in dense.parameters())
+            if counted != real:
+                row.status = f"exact, but {real} parameters where {counted} were counted"
+        else:
+            row.status = "differs"
+            row.difference_float64 = in_float64(masked, dense, fresh)
+    except Exception as fault:  # noqa: BLE001 - whatever a model raises belongs in its row
+        row.status = step
+        row.error = last_lines(fault)
+    return row
+
+
+def random_plan(groups: pruning.Groups, rate: float = RATE, seed: int = 0) -> pruning.Plan:
+    """Choose round(rate × size) random channels of every group; tied groups lose equal counts."""
+    generator = torch.Generator().manual_seed(seed)
+    counts: dict[str, int] = {}
+    for group in groups:
+        tied = [group.name, *(name for name in group.ties if name in groups)]
+        counts[group.name] = min(min(round(rate * groups[name].size), groups[name].size - 1) for name in tied)
+    removed = {
+        group.name: torch.randperm(group.size, generator=generator)[: counts[group.name]].tolist() for group in groups
+    }
+    return pruning.Plan.of(groups, removed)
+
+
+def _describe(row: Measurement, model: nn.Module, groups: pruning.Groups) -> None:
+    row.num_groups = len(groups)
+    row.unknown_operators = groups.unknown_operators
+    report = groups.report()
+    total = prunable = aside = 0
+    for name, parameter in layer_parameters(model).items():
+        total += parameter.numel()
+        if report[name].prunable:
+            prunable += parameter.numel()
+            continue
+        atoms = [atom for axis in groups.trace.parameters[name] for atom in leaves(axis)]
+        normed = [any(_NORMS.search(why) for why in atom.mixed) for atom in atoms]
+        mixed = any(normed) and all(n or _excused(atom.frozen) for n, atom in zip(normed, atoms, strict=True))
+        if mixed:
+            aside += parameter.numel()
+        why = "; ".join(report[name].reasons) or "its extents are no channels"
+        text = ("[behind a norm] " if mixed else "") + re.sub(r"\d+", "#", why)
+        row.reasons[text] = row.reasons.get(text, 0) + parameter.numel()
+    row.layer_share = prunable / total if total else float("nan")
+    row.layer_share_aside = prunable / (total - aside) if total > aside else float("nan")
+
+
+def _excused(frozen: str | None) -> bool:
+    """Whether an axis stays whole in any tool: an input or output of the model, an extent, a single channel."""
+    return frozen in (EXTENT, SINGLE) or bool(frozen and frozen.startswith(("it is an input", "it is an output")))
+
+
+def layer_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights and biases of convolution, linear, attention and recurrent layers, by name."""
+    kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.RNNBase, nn.Bilinear)
+    found: dict[str, nn.Parameter] = {}
+    names = {id(p): name for name, p in model.named_parameters()}
+    for module in model.modules():
+        if isinstance(module, kinds) or type(module).__name__ == "Conv1D":  # transformers' linear layer
+            # With what is below: a parametrized weight lies in a module of its own.
+            found.update({names[id(p)]: p for p in module.parameters()})
+    return found
+
+
+def in_float64(masked: nn.Module, dense: nn.Module, inputs: Any) -> float:
+    """The difference in double precision, where a difference that is rounding vanishes; NaN where it can't be run."""
+
+    def widen(value: Any) -> Any:
+        return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    try:
+        wide = tree_map(widen, inputs)
+        return relative_difference(
+            outputs_of(deepcopy(masked).double(), wide), outputs_of(deepcopy(dense).double(), wide)
+        )
+    except Exception:  # noqa: BLE001 - some models insist on float32
+        return float("nan")
+
+
+def last_lines(fault: Exception) -> str:
+    """An exception's text and the innermost lines of code that raised it."""
+    frames = [f"{Path(f.filename).name}:{f.lineno} {f.line}" for f in traceback.extract_tb(fault.__traceback__)[-4:]]
+    return f"{type(fault).__name__}: {str(fault)[:600]} | {' < '.join(reversed(frames))}"
+
+
+def reset_peak() -> None:
+    """Forget the largest resident memory of this process so far."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def peak_mb() -> float:
+    """The largest resident memory of this process since the last reset, in megabytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    return float("nan")
