@@ -52,8 +52,9 @@ class NarrowableAttention(nn.MultiheadAttention):
         return out if self.batch_first else out.transpose(0, 1), weights
 
     def _project(self, *inputs: Tensor) -> list[Tensor]:
-        if self.in_proj_weight is not None:
-            weights = self.in_proj_weight.view(3, -1, self.embed_dim).unbind(0)
+        packed = getattr(self, "in_proj_weight", None)
+        if packed is not None:
+            weights = packed.view(3, -1, self.embed_dim).unbind(0)
         else:
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.view(3, -1).unbind(0)

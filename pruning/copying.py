@@ -26,7 +26,7 @@ def copy_module(model: Module, tensors: Mapping[int, Tensor] | None = None) -> M
     """
     memo = {id(t): t for t in (*model.parameters(), *model.buffers())} | dict(tensors or {})
     try:
-        return deepcopy(model, memo)  # type: ignore[arg-type]
+        return deepcopy(model, memo)
     except Exception as fault:
         raise ModelError(
             f"{type(model).__name__} can't be copied: {fault}. A module may hold only what copy.deepcopy can copy: "

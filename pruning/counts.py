@@ -14,8 +14,8 @@ from itertools import combinations
 from torch import nn
 
 from pruning.axes import Atom, Axis, concat, count, factors_of, leaves, parts_of, product
-from pruning.rules.call import Count
-from pruning.trace import Operation
+from pruning.operations import Operation
+from pruning.rules.facts import Count
 
 _MOST = 4  # integers that are bound together in one try
 

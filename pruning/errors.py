@@ -1,16 +1,16 @@
 """The errors that Secateur raises on purpose.
 
-    SecateurError            a fault that the caller can mend; its text says what, where, what was expected, what to do
-    ├── ModelError           the model can't be run, traced, built or trained
-    ├── PlanError            the plan doesn't fit the model
-    ├── VerificationError    the narrowed model doesn't compute what the masked model computes
-    ├── CriterionError       the criterion is unknown or doesn't apply
-    ├── TargetError          the target can't be met
-    ├── DataError            the data are missing, damaged, or not the ones they should be
-    ├── CheckpointError      a checkpoint is missing, damaged, or from another model
-    ├── ExportError          the exported file isn't what was asked for
-    ├── SettingsError        a setting is unknown or out of bounds
-    └── WorkspaceError       the workspace can't be read, written, or locked
+SecateurError            a fault that the caller can mend; its text says what, where, what was expected, what to do
+├── ModelError           the model can't be run, traced, built or trained
+├── PlanError            the plan doesn't fit the model
+├── VerificationError    the narrowed model doesn't compute what the masked model computes
+├── CriterionError       the criterion is unknown or doesn't apply
+├── TargetError          the target can't be met
+├── DataError            the data are missing, damaged, or not the ones they should be
+├── CheckpointError      a checkpoint is missing, damaged, or from another model
+├── ExportError          the exported file isn't what was asked for
+├── SettingsError        a setting is unknown or out of bounds
+└── WorkspaceError       the workspace can't be read, written, or locked
 """
 
 from __future__ import annotations

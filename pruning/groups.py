@@ -124,6 +124,8 @@ class Groups:
             # That a kernel's extents stay goes without saying where the channels can be pruned.
             told = {i: reason for i, reason in reasons.items() if reason != EXTENT} if found else reasons
             texts = tuple(f"axis {i}: {reason}" for i, reason in told.items())
+            if not found and not texts:
+                texts = ("it is a single value",)
             rows.append(ParameterReport(name, tuple(tensor.shape), tuple(found), texts))
         return Report(rows)
 

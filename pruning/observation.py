@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from pruning.layers import Geometry, LayerCall, read_call
+from pruning.operations import IDENTITIES
 from pruning.rules.call import operator_name
-from pruning.trace import IDENTITIES
 from pruning.watch import Inputs, Place, watch
 
 RECTIFIERS = frozenset({"relu", "hardtanh", "threshold", "clamp_min"})

@@ -10,50 +10,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
-
-from pruning.axes import Atom, count, leaves, resolve
+from pruning.axes import Atom, leaves, resolve
+from pruning.comparison import Comparison, Deviation
+from pruning.conditions import no_leftovers
 from pruning.counts import conflicts, proposals
 from pruning.groups import Groups
+from pruning.operations import Operation
 from pruning.plan import Plan
 from pruning.rebuilding import rebuild
-from pruning.rules.call import Call, is_pointwise, operator_name
-from pruning.rules.reshaping import slice_start
-from pruning.trace import IDENTITIES, Operation, Trace, constants_of
-from pruning.unification import cut
-from pruning.watch import Place, no_leftovers, watch
+from pruning.trace import Trace
 
 _TRIES = 24  # proposals that are rehearsed before a group is given up
 _SHARES = (0.25, 0.375, 0.5)  # different groups lose different shares, so that no two sizes agree by chance
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """Where the narrowed model leaves the path that the axes predict.
-
-    Attributes:
-        traced: The pass that deviates.
-        index: Position of the operator in the trace.
-        text: What was found and what was expected.
-    """
-
-    traced: Trace
-    index: int
-    text: str
-
-    @property
-    def operation(self) -> Operation:
-        """The operator at which it deviates."""
-        return self.traced.operations[min(self.index, len(self.traced.operations) - 1)]
-
-
-class _Deviated(Exception):  # noqa: N818 - stops the forward pass; no fault of anyone
-    pass
 
 
 def confirm(groups: Groups) -> Groups:
@@ -96,7 +66,7 @@ def _bind_counts(groups: Groups, names: Sequence[str], deviation: Deviation) -> 
         shared = [
             (old.axis, count.axis)
             for old, count in served
-            if isinstance(resolve(old.axis), Atom) and isinstance(resolve(count.axis), Atom)
+            if resolve(old.axis) in prunable and resolve(count.axis) in prunable
         ]
         if len(shared) < len(served):
             continue
@@ -119,7 +89,7 @@ def _compare(groups: Groups, traced: Trace, plan: Plan) -> Deviation | None:
     sizes = {groups.atom(name): size for name, size in plan.kept_sizes(groups).items()}
     model = rebuild(groups.model, groups, plan, shapes_only=traced.fake)
     with no_leftovers():  # what one pass keeps would change the path of the next
-        return _Comparison(traced, sizes).run(model, groups)
+        return Comparison(traced, sizes).run(model, groups)
 
 
 def _plan(groups: Groups, names: Sequence[str]) -> Plan:
@@ -132,66 +102,6 @@ def _plan(groups: Groups, names: Sequence[str]) -> Plan:
         for other in group.ties:
             removed[other] = removed[name]
     return Plan.of(groups, removed)
-
-
-class _Comparison:
-    """Follow a narrowed model's forward pass along the operations of the trace."""
-
-    def __init__(self, traced: Trace, sizes: Mapping[Atom, int]) -> None:
-        self.traced = traced
-        self.operations = traced.operations
-        self.sizes = sizes
-        self.index = 0
-        self.deviation: Deviation | None = None
-
-    def run(self, model: nn.Module, groups: Groups) -> Deviation | None:
-        devices = {
-            name: tensor.device for name, tensor in (*groups.model.named_parameters(), *groups.model.named_buffers())
-        }
-        try:
-            traced = self.traced
-            watch(model, groups.example_inputs, lambda *_: None, self.on_call, traced.fake, devices, traced.training)
-        except _Deviated:
-            return self.deviation
-        except Exception as fault:  # noqa: BLE001 - the model's own code may raise anything at a size it doesn't know
-            return Deviation(self.traced, self.index, _first_line(fault))
-        if self.index < len(self.operations):
-            return Deviation(self.traced, self.index, "it ends early")
-        return None
-
-    def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any, place: Place) -> None:
-        outputs = [leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor)]
-        if not outputs or operator_name(func) in IDENTITIES:
-            return
-        if self.index >= len(self.operations):
-            self._stop(f"it goes on with {operator_name(func)} {place}")
-        expected = self.operations[self.index]
-        if operator_name(func) != expected.name:
-            self._stop(f"it calls {operator_name(func)} instead of {expected.name}")
-        for out, axes in zip(outputs, expected.outputs, strict=True):
-            shape = [count(axis, self.sizes) for axis in axes]
-            if list(out.shape) != shape:
-                self._stop(f"{expected.name} gives shape {list(out.shape)} where {shape} was expected")
-        numbers = (int, float, complex) if is_pointwise(func) or "full" in expected.name else (float, complex)
-        for found, known in zip(constants_of(args, kwargs), expected.constants, strict=False):
-            if isinstance(known, numbers) and not isinstance(known, bool) and found != known:
-                self._stop(f"{expected.name} uses {found!r} instead of {known!r}")
-        if expected.name in ("slice", "narrow"):
-            self._compare_start(Call.arguments_of(func, args, kwargs), expected)
-        self.index += 1
-
-    def _compare_start(self, arguments: Mapping[str, Any], expected: Operation) -> None:
-        """A slice of the right length can still begin at the wrong channel."""
-        x, dim = arguments["self"], arguments["dim"] % arguments["self"].ndim
-        axis = expected.inputs[0][dim]
-        before = cut(axis, [expected.start, axis.size - expected.start])[0]
-        start, known = slice_start(arguments["start"], x.shape[dim]), count(before, self.sizes)
-        if start != known:
-            self._stop(f"{expected.name} begins at {start} where {known} was expected")
-
-    def _stop(self, text: str) -> None:
-        self.deviation = Deviation(self.traced, self.index, text)
-        raise _Deviated
 
 
 def _culprits(groups: Groups, names: Sequence[str], deviation: Deviation) -> list[Atom]:
@@ -252,7 +162,3 @@ def _bisect(groups: Groups, names: Sequence[str], deviation: Deviation) -> list[
 
 def _without_numbers(name: str) -> str:
     return re.sub(r"\d+", "#", name)
-
-
-def _first_line(fault: Exception) -> str:
-    return str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__

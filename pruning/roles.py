@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from pruning.axes import Atom, leaves
-from pruning.rules.call import OperandAxis
+from pruning.rules.facts import OperandAxis
 from pruning.trace import Trace
 
 Role = Literal["producer", "consumer", "follower"]

@@ -8,44 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._pytree import tree_flatten
 
 from pruning.axes import SINGLE, Atom, Axis, mix
+from pruning.conditions import no_leftovers
 from pruning.copying import copy_module
 from pruning.errors import ModelError
+from pruning.operations import IDENTITIES, Operation, constants_of, start_of
 from pruning.rules import find_rule
-from pruning.rules.call import Call, Facts, Inapplicable, Typed, freeze_all, frozen
-from pruning.rules.reshaping import slice_start
+from pruning.rules.call import Call, Inapplicable, freeze_all, frozen
+from pruning.rules.facts import Facts, Typed
 from pruning.unification import unify
-from pruning.watch import Inputs, Place, no_leftovers, watch
-
-_SMALL = 16  # values of a tensor that are compared as constants
-# PyTorch inserts these where it caches a shape or not, so they say nothing of the model.
-IDENTITIES = frozenset({"alias", "detach", "lift_fresh"})
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One operator call of a trace, kept for the report and for confirming plans."""
-
-    name: str
-    place: Place
-    constants: tuple[Any, ...]
-    inputs: tuple[tuple[Axis, ...], ...]
-    outputs: tuple[tuple[Axis, ...], ...]
-    start: int = 0  # where a slice begins
-
-
-def constants_of(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """The arguments of an operator that are no tensors, and the values of small tensors that code made of numbers."""
-    found: list[Any] = []
-    for argument in tree_flatten((tuple(args), kwargs))[0]:
-        if not isinstance(argument, Tensor):
-            found.append(argument)
-        elif isinstance(argument, FakeTensor) and argument.constant is not None and argument.numel() <= _SMALL:
-            found.extend(argument.constant.flatten().tolist())
-    return tuple(found)
+from pruning.watch import Inputs, Place, watch
 
 
 @dataclass
@@ -130,13 +103,13 @@ def type_pass(model: nn.Module, example_inputs: Inputs, known: Trace | None = No
         except Exception as fault:  # noqa: BLE001 - fake tensors refuse some things that real ones do
             faults.append(fault)
     else:
-        fault = faults[-1]
-        notes = "; ".join(getattr(fault, "__notes__", []))
+        last = faults[-1]
+        notes = "; ".join(getattr(last, "__notes__", []))
         raise ModelError(
-            f"the forward pass of {type(model).__name__} fails on the example inputs: {fault}"
+            f"the forward pass of {type(model).__name__} fails on the example inputs: {last}"
             + (f" ({notes})" if notes else "")
             + ". Check the inputs' shapes and types; the model has to run as it is before it can be pruned."
-        ) from fault
+        ) from last
     typing.finish(outputs)
     return typing.trace, [typing.typed(output) for output in outputs]
 
@@ -197,7 +170,7 @@ class _Typing:
             return
         constants = constants_of(args, kwargs)
         self.trace.operations.append(
-            Operation(call.name, place, constants, inputs, tuple(tuple(found) for found in axes), _start(call))
+            Operation(call.name, place, constants, inputs, tuple(tuple(found) for found in axes), start_of(call))
         )
 
     def finish(self, outputs: Sequence[Tensor]) -> None:
@@ -232,12 +205,6 @@ class _Typing:
         for tensor in call.inputs:
             freeze_all(self.typed(tensor).axes, reason)
         return [frozen(t.shape, reason) for t in call.outputs]
-
-
-def _start(call: Call) -> int:
-    if call.name not in ("slice", "narrow"):
-        return 0
-    return slice_start(call["start"], call["self"].shape[call.dim(call["self"], call["dim"])])
 
 
 def _memory(tensor: Tensor) -> int:

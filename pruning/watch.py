@@ -6,20 +6,13 @@ Nothing is computed and no weight is read. The pass runs below autograd, where o
 
 from __future__ import annotations
 
-import functools
-import gc
-import logging
-import random
 import sys
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
@@ -32,13 +25,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from pruning.attention import narrowable
+from pruning.conditions import in_mode, module_paths, no_attention_fastpath, quiet, remember, seeded
 from pruning.rules import find_rule
 from pruning.rules.call import is_pointwise, operator_name
 
 _INSIDE = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
-
-# Every fake tensor that the passes of one search made.
-_made: ContextVar[list[weakref.ref[Tensor]]] = ContextVar("made")
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 
@@ -84,32 +75,11 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
             raise
         for tensor in (leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor)):
             if isinstance(tensor, FakeTensor):
-                _made.get([]).append(weakref.ref(tensor))
+                remember(tensor)
             elif torch.Tag.nondeterministic_seeded in func.tags and tensor.is_floating_point():
                 tensor.fill_(0.5)  # code that branches on a random number takes the same branch at any width
         self.on_call(func, args, kwargs, result, place)
         return result
-
-
-@contextmanager
-def no_leftovers() -> Iterator[None]:
-    """Empty, at the end, the caches of functions that kept a tensor of some pass: fake ones must not outlive it."""
-    token = _made.set([])
-    try:
-        yield
-    finally:
-        made = _made.get()
-        _made.reset(token)
-        if any(tensor() is not None for tensor in made):
-            gc.collect()
-        if any(tensor() is not None for tensor in made):
-            for thing in gc.get_objects():
-                if type(thing) is functools._lru_cache_wrapper and not _of_torch(thing):
-                    thing.cache_clear()
-
-
-def _of_torch(function: Any) -> bool:
-    return str(getattr(function, "__module__", "")).partition(".")[0] == "torch"
 
 
 def _line() -> str:
@@ -162,13 +132,13 @@ def watch(
     real = state_of(model)
     args, kwargs = as_call(example_inputs)
     with ExitStack() as stack:
-        stack.enter_context(_in_mode(model, training))
-        stack.enter_context(_no_attention_fastpath())
+        stack.enter_context(in_mode(model, training))
+        stack.enter_context(no_attention_fastpath())
         stack.enter_context(narrowable(model))
-        stack.enter_context(_quiet())
-        stack.enter_context(_seeded())
+        stack.enter_context(quiet())
+        stack.enter_context(seeded())
         path: list[str] = []
-        stack.enter_context(_module_paths(model, path))
+        stack.enter_context(module_paths(model, path))
         if fake:
             mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             made: dict[int, Tensor] = {}
@@ -196,77 +166,3 @@ def watch(
         stack.enter_context(Watch(on_call, path))
         result = torch.func.functional_call(model, state, args, kwargs)
     return [v for v in tree_flatten(result)[0] if isinstance(v, Tensor)]
-
-
-@contextmanager
-def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    # Statistics of one sample are no error here, where nothing is computed.
-    functional: Any = nn.functional
-    verify = functional._verify_batch_size
-    functional._verify_batch_size = lambda _size: None
-    model.train(training)
-    try:
-        yield
-    finally:
-        functional._verify_batch_size = verify
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
-def _seeded() -> Iterator[None]:
-    """Let a pass that draws random numbers (layers dropped at random) take the same path every time."""
-    python, array = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        random.seed(0)
-        np.random.seed(0)
-        torch.manual_seed(0)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(array)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """An operator that refuses a shape is an answer here, and PyTorch need not log it."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-
-
-@contextmanager
-def _no_attention_fastpath() -> Iterator[None]:
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
-
-
-@contextmanager
-def _module_paths(model: nn.Module, path: list[str]) -> Iterator[None]:
-    names = {id(module): name for name, module in model.named_modules()}
-
-    def enter(module: nn.Module, _args: Any) -> None:
-        path.append(names.get(id(module), path[-1] if path else ""))
-
-    def leave(_module: nn.Module, _args: Any, _result: Any) -> None:
-        path.pop()
-
-    hooks = [
-        torch.nn.modules.module.register_module_forward_pre_hook(enter),
-        torch.nn.modules.module.register_module_forward_hook(leave, always_call=True),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

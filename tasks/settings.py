@@ -5,69 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pruning.criteria import criterion_names
-from pruning.errors import SettingsError, unknown_name
+from pruning.errors import SettingsError
 from pruning.recipe import Recipe
 from pruning.schedule import ScheduleSettings
-from tasks import imports
 from tasks.faults import describe
+from tasks.names import LOSSES, METRICS, CriterionName, ImportString, Share, existing_file, named, usable_device
 from tasks.yaml_file import read_mapping
-
-LOSSES = {"cross_entropy": "pruning.evaluation:cross_entropy"}
-METRICS = {"accuracy": "pruning.evaluation:top1"}
-
-
-def _importable(reference: str) -> str:
-    try:
-        imports.resolve(reference)
-    except SettingsError as error:
-        raise ValueError(str(error)) from error
-    return reference
-
-
-def _named(kind: str, known: dict[str, str]) -> AfterValidator:
-    """Accept a built-in name or an import string; the value becomes the import string."""
-
-    def check(value: str) -> str:
-        if value in known:
-            return known[value]
-        if ":" in value:
-            return _importable(value)
-        raise ValueError(f"{unknown_name(kind, value, known)}, or your own as 'package.module:name'")
-
-    return AfterValidator(check)
-
-
-def _known_criterion(value: str) -> str:
-    if ":" in value:
-        return _importable(value)
-    if value not in criterion_names():
-        raise ValueError(f"{unknown_name('criterion', value, criterion_names())}, or your own as 'package.module:name'")
-    return value
-
-
-def _existing_file(value: Path) -> Path:
-    if not value.exists():
-        raise ValueError(f"there is no file {value}")
-    return value
-
-
-def _usable_device(value: str) -> str:
-    try:
-        torch.empty(0, device=value)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"this machine can't compute on it ({str(error).splitlines()[0]}); expected cpu or cuda"
-        ) from error
-    return value
-
-
-ImportString = Annotated[str, AfterValidator(_importable)]
-CriterionName = Annotated[str, AfterValidator(_known_criterion)]
-Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -81,7 +26,7 @@ class Run(Section):
 
     seed: int = Field(default=0, ge=0)
     threads: int = Field(default=1, ge=1)
-    device: Annotated[str, AfterValidator(_usable_device)] = "cpu"
+    device: Annotated[str, AfterValidator(usable_device)] = "cpu"
 
 
 class Data(Section):
@@ -96,7 +41,7 @@ class Model(Section):
 
     factory: ImportString
     arguments: dict[str, Any] = {}
-    weights: Annotated[Path, AfterValidator(_existing_file)] | None = None
+    weights: Annotated[Path, AfterValidator(existing_file)] | None = None
 
 
 class Augment(Section):
@@ -109,8 +54,8 @@ class Augment(Section):
 class Training(Section):
     """What is minimised, what is reported, and how a batch is varied while training."""
 
-    loss: Annotated[str, _named("loss", LOSSES)] = LOSSES["cross_entropy"]
-    metric: Annotated[str, _named("metric", METRICS)] = METRICS["accuracy"]
+    loss: Annotated[str, named("loss", LOSSES)] = LOSSES["cross_entropy"]
+    metric: Annotated[str, named("metric", METRICS)] = METRICS["accuracy"]
     augment: Augment | None = None
     batch_size: int = Field(default=256, ge=1)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pruning.axes import Axis
-from pruning.rules.call import Call, Contraction, is_open, rule
+from pruning.rules.call import Call, is_open, rule
+from pruning.rules.facts import Contraction
 
 
 @rule("scaled_dot_product_attention")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pruning.axes import Axis
-from pruning.rules.call import Call, Count, frozen, is_open, rule
+from pruning.rules.call import Call, frozen, is_open, rule
+from pruning.rules.facts import Count
 from pruning.unification import factor, unify
 
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pruning.axes import Axis, concat
-from pruning.rules.call import Call, Contraction, Inapplicable, OperandAxis, freeze_all, is_open, rule
+from pruning.rules.call import Call, Inapplicable, freeze_all, is_open, rule
+from pruning.rules.facts import Contraction, OperandAxis
 from pruning.unification import factor, unify
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from pruning.axes import Atom, Axis, concat, product
 from pruning.equation import EXTENT
-from pruning.rules.call import Call, Count, freeze_all, frozen, rule
+from pruning.rules.call import Call, freeze_all, frozen, rule
+from pruning.rules.facts import Count
 from pruning.unification import factor
 
 

@@ -22,7 +22,7 @@ def test_an_auxiliary_head_loses_the_channels_of_the_trunk_and_its_own() -> None
     assert "auxiliary.0.0.weight:0" in groups
     dense = pruning.narrow(model, pruning.Plan.of(groups, {g.name: [0, 2] for g in groups}), X)
     out, auxiliary = dense.train()(X)
-    F.cross_entropy(out + auxiliary, torch.tensor([1, 2])).backward()
+    F.cross_entropy(out + auxiliary, torch.tensor([1, 2])).backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None for p in dense.parameters())
 
 

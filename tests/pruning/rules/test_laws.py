@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from pruning.axes import Atom, kept, leaves, resolve
+from pruning.operations import IDENTITIES
 from pruning.rules import RULES
-from pruning.rules.call import Typed
-from pruning.trace import IDENTITIES, Trace, type_pass
+from pruning.rules.facts import Typed
+from pruning.trace import Trace, type_pass
 from tests.pruning.rules.samples import SAMPLES, Sample
 
 

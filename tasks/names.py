@@ -1,0 +1,68 @@
+"""Settings that are names: import strings, built-in losses, metrics and criteria, files, devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import AfterValidator, Field
+
+from pruning.criteria import criterion_names
+from pruning.errors import SettingsError, unknown_name
+from tasks import imports
+
+LOSSES = {"cross_entropy": "pruning.evaluation:cross_entropy"}
+METRICS = {"accuracy": "pruning.evaluation:top1"}
+
+
+def _importable(reference: str) -> str:
+    try:
+        imports.resolve(reference)
+    except SettingsError as error:
+        raise ValueError(str(error)) from error
+    return reference
+
+
+def named(kind: str, known: dict[str, str]) -> AfterValidator:
+    """Accept a built-in name or an import string; the value becomes the import string."""
+
+    def check(value: str) -> str:
+        if value in known:
+            return known[value]
+        if ":" in value:
+            return _importable(value)
+        raise ValueError(f"{unknown_name(kind, value, known)}, or your own as 'package.module:name'")
+
+    return AfterValidator(check)
+
+
+def _known_criterion(value: str) -> str:
+    if ":" in value:
+        return _importable(value)
+    if value not in criterion_names():
+        raise ValueError(f"{unknown_name('criterion', value, criterion_names())}, or your own as 'package.module:name'")
+    return value
+
+
+def existing_file(value: Path) -> Path:
+    """Accept a file that is there."""
+    if not value.exists():
+        raise ValueError(f"there is no file {value}")
+    return value
+
+
+def usable_device(value: str) -> str:
+    """Accept a device on which this machine can compute."""
+    try:
+        torch.empty(0, device=value)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"this machine can't compute on it ({str(error).splitlines()[0]}); expected cpu or cuda"
+        ) from error
+    return value
+
+
+ImportString = Annotated[str, AfterValidator(_importable)]
+CriterionName = Annotated[str, AfterValidator(_known_criterion)]
+Share = Annotated[float, Field(gt=0, lt=1)]
