@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 
 import pruning
 from pruning.allocation import allocate
+from pruning.bundles import Limits, find_bundles
 from pruning.cost import Cost
 from pruning.criteria import find_criterion, order_channels
-from pruning.errors import TargetError
+from pruning.errors import ModelError, TargetError
 from pruning.groups import Groups
 from pruning.plan import Plan
 from pruning.recalibration import recalibrate
@@ -40,6 +42,8 @@ from tasks.settings import Settings
 from tasks.workspace import Workspace
 
 _ROUNDING = 1e-9
+
+log = logging.getLogger("secateur")
 
 
 @dataclass(frozen=True)
@@ -85,10 +89,16 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, step: Atte
         batch_size=settings.training.batch_size,
     )
     teacher, _, _ = load_model(baseline_folder, settings, data, example)
-    candidates = [
-        _recover(settings, workspace, narrowed, recipe, teacher, step.number, example)
-        for recipe in settings.prune.recipes
-    ]
+    candidates, faults = [], []
+    for recipe in settings.prune.recipes:
+        try:
+            candidates.append(_recover(settings, workspace, narrowed, recipe, teacher, step.number, example))
+        except ModelError as error:  # a recipe that diverges has lost; the others go on
+            faults.append(f"{recipe.name}: {error}")
+            log.warning("attempt %d: recipe %s", step.number + 1, faults[-1])
+    if not candidates:
+        reached = last.reached if last else 0.0
+        return Row(attempt=step.number, goal=step.goal, reached=reached, accepted=False, refused="; ".join(faults))
     best = max(candidates, key=lambda one: (one.measured.accuracy, -one.measured.loss))
     accepted = best.measured.accuracy >= floor - _ROUNDING
     row = Row(
@@ -114,7 +124,11 @@ def _choose(settings: Settings, workspace: Workspace, groups: Groups, baseline: 
     loss, _ = loss_and_metric(settings)
     train = read_split(workspace, "train")
     statistics = collect(groups, find_criterion(criterion).needs, train, loss, seed=settings.run.seed)
-    orders: Mapping[str, Sequence[int]] = {group.name: order_channels(criterion, group, statistics) for group in groups}
+    bundles = find_bundles(groups, Limits(ignore=chosen.ignore))
+    free = {name for bundle in bundles if len(bundle.counts) > 1 for name in bundle.names}
+    orders: Mapping[str, Sequence[int]] = {
+        group.name: order_channels(criterion, group, statistics) for group in groups if group.name in free
+    }
     measures = {
         "mac_reduction": (cost.macs, baseline.macs),
         "parameter_reduction": (cost.parameters, baseline.parameters),

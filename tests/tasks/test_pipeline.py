@@ -322,3 +322,29 @@ def test_size_in_bytes_is_a_target_too(copied: Path, finished: Project, project_
     last = read_ledger(Path("artifacts/iterations")).accepted[-1].measured
     assert last is not None
     assert 0.9 * whole / 2 <= last.size_bytes <= whole / 2
+
+
+def test_a_recipe_that_diverges_has_lost_and_the_others_go_on(
+    copied: Path, finished: Project, project_writer: Callable[..., Path]
+) -> None:
+    def diverging(settings: dict[str, Any]) -> None:
+        settings["prune"]["iterations"] = 1
+        settings["prune"]["recipes"][0] = {"name": "wild", "epochs": 2, "learning_rate": 1e30, "batch_size": 32}
+
+    make(copied, project_writer, diverging).run("prune")
+    rows = read_ledger(Path("artifacts/iterations")).rows
+    assert rows[0].recipe == "plain"
+    assert list(rows[0].recipes) == ["plain"]
+
+
+def test_an_attempt_whose_recipes_all_diverge_is_refused_with_the_reason(
+    copied: Path, finished: Project, project_writer: Callable[..., Path]
+) -> None:
+    def diverging(settings: dict[str, Any]) -> None:
+        settings["prune"].update(iterations=1, max_attempts=1)
+        settings["prune"]["recipes"] = [{"name": "wild", "epochs": 2, "learning_rate": 1e30, "batch_size": 32}]
+
+    make(copied, project_writer, diverging).run("prune")
+    row = read_ledger(Path("artifacts/iterations")).rows[0]
+    assert not row.accepted
+    assert "wild" in (row.refused or "")
