@@ -3,17 +3,20 @@
     groups = pruning.find_groups(model, example_inputs)
     plan = pruning.make_plan(groups, criterion="l2_norm", channel_sparsity=0.3)
     dense = pruning.narrow(model, plan, example_inputs)
+    pruning.reconstruct(dense, model, plan, groups, inputs)
 
 A library of its own: it knows torch and nothing of pipelines.
 """
 
 from __future__ import annotations
 
+from pruning.calibration import calibrate
 from pruning.cost import count_bytes, count_macs, count_parameters
 from pruning.finding import find_groups
 from pruning.groups import Group, Groups, Slice
 from pruning.masks import apply_masks
 from pruning.plan import Plan
+from pruning.reconstruction import reconstruct
 from pruning.selection import make_plan
 from pruning.surgery import narrow
 
@@ -23,10 +26,12 @@ __all__ = [
     "Plan",
     "Slice",
     "apply_masks",
+    "calibrate",
     "count_bytes",
     "count_macs",
     "count_parameters",
     "find_groups",
     "make_plan",
     "narrow",
+    "reconstruct",
 ]

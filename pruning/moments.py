@@ -33,11 +33,11 @@ class Moments:
 
     def plus(self, columns: Tensor) -> Moments:
         """Add rows [rows, groups, columns]."""
-        by_group = columns.detach().transpose(0, 1)
+        columns = columns.detach()
         return Moments(
             self.num_rows + len(columns),
-            self.total + by_group.sum(dim=1, dtype=torch.float64).cpu(),
-            self.gram + (by_group.mT @ by_group).to("cpu", torch.float64),
+            self.total + columns.sum(dim=0, dtype=torch.float64).cpu(),
+            self.gram + products(columns, columns),
         )
 
     def mean(self) -> Tensor:
@@ -51,6 +51,27 @@ class Moments:
             mean = self.mean()
             second = second - mean[:, :, None] * mean[:, None, :]
         return second
+
+
+def products(left: Tensor, right: Tensor) -> Tensor:
+    """Return Σ over rows of l rᵀ, [groups, left columns, right columns] float64 on the CPU.
+
+    The products are formed about the mean of `left`: of values that vary little around a large mean, float32 would keep
+    nothing of the variance otherwise.
+
+    Args:
+        left: [rows, groups, columns].
+        right: [rows, groups, columns].
+    """
+    middle = left.mean(dim=0)
+    about = (left - middle).transpose(0, 1).mT
+    if right is left:  # Σ u uᵀ = Σ c cᵀ + Σ c μᵀ + μ Σ uᵀ, for u = c + μ
+        centred, shift = about @ about.mT, about.sum(dim=2, dtype=torch.float64).cpu()
+        centred = centred.to("cpu", torch.float64) + shift[:, :, None] * middle.to("cpu", torch.float64)[:, None, :]
+    else:
+        centred = (about @ right.transpose(0, 1)).to("cpu", torch.float64)
+    total = right.sum(dim=0, dtype=torch.float64).cpu()
+    return centred + middle.to("cpu", torch.float64)[:, :, None] * total[:, None, :]
 
 
 def damped(covariance: Tensor, ridge: float) -> Tensor:

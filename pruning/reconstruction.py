@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pruning.axes import kept
-from pruning.errors import DataError
+from pruning.errors import DataError, PlanError
 from pruning.evaluation import Progress, device_of
+from pruning.gathering.consumers import readers_of
 from pruning.groups import Groups
 from pruning.observation import Layer, find_layers
 from pruning.plan import Plan
@@ -59,7 +60,7 @@ def reconstruct(
         progress: told after each layer.
 
     Returns:
-        One entry per layer, in forward order.
+        One entry per layer, in forward order; then one for each consumer of a group that is used in some other way.
 
     Raises:
         DataError: no inputs.
@@ -68,6 +69,7 @@ def reconstruct(
     if len(inputs) == 0:
         raise DataError("reconstruction needs inputs; a few hundred unlabelled ones do")
     device = device_of(dense)
+    _check_narrowed(dense, plan, groups)
     layers = find_layers(dense, inputs[:1].to(device))
     found = []
     for index, layer in enumerate(layers):
@@ -82,7 +84,21 @@ def reconstruct(
                 found.append(Refit(layer.weight, skipped="what it reads one by one has lost channels too"))
         if progress is not None:
             progress(index + 1, len(layers))
-    return tuple(found)
+    seen = {layer.weight for layer in layers}
+    unseen = (weight for weight in readers_of(groups) if weight not in seen)
+    return (*found, *(Refit(weight, skipped="no convolution or linear layer uses it as it is") for weight in unseen))
+
+
+def _check_narrowed(dense: nn.Module, plan: Plan, groups: Groups) -> None:
+    masks = plan.masks(groups)
+    for name, parameter in dense.named_parameters():
+        axes = groups.trace.parameters.get(name)
+        expected = None if axes is None else tuple(int(kept(axis, masks).sum()) for axis in axes)
+        if tuple(parameter.shape) != expected:
+            raise PlanError(
+                f"parameter {name!r} has shape {tuple(parameter.shape)}, which is not of the model narrowed by this "
+                f"plan: expected {expected}; pass narrow(model, plan, ...), and the plan from the original to it"
+            )
 
 
 def _kept_outputs(layer: Layer, plan: Plan, groups: Groups) -> Tensor | None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pruning.errors import PlanError
 from pruning.layers import LayerCall, from_matrix, output_rows, to_matrix
-from pruning.moments import Moments, damped, solve
+from pruning.moments import Moments, damped, products, solve
 from pruning.observation import Enough, Layer, Observer, observe
 
 _SMALLEST_SCALE = 1e-2  # relative to the largest scale of a batch norm; below it a channel hardly counts
@@ -85,8 +85,7 @@ class Fit:
         for here, columns in call.rows():
             wrong, right = (output_rows(tensor[here], call.geometry) for tensor in (residual, target))
             self._moments = self._moments.plus(columns)
-            product = columns.transpose(0, 1).mT @ wrong.transpose(0, 1)
-            self._cross = self._cross + product.to("cpu", torch.float64)
+            self._cross = self._cross + products(columns, wrong)
             self._residual = self._residual + _sum(wrong)
             self._residual_squared = self._residual_squared + _sum(wrong.square())
             self._target = self._target + _sum(right)

@@ -271,7 +271,8 @@ def test_scoped_reduction_is_met_and_sets_give_alike(residual: Groups) -> None:
 def test_guards_keep_layers_from_collapsing_under_any_threshold() -> None:
     groups = mlp(2, 4, 40, 3)
     scores = {"0.weight:0": [0.0] * 4, "1.weight:0": [1.0] * 40}
-    for scope, scopes in (("global", None), ("scoped", {"all": ["0", "1"]})):
+    cases: list[tuple[Literal["global", "scoped"], Any]] = [("global", None), ("scoped", {"all": ["0", "1"]})]
+    for scope, scopes in cases:
         plan = make_plan(
             groups,
             weighted(scores),
@@ -279,7 +280,7 @@ def test_guards_keep_layers_from_collapsing_under_any_threshold() -> None:
             scope=scope,
             scopes=scopes,
             normalise="none",
-            keep_at_least=2,  # type: ignore[arg-type]
+            keep_at_least=2,
         )
         assert {name: len(gone) for name, gone in plan.removed.items()} == {"0.weight:0": 2, "1.weight:0": 20}
 
