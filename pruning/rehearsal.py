@@ -23,7 +23,7 @@ from pruning.rebuilding import rebuild
 from pruning.trace import Trace
 
 _TRIES = 24  # proposals that are rehearsed before a group is given up
-_SHARES = (0.25, 0.375, 0.5)  # different groups lose different shares, so that no two sizes agree by chance
+_SHARES = (0.25, 0.375, 0.5, 0.3, 0.45)  # different groups lose different shares, so that no two sizes agree by chance
 
 
 def confirm(groups: Groups) -> Groups:

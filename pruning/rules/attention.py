@@ -5,6 +5,7 @@ from __future__ import annotations
 from pruning.axes import Axis
 from pruning.rules.call import Call, is_open, rule
 from pruning.rules.facts import Contraction
+from pruning.rules.pointwise import broadcast_axes
 
 
 @rule("scaled_dot_product_attention")
@@ -19,6 +20,8 @@ def attention(call: Call) -> list[list[Axis]]:
         [axes] = call.equation("... l d, ... s d, ... s v -> ... l v", query, key, value)
     *batch, rows, depth = call.axes(query)
     columns = call.axes(key)[-2]
+    if call["attn_mask"] is not None:  # a bias of each head, or one for all
+        broadcast_axes([*batch, rows, columns], call.axes(call["attn_mask"]))
     call.mix(columns, "attention normalises over it")
     if call["scale"] is None:
         call.mix(depth, "attention divides by the root of its size")

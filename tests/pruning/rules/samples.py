@@ -186,6 +186,8 @@ SAMPLES = [
     row("embedding", lambda w: F.embedding(torch.tensor([[1, 3]]), w), (5, 7), free=1),
     row("attention", lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.3), (2, 3, 5, 7), (2, 3, 4, 7), (2, 3, 4, 6),
         free=5, mixed=1),
+    row("attention with a bias", lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m, scale=0.3),
+        (2, 3, 5, 7), (2, 3, 4, 7), (2, 3, 4, 6), (3, 5, 4), free=5, mixed=1),
     row("attention, scaled by its size", F.scaled_dot_product_attention, (2, 3, 5, 7), (2, 3, 4, 7), (2, 3, 4, 6), free=4, mixed=2),
     row("attention with grouped queries", lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.3, enable_gqa=True),
         (2, 6, 5, 7), (2, 3, 4, 7), (2, 3, 4, 8), free=6, mixed=1),
