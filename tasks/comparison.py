@@ -34,7 +34,7 @@ def compare(summary: Json) -> list[Line]:
             "accuracy (test)",
             f"{before['accuracy']:.2%}",
             f"{after['accuracy']:.2%}",
-            f"{-100 * summary['accuracy_drop']:+.2f} points",
+            f"{-100 * summary['accuracy_drop'] or 0.0:+.2f} points",
         ),
         Line("size", _bytes(before["size_bytes"]), _bytes(after["size_bytes"]), _less(before, after, "size_bytes")),
         Line("MACs", f"{before['macs']:,}", f"{after['macs']:,}", _less(before, after, "macs")),

@@ -29,6 +29,7 @@ class Calls(Observer):
         self.seen.append(call)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=[str(layer) for layer, _ in LAYERS])
 def test_outputs_are_the_matrix_times_the_unfolded_inputs(layer: nn.Module, shape: tuple[int, ...]) -> None:
     calls = Calls()

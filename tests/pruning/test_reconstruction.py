@@ -4,12 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pruning import Plan, find_groups, make_plan, narrow
-from pruning.calibration import calibrate
-from pruning.cost import count_macs
+from pruning import Plan, calibrate, count_macs, find_groups, make_plan, narrow, reconstruct
 from pruning.errors import CriterionError, DataError, PlanError
 from pruning.evaluation import restored_modes
-from pruning.reconstruction import reconstruct
 from tests.pruning.networks import make
 
 
