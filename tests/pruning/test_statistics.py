@@ -63,9 +63,7 @@ def test_gradient_products_are_those_of_the_whole_parameters() -> None:
     for parameter, gradient in zip(own, gradients, strict=True):
         products += (gradient * parameter).detach().reshape(5, -1).sum(dim=1)
     (group,) = groups
-    torch.testing.assert_close(
-        found.of("gradients", group), products.double().square(), rtol=1e-4, atol=0
-    )
+    torch.testing.assert_close(found.of("gradients", group), products.double().square(), rtol=1e-4, atol=0)
 
 
 def test_minibatches_follow_the_seed_and_every_sample_is_seen() -> None:

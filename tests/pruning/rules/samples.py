@@ -25,7 +25,9 @@ class Sample:
     carried: bool = False  # channels of an output are also summed over inside, so both laws hold at once
 
 
-def row(name: str, function: Callable[..., Any], *shapes: tuple[int, ...], free: int, mixed: int = 0, carried: bool = False) -> Any:
+def row(
+    name: str, function: Callable[..., Any], *shapes: tuple[int, ...], free: int, mixed: int = 0, carried: bool = False
+) -> Any:
     return pytest.param(Sample(name, function, shapes, free, mixed, carried), id=name)
 
 
