@@ -46,7 +46,7 @@ def reconstruct(
     Layers are all calls of convolutions (grouped, depthwise, transposed) and linear layers, by modules or functions.
     Memory holds one layer's normal equations and one batch, however many inputs there are.
 
-    Source: He et al. 2017, arXiv 1707.06168, section 3.2, for the least squares against the original's outputs; ours
+    Source: He et al. 2017, arXiv 1707.06168, for the least squares against the original's outputs; ours
     adds the ridge towards the old weights, the mean, and the other branch's residual.
 
     Args:

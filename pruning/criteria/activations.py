@@ -32,7 +32,7 @@ def activation_variance(group: Group, statistics: Statistics) -> Tensor:
     Taken over the consumers' slices, for what they read; several consumers add up. A channel whose contribution is the
     same for every sample can go into the bias.
 
-    Source: Polyak & Wolf, IEEE Access 2015, "Channel-level acceleration of deep face representations", section III-A,
+    Source: Polyak & Wolf, IEEE Access 2015, "Channel-level acceleration of deep face representations",
     which removes single connections c → i; ours adds up over i, so that the channel goes as a whole.
 
     Raises:

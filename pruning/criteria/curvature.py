@@ -42,7 +42,7 @@ def hessian_trace(group: Group, statistics: Statistics) -> Tensor:
     Taken over the same slices as `obd`. A trace can come out negative, where the loss curves downwards or the estimate
     is poor; the sign is kept, as the formula has it.
 
-    Source: Yu et al. 2022 (HAP), arXiv 2101.08940, equation 8; the trace by Hutchinson's estimate.
+    Source: Yu et al. 2022 (HAP), arXiv 2101.08940; the trace by Hutchinson's estimate.
     """
     trace = statistics.of("hessian_trace", group)
     learned = [name for name, tensor in statistics.tensors.items() if tensor.is_floating_point()]

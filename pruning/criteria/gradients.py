@@ -46,7 +46,7 @@ def taylor(group: Group, statistics: Statistics) -> Tensor:
     means are added up before the absolute value is taken, since the channel goes from all at once. No slice is read.
     Taken per example, not per minibatch.
 
-    Source: Molchanov et al. 2016, arXiv 1611.06440, equation 8; the paper divides by the layer's norm, which is
+    Source: Molchanov et al. 2016, arXiv 1611.06440; the paper divides by the layer's norm, which is
     selection's business here.
 
     Raises:

@@ -27,7 +27,7 @@ def lasso(group: Group, statistics: Statistics) -> Tensor:
     highest scores. Taken over the consumers' slices. Folding refits the consumers by least squares, which undoes the
     shrinkage.
 
-    Source: He et al. 2017, arXiv 1707.06168, equation 2.
+    Source: He et al. 2017, arXiv 1707.06168.
 
     Raises:
         CriterionError: a consumer is no convolution or linear layer; the text names it.

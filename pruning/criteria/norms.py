@@ -41,7 +41,7 @@ def lamp(group: Group, statistics: Statistics) -> Tensor:
     Taken over the same slices as `l1_norm`; of coupled layers the squares are added up first. The largest filter scores
     1 in every layer, so that layers compare as they are: in global scope choose the normalisation "none".
 
-    Source: Lee et al. 2020, arXiv 2010.07611, equation 4, which scores single weights; ours scores whole filters.
+    Source: Lee et al. 2020, arXiv 2010.07611, which scores single weights; ours scores whole filters.
     """
     squares = torch.stack([rows.square().sum(dim=1) for rows in filters(group, statistics)]).sum(dim=0)
     remaining = torch.where(squares[None, :] >= squares[:, None], squares[None, :], 0.0).sum(dim=1)

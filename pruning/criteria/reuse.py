@@ -31,7 +31,7 @@ def reduce_and_reuse(group: Group, statistics: Statistics) -> Tensor:
     with X ≈ A X_S, S being the channels kept, by least squares with a small ridge, and multiplies it into every
     consumer's weights; the mean goes into the bias, or the batch norm that follows, first.
 
-    Source: Polyak & Wolf, IEEE Access 2015, "Channel-level acceleration of deep face representations", section III-B;
+    Source: Polyak & Wolf, IEEE Access 2015, "Channel-level acceleration of deep face representations";
     it adds a 1 × 1 convolution A; ours folds it, so that nothing is added, with an A of each consumer's own.
 
     Raises:
