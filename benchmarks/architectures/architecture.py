@@ -65,9 +65,10 @@ def enliven(model: nn.Module) -> None:
 def _enliven(parameter: Tensor) -> None:
     if parameter.numel() < 2 or not parameter.is_floating_point():
         return
+    constant = bool(parameter.min() == parameter.max())  # its deviation can be rounded to something above zero
     deviation = float(parameter.std())
     wanted = prod(parameter.shape[1:]) ** -0.5 if parameter.ndim > 1 else 0.2
-    if deviation == 0.0:
+    if constant:
         parameter.add_(torch.randn_like(parameter), alpha=wanted)
     elif parameter.ndim > 1 and deviation < 0.7 * wanted:
         parameter.mul_(wanted / deviation)

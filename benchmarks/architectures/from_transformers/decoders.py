@@ -130,7 +130,7 @@ MODELS: dict[str, Row] = {
             "vocab_size": VOCABULARY,
             "hidden_size": 48,
             "num_hidden_layers": 2,
-            "attention_hidden_size": 52,
+            "attention_hidden_size": 48,
             "intermediate_size": 80,
             "context_length": 64,
         },

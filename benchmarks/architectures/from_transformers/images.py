@@ -49,7 +49,7 @@ MODELS: dict[str, Row] = {
     ),
     "cvt": (
         "CvtForImageClassification",
-        {"embed_dim": [12, 20, 36], "num_heads": [1, 2, 3], "depth": [1, 1, 2]},
+        {"embed_dim": [12, 20, 36], "num_heads": [1, 2, 3], "depth": [1, 2, 3]},
         IMAGE64,
     ),
     "levit": (

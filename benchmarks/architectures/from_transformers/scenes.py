@@ -11,7 +11,7 @@ MODELS: dict[str, Row] = {
     "siglip": (
         "SiglipModel",
         {
-            "text_config": {**TEXT, "projection_size": 40, "hidden_size": 60},
+            "text_config": {**TEXT, "projection_size": 60, "hidden_size": 44, "num_attention_heads": 4},
             "vision_config": {**VISION, "hidden_size": 60},
         },
         image_text,
@@ -90,11 +90,11 @@ MODELS: dict[str, Row] = {
     "deformable_detr": (
         "DeformableDetrForObjectDetection",
         {
-            "d_model": 48,
+            "d_model": 64,
             "encoder_layers": 2,
             "decoder_layers": 2,
-            "encoder_attention_heads": 3,
-            "decoder_attention_heads": 3,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
             "encoder_ffn_dim": 80,
             "decoder_ffn_dim": 88,
             "num_queries": 5,

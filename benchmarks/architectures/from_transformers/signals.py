@@ -30,7 +30,7 @@ MODELS: dict[str, Row] = {
         {
             "num_filters": 4,
             "upsampling_ratios": [4, 2],
-            "codebook_size": 24,
+            "codebook_size": 32,
             "codebook_dim": 16,
             "hidden_size": 16,
             "num_lstm_layers": 1,
@@ -44,7 +44,7 @@ MODELS: dict[str, Row] = {
             "downsampling_ratios": [2, 4],
             "decoder_hidden_size": 24,
             "n_codebooks": 2,
-            "codebook_size": 24,
+            "codebook_size": 32,
             "codebook_dim": 4,
         },
         lambda g: {"input_values": torch.randn(1, 1, 320, generator=g)},
