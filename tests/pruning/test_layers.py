@@ -10,6 +10,7 @@ from pruning.observation import Observer, find_layers, observe
 LAYERS: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.Conv2d(4, 6, (3, 2), stride=2, padding=1, groups=2, dilation=(1, 2)), (2, 4, 9, 8)),
     (nn.Conv1d(3, 4, 3, padding="same", dilation=2), (2, 3, 9)),
+    (nn.Conv1d(3, 4, 4, padding="same"), (2, 3, 9)),
     (nn.Conv1d(3, 4, 3, padding="valid"), (2, 3, 9)),
     (nn.Conv3d(2, 4, 2), (2, 2, 4, 4, 4)),
     (nn.Conv2d(3, 3, 3, groups=3, padding_mode="reflect", padding=1), (3, 5, 5)),
