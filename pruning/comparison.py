@@ -27,11 +27,13 @@ class Deviation:
         traced: The pass that deviates.
         index: Position of the operator in the trace.
         text: What was found and what was expected.
+        constant: Whether the shapes are right, and a number that isn't a size differs.
     """
 
     traced: Trace
     index: int
     text: str
+    constant: bool = False
 
     @property
     def operation(self) -> Operation:
@@ -39,15 +41,16 @@ class Deviation:
         return self.traced.operations[min(self.index, len(self.traced.operations) - 1)]
 
 
-class _Deviated(Exception):  # noqa: N818 - stops the forward pass; no fault of anyone
+class _Ended(Exception):  # noqa: N818 - stops the forward pass; no fault of anyone
     pass
 
 
 class Comparison:
-    """Follow a narrowed model's forward pass along the operations of the trace."""
+    """Follow a narrowed model's forward pass along the operations of the trace, as far as the one numbered `last`."""
 
-    def __init__(self, traced: Trace, sizes: Mapping[Atom, int]) -> None:
+    def __init__(self, traced: Trace, sizes: Mapping[Atom, int], last: int | None = None) -> None:
         self.traced = traced
+        self.last = last
         self.operations = traced.operations
         self.sizes = sizes
         self.index = 0
@@ -61,7 +64,7 @@ class Comparison:
         try:
             traced = self.traced
             watch(model, groups.example_inputs, lambda *_: None, self.on_call, traced.fake, devices, traced.training)
-        except _Deviated:
+        except _Ended:
             return self.deviation
         except Exception as fault:  # noqa: BLE001 - the model's own code may raise anything at a size it doesn't know
             return Deviation(self.traced, self.index, _first_line(fault))
@@ -86,9 +89,11 @@ class Comparison:
         numbers = (int, float, complex) if is_pointwise(func) or "full" in expected.name else (float, complex)
         for found, known in zip(constants_of(args, kwargs), expected.constants, strict=False):
             if isinstance(known, numbers) and not isinstance(known, bool) and found != known:
-                self._stop(f"{expected.name} uses {found!r} instead of {known!r}")
+                self._stop(f"{expected.name} uses {found!r} instead of {known!r}", constant=True)
         if expected.name in ("slice", "narrow"):
             self._compare_start(Call.arguments_of(func, args, kwargs), expected)
+        if self.index == self.last:
+            raise _Ended
         self.index += 1
 
     def _compare_start(self, arguments: Mapping[str, Any], expected: Operation) -> None:
@@ -100,9 +105,9 @@ class Comparison:
         if start != known:
             self._stop(f"{expected.name} begins at {start} where {known} was expected")
 
-    def _stop(self, text: str) -> None:
-        self.deviation = Deviation(self.traced, self.index, text)
-        raise _Deviated
+    def _stop(self, text: str, *, constant: bool = False) -> None:
+        self.deviation = Deviation(self.traced, self.index, text, constant)
+        raise _Ended
 
 
 def _first_line(fault: Exception) -> str:

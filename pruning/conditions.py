@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pruning.written import Calls
+
 # Every fake tensor that the passes of one search made.
 _made: ContextVar[list[weakref.ref[Tensor]]] = ContextVar("made")
 
@@ -102,15 +104,17 @@ def no_attention_fastpath() -> Iterator[None]:
 
 
 @contextmanager
-def module_paths(model: nn.Module, path: list[str]) -> Iterator[None]:
-    """Keep the paths of the modules that are being called in `path`, innermost last."""
+def module_paths(model: nn.Module, path: list[str], calls: list[Calls]) -> Iterator[None]:
+    """Keep the paths of the modules that are being called in `path`, innermost last, and a count for each."""
     names = {id(module): name for name, module in model.named_modules()}
 
     def enter(module: nn.Module, _args: Any) -> None:
         path.append(names.get(id(module), path[-1] if path else ""))
+        calls.append(Calls())
 
     def leave(_module: nn.Module, _args: Any, _result: Any) -> None:
         path.pop()
+        calls.pop()
 
     hooks = [
         torch.nn.modules.module.register_module_forward_pre_hook(enter),

@@ -1,4 +1,4 @@
-"""Integers in the model's own code that hold a width: found by value, bound to an axis, confirmed by rehearsing.
+"""Numbers in the model's own code that hold a width: found by value, bound to an axis, confirmed by rehearsing.
 
 An attention module keeps `num_heads` as a plain integer and uses it in `view`. Where the narrowed model deviates from
 the trace, the integers of the calling modules are compared with the sizes of the axes at hand; one that holds an old
@@ -7,104 +7,169 @@ size is bound to the expression that gives it, so that every narrowed copy gets 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice
+from itertools import product as iter_product
 
 from torch import nn
 
 from pruning.axes import Atom, Axis, concat, count, factors_of, leaves, parts_of, product
 from pruning.operations import Operation
-from pruning.rules.facts import Count
+from pruning.rules.facts import Argument, Count, Facts
+from pruning.written import Spot, correct
 
-_MOST = 4  # integers that are bound together in one try
+_TRIES = 16  # proposals of either kind
+_OWN = -1
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a count was found, relative to an operation: the same place exists in every block of the same code."""
+    """Where a number was found, relative to an operation: the same place exists in every block of the same code."""
 
-    above: int  # how many modules above the one that called
-    attribute: str
+    above: int  # how many modules above the one that called; _OWN for the call itself
+    name: str | int  # the attribute, or the position among the call's arguments
     tensor: int  # which tensor, inputs first
     position: int  # which of its axes
     expression: int  # which expression within that axis
 
 
 def proposals(
-    model: nn.Module, operations: Sequence[Operation], index: int, prunable: set[Atom]
-) -> Iterator[list[Count]]:
-    """Propose counts to bind for one operation, and for the same line of code in other modules; likelier ones first."""
+    model: nn.Module, operations: Sequence[Operation], index: int, prunable: set[Atom], facts: Facts
+) -> Iterator[list[Count | Argument]]:
+    """Propose numbers to bind for one operation, and for the same line of code in other modules; likelier ones first.
+
+    Attributes of modules come first, then what the code works out: an attribute says what a number means.
+    """
     operation = operations[index]
-    found = list(_candidates(model, operation, prunable))
     alike = [o for o in operations if o.name == operation.name and o.place.line == operation.place.line]
-    attributes = list(dict.fromkeys((place.above, place.attribute) for place in found))
-    for number in range(1, min(len(attributes), _MOST) + 1):
-        for chosen in combinations(attributes, number):
-            for places in _choices(found, chosen):
-                located = (_locate(model, other, place, prunable) for other in alike for place in places)
-                yield list({(c.module, c.attribute): c for c in located if c is not None}.values())
+    found = list(_candidates(model, operation, prunable, facts))
+    for own in (False, True):
+        for places in islice(_ways([place for place in found if (place.above == _OWN) == own]), _TRIES):
+            located = (_locate(model, other, place, prunable, facts) for other in alike for place in places)
+            yield _for_all_calls({c.place: c for c in located if c is not None}.values(), alike)
 
 
-def conflicts(model: nn.Module, operation: Operation, counts: Sequence[Count]) -> list[Axis]:
+def _for_all_calls(counts: Iterable[Count | Argument], alike: Sequence[Operation]) -> list[Count | Argument]:
+    """Where all calls of a line show the same number, bind it in any call: other inputs may lead to more calls."""
+    shown: Counter[tuple[object, ...]] = Counter()
+    for operation in alike:
+        written = operation.place.written
+        if written is not None:
+            place = (operation.place.module, operation.place.line, written.function)
+            shown.update((*place, index, value) for index, value in written.numbers)
+    found: dict[tuple[object, ...], list[Argument]] = {}
+    settled: dict[tuple[object, ...], Count | Argument] = {}
+    for bound in counts:
+        if isinstance(bound, Argument):
+            line, function, _, index = bound.spot
+            found.setdefault((bound.module, line, function, index, bound.axis.size), []).append(bound)
+        else:
+            settled[bound.place] = bound
+    for spot, same in found.items():
+        line, function, _, index = same[0].spot
+        if len(same) == shown[spot] and all([*leaves(a.axis)] == [*leaves(same[0].axis)] for a in same):
+            same = [Argument(same[0].module, (line, function, None, index), same[0].axis)]
+        settled.update({argument.place: argument for argument in same})
+    return list(settled.values())
+
+
+def suspects(model: nn.Module, operation: Operation, facts: Facts) -> set[tuple[type, str]]:
+    """The bound attributes of the innermost calling module that has some: code may use them for more than sizes."""
+    bound = {count.place for count in facts.counts}
+    for _, owner in _owners(operation):
+        module = model.get_submodule(owner)
+        held = {(type(module), name) for name, _ in _integers(module) if (owner, name) in bound}
+        if held:
+            return held
+    return set()
+
+
+def conflicts(model: nn.Module, operation: Operation, facts: Facts) -> list[Axis]:
     """The axes that an integer follows although this operation uses it for another axis of the same size."""
-    bound = {(count.module, count.attribute): count.axis for count in counts}
+    bound = {count.place: count.axis for count in facts.counts}
     sizes = {e.size for axes in (*operation.inputs, *operation.outputs) for axis in axes for e in _expressions(axis)}
-    path = operation.place.module
     return [
         bound[owner, attribute]
-        for above in range(path.count(".") + 2 if path else 1)
-        for owner in [_ancestor(path, above)]
+        for _, owner in _owners(operation)
         for attribute, value in _integers(model.get_submodule(owner))
         if (owner, attribute) in bound and value in sizes
     ]
 
 
-def _choices(found: Sequence[_Place], chosen: Sequence[tuple[int, str]]) -> Iterator[list[_Place]]:
-    """All ways to give each chosen attribute one of the expressions of its size."""
-    if not chosen:
-        yield []
-        return
-    for place in found:
-        if (place.above, place.attribute) == chosen[0]:
-            for rest in _choices(found, chosen[1:]):
-                yield [place, *rest]
+def _ways(found: Sequence[_Place]) -> Iterator[list[_Place]]:
+    """Choose numbers, and one of the expressions of its size for each: all numbers in turn, then one, then two."""
+    holders = list(dict.fromkeys((place.above, place.name) for place in found))
+    if len(holders) > 1:
+        yield _in_turn([[place for place in found if (place.above, place.name) == holder] for holder in holders])
+    for number in range(1, len(holders) + 1):
+        for chosen in combinations(holders, number):
+            options = [[place for place in found if (place.above, place.name) == holder] for holder in chosen]
+            yield _in_turn(options)
+            yield from (list(way) for way in islice(iter_product(*options), 1, None))
 
 
-def _candidates(model: nn.Module, operation: Operation, prunable: set[Atom]) -> Iterator[_Place]:
-    seen: set[tuple[int, str, tuple[Atom, ...]]] = set()
-    path = operation.place.module
-    for above in range(path.count(".") + 2 if path else 1):
-        for attribute, value in _integers(model.get_submodule(_ancestor(path, above))):
-            for tensor, axes in enumerate((*operation.inputs, *operation.outputs)):
-                for position, axis in enumerate(axes):
-                    for number, expression in enumerate(_expressions(axis)):
-                        atoms = tuple(leaves(expression))
-                        key = (above, attribute, atoms)
-                        if expression.size == value and key not in seen and any(atom in prunable for atom in atoms):
-                            seen.add(key)
-                            yield _Place(above, attribute, tensor, position, number)
+def _in_turn(options: Sequence[Sequence[_Place]]) -> list[_Place]:
+    """Give each number the first expression that no other has: equal parts of a split follow each other."""
+    way: list[_Place] = []
+    for places in options:
+        taken = {(place.tensor, place.position, place.expression) for place in way}
+        free = [place for place in places if (place.tensor, place.position, place.expression) not in taken]
+        way.append((free or places)[0])
+    return way
 
 
-def _locate(model: nn.Module, operation: Operation, place: _Place, prunable: set[Atom]) -> Count | None:
-    path = operation.place.module
-    if place.above > (path.count(".") + 1 if path else 0):
-        return None
-    owner = _ancestor(path, place.above)
-    value = dict(_integers(model.get_submodule(owner))).get(place.attribute)
+def _candidates(model: nn.Module, operation: Operation, prunable: set[Atom], facts: Facts) -> Iterator[_Place]:
+    seen: set[tuple[int, str | int, tuple[Atom, ...]]] = set()
+    for above, name, value in _numbers(model, operation, facts):
+        for tensor, axes in enumerate((*operation.inputs, *operation.outputs)):
+            for position, axis in enumerate(axes):
+                for number, expression in enumerate(_expressions(axis)):
+                    atoms = tuple(leaves(expression))
+                    key = (above, name, atoms)
+                    if expression.size == value and key not in seen and any(atom in prunable for atom in atoms):
+                        seen.add(key)
+                        yield _Place(above, name, tensor, position, number)
+
+
+def _numbers(model: nn.Module, operation: Operation, facts: Facts) -> Iterator[tuple[int, str | int, int]]:
+    """The integers at hand where an operation was called: those of the calling modules, those of the call itself."""
+    for above, owner in _owners(operation):
+        module = model.get_submodule(owner)
+        for attribute, value in _integers(module):
+            if (type(module), attribute) not in facts.constant:
+                yield above, attribute, value
+    if operation.place.written is not None:
+        for index, value in operation.place.written.worked_out():
+            yield _OWN, index, value
+
+
+def _locate(
+    model: nn.Module, operation: Operation, place: _Place, prunable: set[Atom], facts: Facts
+) -> Count | Argument | None:
+    value = {(above, name): v for above, name, v in _numbers(model, operation, facts)}.get((place.above, place.name))
     tensors = (*operation.inputs, *operation.outputs)
     if value is None or place.tensor >= len(tensors) or place.position >= len(tensors[place.tensor]):
         return None
     expressions = list(_expressions(tensors[place.tensor][place.position]))
     if place.expression >= len(expressions) or expressions[place.expression].size != value:
         return None
-    expression = expressions[place.expression]
-    return Count(owner, place.attribute, expression) if any(a in prunable for a in leaves(expression)) else None
+    axis = expressions[place.expression]
+    if not any(atom in prunable for atom in leaves(axis)):
+        return None
+    if isinstance(place.name, str):
+        return Count(dict(_owners(operation))[place.above], place.name, axis)
+    written = operation.place.written
+    assert written is not None  # it holds the number that was found
+    spot = (operation.place.line, written.function, written.ordinal, place.name)
+    return Argument(operation.place.module, spot, axis)
 
 
-def _ancestor(path: str, above: int) -> str:
-    names = path.split(".") if path else []
-    return ".".join(names[: len(names) - above])
+def _owners(operation: Operation) -> list[tuple[int, str]]:
+    """The paths of the modules that were being called, innermost first, numbered."""
+    names = operation.place.module.split(".") if operation.place.module else []
+    return [(above, ".".join(names[: len(names) - above])) for above in range(len(names) + 1)]
 
 
 def _integers(module: nn.Module) -> list[tuple[str, int]]:
@@ -127,9 +192,17 @@ def _expressions(axis: Axis) -> Iterator[Axis]:
                 yield product(factors[start : start + width])
 
 
-def rebind(model: nn.Module, counts: Sequence[Count], sizes: Mapping[Atom, int]) -> None:
-    """Give the integers of a narrowed copy of a model their new values."""
+def rebind(model: nn.Module, counts: Sequence[Count | Argument], sizes: Mapping[Atom, int]) -> None:
+    """Give the numbers of a narrowed copy of a model their new values."""
+    worked_out: dict[str, dict[Spot, tuple[int, int]]] = {}
     for bound in counts:
+        old, new = bound.axis.size, count(bound.axis, sizes)
+        if isinstance(bound, Argument):
+            if old != new:
+                worked_out.setdefault(bound.module, {})[bound.spot] = (old, new)
+            continue
         module = model.get_submodule(bound.module)
-        if getattr(module, bound.attribute, None) == bound.axis.size:
-            setattr(module, bound.attribute, count(bound.axis, sizes))
+        if getattr(module, bound.attribute, None) == old:
+            setattr(module, bound.attribute, new)
+    for path, numbers in worked_out.items():
+        correct(model.get_submodule(path), numbers)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.attention import make_narrowable
-from pruning.axes import Atom, Axis, kept, leaves
+from pruning.axes import Atom, Axis, count, kept, leaves
 from pruning.copying import copy_module
 from pruning.counts import rebind
 from pruning.groups import Groups
@@ -31,10 +31,16 @@ def rebuild(model: nn.Module, groups: Groups, plan: Plan, *, shapes_only: bool =
         ModelError: The module can't be copied.
     """
     masks = plan.masks(groups)
+    sizes = {groups.atom(name): size for name, size in plan.kept_sizes(groups).items()}
     tensors: dict[int, Tensor] = {}
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            sliced = _slice(tensor.detach(), groups.trace.parameters[name], masks, shapes_only)
+            axes = groups.trace.parameters[name]
+            if shapes_only:
+                shape = [count(axis, sizes) for axis in axes]
+                sliced = torch.empty(shape, dtype=tensor.dtype, device="meta")
+            else:
+                sliced = _slice(tensor.detach(), axes, masks)
             tensors[id(tensor)] = (
                 nn.Parameter(sliced, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else sliced
             )
@@ -42,7 +48,6 @@ def rebuild(model: nn.Module, groups: Groups, plan: Plan, *, shapes_only: bool =
     for attention in make_narrowable(dense):
         # Tells TransformerEncoderLayer not to take its fused path, which knows full widths alone.
         attention._qkv_same_embed_dim = False
-    sizes = {groups.atom(name): size for name, size in plan.kept_sizes(groups).items()}
     for traced in groups.trace.passes:
         rebind(dense, traced.facts.counts, sizes)
     for module in dense.modules():
@@ -50,18 +55,12 @@ def rebuild(model: nn.Module, groups: Groups, plan: Plan, *, shapes_only: bool =
     return dense
 
 
-def _slice(tensor: Tensor, axes: Sequence[Axis], masks: Mapping[Atom, Tensor], shapes_only: bool) -> Tensor:
+def _slice(tensor: Tensor, axes: Sequence[Axis], masks: Mapping[Atom, Tensor]) -> Tensor:
     sliced = tensor
-    shape = list(tensor.shape)
     for position, axis in enumerate(axes):
-        if not any(atom in masks for atom in leaves(axis)):
-            continue
-        indices = kept(axis, masks).nonzero().flatten()
-        shape[position] = len(indices)
-        if not shapes_only:
+        if any(atom in masks for atom in leaves(axis)):
+            indices = kept(axis, masks).nonzero().flatten()
             sliced = sliced.index_select(position, indices.to(tensor.device))
-    if shapes_only:
-        return torch.empty(shape, dtype=tensor.dtype, device="meta")
     return sliced.clone() if sliced is tensor else sliced
 
 

@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from itertools import islice
 
 from pruning.axes import Atom, leaves, resolve
 from pruning.comparison import Comparison, Deviation
 from pruning.conditions import no_leftovers
-from pruning.counts import conflicts, proposals
+from pruning.counts import conflicts, proposals, suspects
 from pruning.groups import Groups
 from pruning.operations import Operation
 from pruning.plan import Plan
 from pruning.rebuilding import rebuild
+from pruning.rules.facts import Count
 from pruning.trace import Trace
-
-_TRIES = 24  # proposals that are rehearsed before a group is given up
-_SHARES = (0.25, 0.375, 0.5, 0.3, 0.45)  # different groups lose different shares, so that no two sizes agree by chance
 
 
 def confirm(groups: Groups) -> Groups:
@@ -37,32 +34,61 @@ def confirm(groups: Groups) -> Groups:
             groups.trace.branches.remove(branch)
             groups.trace.training_fault = "it takes another path at every call"
             groups = Groups(groups.model, groups.example_inputs, groups.trace)
-    while len(groups):
-        names = [group.name for group in groups]
-        deviation = _rehearse(groups, names)
+    number = 0
+    while number < len(rounds := _rounds(groups)):
+        deviation = _rehearse(groups, rounds[number])
         if deviation is None:
-            break
-        bound = _bind_counts(groups, names, deviation)
+            number += 1
+            continue
+        bound = _bind_counts(groups, rounds[number], deviation)
+        if bound is None and _unbind_constants(groups, deviation):
+            continue
         if bound is None:
             place = deviation.operation.place
-            for atom in _culprits(groups, names, deviation):
+            for atom in _culprits(groups, rounds[number], deviation):
                 atom.frozen = f"the code {place} was written for its size: {deviation.text}"
         groups = bound or Groups(groups.model, groups.example_inputs, groups.trace)
     return groups
 
 
-def _bind_counts(groups: Groups, names: Sequence[str], deviation: Deviation) -> Groups | None:
+def _rounds(groups: Groups) -> list[dict[str, int]]:
+    """How many channels each group loses in each rehearsal.
+
+    Code can take the size of one group for another's, which shows only where they keep different counts. So groups of
+    equal size lose different counts; where there are more groups than counts, the counts are the digits of the group's
+    number, a rehearsal for each digit. At least two channels stay where there are three, because one broadcasts.
+    """
+    alike: dict[int, list[list[str]]] = {}
+    known: set[str] = set()
+    for group in groups:
+        if group.name not in known:
+            tied = [group.name, *group.ties]
+            known.update(tied)
+            alike.setdefault(min(groups[name].size for name in tied), []).append(tied)
+    rounds: list[dict[str, int]] = []
+    for size, classes in alike.items():
+        counts, worth, digit = max(1, size - 2), 1, 0
+        while digit == 0 or (worth < len(classes) and counts > 1):
+            if digit == len(rounds):
+                rounds.append({})
+            for position, tied in enumerate(classes):
+                rounds[digit].update(dict.fromkeys(tied, 1 + position // worth % counts))
+            worth, digit = worth * counts, digit + 1
+    return [{**rounds[0], **lost} for lost in rounds]
+
+
+def _bind_counts(groups: Groups, lost: Mapping[str, int], deviation: Deviation) -> Groups | None:
     """Bind integers of the calling modules to axes if that carries the pass further; tell the groups after it.
 
     Where an integer serves two axes, they may lose equal counts.
     """
     operations, facts = deviation.traced.operations, deviation.traced.facts
-    prunable, counts, ties = {groups.atom(name) for name in names}, list(facts.counts), list(facts.ties)
-    known = {(count.module, count.attribute): count for count in counts}
+    prunable, counts, ties = {groups.atom(name) for name in lost}, list(facts.counts), list(facts.ties)
+    known = {count.place: count for count in counts}
     index = min(deviation.index, len(operations) - 1)
-    for proposal in islice(proposals(groups.model, operations, index, prunable), _TRIES):
-        new = [count for count in proposal if (count.module, count.attribute) not in known]
-        served = [(known[count.module, count.attribute], count) for count in proposal if count not in new]
+    for proposal in proposals(groups.model, operations, index, prunable, facts):
+        new = [count for count in proposal if count.place not in known]
+        served = [(known[count.place], count) for count in proposal if count not in new]
         shared = [
             (old.axis, count.axis)
             for old, count in served
@@ -72,59 +98,69 @@ def _bind_counts(groups: Groups, names: Sequence[str], deviation: Deviation) -> 
             continue
         facts.counts[:], facts.ties[:] = counts + new, [*ties, *shared]
         after = Groups(groups.model, groups.example_inputs, groups.trace) if shared else groups
-        further = _rehearse(after, [group.name for group in after])
+        further = _rehearse(after, _rounds(after)[0] if shared else lost)
         if further is None or further.traced is not deviation.traced or further.index > deviation.index:
             return after
     facts.counts[:], facts.ties[:] = counts, ties
     return None
 
 
-def _rehearse(groups: Groups, names: Sequence[str]) -> Deviation | None:
-    """Narrow the named groups in shape and compare all passes; tell where the first one deviates."""
-    plan = _plan(groups, names)
+def _unbind_constants(groups: Groups, deviation: Deviation) -> bool:
+    """Where a constant changed with the widths, give up the attributes it may come from; tell whether there are any.
+
+    Attention that divides by the root of `head_size` does so although the heads of its values may be narrower.
+    """
+    facts = deviation.traced.facts
+    held = suspects(groups.model, deviation.operation, facts) if deviation.constant else set()
+    facts.constant |= held
+    kinds = {name: type(module) for name, module in groups.model.named_modules()}
+    facts.counts[:] = [
+        count
+        for count in facts.counts
+        if not isinstance(count, Count) or (kinds[count.module], count.attribute) not in held
+    ]
+    return bool(held)
+
+
+def _rehearse(groups: Groups, lost: Mapping[str, int]) -> Deviation | None:
+    """Narrow groups in shape and compare all passes; tell where the first one deviates."""
+    plan = _plan(groups, lost)
     return next((d for traced in groups.trace.passes if (d := _compare(groups, traced, plan)) is not None), None)
 
 
-def _compare(groups: Groups, traced: Trace, plan: Plan) -> Deviation | None:
+def _compare(groups: Groups, traced: Trace, plan: Plan, last: int | None = None) -> Deviation | None:
     sizes = {groups.atom(name): size for name, size in plan.kept_sizes(groups).items()}
     model = rebuild(groups.model, groups, plan, shapes_only=traced.fake)
     with no_leftovers():  # what one pass keeps would change the path of the next
-        return Comparison(traced, sizes).run(model, groups)
+        return Comparison(traced, sizes, last).run(model, groups)
 
 
-def _plan(groups: Groups, names: Sequence[str]) -> Plan:
-    removed: dict[str, range] = {}
-    for position, name in enumerate(names):
-        group = groups[name]
-        tied = next((removed[other] for other in group.ties if other in removed), None)
-        lost = max(1, int(group.size * _SHARES[position % len(_SHARES)]))
-        removed[name] = tied if tied is not None else range(lost)
-        for other in group.ties:
-            removed[other] = removed[name]
-    return Plan.of(groups, removed)
+def _plan(groups: Groups, lost: Mapping[str, int]) -> Plan:
+    return Plan.of(groups, {name: range(count) for name, count in lost.items()})
 
 
-def _culprits(groups: Groups, names: Sequence[str], deviation: Deviation) -> list[Atom]:
+def _culprits(groups: Groups, lost: Mapping[str, int], deviation: Deviation) -> list[Atom]:
     """The atoms that make the pass deviate: at the operator itself, behind an integer it uses, or anywhere."""
     first = deviation.operation
-    by_atom = {groups.atom(name): name for name in names}
+    by_atom = {groups.atom(name): name for name in lost}
     here = _places(first, by_atom)
-    alone = [place for place, atom in here.items() if _is_enough(groups, _with_ties(groups, by_atom[atom]), deviation)]
+    alone = [place for place, atom in here.items() if _is_enough(groups, [by_atom[atom]], lost, deviation)]
     found: dict[Atom, None] = {}
     for operation in deviation.traced.operations:
         if operation.name == first.name and operation.place.line == first.place.line:
             there = _places(operation, by_atom)
             found.update(dict.fromkeys(there[place] for place in alone if place in there))
             if not alone:
-                served = conflicts(groups.model, operation, deviation.traced.facts.counts)
+                served = conflicts(groups.model, operation, deviation.traced.facts)
                 found.update(dict.fromkeys(atom for axis in served for atom in leaves(axis) if atom in by_atom))
-    return list(found) or _bisect(groups, names, deviation)
+    return list(found) or _bisect(groups, lost, deviation)
 
 
-def _is_enough(groups: Groups, names: Sequence[str], deviation: Deviation) -> bool:
+def _is_enough(groups: Groups, names: Sequence[str], lost: Mapping[str, int], deviation: Deviation) -> bool:
     """Whether narrowing these groups alone makes the pass deviate as early; what comes later is another matter."""
-    found = _rehearse(groups, names)
-    return found is not None and found.traced is deviation.traced and found.index <= deviation.index
+    chosen = dict.fromkeys(other for name in names for other in (name, *groups[name].ties))
+    plan = _plan(groups, {name: lost[name] for name in chosen})
+    return _compare(groups, deviation.traced, plan, deviation.index) is not None
 
 
 def _places(operation: Operation, by_atom: Mapping[Atom, str]) -> dict[tuple[int, int, int], Atom]:
@@ -138,18 +174,14 @@ def _places(operation: Operation, by_atom: Mapping[Atom, str]) -> dict[tuple[int
     return {place: atom for atom, place in places.items()}
 
 
-def _with_ties(groups: Groups, name: str) -> list[str]:
-    return [name, *groups[name].ties]
-
-
-def _bisect(groups: Groups, names: Sequence[str], deviation: Deviation) -> list[Atom]:
+def _bisect(groups: Groups, lost: Mapping[str, int], deviation: Deviation) -> list[Atom]:
     """The fewest groups whose narrowing makes the pass deviate, together with those that other blocks name alike."""
-    pieces = 2
+    names, pieces = list(lost), 2
     while len(names) > 1:
         size = -(-len(names) // pieces)
         parts = [names[i : i + size] for i in range(0, len(names), size)]
         others = [[name for name in names if name not in part] for part in parts]
-        smaller = next((part for part in (*parts, *others) if part and _is_enough(groups, part, deviation)), None)
+        smaller = next((part for part in (*parts, *others) if part and _is_enough(groups, part, lost, deviation)), None)
         if smaller is not None and len(smaller) < len(names):
             names, pieces = smaller, 2
         elif pieces >= len(names):

@@ -6,11 +6,9 @@ Nothing is computed and no weight is read. The pass runs below autograd, where o
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,18 +26,18 @@ from pruning.attention import narrowable
 from pruning.conditions import in_mode, module_paths, no_attention_fastpath, quiet, remember, seeded
 from pruning.rules import find_rule
 from pruning.rules.call import is_pointwise, operator_name
-
-_INSIDE = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
+from pruning.written import Calls, Listen, Written, calling_frame, line_of
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an operator was called: the module's path, and the line of code."""
+    """Where an operator was called: the module's path, the line of code, and the function of PyTorch it called."""
 
     module: str
     line: str
+    written: Written | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"in {'module ' + repr(self.module) if self.module else 'the model itself'} at {self.line}"
@@ -51,10 +49,11 @@ OnCall = Callable[[Any, Sequence[Any], dict[str, Any], Any, Place], None]
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Hand every operator of a forward pass to `on_call`, decomposing those that have no rule."""
 
-    def __init__(self, on_call: OnCall, path: list[str]) -> None:
+    def __init__(self, on_call: OnCall, path: list[str], listen: Listen) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.on_call = on_call
         self.path = path
+        self.listen = listen
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -65,7 +64,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        place = Place(self.path[-1] if self.path else "", _line())
+        place = Place(self.path[-1] if self.path else "", line_of(calling_frame()), self.listen.current)
         try:
             result = func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException):
@@ -82,11 +81,13 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
         return result
 
 
-def _line() -> str:
-    frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
-        frame = frame.f_back
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+def _as_fake(tensor: Tensor, device: torch.device, mode: FakeTensorMode) -> Tensor:
+    """Make a fake tensor of the same shape; where nothing else shares its memory, without torch's costly conversion."""
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+    if not plain or tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size():
+        return mode.from_tensor(tensor)
+    shape = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return FakeTensor(mode, shape, device)
 
 
 def as_call(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -138,31 +139,24 @@ def watch(
         stack.enter_context(quiet())
         stack.enter_context(seeded())
         path: list[str] = []
-        stack.enter_context(module_paths(model, path))
-        if fake:
-            mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-            made: dict[int, Tensor] = {}
+        calls: list[Calls] = []
+        stack.enter_context(module_paths(model, path, calls))
+        mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
+        made: dict[int, Tensor] = {}
 
-            def convert(t: Tensor) -> Tensor:
-                if id(t) not in made:
-                    made[id(t)] = mode.from_tensor(t)
-                return made[id(t)]
-        else:
-            copies: dict[int, Tensor] = {}
+        def convert(t: Tensor, device: torch.device) -> Tensor:
+            if id(t) not in made:
+                made[id(t)] = t.detach().clone() if mode is None else _as_fake(t, device, mode)
+            return made[id(t)]
 
-            def convert(t: Tensor) -> Tensor:
-                return copies.setdefault(id(t), t.detach().clone())
-
-        if fake and devices:
-            with mode:
-                for name, t in real.items():
-                    if t.is_meta and name in devices:
-                        made.setdefault(id(t), torch.empty_like(t, device=devices[name]))
-        state = {name: convert(t) for name, t in real.items()}
-        args, kwargs = tree_map(lambda v: convert(v) if isinstance(v, Tensor) else v, (args, kwargs))
+        state = {name: convert(t, (devices or {}).get(name, t.device)) for name, t in real.items()}
+        args, kwargs = tree_map(lambda v: convert(v, v.device) if isinstance(v, Tensor) else v, (args, kwargs))
+        if mode is not None:
+            stack.enter_context(mode)
         begin(state, [v for v in tree_flatten((args, kwargs))[0] if isinstance(v, Tensor)])
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch._C._AutoDispatchBelowAutograd())
-        stack.enter_context(Watch(on_call, path))
+        listen = stack.enter_context(Listen(calls))
+        stack.enter_context(Watch(on_call, path, listen))
         result = torch.func.functional_call(model, state, args, kwargs)
     return [v for v in tree_flatten(result)[0] if isinstance(v, Tensor)]

@@ -68,6 +68,31 @@ class Count:
     attribute: str
     axis: Axis
 
+    @property
+    def place(self) -> tuple[object, ...]:
+        """What tells it from others."""
+        return (self.module, self.attribute)
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A number that a module's code works out and hands to a function, and the axis whose size it is.
+
+    Attributes:
+        module: The module's path.
+        spot: Line of code, function, which of its calls (None: all), and position among the flattened arguments.
+        axis: The expression that gives its value under any plan.
+    """
+
+    module: str
+    spot: tuple[str, str, int | None, int]
+    axis: Axis
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        """What tells it from others."""
+        return (self.module, *self.spot)
+
 
 @dataclass
 class Facts:
@@ -80,7 +105,8 @@ class Facts:
         reached: Parameters and buffers that were used.
         mixed: By which operator, over which axis, and why to remove a channel is not the same as to zero it.
         operations: Number of operators seen so far.
-        counts: Integers of modules that follow an axis.
+        counts: Numbers in the model's own code that follow an axis.
+        constant: Attributes, with the class of their module, that code uses for more than sizes.
         unmasked: Axes of parameters along which zeros would be divided by.
     """
 
@@ -91,4 +117,5 @@ class Facts:
     mixed: list[tuple[int, Axis, str]] = field(default_factory=list)
     operations: int = 0
     unmasked: set[tuple[str, int]] = field(default_factory=set)
-    counts: list[Count] = field(default_factory=list)
+    counts: list[Count | Argument] = field(default_factory=list)
+    constant: set[tuple[type, str]] = field(default_factory=set)

@@ -1,0 +1,178 @@
+"""Numbers that a model's own code works out and hands to PyTorch: `x.view(n, t, heads, width // heads)`.
+
+No attribute holds such a number, so nothing can be rebound. Where it is the size of an axis that loses channels, the
+module of the narrowed model runs with the right number in its place: the function, the line of code and the argument
+say where, the rehearsal confirms it. A number that stands in the code as such is its author's, and stays.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import linecache
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+_INSIDE = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parent}/", "<")
+
+
+@dataclass(frozen=True)
+class Written:
+    """One call of a function of PyTorch by a model's code.
+
+    Attributes:
+        function: Name of the function or method.
+        numbers: The integers above 1 among its arguments, with their positions in the flattened arguments.
+        code: The code that calls it.
+        instruction: Which instruction of the code.
+        ordinal: How many calls of the function on this line came before, since the module was called.
+    """
+
+    function: str
+    numbers: tuple[tuple[int, int], ...]
+    code: CodeType
+    instruction: int
+    ordinal: int
+
+    def worked_out(self) -> list[tuple[int, int]]:
+        """The numbers that do not stand in the code as such."""
+        literals = _literals(self.code, self.instruction)
+        return [(index, value) for index, value in self.numbers if value not in literals.get(index, literals[None])]
+
+
+# How often each line called each function, since a module was called.
+Calls = Counter[tuple[str, str]]
+
+
+class Listen(TorchFunctionMode):
+    """Know which function of PyTorch a model's code is calling.
+
+    Args:
+        calls: One count for each module that is being called, innermost last.
+    """
+
+    def __init__(self, calls: Sequence[Calls]) -> None:
+        super().__init__()
+        self.calls = calls
+        self.current: Written | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        numbers = tuple((i, v) for i, v in enumerate(tree_flatten((args, kwargs))[0]) if type(v) is int and v > 1)
+        frame, name = calling_frame(), getattr(func, "__name__", "")
+        here = (line_of(frame), name)
+        ordinal = self.calls[-1][here] if self.calls else 0
+        for calls in self.calls:
+            calls[here] += 1
+        self.current = Written(name, numbers, frame.f_code, frame.f_lasti, ordinal)
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.current = None
+
+
+def calling_frame() -> FrameType:
+    """The innermost frame that is neither PyTorch's nor ours."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        frame = frame.f_back
+    return frame
+
+
+def line_of(frame: FrameType) -> str:
+    """File and line of a frame, as reports name it."""
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+
+
+@functools.cache
+def _literals(code: CodeType, instruction: int) -> dict[int | None, set[int]]:
+    """The integers that stand in a call's text: by position among the arguments, under None where that isn't known."""
+    first, last, start, end = list(code.co_positions())[instruction // 2]
+    lines = linecache.getlines(code.co_filename)[(first or 1) - 1 : last]
+    if not lines or start is None:
+        return {None: set()}
+    lines[-1] = lines[-1].encode()[:end].decode()
+    lines[0] = lines[0].encode()[start:].decode()
+    try:
+        call = ast.parse("(" + "".join(lines) + ")", mode="eval").body
+    except SyntaxError:
+        return {None: set()}
+    everywhere = {n.value for n in ast.walk(call) if isinstance(n, ast.Constant) and type(n.value) is int}
+    if not isinstance(call, ast.Call):
+        return {None: everywhere}
+    given = [inner for argument in call.args for inner in _flat(argument)]
+    if any(isinstance(argument, ast.Starred) for argument in given):
+        return {None: everywhere}
+    # A method's tensor comes first among the arguments; the tensor that a function is given stands in its call.
+    method = isinstance(call.func, ast.Attribute) and not (
+        isinstance(call.func.value, ast.Name) and call.func.value.id in ("torch", "F", "functional")
+    )
+    found: dict[int | None, set[int]] = {None: everywhere}
+    for index, argument in enumerate(given, start=int(method)):
+        found[index] = {argument.value} if isinstance(argument, ast.Constant) and type(argument.value) is int else set()
+    return found
+
+
+def _flat(argument: ast.expr) -> Sequence[ast.expr]:
+    if isinstance(argument, ast.Tuple | ast.List):
+        return [inner for element in argument.elts for inner in _flat(element)]
+    return [argument]
+
+
+# Where a number stands: line of code, function, which of its calls (None: all), position among the flattened arguments.
+Spot = tuple[str, str, int | None, int]
+
+
+class _Correct(TorchFunctionMode):
+    def __init__(self, corrections: Sequence[Mapping[Spot, tuple[int, int]]]) -> None:
+        super().__init__()
+        self.corrections = corrections
+        self.functions = {function for numbers in corrections for _, function, *_ in numbers}
+        self.calls = Calls()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in self.functions:
+            here = (line_of(calling_frame()), name)
+            flat, structure = tree_flatten((args, kwargs))
+            for numbers in self.corrections:
+                for index, value in enumerate(flat):
+                    pair = numbers.get((*here, None, index)) or numbers.get((*here, self.calls[here], index))
+                    if pair is not None and type(value) is int and value == pair[0]:
+                        flat[index] = pair[1]
+            self.calls[here] += 1
+            args, kwargs = tree_unflatten(flat, structure)
+        return func(*args, **kwargs)
+
+
+def correct(module: nn.Module, numbers: Mapping[Spot, tuple[int, int]]) -> None:
+    """Let a module run with other numbers in place of those that its code works out.
+
+    Args:
+        module: Its class becomes one that inherits from its own.
+        numbers: The old and the new number of each spot; what is old is what earlier corrections left.
+    """
+    known: tuple[Mapping[Spot, tuple[int, int]], ...] = vars(module).get("_corrections", ())
+    if not known:
+        module.__class__ = _corrected(type(module))  # type: ignore[arg-type]  # classes do hash
+    vars(module)["_corrections"] = (*known, dict(numbers))
+
+
+@functools.cache
+def _corrected(cls: type[nn.Module]) -> type[nn.Module]:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with _Correct(vars(self)["_corrections"]):
+            return cls.forward(self, *args, **kwargs)
+
+    return type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__, "__doc__": cls.__doc__})
