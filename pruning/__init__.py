@@ -18,6 +18,7 @@ from pruning.masks import apply_masks
 from pruning.plan import Plan
 from pruning.reconstruction import reconstruct
 from pruning.selection import make_plan
+from pruning.single_weights import choose_n_of_m, choose_weights, held
 from pruning.surgery import narrow
 
 __all__ = [
@@ -27,10 +28,13 @@ __all__ = [
     "Slice",
     "apply_masks",
     "calibrate",
+    "choose_n_of_m",
+    "choose_weights",
     "count_bytes",
     "count_macs",
     "count_parameters",
     "find_groups",
+    "held",
     "make_plan",
     "narrow",
     "reconstruct",

@@ -12,6 +12,7 @@ from torch import nn
 
 from pruning.errors import SettingsError, unknown_name
 from pruning.groups import Group, Groups
+from pruning.watch import state_of
 
 _log = logging.getLogger(__name__)
 
@@ -172,17 +173,37 @@ def groups_in(groups: Groups, entries: Iterable[str], setting: str) -> dict[str,
     Raises:
         SettingsError: an entry matches nothing in the model.
     """
-    places = _places(groups.model)
+    named = parameters_in(groups.model, entries, setting)
+    found: dict[str, str] = {}
+    for group in groups:
+        made = [piece for piece in group.slices if piece.role == "producer"] or list(group.slices)
+        entry = next((named[piece.parameter] for piece in made if piece.parameter in named), None)
+        if entry is not None:
+            found[group.name] = entry
+    return found
+
+
+def parameters_in(model: nn.Module, entries: Iterable[str], setting: str) -> dict[str, str]:
+    """Map each parameter and buffer that an entry points to, to the first such entry.
+
+    Args:
+        model: whose parameters they are.
+        entries: names, prefixes or shell patterns of modules or parameters.
+        setting: what messages call the entries.
+
+    Raises:
+        SettingsError: an entry matches nothing in the model.
+    """
+    places = _places(model)
     found: dict[str, str] = {}
     for entry in entries:
         if not any(fnmatchcase(place, entry) for place in places):
             near = get_close_matches(entry, places, n=3, cutoff=0.5)
-            top = {name for name, _ in groups.model.named_children()}
+            top = {name for name, _ in model.named_children()}
             raise SettingsError(f"{setting}: {unknown_name('module or parameter', entry, top.union(near))}")
-        for group in groups:
-            made = [piece for piece in group.slices if piece.role == "producer"] or list(group.slices)
-            if any(fnmatchcase(place, entry) for piece in made for place in _prefixes(piece.parameter)):
-                found.setdefault(group.name, entry)
+        for name in state_of(model):
+            if any(fnmatchcase(place, entry) for place in _prefixes(name)):
+                found.setdefault(name, entry)
     return found
 
 

@@ -1,9 +1,10 @@
 """Save and load a narrowed model without pickle.
 
     folder/
-        weights.safetensors     every tensor once
+        weights.safetensors     every tensor once; one that holds many zeros as bitmap and values, see `packing`
         plan.json               which channels went, in the factory model's numbering
-        meta.json               format, sha256 of the two files above, tied names, and what the caller adds
+        meta.json               format, sha256 of the two files above, tied names, and which tensors are packed,
+                                and what the caller adds
 
 The architecture is rebuilt by calling the model's factory and replaying the plan. The same model, plan and meta give
 the same bytes. A folder is written beside its place and renamed into it: what exists is complete. One that is replaced
@@ -28,6 +29,7 @@ from safetensors.torch import save as format_safetensors
 from torch import Tensor, nn
 
 from pruning.errors import CheckpointError, PlanError
+from pruning.packing import pack, unpack
 from pruning.plan import Plan
 from pruning.surgery import narrow
 from pruning.weights import load_state
@@ -52,7 +54,8 @@ def save_checkpoint(
         The sha256 of the weights.
     """
     stored, tied = _untie({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()})
-    weights = format_safetensors(stored)
+    packed, shapes = pack(stored)
+    weights = format_safetensors(packed)
     plan_text = plan.model_dump_json(indent=1).encode()
     digest = hashlib.sha256(weights).hexdigest()
     header = {
@@ -60,6 +63,7 @@ def save_checkpoint(
         "weights_sha256": digest,
         "plan_sha256": hashlib.sha256(plan_text).hexdigest(),
         "tied": tied,
+        "packed": shapes,
         "meta": dict(meta or {}),
     }
     meta_text = json.dumps(header, indent=1, sort_keys=True, allow_nan=False).encode()
@@ -88,7 +92,7 @@ def load_checkpoint(
     header = _read_header(folder)
     weights = _read(folder, _WEIGHTS, header["weights_sha256"])
     try:
-        stored = parse_safetensors(weights)
+        stored = unpack(parse_safetensors(weights), header["packed"])
         plan = Plan.model_validate_json(_read(folder, _PLAN, header["plan_sha256"]))
     except (SafetensorError, ValidationError) as error:
         raise CheckpointError(f"checkpoint {folder}: can't be parsed ({error}); {_MEND}") from error
@@ -128,7 +132,7 @@ def _read_header(folder: Path) -> dict[str, Any]:
         header = json.loads(_read(folder, _META))
     except ValueError as error:
         raise CheckpointError(f"checkpoint {folder}: {_META} is not JSON ({error}); {_MEND}") from error
-    expected = {"format", "weights_sha256", "plan_sha256", "tied", "meta"}
+    expected = {"format", "weights_sha256", "plan_sha256", "tied", "packed", "meta"}
     if not isinstance(header, dict) or expected - header.keys():
         raise CheckpointError(f"checkpoint {folder}: {_META} lacks one of {', '.join(sorted(expected))}; {_MEND}")
     if header["format"] != _FORMAT:

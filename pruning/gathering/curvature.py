@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call
 
 from pruning.evaluation import Loss
 from pruning.gathering.gatherer import Batch, Gathered, Gatherer
+from pruning.gathering.products import SquaredProducts
 from pruning.groups import Groups
 from pruning.slices import own_slices, rows_of
 
 NEEDS = ("fisher", "hessian_diagonal", "hessian_trace")
 _PROBES = 4  # random directions per minibatch
-_GRADIENTS = 1 << 25  # values of per-sample gradients at a time
-
-_log = logging.getLogger(__name__)
 
 
 class CurvatureGatherer(Gatherer):
@@ -44,14 +40,14 @@ class CurvatureGatherer(Gatherer):
         self._totals = {
             need: {group.name: torch.zeros(group.size, dtype=torch.float64) for group in groups} for need in self._needs
         }
+        self._squares = SquaredProducts(self._model, self._parameters, loss)
         self._samples = 0
-        self._vectorised = True
 
     def see(self, batch: Batch) -> None:
         """Add the per-sample gradients, and the products of the Hessian with random signs."""
         self._samples += len(batch.inputs)
         if "fisher" in self._needs:
-            self._add("fisher", self._squared_products(batch))
+            self._add("fisher", self._squares.of_samples(batch.inputs, batch.labels()))
         if self._needs & {"hessian_diagonal", "hessian_trace"}:
             diagonal = self._hessian_diagonal(batch)
             self._add("hessian_trace", diagonal)
@@ -72,32 +68,6 @@ class CurvatureGatherer(Gatherer):
             for piece in self._pieces[group.name]:
                 rows = rows_of(values[piece.parameter], piece, group.size)
                 self._totals[need][group.name] += rows.sum(dim=1).to("cpu", torch.float64)
-
-    def _squared_products(self, batch: Batch) -> dict[str, Tensor]:
-        """Return Σ over the batch's samples of (g·w)², value by value."""
-        size = sum(parameter.numel() for parameter in self._parameters.values())
-        step = max(1, _GRADIENTS // max(1, size))
-        totals = {name: torch.zeros_like(parameter) for name, parameter in self._parameters.items()}
-        labels = batch.labels()
-        for start in range(0, len(labels), step):
-            gradients = self._per_sample(batch.inputs[start : start + step], labels[start : start + step])
-            for name, gradient in gradients.items():
-                totals[name] += (gradient * self._parameters[name]).square().sum(dim=0)
-        return totals
-
-    def _per_sample(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Return each sample's gradients, [samples, ...] per parameter."""
-        if self._vectorised:
-            try:
-                return _as_tensors(vmap(grad(self._loss_of), in_dims=(None, 0, 0))(self._parameters, inputs, targets))
-            except RuntimeError as fault:  # operators that change tensors in place, control flow that reads values
-                self._vectorised = False
-                _log.info("per-sample gradients one by one, since vmap can't take this model: %s", fault)
-        rows = [grad(self._loss_of)(self._parameters, x, y) for x, y in zip(inputs, targets, strict=True)]
-        return {name: torch.stack([row[name] for row in rows]) for name in self._parameters}
-
-    def _loss_of(self, parameters: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-        return self._loss(functional_call(self._model, dict(parameters), (inputs[None],)), targets[None])
 
     def _hessian_diagonal(self, batch: Batch) -> dict[str, Tensor]:
         """Return the estimate of the batch's share of the Hessian's diagonal, times its number of samples."""
@@ -125,7 +95,3 @@ class CurvatureGatherer(Gatherer):
 def _signs(like: nn.Parameter | Tensor, generator: torch.Generator) -> Tensor:
     drawn = torch.randint(2, like.shape, generator=generator)
     return (2 * drawn - 1).to(like)
-
-
-def _as_tensors(found: Any) -> dict[str, Tensor]:
-    return dict(found)

@@ -1,0 +1,216 @@
+"""Prune single weights: which of them go, by a share or as N of every M, and how they stay gone while training.
+
+A mask of weights is bool, in the parameter's shape, True where a weight stays. Nothing gets narrower: the model keeps
+its shape and its MACs, and a dense runtime gains no time. What gets smaller is what is stored (`pruning.packing`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from math import ceil, prod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pruning.bundles import parameters_in
+from pruning.errors import SettingsError, TargetError
+from pruning.evaluation import Loss, Samples, cross_entropy
+from pruning.groups import Groups
+from pruning.layers import Geometry, to_matrix
+from pruning.observation import find_layers
+from pruning.weight_criteria import WeightCriterion
+from pruning.weight_scores import score_layers
+
+WeightMasks = Mapping[str, Tensor]
+"""Parameter -> which of its weights stay."""
+
+
+def choose_weights(
+    groups: Groups,
+    weight_sparsity: float,
+    criterion: str | WeightCriterion = "l1_norm",
+    *,
+    scope: Literal["local", "global"] = "global",
+    max_layer_sparsity: float = 0.99,
+    ignore: Sequence[str] = (),
+    samples: Samples | None = None,
+    loss: Loss = cross_entropy,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Choose single weights of convolutions and linear layers to go, to the exact number.
+
+    local: of each layer the same share goes, round(share · n) weights of n. global: one threshold over all layers,
+    scores taken as they are. Equal scores go by the layer's place in the model, then by index. Weights that are zero
+    already go first, so that masks of a rising share lie within each other.
+
+    Args:
+        groups: found on the model.
+        weight_sparsity: share of the weights of all layers not ignored that is to be zero, in (0, 1).
+        criterion: a name of `weight_criteria`, or a function of its contract.
+        scope: "local" or "global".
+        max_layer_sparsity: the largest share that one layer may lose in global scope; one weight stays in any case.
+        ignore: names, prefixes or patterns of modules or parameters that stay whole.
+        samples: for criteria that look at gradients.
+        loss: for the same.
+        seed: of random scores and of the minibatches.
+
+    Returns:
+        The mask of each layer that is not ignored.
+
+    Raises:
+        TargetError: the share can't be met.
+        CriterionError: the criterion doesn't apply to single weights.
+        SettingsError: an entry of `ignore` matches nothing.
+
+    Source: Han et al. 2015, arXiv 1506.02626 (by magnitude); in steps with a rising rate: Zhu & Gupta 2017,
+    arXiv 1710.01878.
+    """
+    if not 0 < weight_sparsity < 1:
+        raise TargetError(f"weight_sparsity is {weight_sparsity:g}; expected a share between 0 and 1, both excluded")
+    layers = _layers(groups, ignore)
+    scores = score_layers(groups.model, tuple(layers), criterion, samples, loss, seed=seed)
+    if scope == "local":
+        return {
+            name: _without_lowest(values, round(weight_sparsity * values.numel())) for name, values in scores.items()
+        }
+    flat = {name: _spared(values.flatten(), max_layer_sparsity) for name, values in scores.items()}
+    joined = torch.cat(list(flat.values()))
+    count = round(weight_sparsity * joined.numel())
+    if count > int((joined < torch.inf).sum()):
+        raise TargetError(
+            f"weight_sparsity {weight_sparsity:g} can't be met: no layer may lose more than {max_layer_sparsity:.1%} "
+            "of its weights. Ask for less, or raise max_layer_sparsity"
+        )
+    kept = torch.split(_without_lowest(joined, count), [len(values) for values in flat.values()])
+    return {name: mask.reshape(scores[name].shape) for name, mask in zip(flat, kept, strict=True)}
+
+
+def choose_n_of_m(
+    groups: Groups,
+    num_kept: int,
+    of: int,
+    criterion: str | WeightCriterion = "l1_norm",
+    *,
+    ignore: Sequence[str] = (),
+    samples: Samples | None = None,
+    loss: Loss = cross_entropy,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Keep N of every M weights that lie next to each other along the axis over which a layer sums.
+
+    That axis is in_features of a linear layer; of a convolution it is kernel taps × input channels of a group, channels
+    varying fastest, so that where M divides the channels each M lie under one tap: the order in which hardware with
+    sparse matrix units wants them. Of equal scores the first stay.
+
+    Args:
+        groups: found on the model.
+        num_kept: N, in [1, M).
+        of: M.
+        criterion: as of `choose_weights`.
+        ignore: names, prefixes or patterns of modules or parameters that stay whole.
+        samples: for criteria that look at gradients.
+        loss: for the same.
+        seed: of random scores and of the minibatches.
+
+    Returns:
+        The mask of each layer that is not ignored.
+
+    Raises:
+        TargetError: N and M are no pattern, or M doesn't divide the axis of a layer; all such layers are named.
+        CriterionError: the criterion doesn't apply to single weights.
+        SettingsError: an entry of `ignore` matches nothing.
+
+    Source: Mishra et al. 2021, arXiv 2104.08378 (2:4).
+    """
+    if not 1 <= num_kept < of:
+        raise TargetError(f"{num_kept}:{of} is no pattern; expected N:M with 1 ≤ N < M, such as 2:4")
+    layers = _layers(groups, ignore)
+    parameters = dict(groups.model.named_parameters())
+    places = {name: _summed(parameters[name], geometry) for name, geometry in layers.items()}
+    odd = [f"{name} ({found.shape[1]})" for name, found in places.items() if found.shape[1] % of]
+    if odd:
+        raise TargetError(
+            f"{num_kept}:{of} needs layers that sum over a multiple of {of} values; these don't: {', '.join(odd)}. "
+            "Add them to ignore, or choose another M"
+        )
+    scores = score_layers(groups.model, tuple(layers), criterion, samples, loss, seed=seed)
+    masks = {}
+    for name, index in places.items():
+        lanes = index.reshape(-1, of)
+        best = torch.argsort(scores[name].flatten()[lanes], dim=1, descending=True, stable=True)[:, :num_kept]
+        mask = torch.zeros(scores[name].numel(), dtype=torch.bool)
+        mask[lanes.gather(1, best)] = True
+        masks[name] = mask.reshape(scores[name].shape)
+    return masks
+
+
+def zero_weights(model: nn.Module, masks: WeightMasks) -> None:
+    """Set the weights that masks take away to zero, in place."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, mask in masks.items():
+            parameters[name].masked_fill_(~mask.to(parameters[name].device), 0.0)
+
+
+@contextmanager
+def held(model: nn.Module, masks: WeightMasks) -> Iterator[None]:
+    """Zero what masks take away, and keep it at exactly zero while the block trains the model.
+
+    Their gradients are zero, so their momenta are, and weight decay leaves a zero where it is. It holds for every
+    optimizer that updates value by value and begins inside the block.
+    """
+    zero_weights(model, masks)
+    parameters = dict(model.named_parameters())
+    handles = []
+    for name, mask in masks.items():
+        gone = ~mask.to(parameters[name].device)
+        zero = partial(Tensor.masked_fill, mask=gone, value=0.0)
+        handles.append(parameters[name].register_hook(zero))  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def sparsity_of(masks: WeightMasks) -> float:
+    """Return the share of weights that masks take away, over all layers that have one."""
+    total = sum(mask.numel() for mask in masks.values())
+    return sum(int((~mask).sum()) for mask in masks.values()) / total
+
+
+def _layers(groups: Groups, ignore: Sequence[str]) -> dict[str, Geometry]:
+    """Return the layers whose weights may go, in the order in which the model calls them."""
+    if isinstance(ignore, str):
+        raise SettingsError(f"ignore is the text {ignore!r}; expected a list: [{ignore!r}]")
+    ignored = parameters_in(groups.model, ignore, "ignore")
+    known = dict(groups.model.named_parameters())
+    found = find_layers(groups.model, groups.example_inputs)
+    layers = {one.weight: one.geometry for one in found if one.weight in known and one.weight not in ignored}
+    if not layers:
+        raise TargetError("no weights can go: the model calls no convolution or linear layer that is not ignored")
+    return layers
+
+
+def _summed(weight: Tensor, geometry: Geometry) -> Tensor:
+    """Return the flat index of each weight, [outputs, values summed over], channels varying fastest."""
+    index = to_matrix(torch.arange(weight.numel()).reshape(weight.shape), geometry)
+    rows = index.reshape(-1, index.shape[-1])
+    return rows.reshape(len(rows), -1, prod(geometry.kernel)).transpose(1, 2).flatten(1)
+
+
+def _spared(scores: Tensor, largest_share: float) -> Tensor:
+    """Set the scores of those that a layer must keep to infinity."""
+    spared = max(1, ceil((1 - largest_share) * len(scores) - 1e-9))
+    out = scores.clone()
+    out[torch.argsort(scores, stable=True)[len(scores) - spared :]] = torch.inf
+    return out
+
+
+def _without_lowest(scores: Tensor, count: int) -> Tensor:
+    mask = torch.ones(scores.numel(), dtype=torch.bool)
+    mask[torch.argsort(scores.flatten(), stable=True)[: min(count, scores.numel() - 1)]] = False
+    return mask.reshape(scores.shape)
