@@ -11,6 +11,22 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 
+class Sparsity(BaseModel):
+    """Training that brings channels to zero, see `pruning.sparsity`.
+
+    Attributes:
+        penalty: `group_lasso` on all values of a channel, or `bn_scale` on the scales of batch norms.
+        share: of the channels that the penalty acts on, how many are at zero in the end.
+        ramp: the part of the run over which the penalty brings them there; the rest is left to recover.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    penalty: Literal["group_lasso", "bn_scale"]
+    share: float = Field(gt=0, le=0.9)
+    ramp: float = Field(default=0.5, gt=0, le=1)
+
+
 class Recipe(BaseModel):
     """How to train: frozen, and unknown keys are refused.
 
@@ -28,6 +44,7 @@ class Recipe(BaseModel):
         gradient_clip: largest norm of the gradient over all parameters; None leaves it alone.
         distillation: weight of the teacher's answers in the loss; 0 trains without a teacher.
         temperature: softens teacher and student alike in the distillation.
+        sparsity: channels that are brought to zero while training; None penalises none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +62,7 @@ class Recipe(BaseModel):
     gradient_clip: float | None = Field(default=None, gt=0)
     distillation: float = Field(default=0.0, ge=0, le=1)
     temperature: float = Field(default=4.0, gt=0)
+    sparsity: Sparsity | None = None
 
     @model_validator(mode="after")
     def _warmup_ends_before_the_run(self) -> Recipe:

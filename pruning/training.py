@@ -22,6 +22,12 @@ from pruning.recipe import Recipe, learning_rate_at, make_optimizer
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """(inputs, generator) -> inputs of the same shape, changed at random."""
 
+Penalty = Callable[[], Tensor]
+"""() -> a scalar that is added to the loss of the step whose forward pass has just run."""
+
+AfterStep = Callable[[int, int, float], None]
+"""(step from 1, steps of the run, learning rate): called after each step of the optimizer."""
+
 
 @dataclass(frozen=True)
 class History:
@@ -48,6 +54,8 @@ class _Run:
     seed: int
     teacher: nn.Module | None
     augment: Augment | None
+    penalty: Penalty | None
+    after_step: AfterStep | None
     progress: Progress | None
 
 
@@ -60,11 +68,13 @@ def finetune(
     seed: int,
     teacher: nn.Module | None = None,
     augment: Augment | None = None,
+    penalty: Penalty | None = None,
+    after_step: AfterStep | None = None,
     progress: Progress | None = None,
 ) -> History:
     """Train a model in place, by a recipe; module modes and the global random state are restored.
 
-    The loss of a step is (1 − w) · loss + w · distillation, with w = `recipe.distillation`.
+    The loss of a step is (1 − w) · loss + w · distillation + penalty, with w = `recipe.distillation`.
 
     Args:
         model: changed in place, on its own device.
@@ -75,15 +85,20 @@ def finetune(
         seed: of the order of the samples, of dropout and of `augment`.
         teacher: needed where the recipe distils; run in evaluation mode.
         augment: applied to each batch of inputs on the CPU.
+        penalty: added to the loss of each step.
+        after_step: called after each step, for what changes parameters beside the optimizer; needed where the recipe
+            names `sparsity` (`pruning.sparsity.SparsityTraining`).
         progress: told after each batch.
 
     Raises:
         DataError: no samples, or inputs and targets differ in number.
         ModelError: a loss is not a finite number (the text names epoch and step).
-        SettingsError: the recipe distils and there is no teacher, or smooths labels of a loss other than
-            the built-in cross entropy.
+        SettingsError: the recipe distils and there is no teacher, names `sparsity` and there is no `after_step`, or
+            smooths labels of a loss other than the built-in cross entropy.
     """
     check_samples(samples)
+    if recipe.sparsity is not None and after_step is None:
+        raise SettingsError(f"recipe {recipe.name!r} names sparsity but no after_step was given that brings it about")
     if recipe.distillation > 0 and teacher is None:
         raise SettingsError(f"recipe {recipe.name!r} distils (weight {recipe.distillation:g}) but no teacher was given")
     if recipe.label_smoothing > 0 and loss is not cross_entropy:
@@ -94,9 +109,8 @@ def finetune(
     if recipe.label_smoothing > 0:
         loss = partial(nn.functional.cross_entropy, label_smoothing=recipe.label_smoothing)
     optimizer = make_optimizer(recipe, model.parameters())
-    run = _Run(
-        model, samples, recipe, loss, optimizer, seed, teacher if recipe.distillation else None, augment, progress
-    )
+    followed = teacher if recipe.distillation else None
+    run = _Run(model, samples, recipe, loss, optimizer, seed, followed, augment, penalty, after_step, progress)
     device = device_of(model)
     devices = [device] if device.type == "cuda" else []
     also = model if teacher is None else teacher
@@ -143,15 +157,20 @@ def _run_step(run: _Run, batch: Tensor, generator: torch.Generator, step: int, s
             answers = run.teacher(inputs)
         weight = recipe.distillation
         value = (1 - weight) * value + weight * distillation_loss(outputs, answers, recipe.temperature)
+    if run.penalty is not None:
+        value = value + run.penalty()
     if not math.isfinite(result := value.item()):
         return result
+    rate = learning_rate_at(recipe, step, steps_per_epoch)
     for family in run.optimizer.param_groups:
-        family["lr"] = learning_rate_at(recipe, step, steps_per_epoch)
+        family["lr"] = rate
     run.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(value)
     if recipe.gradient_clip is not None:
         nn.utils.clip_grad_norm_(run.model.parameters(), recipe.gradient_clip)
     run.optimizer.step()
+    if run.after_step is not None:
+        run.after_step(step + 1, recipe.epochs * steps_per_epoch, rate)
     return result
 
 
