@@ -13,6 +13,7 @@ from __future__ import annotations
 from pruning.calibration import calibrate
 from pruning.cost import count_bytes, count_macs, count_parameters
 from pruning.finding import find_groups
+from pruning.gates import add_gates
 from pruning.groups import Group, Groups, Slice
 from pruning.masks import apply_masks
 from pruning.plan import Plan
@@ -26,6 +27,7 @@ __all__ = [
     "Groups",
     "Plan",
     "Slice",
+    "add_gates",
     "apply_masks",
     "calibrate",
     "choose_n_of_m",

@@ -4,11 +4,11 @@
         weights.safetensors     every tensor once; one that holds many zeros as bitmap and values, see `packing`
         plan.json               which channels went, in the factory model's numbering
         meta.json               format, sha256 of the two files above, tied names, and which tensors are packed,
-                                and what the caller adds
+                                which groups have a gate, and what the caller adds
 
-The architecture is rebuilt by calling the model's factory and replaying the plan. The same model, plan and meta give
-the same bytes. A folder is written beside its place and renamed into it: what exists is complete. One that is replaced
-steps aside first; if the process dies just then, it is put back by whoever comes next.
+The architecture is rebuilt by calling the model's factory, replaying the plan and adding the gates. The same model,
+plan and meta give the same bytes. A folder is written beside its place and renamed into it: what exists is complete.
+One that is replaced steps aside first; if the process dies just then, it is put back by whoever comes next.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as format_safetensors
 from torch import Tensor, nn
 
-from pruning.errors import CheckpointError, PlanError
+from pruning.errors import CheckpointError, ModelError, PlanError
+from pruning.finding import find_groups
+from pruning.gates import GatedModel, add_gates
 from pruning.packing import pack, unpack
 from pruning.plan import Plan
 from pruning.surgery import narrow
@@ -46,7 +48,7 @@ def save_checkpoint(
 
     Args:
         folder: where it goes; its parent is made.
-        model: what `plan` leaves of the factory's model.
+        model: what `plan` leaves of the factory's model; it may have gates.
         plan: from the factory's model to this one.
         meta: what else belongs to it, as JSON values.
 
@@ -64,6 +66,7 @@ def save_checkpoint(
         "plan_sha256": hashlib.sha256(plan_text).hexdigest(),
         "tied": tied,
         "packed": shapes,
+        "gates": list(model.names) if isinstance(model, GatedModel) else None,
         "meta": dict(meta or {}),
     }
     meta_text = json.dumps(header, indent=1, sort_keys=True, allow_nan=False).encode()
@@ -106,6 +109,11 @@ def load_checkpoint(
                 f"checkpoint {folder}: its plan doesn't fit the model that the factory builds; "
                 f"build the one it was saved from ({error})"
             ) from error
+    if header["gates"] is not None:
+        try:
+            model, _ = add_gates(find_groups(model, example_inputs), names=header["gates"])
+        except ModelError as error:
+            raise CheckpointError(f"checkpoint {folder}: its gates don't fit the model ({error})") from error
     state = stored | {name: stored[source] for name, source in header["tied"].items()}
     load_state(model, state, source=f"checkpoint {folder}")
     return model.eval(), plan, header["meta"]
@@ -132,7 +140,7 @@ def _read_header(folder: Path) -> dict[str, Any]:
         header = json.loads(_read(folder, _META))
     except ValueError as error:
         raise CheckpointError(f"checkpoint {folder}: {_META} is not JSON ({error}); {_MEND}") from error
-    expected = {"format", "weights_sha256", "plan_sha256", "tied", "packed", "meta"}
+    expected = {"format", "weights_sha256", "plan_sha256", "tied", "packed", "gates", "meta"}
     if not isinstance(header, dict) or expected - header.keys():
         raise CheckpointError(f"checkpoint {folder}: {_META} lacks one of {', '.join(sorted(expected))}; {_MEND}")
     if header["format"] != _FORMAT:

@@ -7,14 +7,19 @@ of 1 for MACs per sample.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
 
 from pruning.axes import Atom, Axis, Sum, resolve
 from pruning.groups import Groups
 from pruning.plan import Plan
 
 _Monomial = tuple[int, tuple[int, ...]]
+_Size = TypeVar("_Size", int, Tensor)
 
 
 class _Polynomial:
@@ -50,9 +55,12 @@ class _Polynomial:
             out = [(a * b, tuple(sorted((*x, *y)))) for a, x in out for b, y in sizes]
         return out
 
-    def value(self, sizes: list[int]) -> int:
-        """Evaluate at the given group sizes."""
-        return sum(factor * prod(sizes[i] for i in variables) for variables, factor in self._terms.items())
+    def value(self, sizes: Sequence[_Size]) -> _Size:
+        """Evaluate at the given group sizes: numbers, or tensors of them."""
+        total: Any = 0
+        for variables, factor in self._terms.items():
+            total = total + factor * prod(sizes[i] for i in variables)
+        return cast(_Size, total)
 
 
 class Cost:
@@ -78,6 +86,15 @@ class Cost:
     def macs(self, kept: Mapping[str, int]) -> int:
         """MACs of one pass of the example inputs when each named group keeps that many channels, all others all."""
         return self._macs.value(self._sizes(kept))
+
+    def macs_per_sample(self, open_channels: Mapping[str, Tensor]) -> Tensor:
+        """MACs of each sample of which some groups compute that many channels, [N] each, and all others all.
+
+        Differentiable; counts may be fractions.
+        """
+        like = next(iter(open_channels.values()))
+        sizes = [open_channels.get(n, torch.full_like(like, s)) for n, s in zip(self._names, self._full, strict=True)]
+        return self._macs.value(sizes) + torch.zeros_like(like)
 
     def parameters(self, kept: Mapping[str, int]) -> int:
         """Number of parameters, tied ones counted once."""

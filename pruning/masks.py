@@ -5,12 +5,13 @@ sigmoid(0) is not 0, so what makes a masked channel count for nothing is the con
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
-from pruning.axes import kept
+from pruning.axes import Atom, kept
 from pruning.errors import PlanError
 from pruning.finding import find_groups
 from pruning.groups import Groups
@@ -48,7 +49,11 @@ def parameter_masks(groups: Groups, plan: Plan) -> dict[str, Tensor]:
         Bool, in the parameter's shape, True where a value stays. Buffers are left as they are: a batch norm's running
         variance must not become zero.
     """
-    masks = plan.masks(groups)
+    return masks_of(groups, plan.masks(groups))
+
+
+def masks_of(groups: Groups, kept_channels: Mapping[Atom, Tensor]) -> dict[str, Tensor]:
+    """The same for any channels, by the atoms of the algebra that stand for their groups; a group may keep none."""
     unmasked = {place for traced in groups.trace.passes for place in traced.facts.unmasked}
     out = {}
     for name, parameter in groups.model.named_parameters():
@@ -58,7 +63,7 @@ def parameter_masks(groups: Groups, plan: Plan) -> dict[str, Tensor]:
                 continue
             shape = [1] * parameter.ndim
             shape[position] = -1
-            mask = mask & kept(axis, masks).reshape(shape)
+            mask = mask & kept(axis, kept_channels).reshape(shape)
         if not mask.all():
             out[name] = mask
     return out

@@ -61,7 +61,8 @@ class SparsityTraining:
         if round(self._share * self._total) > most:
             raise SettingsError(
                 f"recipe {recipe.name!r}: sparsity.share {self._share:.1%} of {self._total} channels can't be at zero: "
-                f"the strongest tenth of each group stays, which leaves {most}; ask for {most / self._total:.1%} at most"
+                f"the strongest tenth of each group stays, which leaves {most}; ask for {most / self._total:.1%} at "
+                "most"
             )
         self._gone: list[Tensor] | None = None
 
