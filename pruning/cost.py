@@ -122,3 +122,20 @@ def count_parameters(groups: Groups, plan: Plan | None = None) -> int:
 def count_bytes(groups: Groups, plan: Plan | None = None) -> int:
     """Count the bytes of parameters and buffers of the model as it is or under a plan."""
     return Cost(groups).size_bytes(plan.kept_sizes(groups) if plan else {})
+
+
+def count_effective_macs(groups: Groups) -> int:
+    """Count the MACs that are left to a runtime that skips every zero weight, for the model as it is.
+
+    Each convolution and linear layer counts with the share of its weights that is not zero; other products count whole.
+    """
+    parameters = dict(groups.model.named_parameters(remove_duplicate=False))
+    total = 0
+    for contraction in groups.trace.facts.contractions:
+        macs = prod(axis.size for axis in contraction.terms)
+        sources = {source for operand in contraction.operands for source in operand.sources}
+        weights = [parameters[source] for source in sources if source in parameters]
+        if len(sources) == 1 and weights:
+            macs = macs * int(torch.count_nonzero(weights[0])) // weights[0].numel()
+        total += macs
+    return total

@@ -13,7 +13,16 @@ from pruning.plan import Plan
 from pruning.training import finetune
 from pruning.weights import load_weights
 from tasks.data import read_description, read_split
-from tasks.models import augmentation, begin, example_inputs, loss_and_metric, make_factory, measure, save_model
+from tasks.models import (
+    augmentation,
+    begin,
+    example_inputs,
+    loss_and_metric,
+    make_factory,
+    measure,
+    save_model,
+    sparsity_training,
+)
 from tasks.progress import shown
 from tasks.settings import Settings
 from tasks.workspace import Workspace
@@ -65,6 +74,7 @@ def _train(model: nn.Module, settings: Settings, workspace: Workspace) -> None:
             loss=loss,
             seed=settings.run.seed,
             augment=augmentation(settings),
+            after_step=sparsity_training(recipe, model, example_inputs(workspace, settings)),
             progress=progress,
         )
 

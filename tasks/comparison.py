@@ -27,9 +27,13 @@ HEAD = Line("", "baseline", "dense", "change")
 
 
 def compare(summary: Json) -> list[Line]:
-    """Return the lines that the summary holds: accuracy on the test set, size, MACs, parameters."""
+    """Return the lines that the summary holds: accuracy on the test set, size, MACs, parameters.
+
+    Where weights are stored sparse, two more: their share of zeros, and the MACs of a runtime that skips them.
+    """
     before, after = summary["baseline"], summary["dense"]
-    return [
+    macs = "MACs, mean over inputs" if summary["kind"] == "dynamic" else "MACs"
+    lines = [
         Line(
             "accuracy (test)",
             f"{before['accuracy']:.2%}",
@@ -37,9 +41,23 @@ def compare(summary: Json) -> list[Line]:
             f"{-100 * summary['accuracy_drop'] or 0.0:+.2f} points",
         ),
         Line("size", _bytes(before["size_bytes"]), _bytes(after["size_bytes"]), _less(before, after, "size_bytes")),
-        Line("MACs", f"{before['macs']:,}", f"{after['macs']:,}", _less(before, after, "macs")),
+        Line(macs, f"{before['macs']:,}", f"{after['macs']:,}", _less(before, after, "macs")),
         Line("parameters", f"{before['parameters']:,}", f"{after['parameters']:,}", _less(before, after, "parameters")),
     ]
+    if "effective_macs" in after:
+        whole = {"effective_macs": before.get("effective_macs", before["macs"])}
+        zeros = before.get("weight_sparsity", 0.0), after["weight_sparsity"]
+        change = f"{100 * (zeros[1] - zeros[0]):+.1f} points"
+        lines += [
+            Line("weights that are zero", f"{zeros[0]:.1%}", f"{zeros[1]:.1%}", change),
+            Line(
+                "effective MACs",
+                f"{whole['effective_macs']:,}",
+                f"{after['effective_macs']:,}",
+                _less(whole, after, "effective_macs"),
+            ),
+        ]
+    return lines
 
 
 def compare_latency(workspace: Workspace) -> list[Line]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -13,10 +13,16 @@ from torch import Tensor, nn
 
 import pruning
 from pruning.checkpoint import load_checkpoint, save_checkpoint
+from pruning.cost import Cost, count_effective_macs
 from pruning.criteria import Criterion
 from pruning.errors import CheckpointError, SettingsError
 from pruning.evaluation import Loss, Metric, Samples, evaluate
+from pruning.gate_training import macs_of_samples
+from pruning.gates import GatedModel
+from pruning.packing import packed_bytes
 from pruning.plan import Plan
+from pruning.recipe import Recipe
+from pruning.sparsity import SparsityTraining
 from pruning.training import Augment
 from tasks import imports
 from tasks.data import Description, read_split
@@ -97,20 +103,36 @@ def measure(model: nn.Module, samples: Samples, settings: Settings, example: Ten
         example: One sample [1, ...]; MACs are counted for it.
     """
     loss, metric = loss_and_metric(settings)
-    found = evaluate(model, samples, loss=loss, metric=metric, batch_size=settings.training.batch_size)
+    batch_size = settings.training.batch_size
+    found = evaluate(model, samples, loss=loss, metric=metric, batch_size=batch_size)
+    inner = model.model if isinstance(model, GatedModel) else model
+    groups = pruning.find_groups(inner, example)
+    macs = pruning.count_macs(groups)
+    if isinstance(model, GatedModel):
+        macs = int(macs_of_samples(model, Cost(groups), samples.inputs, batch_size=batch_size).mean())
+    weights = [parameter for parameter in inner.parameters() if parameter.ndim > 1]
+    zeros, stored = sum(int((weight == 0).sum()) for weight in weights), size_bytes(model)
+    sparse = stored < size_bytes(model, packed=False)
     return Measured(
         accuracy=found.accuracy,
         loss=found.loss,
-        macs=pruning.count_macs(pruning.find_groups(model, example)),
+        macs=macs,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        size_bytes=size_bytes(model),
+        size_bytes=stored,
+        weight_sparsity=zeros / sum(weight.numel() for weight in weights) if sparse else None,
+        effective_macs=count_effective_macs(groups) if sparse else None,
     )
 
 
-def size_bytes(model: nn.Module) -> int:
-    """Count the bytes of all parameters and buffers, tied ones once."""
+def size_bytes(model: nn.Module, *, packed: bool = True) -> int:
+    """Count the bytes of all parameters and buffers as checkpoints store them, tied ones once.
+
+    Args:
+        model: Any model.
+        packed: Whether zeros count as bits where that is shorter; else every value counts in full.
+    """
     tensors = {tensor.data_ptr(): tensor for tensor in model.state_dict().values() if tensor.numel()}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return sum(packed_bytes(t) if packed else t.numel() * t.element_size() for t in tensors.values())
 
 
 def loss_and_metric(settings: Settings) -> tuple[Loss, Metric]:
@@ -129,3 +151,12 @@ def augmentation(settings: Settings) -> Augment | None:
 def chosen_criterion(name: str) -> str | Criterion:
     """Return a built-in criterion's name, or the user's own function."""
     return cast(Criterion, imports.resolve(name)) if ":" in name else name
+
+
+def sparsity_training(
+    recipe: Recipe, model: nn.Module, example: Tensor, ignore: Sequence[str] = ()
+) -> SparsityTraining | None:
+    """Return what brings about the sparsity that a recipe names; None if it names none."""
+    if recipe.sparsity is None:
+        return None
+    return SparsityTraining(pruning.find_groups(model, example), model, recipe, ignore)

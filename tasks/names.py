@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import AfterValidator, Field
@@ -43,6 +44,15 @@ def _known_criterion(value: str) -> str:
     if value not in criterion_names():
         raise ValueError(f"{unknown_name('criterion', value, criterion_names())}, or your own as 'package.module:name'")
     return value
+
+
+def as_pattern(value: Any) -> tuple[int, int]:
+    """Read N:M, such as "2:4"; unquoted, YAML 1.1 takes 2:4 for the number 124."""
+    found = re.fullmatch(r"(\d+):(\d+)", value) if isinstance(value, str) else None
+    num_kept, of = (int(part) for part in found.groups()) if found else (0, 0)
+    if not 1 <= num_kept < of:
+        raise ValueError("expected N:M in quotes with 1 ≤ N < M, such as '2:4'")
+    return num_kept, of
 
 
 def existing_file(value: Path) -> Path:

@@ -12,6 +12,7 @@ from tasks.fingerprints import trajectory_fingerprint
 from tasks.ledger import Ledger, Row, open_ledger
 from tasks.measured import Measured
 from tasks.models import example_inputs, load_model, measured_in
+from tasks.prune_settings import Kind
 from tasks.settings import Settings
 from tasks.workspace import Json, Workspace, write_json
 
@@ -29,11 +30,13 @@ class Loop:
         ledger: What was tried.
         schedule: What to try next, as a function of the ledger.
         floor: The lowest accuracy on the validation set that is accepted.
+        kind: What kind of pruning it is.
     """
 
     ledger: Ledger
     schedule: ScheduleSettings
     floor: float
+    kind: Kind
 
     def next(self) -> Attempt | Stop:
         """Derive what to do now."""
@@ -70,13 +73,14 @@ def open_loop(settings: Settings, workspace: Workspace) -> Loop:
     ledger = open_ledger(workspace.folder(FOLDER), fingerprint, baseline, schedule)
     if ledger.rows:
         log.info("prune: resuming after %d attempts, %d of them accepted", len(ledger.rows), len(ledger.accepted))
-    return Loop(ledger, schedule, baseline.accuracy - settings.prune.max_accuracy_drop)
+    return Loop(ledger, schedule, baseline.accuracy - settings.prune.max_accuracy_drop, settings.prune.kind)
 
 
 def close_loop(loop: Loop, stop: Stop) -> None:
     """Write how the loop ended."""
     accepted = loop.ledger.accepted
     outcome = {
+        "kind": loop.kind,
         "stopped_because": stop.reason,
         "floor": loop.floor,
         "checkpoint": accepted[-1].checkpoint if accepted else None,
@@ -102,9 +106,8 @@ def describe(row: Row) -> str:
 
 def _target_share(settings: Settings, baseline: Measured) -> float:
     target = settings.prune.target
-    share = target.mac_reduction or target.parameter_reduction
-    if share is not None:
-        return share
+    if target.share is not None:
+        return target.share
     assert target.size_bytes is not None
     if target.size_bytes >= baseline.size_bytes:
         raise SettingsError(

@@ -6,6 +6,7 @@ import logging
 
 from torch import nn
 
+from pruning.gates import GatedModel
 from tasks import export, transform
 from tasks.analyze import read_curves
 from tasks.comparison import compare
@@ -75,8 +76,9 @@ def summarise(baseline: Measured, dense: Measured, ledger: Ledger, outcome: Json
     """Return what `summary.json` holds."""
     reduction = dense.reduction_from(baseline)
     return {
-        "baseline": baseline.model_dump(exclude={"loss"}),
-        "dense": dense.model_dump(exclude={"loss"}),
+        "kind": outcome["kind"],
+        "baseline": baseline.model_dump(exclude={"loss"}, exclude_none=True),
+        "dense": dense.model_dump(exclude={"loss"}, exclude_none=True),
         "mac_reduction": reduction["mac_reduction"],
         "parameter_reduction": reduction["parameter_reduction"],
         "accuracy_drop": baseline.accuracy - dense.accuracy,
@@ -96,7 +98,7 @@ def summarise(baseline: Measured, dense: Measured, ledger: Ledger, outcome: Json
 
 def widths(baseline: nn.Module, dense: nn.Module) -> list[tuple[str, int, int]]:
     """List every layer with a weight of two axes or more: its name, channels before, channels after."""
-    after = dict(dense.named_parameters())
+    after = dict((dense.model if isinstance(dense, GatedModel) else dense).named_parameters())
     return [
         (name.removesuffix(".weight"), len(weight), len(after[name]))
         for name, weight in baseline.named_parameters()
@@ -112,4 +114,20 @@ def _remarks(summary: Json, outcome: Json, num_test: int) -> list[str]:
         f"set, {num_test:,} samples that no decision has seen.",
         f"Relative differences: dense against masked {parity['dense_vs_masked']:.1e}, ONNX Runtime against torch "
         f"{parity['onnx_vs_torch']:.1e}.",
+        *_TRUTH.get(outcome["kind"], ()),
     ]
+
+
+_SPARSE = (
+    "What went are single weights: they are zeros in the same shapes. A dense runtime computes them all the same, so "
+    "that MACs are unchanged and latency gains nothing. Effective MACs are those of a runtime that skips zero weights. "
+    "The size is that of the checkpoint, which stores zeros as bits; the ONNX file stores them in full.",
+)
+_TRUTH = {
+    "unstructured": _SPARSE,
+    "n_m": _SPARSE,
+    "dynamic": (
+        "Gates choose channels for each input: MACs are the mean over the samples of what is open, the gates' own "
+        "included. A dense runtime computes closed channels all the same, so that latency gains nothing.",
+    ),
+}

@@ -158,7 +158,7 @@ def _metrics(row: Row) -> list[Any]:
 
     values: dict[str, float] = {"goal": row.goal, "reached": row.reached, "accepted": float(row.accepted)}
     if row.measured is not None:
-        values |= row.measured.model_dump()
+        values |= row.measured.model_dump(exclude_none=True)
     return [Metric(key, float(value), 0, row.attempt) for key, value in values.items()]
 
 

@@ -1,0 +1,216 @@
+"""The whole pipeline by each kind of pruning that leaves the model's shape as it is, on a small project."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from pruning import find_groups
+from pruning.cost import Cost
+from pruning.errors import SettingsError
+from pruning.gate_training import macs_of_samples
+from pruning.gates import GatedModel
+from pruning.schedule import Attempt
+from tasks import analyze, attempt, baseline, benchmark, export, prepare, prune, report, transform
+from tasks.comparison import compare
+from tasks.data import read_description, read_split
+from tasks.fingerprints import fingerprint
+from tasks.ledger import Ledger, read_ledger
+from tasks.models import example_inputs, load_model
+from tasks.settings import Settings, load
+from tasks.stages import find_stage
+from tasks.workspace import Workspace, seal
+
+RECIPES = [{"name": "plain", "epochs": 4, "learning_rate": 0.05, "batch_size": 32}]
+KINDS: dict[str, dict[str, Any]] = {
+    "unstructured": {"target": {"weight_sparsity": 0.8}, "iterations": 2},
+    "n_m": {"target": {"pattern": "2:4"}, "iterations": 2, "ignore": ["0"]},
+    "dynamic": {"target": {"mac_reduction": 0.4}, "iterations": 2},
+}
+Writer = Callable[..., Path]
+
+
+@dataclass(frozen=True)
+class Finished:
+    settings: Settings
+    workspace: Workspace
+    summary: dict[str, Any]
+
+    @property
+    def ledger(self) -> Ledger:
+        return read_ledger(self.workspace.folder("iterations"))
+
+    def model(self, folder: str = "dense") -> nn.Module:
+        data, example = read_description(self.workspace), example_inputs(self.workspace, self.settings)
+        return load_model(self.workspace.folder(folder), self.settings, data, example)[0]
+
+
+def run(settings: Settings, workspace: Workspace) -> Finished:
+    def finish(name: str) -> None:
+        stage = find_stage(name)
+        seal(workspace.folder(stage.folder), fingerprint(stage, settings, workspace))
+
+    for name, body in (("prepare", prepare.prepare), ("baseline", baseline.baseline), ("analyze", analyze.analyze)):
+        body(settings, workspace)
+        finish(name)
+    loop = prune.open_loop(settings, workspace)
+    while isinstance(step := loop.next(), Attempt):
+        loop.ledger.record(attempt.attempt(settings, workspace, loop.ledger, step, loop.floor))
+    prune.close_loop(loop, step)
+    finish("prune")
+    for name, body in (
+        ("transform", transform.transform),
+        ("export", export.export),
+        ("benchmark", benchmark.benchmark),
+        ("report", report.report),
+    ):
+        body(settings, workspace)
+        finish(name)
+    summary = json.loads((workspace.folder("report") / "summary.json").read_text(encoding="utf-8"))
+    return Finished(settings, workspace, summary)
+
+
+def finished(kind: str, factory: pytest.TempPathFactory, writer: Writer) -> Iterator[Finished]:
+    root = factory.mktemp(kind)
+
+    def change(settings: dict[str, Any]) -> None:
+        settings["prune"].update(kind=kind, recipes=RECIPES, **KINDS[kind])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        yield run(load(writer(root, change)), Workspace(Path("artifacts")))
+
+
+@pytest.fixture(scope="module", params=["unstructured", "n_m"])
+def sparse(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, project_writer: Writer
+) -> Iterator[Finished]:
+    yield from finished(request.param, tmp_path_factory, project_writer)
+
+
+def test_sparse_pipeline_meets_its_target_and_tells_the_truth(sparse: Finished) -> None:
+    summary, whole = sparse.summary, sparse.summary["baseline"]
+    assert summary["stopped_because"] == "target reached"
+    assert summary["kind"] == sparse.settings.prune.kind
+    assert summary["dense"]["macs"] == whole["macs"]
+    assert summary["dense"]["parameters"] == whole["parameters"]
+    assert summary["accuracy_drop"] <= 0.25
+    model = sparse.model()
+    weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    zeros, total = sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
+    assert summary["dense"]["weight_sparsity"] == pytest.approx(zeros / total)
+    assert summary["dense"]["effective_macs"] < 0.8 * whole["macs"]
+    stored = (sparse.workspace.folder("dense") / "weights.safetensors").stat().st_size
+    assert summary["dense"]["size_bytes"] == pytest.approx(stored, rel=0.2)
+    assert summary["dense"]["size_bytes"] < whole["size_bytes"] * (1 - zeros / total + 0.1)
+    page = (sparse.workspace.folder("report") / "report.html").read_text(encoding="utf-8")
+    assert "A dense runtime computes them all the same" in page
+    assert [line.quantity for line in compare(summary)][-2:] == ["weights that are zero", "effective MACs"]
+
+
+def test_sparse_attempts_rise_and_their_zeros_lie_within_each_other(sparse: Finished) -> None:
+    rows = sparse.ledger.accepted
+    assert [row.reached for row in rows] == sorted(row.reached for row in rows)
+    assert len(rows) == 2
+    first, second = (sparse.model(f"iterations/{row.checkpoint}") for row in rows)
+    for before, after in zip(first.parameters(), second.parameters(), strict=True):
+        if before.ndim > 1:
+            assert not bool(((before == 0) & (after != 0)).any())
+
+
+def test_pattern_holds_after_training_and_in_the_onnx_file(sparse: Finished) -> None:
+    model, path = sparse.model(), sparse.workspace.folder("onnx") / "model.onnx"
+    inputs = read_split(sparse.workspace, "test").inputs
+    (found,) = onnxruntime.InferenceSession(str(path)).run(None, {"input": inputs.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), model(inputs), rtol=1e-4, atol=1e-5)
+    stored = [numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer]
+    zeros = sum(int((weight == 0).sum()) for weight in model.parameters() if weight.ndim > 1)
+    assert sum(int((values == 0).sum()) for values in stored if values.ndim > 1) >= zeros
+    if sparse.settings.prune.kind == "n_m":
+        conv, linear = model.get_parameter("3.weight"), model.get_parameter("8.weight")
+        for weight in (conv.movedim(1, -1), linear):
+            assert bool(((weight != 0).reshape(-1, 4).sum(1) == 2).all())
+
+
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory: pytest.TempPathFactory, project_writer: Writer) -> Iterator[Finished]:
+    yield from finished("dynamic", tmp_path_factory, project_writer)
+
+
+def test_gated_pipeline_meets_its_target_on_the_mean_over_validation(gated: Finished) -> None:
+    model, example = gated.model(), example_inputs(gated.workspace, gated.settings)
+    assert isinstance(model, GatedModel)
+    cost, whole = Cost(find_groups(model.model, example)), gated.ledger.baseline.macs
+    found = macs_of_samples(model, cost, read_split(gated.workspace, "validation").inputs).mean()
+    assert 0.98 * 0.6 * whole <= float(found) <= 0.6 * whole
+    assert gated.summary["stopped_because"] == "target reached"
+    assert gated.summary["dense"]["macs"] < 0.65 * whole
+    assert gated.summary["parity"]["dense_vs_masked"] < 1e-4
+    assert gated.ledger.accepted[-1].measured is not None
+    assert gated.ledger.accepted[-1].measured.macs == int(found)
+    assert "MACs, mean over inputs" in [line.quantity for line in compare(gated.summary)]
+    page = (gated.workspace.folder("report") / "report.html").read_text(encoding="utf-8")
+    assert "A dense runtime computes closed channels all the same" in page
+
+
+def test_recipes_bring_channels_to_zero_before_and_between_the_steps(
+    write_params: Callable[[Callable[[dict[str, Any]], object]], Path],
+) -> None:
+    sparsity = {"penalty": "group_lasso", "share": 0.4}
+
+    def change(settings: dict[str, Any]) -> None:
+        settings["baseline"]["recipe"]["sparsity"] = sparsity
+        settings["prune"].update(
+            target={"mac_reduction": 0.3}, iterations=1, recipes=[{**RECIPES[0], "sparsity": sparsity}]
+        )
+
+    settings, workspace = load(write_params(change)), Workspace(Path("artifacts"))
+    stages = (("prepare", prepare.prepare), ("baseline", baseline.baseline), ("analyze", analyze.analyze))
+    for name, body in stages:
+        body(settings, workspace)
+        stage = find_stage(name)
+        seal(workspace.folder(stage.folder), fingerprint(stage, settings, workspace))
+    loop = prune.open_loop(settings, workspace)
+    step = loop.next()
+    assert isinstance(step, Attempt)
+    loop.ledger.record(attempt.attempt(settings, workspace, loop.ledger, step, loop.floor))
+    trained = Finished(settings, workspace, {})
+    for folder in ("baseline", "iterations/01"):
+        first, second = (trained.model(folder).get_parameter(name) for name in ("0.weight", "3.weight"))
+        zero = sum(int((weight.flatten(1) == 0).all(1).sum()) for weight in (first, second))
+        assert zero == pytest.approx(0.4 * (len(first) + len(second)), abs=2), folder
+
+
+FAULTS: list[tuple[dict[str, Any], str]] = [
+    ({"kind": "unstructured"}, "the target of kind 'unstructured' is weight_sparsity; found mac_reduction"),
+    ({"kind": "n_m", "target": {"pattern": "4:2"}}, "expected N:M in quotes"),
+    ({"kind": "n_m", "target": {"pattern": 124}}, "found 124: expected N:M in quotes"),
+    (
+        {"kind": "unstructured", "target": {"weight_sparsity": 0.5}, "criterion": "apoz"},
+        "kind 'unstructured': unknown criterion 'apoz'",
+    ),
+    (
+        {"kind": "dynamic", "recipes": [{"name": "thin", "sparsity": {"penalty": "group_lasso", "share": 0.5}}]},
+        "recipe 'thin' names sparsity",
+    ),
+    ({"kind": "structurd"}, "did you mean 'structured'"),
+]
+
+
+@pytest.mark.parametrize(("change", "text"), FAULTS, ids=[text[:30] for _, text in FAULTS])
+def test_settings_that_do_not_suit_the_kind_are_named(
+    write_params: Callable[..., Path], change: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(write_params(lambda settings: settings["prune"].update(change)))
+    assert text in str(caught.value)
