@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch import nn
 
 from pruning.axes import Atom, count
 from pruning.groups import Groups
 from pruning.operations import IDENTITIES, Operation, constants_of
-from pruning.rules.call import Call, is_pointwise, operator_name
+from pruning.rules.call import Call, is_pointwise, operator_name, tensors_in
 from pruning.rules.reshaping import slice_start
 from pruning.trace import Trace
 from pruning.unification import cut
@@ -63,7 +62,7 @@ class Comparison:
         }
         try:
             traced = self.traced
-            watch(model, groups.example_inputs, lambda *_: None, self.on_call, traced.fake, devices, traced.training)
+            watch(model, groups.example_inputs, lambda *_: None, self.on_call, traced.tensors, devices, traced.training)
         except _Ended:
             return self.deviation
         except Exception as fault:  # noqa: BLE001 - the model's own code may raise anything at a size it doesn't know
@@ -74,7 +73,7 @@ class Comparison:
 
     def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any, place: Place) -> None:
         """Compare one operator call with the next one of the trace."""
-        outputs = [leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor)]
+        outputs = tensors_in(result)
         if not outputs or operator_name(func) in IDENTITIES:
             return
         if self.index >= len(self.operations):
@@ -87,7 +86,7 @@ class Comparison:
             if list(out.shape) != shape:
                 self._stop(f"{expected.name} gives shape {list(out.shape)} where {shape} was expected")
         numbers = (int, float, complex) if is_pointwise(func) or "full" in expected.name else (float, complex)
-        for found, known in zip(constants_of(args, kwargs), expected.constants, strict=False):
+        for found, known in zip(constants_of(args, kwargs, self.traced.tensors), expected.constants, strict=False):
             if isinstance(known, numbers) and not isinstance(known, bool) and found != known:
                 self._stop(f"{expected.name} uses {found!r} instead of {known!r}", constant=True)
         if expected.name in ("slice", "narrow"):

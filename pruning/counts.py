@@ -99,9 +99,9 @@ def conflicts(model: nn.Module, operation: Operation, facts: Facts) -> list[Axis
 
 
 def _ways(found: Sequence[_Place]) -> Iterator[list[_Place]]:
-    """Choose numbers, and one of the expressions of its size for each: all numbers in turn, then one, then two."""
+    """Choose numbers, and one of the expressions of its size for each: one number, two, …; but all of a call's first."""
     holders = list(dict.fromkeys((place.above, place.name) for place in found))
-    if len(holders) > 1:
+    if len(holders) > 1 and holders[0][0] == _OWN:
         yield _in_turn([[place for place in found if (place.above, place.name) == holder] for holder in holders])
     for number in range(1, len(holders) + 1):
         for chosen in combinations(holders, number):

@@ -46,7 +46,7 @@ def observe(model: nn.Module, inputs: Inputs, observers: Sequence[Observer]) -> 
     """
     watcher = _Watcher(observers)
     try:
-        watch(model, inputs, watcher.begin, watcher.on_call, fake=False)
+        watch(model, inputs, watcher.begin, watcher.on_call, tensors="real")
     except Enough:
         return
 

@@ -8,12 +8,11 @@ from typing import Any
 
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._pytree import tree_flatten
 
 from pruning.axes import Axis
-from pruning.rules.call import Call
+from pruning.rules.call import Call, arguments_in
 from pruning.rules.reshaping import slice_start
-from pruning.watch import Place
+from pruning.watch import Place, Tensors
 
 _SMALL = 16  # values of a tensor that are compared as constants
 # PyTorch inserts these where it caches a shape or not, so they say nothing of the model.
@@ -32,14 +31,15 @@ class Operation:
     start: int = 0  # where a slice begins
 
 
-def constants_of(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+def constants_of(args: Sequence[Any], kwargs: dict[str, Any], tensors: Tensors) -> tuple[Any, ...]:
     """The arguments of an operator that are no tensors, and the values of small tensors that code made of numbers."""
     found: list[Any] = []
-    for argument in tree_flatten((tuple(args), kwargs))[0]:
+    for argument in arguments_in(args, kwargs):
         if not isinstance(argument, Tensor):
             found.append(argument)
-        elif isinstance(argument, FakeTensor) and argument.constant is not None and argument.numel() <= _SMALL:
-            found.extend(argument.constant.flatten().tolist())
+        elif argument.numel() <= _SMALL and tensors != "real":  # where all have values, they say nothing of code
+            known = argument.constant if isinstance(argument, FakeTensor) else argument
+            found.extend([] if known is None or known.is_meta else known.flatten().tolist())
     return tuple(found)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from math import ceil, log
 
 from pruning.axes import Atom, leaves, resolve
 from pruning.comparison import Comparison, Deviation
@@ -56,7 +57,8 @@ def _rounds(groups: Groups) -> list[dict[str, int]]:
 
     Code can take the size of one group for another's, which shows only where they keep different counts. So groups of
     equal size lose different counts; where there are more groups than counts, the counts are the digits of the group's
-    number, a rehearsal for each digit. At least two channels stay where there are three, because one broadcasts.
+    number, a rehearsal for each digit. Every second rehearsal counts backwards, so that groups of different sizes that
+    keep equal counts in one don't in the other. At least two channels stay where there are three: one would broadcast.
     """
     alike: dict[int, list[list[str]]] = {}
     known: set[str] = set()
@@ -65,16 +67,18 @@ def _rounds(groups: Groups) -> list[dict[str, int]]:
             tied = [group.name, *group.ties]
             known.update(tied)
             alike.setdefault(min(groups[name].size for name in tied), []).append(tied)
+    counts = {size: max(1, size - 2) for size in alike}
+    needed = [ceil(log(len(classes), counts[size])) for size, classes in alike.items() if counts[size] > 1]
     rounds: list[dict[str, int]] = []
-    for size, classes in alike.items():
-        counts, worth, digit = max(1, size - 2), 1, 0
-        while digit == 0 or (worth < len(classes) and counts > 1):
-            if digit == len(rounds):
-                rounds.append({})
+    for number in range(min(len(known), max(2, *needed, 0))):
+        rounds.append({})
+        for size, classes in alike.items():
+            most = counts[size]
+            worth = most**number if most**number < len(classes) else 1
             for position, tied in enumerate(classes):
-                rounds[digit].update(dict.fromkeys(tied, 1 + position // worth % counts))
-            worth, digit = worth * counts, digit + 1
-    return [{**rounds[0], **lost} for lost in rounds]
+                digit = position // worth % most
+                rounds[-1].update(dict.fromkeys(tied, most - digit if number % 2 else 1 + digit))
+    return rounds
 
 
 def _bind_counts(groups: Groups, lost: Mapping[str, int], deviation: Deviation) -> Groups | None:
@@ -130,7 +134,7 @@ def _rehearse(groups: Groups, lost: Mapping[str, int]) -> Deviation | None:
 
 def _compare(groups: Groups, traced: Trace, plan: Plan, last: int | None = None) -> Deviation | None:
     sizes = {groups.atom(name): size for name, size in plan.kept_sizes(groups).items()}
-    model = rebuild(groups.model, groups, plan, shapes_only=traced.fake)
+    model = rebuild(groups.model, groups, plan, shapes_only=traced.tensors != "real")
     with no_leftovers():  # what one pass keeps would change the path of the next
         return Comparison(traced, sizes, last).run(model, groups)
 

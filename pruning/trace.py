@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from pruning.rules import find_rule
 from pruning.rules.call import Call, Inapplicable, freeze_all, frozen
 from pruning.rules.facts import Facts, Typed
 from pruning.unification import unify
-from pruning.watch import Inputs, Place, watch
+from pruning.watch import Inputs, Place, Tensors, watch
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Trace:
         facts: What the rules stated beside the axes.
         operations: Every operator that was called, in order.
         unknown: Operators without a rule, with the places that called them.
-        fake: Whether the pass ran on tensors without values.
+        tensors: What the pass ran on: tensors without values unless "real".
         training: Whether the pass ran in training mode.
         branches: Further passes over the same axes, for branches that run in training alone.
         training_fault: Why there is no pass in training mode, although there are parameters that this one doesn't use.
@@ -40,7 +40,7 @@ class Trace:
     facts: Facts = field(default_factory=Facts)
     operations: list[Operation] = field(default_factory=list)
     unknown: dict[str, list[Place]] = field(default_factory=dict)
-    fake: bool = True
+    tensors: Tensors = "meta"
     training: bool = False
     branches: list[Trace] = field(default_factory=list)
     training_fault: str = ""
@@ -83,7 +83,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
 def type_pass(model: nn.Module, example_inputs: Inputs, known: Trace | None = None) -> tuple[Trace, list[Typed]]:
     """Type one forward pass, and say what is known of its outputs.
 
-    It runs on fake tensors, and on copies of the real ones only where those can't: control flow that depends on values.
+    It runs on tensors without values, and on copies of the real ones only where control flow depends on values.
 
     Args:
         model: Any module.
@@ -92,11 +92,13 @@ def type_pass(model: nn.Module, example_inputs: Inputs, known: Trace | None = No
     """
     training = known is not None
     faults: list[Exception] = []
-    for fake in (True, False):
-        typing = _Typing(Trace(known.parameters if known else {}, fake=fake, training=training))
+    for tensors in get_args(Tensors):
+        typing = _Typing(Trace(known.parameters if known else {}, tensors=tensors, training=training))
         try:
             # On a copy, because a model may keep what it computes, and fake tensors must not stay in it.
-            outputs = watch(copy_module(model), example_inputs, typing.begin, typing.on_call, fake, training=training)
+            outputs = watch(
+                copy_module(model), example_inputs, typing.begin, typing.on_call, tensors, training=training
+            )
             break
         except ModelError:
             raise
@@ -168,7 +170,7 @@ class _Typing:
             self.table[id(output)] = (output, Typed(list(found), call.zero, source))
         if call.name in IDENTITIES:
             return
-        constants = constants_of(args, kwargs)
+        constants = constants_of(args, kwargs, self.trace.tensors)
         self.trace.operations.append(
             Operation(call.name, place, constants, inputs, tuple(tuple(found) for found in axes), start_of(call))
         )

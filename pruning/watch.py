@@ -1,7 +1,8 @@
 """Run one forward pass on tensors that have shapes and no values, and see every operator it calls.
 
-Nothing is computed and no weight is read. The pass runs below autograd, where operators arrive whole (`linear`,
-`scaled_dot_product_attention`, `lstm`) and are decomposed only where no rule knows them.
+Nothing is computed and no weight is read: the tensors lie on the meta device, or are fake ones where code minds the
+device, or copies of the real ones where it minds the values. The pass runs below autograd, where operators arrive whole
+(`linear`, `scaled_dot_product_attention`, `lstm`) and are decomposed only where no rule knows them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +26,12 @@ from torch.utils._pytree import tree_flatten, tree_map
 from pruning.attention import narrowable
 from pruning.conditions import in_mode, module_paths, no_attention_fastpath, quiet, remember, seeded
 from pruning.rules import find_rule
-from pruning.rules.call import is_pointwise, operator_name
+from pruning.rules.call import is_pointwise, operator_name, tensors_in
 from pruning.written import Calls, Listen, Written, calling_frame, line_of
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+# What the tensors of a pass are: the fastest first, the most tolerant last.
+Tensors = Literal["meta", "fake", "real"]
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,10 @@ OnCall = Callable[[Any, Sequence[Any], dict[str, Any], Any, Place], None]
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Hand every operator of a forward pass to `on_call`, decomposing those that have no rule."""
 
-    def __init__(self, on_call: OnCall, path: list[str], listen: Listen) -> None:
+    def __init__(self, on_call: OnCall, tensors: Tensors, path: list[str], listen: Listen) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.on_call = on_call
+        self.tensors = tensors
         self.path = path
         self.listen = listen
 
@@ -66,28 +70,41 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
                 return result
         place = Place(self.path[-1] if self.path else "", line_of(calling_frame()), self.listen.current)
         try:
-            result = func(*args, **kwargs)
+            result = _on_meta(func, args, kwargs) if self.tensors == "meta" else func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException):
             raise
         except Exception as fault:
             fault.add_note(f"raised by {operator_name(func)} {place}")
             raise
-        for tensor in (leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor)):
-            if isinstance(tensor, FakeTensor):
+        for tensor in tensors_in(result):
+            if self.tensors != "real":
                 remember(tensor)
-            elif torch.Tag.nondeterministic_seeded in func.tags and tensor.is_floating_point():
+            random = torch.Tag.nondeterministic_seeded in func.tags and tensor.is_floating_point()
+            if random and not tensor.is_meta and not isinstance(tensor, FakeTensor):
                 tensor.fill_(0.5)  # code that branches on a random number takes the same branch at any width
         self.on_call(func, args, kwargs, result, place)
         return result
 
 
-def _as_fake(tensor: Tensor, device: torch.device, mode: FakeTensorMode) -> Tensor:
-    """Make a fake tensor of the same shape; where nothing else shares its memory, without torch's costly conversion."""
+def _on_meta(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Call an operator; where it meets tensors without values, what code made of numbers loses its values too."""
+    tensors = tensors_in(args, kwargs)
+    if any(t.is_meta for t in tensors) and not all(t.is_meta for t in tensors):
+        if func._schema.is_mutable:
+            raise NotImplementedError(f"{operator_name(func)} would lose what it writes")
+        args, kwargs = tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, (args, kwargs))
+    elif func._schema.name == "aten::batch_norm" and all(t.shape == tensors[0].shape[1:2] for t in tensors[1:]):
+        return torch.empty_like(tensors[0])  # PyTorch takes it apart here, which is slow
+    return func(*args, **kwargs)
+
+
+def _convert(tensor: Tensor, device: torch.device, mode: FakeTensorMode | None) -> Tensor:
+    """Make a tensor of the same shape without values: a fake one, where there is a mode for it."""
     plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
     if not plain or tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size():
-        return mode.from_tensor(tensor)
+        return tensor.detach().to("meta") if mode is None else mode.from_tensor(tensor)
     shape = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-    return FakeTensor(mode, shape, device)
+    return shape if mode is None else FakeTensor(mode, shape, device)
 
 
 def as_call(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -112,7 +129,7 @@ def watch(
     example_inputs: Inputs,
     begin: Callable[[dict[str, Tensor], list[Tensor]], None],
     on_call: OnCall,
-    fake: bool,
+    tensors: Tensors,
     devices: Mapping[str, torch.device] | None = None,
     training: bool = False,
 ) -> list[Tensor]:
@@ -123,7 +140,7 @@ def watch(
         example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments.
         begin: Called with the state and the input tensors that the pass runs on.
         on_call: Called for each operator.
-        fake: Run on fake tensors; otherwise on copies of the real ones (for data-dependent control flow).
+        tensors: What it runs on.
         devices: Devices on which the state is to lie, where the model's own tensors have shapes only.
         training: Run in training mode.
 
@@ -141,12 +158,12 @@ def watch(
         path: list[str] = []
         calls: list[Calls] = []
         stack.enter_context(module_paths(model, path, calls))
-        mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
+        mode = FakeTensorMode(allow_non_fake_inputs=True) if tensors == "fake" else None
         made: dict[int, Tensor] = {}
 
         def convert(t: Tensor, device: torch.device) -> Tensor:
             if id(t) not in made:
-                made[id(t)] = t.detach().clone() if mode is None else _as_fake(t, device, mode)
+                made[id(t)] = t.detach().clone() if tensors == "real" else _convert(t, device, mode)
             return made[id(t)]
 
         state = {name: convert(t, (devices or {}).get(name, t.device)) for name, t in real.items()}
@@ -157,6 +174,6 @@ def watch(
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch._C._AutoDispatchBelowAutograd())
         listen = stack.enter_context(Listen(calls))
-        stack.enter_context(Watch(on_call, path, listen))
+        stack.enter_context(Watch(on_call, tensors, path, listen))
         result = torch.func.functional_call(model, state, args, kwargs)
     return [v for v in tree_flatten(result)[0] if isinstance(v, Tensor)]

@@ -12,7 +12,7 @@ import functools
 import linecache
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType
@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 _INSIDE = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parent}/", "<")
 
@@ -68,7 +67,7 @@ class Listen(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        numbers = tuple((i, v) for i, v in enumerate(tree_flatten((args, kwargs))[0]) if type(v) is int and v > 1)
+        numbers = tuple((i, v) for i, v in enumerate(_flatten((args, kwargs))) if type(v) is int and v > 1)
         frame, name = calling_frame(), getattr(func, "__name__", "")
         here = (line_of(frame), name)
         ordinal = self.calls[-1][here] if self.calls else 0
@@ -79,6 +78,33 @@ class Listen(TorchFunctionMode):
             return func(*args, **kwargs)
         finally:
             self.current = None
+
+
+def _flatten(value: Any) -> Iterator[Any]:
+    """Yield the arguments of a call, those in shapes, lists and slices one by one."""
+    if type(value) in (tuple, list, torch.Size):
+        for inner in value:
+            yield from _flatten(inner)
+    elif type(value) is dict:
+        for inner in value.values():
+            yield from _flatten(inner)
+    elif type(value) is slice:
+        yield from (value.start, value.stop, value.step)
+    else:
+        yield value
+
+
+def _like(value: Any, flat: Iterator[Any]) -> Any:
+    """Build what has the structure of `value` from what `_flatten` gives."""
+    if type(value) in (tuple, torch.Size):
+        return tuple(_like(inner, flat) for inner in value)
+    if type(value) is list:
+        return [_like(inner, flat) for inner in value]
+    if type(value) is dict:
+        return {key: _like(inner, flat) for key, inner in value.items()}
+    if type(value) is slice:
+        return slice(next(flat), next(flat), next(flat))
+    return next(flat)
 
 
 def calling_frame() -> FrameType:
@@ -145,14 +171,14 @@ class _Correct(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in self.functions:
             here = (line_of(calling_frame()), name)
-            flat, structure = tree_flatten((args, kwargs))
+            flat = list(_flatten((args, kwargs)))
             for numbers in self.corrections:
                 for index, value in enumerate(flat):
                     pair = numbers.get((*here, None, index)) or numbers.get((*here, self.calls[here], index))
                     if pair is not None and type(value) is int and value == pair[0]:
                         flat[index] = pair[1]
             self.calls[here] += 1
-            args, kwargs = tree_unflatten(flat, structure)
+            args, kwargs = _like((args, kwargs), iter(flat))
         return func(*args, **kwargs)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from pruning.axes import Atom, Axis, freeze, leaves
 from pruning.equation import Names, Pattern, Token, contracted, parse
@@ -36,8 +35,8 @@ class Call:
         self.typed = typed
         self.facts = facts
         self.module = module
-        self.inputs: list[Tensor] = [a for a in tree_flatten((args, kwargs))[0] if isinstance(a, Tensor)]
-        self.outputs: list[Tensor] = [r for r in tree_flatten(result)[0] if isinstance(r, Tensor)]
+        self.inputs = tensors_in(args, kwargs)
+        self.outputs = tensors_in(result)
         self.zero = all(self.typed(t).zero for t in self.inputs)
 
     @staticmethod
@@ -192,6 +191,24 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+def tensors_in(*values: Any) -> list[Tensor]:
+    """The tensors among the arguments or results of an operator, which can be in lists."""
+    return [leaf for leaf in arguments_in(*values) if isinstance(leaf, Tensor)]
+
+
+def arguments_in(*values: Any) -> list[Any]:
+    """All arguments of an operator, those in lists one by one."""
+    found: list[Any] = []
+    for value in values:
+        if isinstance(value, dict):
+            found.extend(arguments_in(*value.values()))
+        elif isinstance(value, (list, tuple)):
+            found.extend(arguments_in(*value))
+        else:
+            found.append(value)
+    return found
 
 
 def operator_name(func: Any) -> str:
