@@ -99,7 +99,7 @@ def conflicts(model: nn.Module, operation: Operation, facts: Facts) -> list[Axis
 
 
 def _ways(found: Sequence[_Place]) -> Iterator[list[_Place]]:
-    """Choose numbers, and one of the expressions of its size for each: one number, two, …; but all of a call's first."""
+    """Choose numbers, and one of the expressions of its size for each: one, two, …; but all of a call's first."""
     holders = list(dict.fromkeys((place.above, place.name) for place in found))
     if len(holders) > 1 and holders[0][0] == _OWN:
         yield _in_turn([[place for place in found if (place.above, place.name) == holder] for holder in holders])

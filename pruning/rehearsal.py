@@ -42,7 +42,7 @@ def confirm(groups: Groups) -> Groups:
             number += 1
             continue
         bound = _bind_counts(groups, rounds[number], deviation)
-        if bound is None and _unbind_constants(groups, deviation):
+        if bound is None and _unbind(groups, deviation):
             continue
         if bound is None:
             place = deviation.operation.place
@@ -109,13 +109,15 @@ def _bind_counts(groups: Groups, lost: Mapping[str, int], deviation: Deviation) 
     return None
 
 
-def _unbind_constants(groups: Groups, deviation: Deviation) -> bool:
-    """Where a constant changed with the widths, give up the attributes it may come from; tell whether there are any.
+def _unbind(groups: Groups, deviation: Deviation) -> bool:
+    """Where code works out a number, give up the attributes it may come from; tell whether there are any.
 
-    Attention that divides by the root of `head_size` does so although the heads of its values may be narrower.
+    Attention that divides by the root of `head_size` does so although the heads of its values may be narrower; code that
+    divides a width by `num_heads` would find another size of head. The sizes are then replaced one by one.
     """
-    facts = deviation.traced.facts
-    held = suspects(groups.model, deviation.operation, facts) if deviation.constant else set()
+    facts, written = deviation.traced.facts, deviation.operation.place.written
+    works_out = deviation.constant or (written is not None and written.worked_out())
+    held = suspects(groups.model, deviation.operation, facts) if works_out else set()
     facts.constant |= held
     kinds = {name: type(module) for name, module in groups.model.named_modules()}
     facts.counts[:] = [
