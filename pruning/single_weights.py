@@ -24,6 +24,8 @@ from pruning.observation import find_layers
 from pruning.weight_criteria import WeightCriterion
 from pruning.weight_scores import score_layers
 
+_ROUNDING = 1e-9
+
 WeightMasks = Mapping[str, Tensor]
 """Parameter -> which of its weights stay."""
 
@@ -40,11 +42,11 @@ def choose_weights(
     loss: Loss = cross_entropy,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Choose single weights of convolutions and linear layers to go, to the exact number.
+    """Choose single weights of convolutions and linear layers to go: the least number that makes up the share.
 
-    local: of each layer the same share goes, round(share · n) weights of n. global: one threshold over all layers,
-    scores taken as they are. Equal scores go by the layer's place in the model, then by index. Weights that are zero
-    already go first, so that masks of a rising share lie within each other.
+    local: of each layer the same share goes, ⌈share · n⌉ weights of n, though never the last one. global: one threshold
+    over all layers, scores taken as they are. Equal scores go by the layer's place in the model, then by index. Weights
+    that are zero already go first, so that masks of a rising share lie within each other.
 
     Args:
         groups: found on the model.
@@ -73,19 +75,21 @@ def choose_weights(
     layers = _layers(groups, ignore)
     scores = score_layers(groups.model, tuple(layers), criterion, samples, loss, seed=seed)
     if scope == "local":
-        return {
-            name: _without_lowest(values, round(weight_sparsity * values.numel())) for name, values in scores.items()
-        }
-    flat = {name: _spared(values.flatten(), max_layer_sparsity) for name, values in scores.items()}
-    joined = torch.cat(list(flat.values()))
-    count = round(weight_sparsity * joined.numel())
-    if count > int((joined < torch.inf).sum()):
+        masks = {name: _without_lowest(own, _count(weight_sparsity, own.numel())) for name, own in scores.items()}
+        limit = "in local scope no layer may lose its last weight"
+    else:
+        flat = {name: _spared(values.flatten(), max_layer_sparsity) for name, values in scores.items()}
+        joined = torch.cat(list(flat.values()))
+        free = int((joined < torch.inf).sum())
+        kept = _without_lowest(joined, min(free, _count(weight_sparsity, len(joined))))
+        parts = torch.split(kept, [len(values) for values in flat.values()])
+        masks = {name: part.reshape(scores[name].shape) for name, part in zip(flat, parts, strict=True)}
+        limit = f"no layer may lose more than {max_layer_sparsity:.1%} of its weights; raise max_layer_sparsity"
+    if sparsity_of(masks) < weight_sparsity - _ROUNDING:
         raise TargetError(
-            f"weight_sparsity {weight_sparsity:g} can't be met: no layer may lose more than {max_layer_sparsity:.1%} "
-            "of its weights. Ask for less, or raise max_layer_sparsity"
+            f"weight_sparsity {weight_sparsity:g} can't be met, {sparsity_of(masks):.4f} can: {limit}, or ask for less"
         )
-    kept = torch.split(_without_lowest(joined, count), [len(values) for values in flat.values()])
-    return {name: mask.reshape(scores[name].shape) for name, mask in zip(flat, kept, strict=True)}
+    return masks
 
 
 def choose_n_of_m(
@@ -208,6 +212,10 @@ def _spared(scores: Tensor, largest_share: float) -> Tensor:
     out = scores.clone()
     out[torch.argsort(scores, stable=True)[len(scores) - spared :]] = torch.inf
     return out
+
+
+def _count(share: float, size: int) -> int:
+    return ceil(share * size - _ROUNDING)
 
 
 def _without_lowest(scores: Tensor, count: int) -> Tensor:

@@ -21,6 +21,8 @@ from pruning.groups import Groups
 from pruning.plan import Plan
 from pruning.recipe import Recipe
 from pruning.training import finetune
+from pruning.verification import relative_difference
+from tests.pruning.networks import IMAGE, NETWORKS, make
 
 
 class Joined(nn.Module):
@@ -78,6 +80,21 @@ def test_gated_sample_is_the_model_masked_for_that_sample() -> None:
     _, choices = model.choose(samples(12).inputs)
     assert all(bool((chosen[0] != chosen).any()) for chosen in choices.values())
     assert not torch.allclose(found, groups.model(samples(12).inputs), atol=0.01)
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("FunctionalParameters", "Siamese")])
+def test_gates_of_any_network_mask_it_sample_by_sample(name: str) -> None:
+    generator = torch.Generator().manual_seed(5)
+    inputs = torch.randn(3, *IMAGE[1:], generator=generator)
+    groups = find_groups(make(name), inputs)
+    model, reasons = add_gates(groups)
+    assert {*model.names, *reasons} == {group.name for group in groups}
+    assert torch.equal(model(inputs), groups.model(inputs))
+    with torch.no_grad():
+        for gate in model.gates.parameters():
+            gate.copy_(torch.randn(gate.shape, generator=generator))
+    found, expected = run_masked(model, groups, inputs)
+    assert relative_difference([expected], [found]) < 1e-5
 
 
 def test_macs_of_a_sample_are_those_of_its_plan_and_of_the_gates() -> None:

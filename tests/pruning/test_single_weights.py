@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from math import ceil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,13 +67,27 @@ def test_global_scope_removes_the_exact_number_and_empties_no_layer() -> None:
     masks = choose_weights(find_groups(model, IMAGE), 0.6, max_layer_sparsity=0.9)
     total = sum(mask.numel() for mask in masks.values())
     assert list(masks) == LAYERS
-    assert sum(int((~mask).sum()) for mask in masks.values()) == round(0.6 * total)
+    assert sum(int((~mask).sum()) for mask in masks.values()) == ceil(0.6 * total)
     assert int(masks["0.weight"].sum()) == 29  # a tenth of 288, rounded up, stays
 
 
 def test_share_beyond_what_layers_may_lose_is_refused() -> None:
     with pytest.raises(TargetError, match=r"no layer may lose more than 90\.0%"):
         choose_weights(find_groups(network(), IMAGE), 0.95, max_layer_sparsity=0.9)
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_share_is_met_and_by_less_than_a_weight_of_each_layer(scope: str) -> None:
+    for share in (0.1, 0.37, 0.9):
+        masks = choose_weights(find_groups(network(), IMAGE), share, scope=scope)  # type: ignore[arg-type]
+        total = sum(mask.numel() for mask in masks.values())
+        assert share <= sparsity_of(masks) < share + len(masks) / total
+
+
+def test_layer_too_small_for_a_local_share_is_refused() -> None:
+    model, inputs = linear([1.0, 2.0])
+    with pytest.raises(TargetError, match=r"0\.5000 can: in local scope no layer may lose its last weight"):
+        choose_weights(find_groups(model, inputs), 0.9, scope="local")
 
 
 def test_equal_weights_go_by_layer_and_place() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +18,14 @@ from pruning.cost import Cost
 from pruning.errors import SettingsError
 from pruning.gate_training import macs_of_samples
 from pruning.gates import GatedModel
-from pruning.schedule import Attempt
-from tasks import analyze, attempt, baseline, benchmark, export, prepare, prune, report, transform
 from tasks.comparison import compare
 from tasks.data import read_description, read_split
-from tasks.fingerprints import fingerprint
 from tasks.ledger import Ledger, read_ledger
 from tasks.models import example_inputs, load_model
-from tasks.settings import Settings, load
-from tasks.stages import find_stage
-from tasks.workspace import Workspace, seal
+from tasks.settings import load
+from tasks.stages import NAMES
+from tasks.workspace import Workspace
+from tests.tasks.test_pipeline import Project, make
 
 RECIPES = [{"name": "plain", "epochs": 4, "learning_rate": 0.05, "batch_size": 32}]
 KINDS: dict[str, dict[str, Any]] = {
@@ -40,47 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {
 Writer = Callable[..., Path]
 
 
-@dataclass(frozen=True)
-class Finished:
-    settings: Settings
-    workspace: Workspace
-    summary: dict[str, Any]
-
-    @property
-    def ledger(self) -> Ledger:
-        return read_ledger(self.workspace.folder("iterations"))
-
-    def model(self, folder: str = "dense") -> nn.Module:
-        data, example = read_description(self.workspace), example_inputs(self.workspace, self.settings)
-        return load_model(self.workspace.folder(folder), self.settings, data, example)[0]
-
-
-def run(settings: Settings, workspace: Workspace) -> Finished:
-    def finish(name: str) -> None:
-        stage = find_stage(name)
-        seal(workspace.folder(stage.folder), fingerprint(stage, settings, workspace))
-
-    for name, body in (("prepare", prepare.prepare), ("baseline", baseline.baseline), ("analyze", analyze.analyze)):
-        body(settings, workspace)
-        finish(name)
-    loop = prune.open_loop(settings, workspace)
-    while isinstance(step := loop.next(), Attempt):
-        loop.ledger.record(attempt.attempt(settings, workspace, loop.ledger, step, loop.floor))
-    prune.close_loop(loop, step)
-    finish("prune")
-    for name, body in (
-        ("transform", transform.transform),
-        ("export", export.export),
-        ("benchmark", benchmark.benchmark),
-        ("report", report.report),
-    ):
-        body(settings, workspace)
-        finish(name)
-    summary = json.loads((workspace.folder("report") / "summary.json").read_text(encoding="utf-8"))
-    return Finished(settings, workspace, summary)
-
-
-def finished(kind: str, factory: pytest.TempPathFactory, writer: Writer) -> Iterator[Finished]:
+def finished(kind: str, factory: pytest.TempPathFactory, writer: Writer) -> Iterator[Project]:
     root = factory.mktemp(kind)
 
     def change(settings: dict[str, Any]) -> None:
@@ -88,24 +44,37 @@ def finished(kind: str, factory: pytest.TempPathFactory, writer: Writer) -> Iter
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        yield run(load(writer(root, change)), Workspace(Path("artifacts")))
+        project = make(root, writer, change)
+        for name in NAMES:
+            project.run(name)
+        yield project
+
+
+def model_in(project: Project, folder: str = "dense") -> nn.Module:
+    data, example = read_description(project.workspace), example_inputs(project.workspace, project.settings)
+    return load_model(project.workspace.folder(folder), project.settings, data, example)[0]
+
+
+def ledger_of(project: Project) -> Ledger:
+    return read_ledger(project.workspace.folder("iterations"))
 
 
 @pytest.fixture(scope="module", params=["unstructured", "n_m"])
 def sparse(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, project_writer: Writer
-) -> Iterator[Finished]:
+) -> Iterator[Project]:
     yield from finished(request.param, tmp_path_factory, project_writer)
 
 
-def test_sparse_pipeline_meets_its_target_and_tells_the_truth(sparse: Finished) -> None:
-    summary, whole = sparse.summary, sparse.summary["baseline"]
+def test_sparse_pipeline_meets_its_target_and_tells_the_truth(sparse: Project) -> None:
+    summary = sparse.json("report", "summary.json")
+    whole = summary["baseline"]
     assert summary["stopped_because"] == "target reached"
     assert summary["kind"] == sparse.settings.prune.kind
     assert summary["dense"]["macs"] == whole["macs"]
     assert summary["dense"]["parameters"] == whole["parameters"]
     assert summary["accuracy_drop"] <= 0.25
-    model = sparse.model()
+    model = model_in(sparse)
     weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     zeros, total = sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
     assert summary["dense"]["weight_sparsity"] == pytest.approx(zeros / total)
@@ -118,18 +87,18 @@ def test_sparse_pipeline_meets_its_target_and_tells_the_truth(sparse: Finished) 
     assert [line.quantity for line in compare(summary)][-2:] == ["weights that are zero", "effective MACs"]
 
 
-def test_sparse_attempts_rise_and_their_zeros_lie_within_each_other(sparse: Finished) -> None:
-    rows = sparse.ledger.accepted
+def test_sparse_attempts_rise_and_their_zeros_lie_within_each_other(sparse: Project) -> None:
+    rows = ledger_of(sparse).accepted
     assert [row.reached for row in rows] == sorted(row.reached for row in rows)
     assert len(rows) == 2
-    first, second = (sparse.model(f"iterations/{row.checkpoint}") for row in rows)
+    first, second = (model_in(sparse, f"iterations/{row.checkpoint}") for row in rows)
     for before, after in zip(first.parameters(), second.parameters(), strict=True):
         if before.ndim > 1:
             assert not bool(((before == 0) & (after != 0)).any())
 
 
-def test_pattern_holds_after_training_and_in_the_onnx_file(sparse: Finished) -> None:
-    model, path = sparse.model(), sparse.workspace.folder("onnx") / "model.onnx"
+def test_pattern_holds_after_training_and_in_the_onnx_file(sparse: Project) -> None:
+    model, path = model_in(sparse), sparse.workspace.folder("onnx") / "model.onnx"
     inputs = read_split(sparse.workspace, "test").inputs
     (found,) = onnxruntime.InferenceSession(str(path)).run(None, {"input": inputs.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), model(inputs), rtol=1e-4, atol=1e-5)
@@ -143,22 +112,24 @@ def test_pattern_holds_after_training_and_in_the_onnx_file(sparse: Finished) -> 
 
 
 @pytest.fixture(scope="module")
-def gated(tmp_path_factory: pytest.TempPathFactory, project_writer: Writer) -> Iterator[Finished]:
+def gated(tmp_path_factory: pytest.TempPathFactory, project_writer: Writer) -> Iterator[Project]:
     yield from finished("dynamic", tmp_path_factory, project_writer)
 
 
-def test_gated_pipeline_meets_its_target_on_the_mean_over_validation(gated: Finished) -> None:
-    model, example = gated.model(), example_inputs(gated.workspace, gated.settings)
+def test_gated_pipeline_meets_its_target_on_the_mean_over_validation(gated: Project) -> None:
+    model, example = model_in(gated), example_inputs(gated.workspace, gated.settings)
     assert isinstance(model, GatedModel)
-    cost, whole = Cost(find_groups(model.model, example)), gated.ledger.baseline.macs
+    summary = gated.json("report", "summary.json")
+    cost, whole = Cost(find_groups(model.model, example)), ledger_of(gated).baseline.macs
     found = macs_of_samples(model, cost, read_split(gated.workspace, "validation").inputs).mean()
     assert 0.98 * 0.6 * whole <= float(found) <= 0.6 * whole
-    assert gated.summary["stopped_because"] == "target reached"
-    assert gated.summary["dense"]["macs"] < 0.65 * whole
-    assert gated.summary["parity"]["dense_vs_masked"] < 1e-4
-    assert gated.ledger.accepted[-1].measured is not None
-    assert gated.ledger.accepted[-1].measured.macs == int(found)
-    assert "MACs, mean over inputs" in [line.quantity for line in compare(gated.summary)]
+    assert summary["stopped_because"] == "target reached"
+    assert summary["dense"]["macs"] < 0.65 * whole
+    assert summary["parity"]["dense_vs_masked"] < 1e-4
+    measured = ledger_of(gated).accepted[-1].measured
+    assert measured is not None
+    assert measured.macs == int(found)
+    assert "MACs, mean over inputs" in [line.quantity for line in compare(summary)]
     page = (gated.workspace.folder("report") / "report.html").read_text(encoding="utf-8")
     assert "A dense runtime computes closed channels all the same" in page
 
@@ -174,19 +145,12 @@ def test_recipes_bring_channels_to_zero_before_and_between_the_steps(
             target={"mac_reduction": 0.3}, iterations=1, recipes=[{**RECIPES[0], "sparsity": sparsity}]
         )
 
-    settings, workspace = load(write_params(change)), Workspace(Path("artifacts"))
-    stages = (("prepare", prepare.prepare), ("baseline", baseline.baseline), ("analyze", analyze.analyze))
-    for name, body in stages:
-        body(settings, workspace)
-        stage = find_stage(name)
-        seal(workspace.folder(stage.folder), fingerprint(stage, settings, workspace))
-    loop = prune.open_loop(settings, workspace)
-    step = loop.next()
-    assert isinstance(step, Attempt)
-    loop.ledger.record(attempt.attempt(settings, workspace, loop.ledger, step, loop.floor))
-    trained = Finished(settings, workspace, {})
+    project = Project(Path(), load(write_params(change)), Workspace(Path("artifacts")))
+    for name in ("prepare", "baseline", "analyze"):
+        project.run(name)
+    project.prune(most=1)
     for folder in ("baseline", "iterations/01"):
-        first, second = (trained.model(folder).get_parameter(name) for name in ("0.weight", "3.weight"))
+        first, second = (model_in(project, folder).get_parameter(name) for name in ("0.weight", "3.weight"))
         zero = sum(int((weight.flatten(1) == 0).all(1).sum()) for weight in (first, second))
         assert zero == pytest.approx(0.4 * (len(first) + len(second)), abs=2), folder
 
