@@ -194,15 +194,12 @@ def _expressions(axis: Axis) -> Iterator[Axis]:
 
 def rebind(model: nn.Module, counts: Sequence[Count | Argument], sizes: Mapping[Atom, int]) -> None:
     """Give the numbers of a narrowed copy of a model their new values."""
-    worked_out: dict[str, dict[Spot, tuple[int, int]]] = {}
+    worked_out: dict[str, dict[Spot, int]] = {}
     for bound in counts:
-        old, new = bound.axis.size, count(bound.axis, sizes)
+        module, new = model.get_submodule(bound.module), count(bound.axis, sizes)
         if isinstance(bound, Argument):
-            if old != new:
-                worked_out.setdefault(bound.module, {})[bound.spot] = (old, new)
-            continue
-        module = model.get_submodule(bound.module)
-        if getattr(module, bound.attribute, None) == old:
+            worked_out.setdefault(bound.module, {})[bound.spot] = new
+        elif getattr(module, bound.attribute, None) == bound.axis.size:
             setattr(module, bound.attribute, new)
-    for path, numbers in worked_out.items():
+    for path, numbers in worked_out.items() if sizes else ():
         correct(model.get_submodule(path), numbers)

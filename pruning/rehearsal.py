@@ -112,8 +112,8 @@ def _bind_counts(groups: Groups, lost: Mapping[str, int], deviation: Deviation) 
 def _unbind(groups: Groups, deviation: Deviation) -> bool:
     """Where code works out a number, give up the attributes it may come from; tell whether there are any.
 
-    Attention that divides by the root of `head_size` does so although the heads of its values may be narrower; code that
-    divides a width by `num_heads` would find another size of head. The sizes are then replaced one by one.
+    Attention that divides by the root of `head_size` does so although the heads of its values may be narrower; code
+    that divides a width by `num_heads` would find another size of head. The sizes are then replaced one by one.
     """
     facts, written = deviation.traced.facts, deviation.operation.place.written
     works_out = deviation.constant or (written is not None and written.worked_out())

@@ -160,7 +160,7 @@ Spot = tuple[str, str, int | None, int]
 
 
 class _Correct(TorchFunctionMode):
-    def __init__(self, corrections: Sequence[Mapping[Spot, tuple[int, int]]]) -> None:
+    def __init__(self, corrections: Sequence[Mapping[Spot, int]]) -> None:
         super().__init__()
         self.corrections = corrections
         self.functions = {function for numbers in corrections for _, function, *_ in numbers}
@@ -174,22 +174,22 @@ class _Correct(TorchFunctionMode):
             flat = list(_flatten((args, kwargs)))
             for numbers in self.corrections:
                 for index, value in enumerate(flat):
-                    pair = numbers.get((*here, None, index)) or numbers.get((*here, self.calls[here], index))
-                    if pair is not None and type(value) is int and value == pair[0]:
-                        flat[index] = pair[1]
+                    right = numbers.get((*here, None, index)) or numbers.get((*here, self.calls[here], index))
+                    if right is not None and type(value) is int and value > 0:  # -1 is found by PyTorch itself
+                        flat[index] = right
             self.calls[here] += 1
             args, kwargs = _like((args, kwargs), iter(flat))
         return func(*args, **kwargs)
 
 
-def correct(module: nn.Module, numbers: Mapping[Spot, tuple[int, int]]) -> None:
+def correct(module: nn.Module, numbers: Mapping[Spot, int]) -> None:
     """Let a module run with other numbers in place of those that its code works out.
 
     Args:
         module: Its class becomes one that inherits from its own.
-        numbers: The old and the new number of each spot; what is old is what earlier corrections left.
+        numbers: The right number of each spot.
     """
-    known: tuple[Mapping[Spot, tuple[int, int]], ...] = vars(module).get("_corrections", ())
+    known: tuple[Mapping[Spot, int], ...] = vars(module).get("_corrections", ())
     if not known:
         module.__class__ = _corrected(type(module))  # type: ignore[arg-type]  # classes do hash
     vars(module)["_corrections"] = (*known, dict(numbers))
