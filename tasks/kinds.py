@@ -10,7 +10,8 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil
+from itertools import takewhile
+from math import floor
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -39,8 +40,6 @@ from tasks.workspace import Workspace
 
 Train = Callable[..., Any]
 """`finetune`, but for the model and its hooks."""
-
-_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -151,15 +150,14 @@ def _n_m(situation: Situation) -> Step:
     target, ledger = situation.settings.prune.target, situation.ledger
     assert target.pattern is not None, "the settings see to it"
     of = target.pattern.of
-    before = ledger.accepted[-1].reached if ledger.accepted else 0.0
-    failed = min((row.reached for row in ledger.rows if not row.accepted and row.measured), default=1.0)
-    num_gone = ceil(situation.goal * of - _ROUNDING)
-    if num_gone / of > failed - _ROUNDING:
-        num_gone -= 1
-    if num_gone / of < before + _ROUNDING:
+    before = round(ledger.accepted[-1].reached * of) if ledger.accepted else 0
+    since = list(takewhile(lambda row: not row.accepted, reversed(ledger.rows)))
+    failed = min((round(row.reached * of) for row in since if row.measured), default=of)
+    num_gone = min(max(floor(situation.goal * of + 0.5), before + 1), failed - 1)
+    if num_gone <= before:
         raise TargetError(
-            f"no pattern of {of} lies between {round(of * (1 - before))}:{of}, which is reached, and a sparsity of "
-            f"{situation.goal:.1%}"
+            f"no pattern of {of} lies between {of - before}:{of}, which is reached, and {of - failed}:{of}, "
+            "which failed"
         )
     return _without_weights(situation, partial(choose_n_of_m, num_kept=of - num_gone, of=of))
 

@@ -128,6 +128,7 @@ _TRUTH = {
     "n_m": _SPARSE,
     "dynamic": (
         "Gates choose channels for each input: MACs are the mean over the samples of what is open, the gates' own "
-        "included. A dense runtime computes closed channels all the same, so that latency gains nothing.",
+        "included. A dense runtime computes closed channels all the same, so that latency gains nothing, "
+        "and pays for the gates.",
     ),
 }

@@ -18,10 +18,12 @@ from pruning.cost import Cost
 from pruning.errors import SettingsError
 from pruning.gate_training import macs_of_samples
 from pruning.gates import GatedModel
+from tasks import attempt
 from tasks.comparison import compare
 from tasks.data import read_description, read_split
 from tasks.ledger import Ledger, read_ledger
-from tasks.models import example_inputs, load_model
+from tasks.measured import Measured
+from tasks.models import example_inputs, load_model, measure
 from tasks.settings import load
 from tasks.stages import NAMES
 from tasks.workspace import Workspace
@@ -153,6 +155,35 @@ def test_recipes_bring_channels_to_zero_before_and_between_the_steps(
         first, second = (model_in(project, folder).get_parameter(name) for name in ("0.weight", "3.weight"))
         zero = sum(int((weight.flatten(1) == 0).all(1).sum()) for weight in (first, second))
         assert zero == pytest.approx(0.4 * (len(first) + len(second)), abs=2), folder
+
+
+def test_pattern_rises_by_single_weights_and_backs_off_to_the_one_before(
+    write_params: Callable[[Callable[[dict[str, Any]], object]], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Goals of 2:4 in two geometric steps are 0.29 and 0.5; every attempt at 2:4 is made to fail."""
+
+    def change(settings: dict[str, Any]) -> None:
+        settings["prune"].update(
+            kind="n_m", recipes=RECIPES, schedule="geometric", max_accuracy_drop=0.9, **KINDS["n_m"]
+        )
+
+    project = Project(Path(), load(write_params(change)), Workspace(Path("artifacts")))
+    for name in ("prepare", "baseline", "analyze"):
+        project.run(name)
+    whole = measure
+
+    def failing(model: nn.Module, *rest: Any) -> Measured:
+        found = whole(model, *rest)
+        assert found.weight_sparsity is not None
+        return found.model_copy(update={"accuracy": 0.0}) if found.weight_sparsity > 0.4 else found
+
+    monkeypatch.setattr(attempt, "measure", failing)
+    project.prune()
+    rows = ledger_of(project).rows
+    assert [row.reached for row in rows[:2]] == [0.25, 0.5]
+    assert [row.accepted for row in rows[:2]] == [True, False]
+    assert "no pattern of 4 lies between 3:4, which is reached, and 2:4, which failed" in (rows[2].refused or "")
+    assert not any(row.measured for row in rows[2:])
 
 
 FAULTS: list[tuple[dict[str, Any], str]] = [
