@@ -16,7 +16,7 @@ from pruning.watch import Place, Tensors
 
 _SMALL = 16  # values of a tensor that are compared as constants
 # PyTorch inserts these where it caches a shape or not, so they say nothing of the model.
-IDENTITIES = frozenset({"alias", "detach", "lift_fresh"})
+IDENTITIES = frozenset({"alias", "contiguous", "detach", "lift_fresh"})
 
 
 @dataclass(frozen=True)

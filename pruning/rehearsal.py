@@ -199,4 +199,5 @@ def _bisect(groups: Groups, lost: Mapping[str, int], deviation: Deviation) -> li
 
 
 def _without_numbers(name: str) -> str:
-    return re.sub(r"\d+", "#", name)
+    parameter, _, position = name.rpartition(":")
+    return f"{re.sub(r'[0-9]+', '#', parameter)}:{position}"

@@ -10,8 +10,6 @@ from pruning.rules.indexing import PICKED
 from pruning.rules.pointwise import broadcast_axes
 from pruning.unification import cut, factor
 
-TOO_FINE = 8  # equal pieces of a slice beyond this number are positions rather than branches
-
 
 def regroup(axes: Sequence[Axis], shape: Sequence[int]) -> list[Axis]:
     """Carry axes over to another shape with the same elements in the same order.
@@ -114,7 +112,7 @@ def slice_start(start: int | None, size: int) -> int:
 
 @rule("slice", "narrow")
 def slice_(call: Call) -> list[list[Axis]]:
-    """before+piece+after -> piece; where the piece is one of a few equal ones, all of them lose equal counts."""
+    """before+piece+after -> piece."""
     x = call["self"]
     axes = list(call.axes(x))
     dim = call.dim(x, call["dim"])
@@ -125,10 +123,6 @@ def slice_(call: Call) -> list[list[Axis]]:
     if (call["step"] or 1) != 1 or length == 0:
         freeze(axes[dim], PICKED)
         axes[dim] = Atom(length, PICKED)
-    elif size % length == 0 and start % length == 0 and size // length <= TOO_FINE and length > 1:
-        pieces = cut(axes[dim], [length] * (size // length))
-        call.facts.ties.append(tuple(pieces))
-        axes[dim] = pieces[start // length]
     elif length == 1:
         freeze(axes[dim], PICKED)
         axes[dim] = Atom(1, PICKED)

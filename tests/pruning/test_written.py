@@ -82,6 +82,19 @@ class FourWays(nn.Module):
         return torch.cat([way(part) for way, part in zip(self.ways, parts, strict=True)], -1)
 
 
+class Halves(nn.Module):
+    """Slices at a border that it works out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.left, self.right = nn.Linear(5, 20), nn.Linear(10, 4), nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        border = x.shape[1] // 2
+        return torch.cat([self.left(x[:, :border]), self.right(x.narrow(1, border, border))], 1)
+
+
 class Literal(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -111,6 +124,7 @@ def _layers_with_groups(groups: pruning.Groups) -> set[str]:
         (Net, (2, 7, 6), {"blocks.0.qkv.weight", "blocks.1.proj.weight"}),
         (ScaledBySize, (2, 7, 12), {"v.weight", "q.weight", "out.weight"}),
         (FourWays, (2, 5), {"stem.weight", "ways.0.weight", "ways.3.weight"}),
+        (Halves, (2, 5), {"stem.weight", "left.weight", "right.weight"}),
     ],
 )
 def test_a_number_that_code_works_out_follows_the_plan(
