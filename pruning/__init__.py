@@ -19,8 +19,9 @@ from pruning.masks import apply_masks
 from pruning.plan import Plan
 from pruning.reconstruction import reconstruct
 from pruning.selection import make_plan
-from pruning.single_weights import choose_n_of_m, choose_weights, held
+from pruning.single_weights import choose_n_of_m, choose_weights
 from pruning.surgery import narrow
+from pruning.weight_masks import held
 
 __all__ = [
     "Group",

@@ -1,19 +1,13 @@
-"""Prune single weights: which of them go, by a share or as N of every M, and how they stay gone while training.
-
-A mask of weights is bool, in the parameter's shape, True where a weight stays. Nothing gets narrower: the model keeps
-its shape and its MACs, and a dense runtime gains no time. What gets smaller is what is stored (`pruning.packing`).
-"""
+"""Choose single weights to go, by a share or as all but N of every M."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Sequence
 from math import ceil, prod
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pruning.bundles import parameters_in
 from pruning.errors import SettingsError, TargetError
@@ -22,12 +16,10 @@ from pruning.groups import Groups
 from pruning.layers import Geometry, to_matrix
 from pruning.observation import find_layers
 from pruning.weight_criteria import WeightCriterion
+from pruning.weight_masks import sparsity_of
 from pruning.weight_scores import score_layers
 
 _ROUNDING = 1e-9
-
-WeightMasks = Mapping[str, Tensor]
-"""Parameter -> which of its weights stay."""
 
 
 def choose_weights(
@@ -149,41 +141,6 @@ def choose_n_of_m(
         mask[lanes.gather(1, best)] = True
         masks[name] = mask.reshape(scores[name].shape)
     return masks
-
-
-def zero_weights(model: nn.Module, masks: WeightMasks) -> None:
-    """Set the weights that masks take away to zero, in place."""
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, mask in masks.items():
-            parameters[name].masked_fill_(~mask.to(parameters[name].device), 0.0)
-
-
-@contextmanager
-def held(model: nn.Module, masks: WeightMasks) -> Iterator[None]:
-    """Zero what masks take away, and keep it at exactly zero while the block trains the model.
-
-    Their gradients are zero, so their momenta are, and weight decay leaves a zero where it is. It holds for every
-    optimizer that updates value by value and begins inside the block.
-    """
-    zero_weights(model, masks)
-    parameters = dict(model.named_parameters())
-    handles = []
-    for name, mask in masks.items():
-        gone = ~mask.to(parameters[name].device)
-        zero = partial(Tensor.masked_fill, mask=gone, value=0.0)
-        handles.append(parameters[name].register_hook(zero))  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def sparsity_of(masks: WeightMasks) -> float:
-    """Return the share of weights that masks take away, over all layers that have one."""
-    total = sum(mask.numel() for mask in masks.values())
-    return sum(int((~mask).sum()) for mask in masks.values()) / total
 
 
 def _layers(groups: Groups, ignore: Sequence[str]) -> dict[str, Geometry]:

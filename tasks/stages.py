@@ -61,7 +61,7 @@ STAGES = (
         "iterations",
         ("prepare", "baseline", "analyze"),
         ("run", "model", "training", "prune"),
-        ("tasks/prune.py", "tasks/attempt.py", "tasks/kinds.py", "tasks/ledger.py", *_SHARED, "zoo"),
+        ("tasks/prune.py", "tasks/attempt.py", "tasks/kinds", "tasks/ledger.py", *_SHARED, "zoo"),
     ),
     Stage(
         "transform",

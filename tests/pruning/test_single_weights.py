@@ -12,9 +12,10 @@ from pruning import find_groups
 from pruning.errors import CriterionError, SettingsError, TargetError
 from pruning.export import check_parity, export_onnx
 from pruning.recipe import Recipe
-from pruning.single_weights import choose_n_of_m, choose_weights, held, sparsity_of, zero_weights
+from pruning.single_weights import choose_n_of_m, choose_weights
 from pruning.training import finetune
 from pruning.weight_criteria import LayerWeights, lamp, weight_criterion_names
+from pruning.weight_masks import held, sparsity_of, zero_weights
 
 IMAGE = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(3))
 

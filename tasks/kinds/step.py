@@ -1,0 +1,56 @@
+"""Where an attempt starts, and what a step makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from pruning.plan import Plan
+from pruning.recipe import Recipe
+from tasks.ledger import Ledger
+from tasks.settings import Settings
+from tasks.workspace import Workspace
+
+Train = Callable[..., Any]
+"""`finetune`, but for the model and its hooks."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """Where an attempt starts.
+
+    Attributes:
+        settings: Of the run.
+        workspace: Data and curves lie in it.
+        ledger: What came before.
+        goal: The reduction to come to, against the baseline.
+        model: The last accepted one; it is left as it is.
+        example: One sample [1, ...].
+    """
+
+    settings: Settings
+    workspace: Workspace
+    ledger: Ledger
+    goal: float
+    model: nn.Module
+    example: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step taken, before training.
+
+    Attributes:
+        model: What it made of the last model.
+        plan: Which channels of the last model are gone.
+        train: Trains a copy of `model`, by a recipe, so that it stays what the step made it.
+        reached: The reduction that it comes to; None where that is to be measured.
+    """
+
+    model: nn.Module
+    plan: Plan
+    train: Callable[[nn.Module, Recipe, Train], None]
+    reached: float | None = None
