@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from math import ceil, prod
 from typing import Literal
@@ -20,6 +21,8 @@ from pruning.weight_masks import sparsity_of
 from pruning.weight_scores import score_layers
 
 _ROUNDING = 1e-9
+
+_log = logging.getLogger(__name__)
 
 
 def choose_weights(
@@ -64,8 +67,8 @@ def choose_weights(
     """
     if not 0 < weight_sparsity < 1:
         raise TargetError(f"weight_sparsity is {weight_sparsity:g}; expected a share between 0 and 1, both excluded")
-    layers = _layers(groups, ignore)
-    scores = score_layers(groups.model, tuple(layers), criterion, samples, loss, seed=seed)
+    names = tuple(_weights(groups, ignore))
+    scores = score_layers(groups.model, names, criterion, samples, loss, seed=seed)
     if scope == "local":
         masks = {name: _without_lowest(own, _count(weight_sparsity, own.numel())) for name, own in scores.items()}
         limit = "in local scope no layer may lose its last weight"
@@ -112,7 +115,8 @@ def choose_n_of_m(
         seed: of random scores and of the minibatches.
 
     Returns:
-        The mask of each layer that is not ignored.
+        The mask of each layer that is not ignored. Weights that are used otherwise (packed projections of attention,
+        parametrized weights) stay whole, with a warning in the log.
 
     Raises:
         TargetError: N and M are no pattern, or M doesn't divide the axis of a layer; all such layers are named.
@@ -123,16 +127,19 @@ def choose_n_of_m(
     """
     if not 1 <= num_kept < of:
         raise TargetError(f"{num_kept}:{of} is no pattern; expected N:M with 1 ≤ N < M, such as 2:4")
-    layers = _layers(groups, ignore)
-    parameters = dict(groups.model.named_parameters())
-    places = {name: _summed(parameters[name], geometry) for name, geometry in layers.items()}
+    parameters, places = dict(groups.model.named_parameters()), {}
+    for name, geometry in _weights(groups, ignore).items():
+        if geometry is None:
+            _log.warning("%s stays whole: it is not read as the weights of a convolution or linear layer", name)
+        else:
+            places[name] = _summed(parameters[name], geometry)
     odd = [f"{name} ({found.shape[1]})" for name, found in places.items() if found.shape[1] % of]
     if odd:
         raise TargetError(
             f"{num_kept}:{of} needs layers that sum over a multiple of {of} values; these don't: {', '.join(odd)}. "
             "Add them to ignore, or choose another M"
         )
-    scores = score_layers(groups.model, tuple(layers), criterion, samples, loss, seed=seed)
+    scores = score_layers(groups.model, tuple(places), criterion, samples, loss, seed=seed)
     masks = {}
     for name, index in places.items():
         lanes = index.reshape(-1, of)
@@ -143,17 +150,27 @@ def choose_n_of_m(
     return masks
 
 
-def _layers(groups: Groups, ignore: Sequence[str]) -> dict[str, Geometry]:
-    """Return the layers whose weights may go, in the order in which the model calls them."""
+def _weights(groups: Groups, ignore: Sequence[str]) -> dict[str, Geometry | None]:
+    """Return the weights that may go: of layers in the order of their calls, then those that products use otherwise.
+
+    Such are packed projections of attention, and what a parametrization computes a layer's weights from. A zero in
+    them is a zero of the product, but along which axis it sums is not known: they have no geometry.
+    """
     if isinstance(ignore, str):
         raise SettingsError(f"ignore is the text {ignore!r}; expected a list: [{ignore!r}]")
     ignored = parameters_in(groups.model, ignore, "ignore")
     known = dict(groups.model.named_parameters())
     found = find_layers(groups.model, groups.example_inputs)
-    layers = {one.weight: one.geometry for one in found if one.weight in known and one.weight not in ignored}
-    if not layers:
-        raise TargetError("no weights can go: the model calls no convolution or linear layer that is not ignored")
-    return layers
+    layers: dict[str, Geometry | None] = {one.weight: one.geometry for one in found if one.weight in known}
+    operands = (operand for one in groups.trace.facts.contractions for operand in one.operands)
+    sources = {name for operand in operands for name in operand.sources}
+    for name, parameter in known.items():
+        if name in sources and sum(size > 1 for size in parameter.shape) > 1:
+            layers.setdefault(name, None)
+    chosen = {name: geometry for name, geometry in layers.items() if name not in ignored}
+    if not chosen:
+        raise TargetError("no weights can go: the model has no convolution or linear layer that is not ignored")
+    return chosen
 
 
 def _summed(weight: Tensor, geometry: Geometry) -> Tensor:

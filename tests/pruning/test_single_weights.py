@@ -171,6 +171,40 @@ def test_layers_that_m_does_not_divide_are_all_named() -> None:
     assert list(masks) == ["5.weight", "9.weight"]
 
 
+class Attending(nn.Module):
+    """Attention whose projections are packed, and a layer whose weights are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.layer = nn.utils.parametrizations.weight_norm(nn.Linear(16, 12))
+        self.last = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(torch.relu(self.layer(self.attention(x, x, x, need_weights=False)[0])))
+        return out
+
+
+def test_weights_that_are_no_layers_own_go_by_a_share_and_stay_whole_under_a_pattern(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    groups = find_groups(Attending().eval(), torch.randn(2, 5, 16))
+    masks = choose_weights(groups, 0.5, scope="local")
+    packed, computed = "attention.in_proj_weight", "layer.parametrizations.weight.original1"
+    assert set(masks) == {"attention.out_proj.weight", "last.weight", packed, computed}
+    assert set(choose_n_of_m(groups, 2, 4)) == {"attention.out_proj.weight", "last.weight"}
+    assert f"{packed} stays whole" in caplog.text
+    assert f"{computed} stays whole" in caplog.text
+
+
+def test_own_criterion_is_called_with_the_weights_and_held_to_its_contract() -> None:
+    model, inputs = linear([1.0, -4.0, 2.0, 0.5])
+    groups = find_groups(model, inputs)
+    assert choose_weights(groups, 0.5, lambda layer: -layer.weight)["weight"].tolist() == [[False, True, False, True]]
+    with pytest.raises(CriterionError, match="one finite score per weight"):
+        choose_weights(groups, 0.5, lambda layer: layer.weight[0])
+
+
 def test_faults_are_named() -> None:
     groups = find_groups(network(), IMAGE)
     with pytest.raises(TargetError, match="4:2 is no pattern"):
