@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,29 @@ def test_gated_pipeline_meets_its_target_on_the_mean_over_validation(gated: Proj
     assert "MACs, mean over inputs" in [line.quantity for line in compare(summary)]
     page = (gated.workspace.folder("report") / "report.html").read_text(encoding="utf-8")
     assert "A dense runtime computes closed channels all the same" in page
+
+
+def interrupted_writes_the_same(project: Project, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
+    written = project.bytes_of("iterations")
+    shutil.copytree(project.root, elsewhere, dirs_exist_ok=True)
+    monkeypatch.chdir(elsewhere)
+    shutil.rmtree("artifacts/iterations")
+    project.prune(most=1)
+    assert len(ledger_of(project).rows) == 1
+    project.run("prune")
+    return project.bytes_of("iterations") == written
+
+
+def test_sparse_loop_that_was_interrupted_writes_the_same_bytes(
+    sparse: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert interrupted_writes_the_same(sparse, tmp_path, monkeypatch)
+
+
+def test_gated_loop_that_was_interrupted_writes_the_same_bytes(
+    gated: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert interrupted_writes_the_same(gated, tmp_path, monkeypatch)
 
 
 def test_recipes_bring_channels_to_zero_before_and_between_the_steps(
