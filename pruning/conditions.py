@@ -81,6 +81,20 @@ def seeded() -> Iterator[None]:
 
 
 @contextmanager
+def whole_operators() -> Iterator[None]:
+    """Under deterministic algorithms PyTorch resizes by indexing, except on the CPU; here resizing arrives whole."""
+    before, lenient = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=lenient)
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """An operator that refuses a shape is an answer here, and PyTorch need not log it."""
     log = logging.getLogger("torch._subclasses.fake_tensor")

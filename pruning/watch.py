@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from pruning.attention import narrowable
-from pruning.conditions import in_mode, module_paths, no_attention_fastpath, quiet, remember, seeded
+from pruning.conditions import in_mode, module_paths, no_attention_fastpath, quiet, remember, seeded, whole_operators
 from pruning.rules import find_rule
 from pruning.rules.call import is_pointwise, operator_name, tensors_in
 from pruning.written import Calls, Listen, Written, calling_frame, line_of
@@ -155,6 +155,7 @@ def watch(
         stack.enter_context(narrowable(model))
         stack.enter_context(quiet())
         stack.enter_context(seeded())
+        stack.enter_context(whole_operators())
         path: list[str] = []
         calls: list[Calls] = []
         stack.enter_context(module_paths(model, path, calls))

@@ -130,3 +130,17 @@ def test_no_fake_tensor_stays_in_a_cache_of_the_models_code() -> None:
     assert len(pruning.find_groups(model, x)) == 1
     assert type(position_index(2)) is Tensor
     assert type(model(x)) is Tensor
+
+
+def test_resizing_is_known_under_deterministic_algorithms_too() -> None:
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(8, 4, 3))
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        groups = pruning.find_groups(model.eval(), torch.randn(1, 3, 8, 8))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    assert not groups.unknown_operators
+    assert len(groups) == 1
