@@ -9,6 +9,7 @@ from torch import Tensor
 from pruning.axes import Atom, Axis, freeze
 from pruning.rules.call import Call, Inapplicable, freeze_all, rule
 from pruning.rules.pointwise import broadcast_axes
+from pruning.unification import unify
 
 PICKED = "the code picks single positions of it"
 
@@ -58,6 +59,48 @@ def index_put(call: Call) -> list[list[Axis]]:
     broadcast_axes(_indexed(call, x, call["indices"]), call.axes(call["values"]))
     call.zero = call.typed(x).zero and call.typed(call["values"]).zero
     return [call.axes(x)]
+
+
+@rule("index_add", "index_copy")
+def index_add(call: Call) -> list[list[Axis]]:
+    """x[:, i] += v, x[:, i] = v: the axis that is indexed stays whole."""
+    x, values = call["self"], call["source"]
+    dim = call.dim(x, call["dim"])
+    for position, (axis, given) in enumerate(zip(call.axes(x), call.axes(values), strict=True)):
+        if position == dim:
+            freeze_all([axis, given], PICKED)
+        else:
+            unify(axis, given)
+    call.zero = call.typed(x).zero and call.typed(values).zero
+    return [call.axes(x)]
+
+
+@rule("scatter", "scatter_add", "scatter_reduce")
+def scatter(call: Call) -> list[list[Axis]]:
+    """Each value goes where its own index says: all axes stay whole."""
+    for tensor in call.inputs:
+        freeze_all(call.axes(tensor), PICKED)
+    return [call.axes(call["self"])]
+
+
+@rule("unfold")
+def unfold(call: Call) -> list[list[Axis]]:
+    """Windows of an axis, which become an axis of their own at the end: both stay whole."""
+    x = call["self"]
+    axes = list(call.axes(x))
+    dim = call.dim(x, call["dimension"])
+    freeze(axes[dim], PICKED)
+    shape = call.outputs[0].shape
+    axes[dim] = Atom(shape[dim], PICKED)
+    return [[*axes, Atom(shape[-1], PICKED)]]
+
+
+@rule("tril", "triu")
+def triangle(call: Call) -> list[list[Axis]]:
+    """... * -> ... *: what stays depends on the positions."""
+    axes = call.axes(call["self"])
+    freeze_all(axes[-2:], PICKED)
+    return [axes]
 
 
 def _indexed(call: Call, x: Tensor, indices: Sequence[Tensor | None]) -> list[Axis]:

@@ -38,6 +38,15 @@ def addmm(call: Call) -> list[list[Axis]]:
     return [out]
 
 
+@rule("_grouped_mm")
+def grouped_mm(call: Call) -> list[list[Axis]]:
+    """t k, E k n -> t n: each expert multiplies its own rows."""
+    a, experts, bias = call["self"], call["mat2"], call["bias"]
+    if a.ndim != 2 or experts.ndim != 3 or bias is not None:
+        raise Inapplicable("rows of one matrix times a stack of matrices are what is understood")
+    return call.contraction("t k, E k n -> t n", a, experts)
+
+
 @rule("outer")
 def outer(call: Call) -> list[list[Axis]]:
     """m, n -> m n"""

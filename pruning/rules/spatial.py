@@ -116,3 +116,30 @@ def channel_shuffle(call: Call) -> list[list[Axis]]:
     group, channel = factor(axes[1], [call["groups"], x.shape[1] // call["groups"]])
     freeze_all([group], "the code shuffles a fixed number of groups")
     return [[axes[0], product([channel, group]), *axes[2:]]]
+
+
+@rule("im2col")
+def im2col(call: Call) -> list[list[Axis]]:
+    """b c * -> b (c K) _, with K positions of the window"""
+    x = call["self"]
+    *leading, channel = call.axes(x)[:-2]
+    [out] = _leading(call, 2)
+    return [[*leading, product([channel, Atom(call.outputs[0].shape[-2] // channel.size, EXTENT)]), out[-1]]]
+
+
+@rule("col2im")
+def col2im(call: Call) -> list[list[Axis]]:
+    """b (c K) * -> b c *, with K positions of the window"""
+    x, out = call["self"], call.outputs[0]
+    *leading, windows, place = call.axes(x)
+    channel, window = factor(windows, [out.shape[-3], x.shape[-2] // out.shape[-3]])
+    freeze_all([window, place], EXTENT)
+    return [[*leading, channel, *frozen(out.shape[-2:], EXTENT)]]
+
+
+@rule("grid_sampler")
+def grid_sampler(call: Call) -> list[list[Axis]]:
+    """b c *, b * -> b c *"""
+    x, grid = call["input"], call["grid"]
+    call.zero = call.typed(x).zero  # a weighted mean of zeros, wherever they are read
+    return call.equation("b c *, b * -> b c *", x, grid)
