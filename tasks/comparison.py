@@ -40,7 +40,7 @@ def compare(summary: Json) -> list[Line]:
             f"{after['accuracy']:.2%}",
             f"{-100 * summary['accuracy_drop'] or 0.0:+.2f} points",
         ),
-        Line("size", _bytes(before["size_bytes"]), _bytes(after["size_bytes"]), _less(before, after, "size_bytes")),
+        Line("size", as_bytes(before["size_bytes"]), as_bytes(after["size_bytes"]), _less(before, after, "size_bytes")),
         Line(macs, f"{before['macs']:,}", f"{after['macs']:,}", _less(before, after, "macs")),
         Line("parameters", f"{before['parameters']:,}", f"{after['parameters']:,}", _less(before, after, "parameters")),
     ]
@@ -96,5 +96,6 @@ def _less(before: Json, after: Json, key: str) -> str:
     return f"{after[key] / before[key] - 1:+.1%}"
 
 
-def _bytes(count: int) -> str:
+def as_bytes(count: int) -> str:
+    """Write a number of bytes for people."""
     return f"{count / 1e6:,.2f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"

@@ -6,7 +6,7 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from tasks.comparison import HEAD, Line
+from tasks.comparison import HEAD, Line, as_bytes
 from tasks.ledger import Row
 
 _STYLE = """
@@ -72,7 +72,7 @@ def _card(line: Line) -> str:
     return f'<div class="figure"><b>{figure}</b>{what}<small>{details}</small></div>'
 
 
-_ATTEMPT_HEAD = ("attempt", "goal", "reached", "accuracy", "MACs", "parameters", "recipe", "verdict")
+_ATTEMPT_HEAD = ("attempt", "goal", "reached", "accuracy", "size", "MACs", "parameters", "recipe", "verdict")
 
 
 def _attempt_cells(row: Row) -> tuple[str, ...]:
@@ -82,6 +82,7 @@ def _attempt_cells(row: Row) -> tuple[str, ...]:
         f"{row.goal:.1%}",
         f"{row.reached:.1%}" if found else "–",
         f"{found.accuracy:.2%}" if found else "–",
+        as_bytes(found.size_bytes) if found else "–",
         f"{found.macs:,}" if found else "–",
         f"{found.parameters:,}" if found else "–",
         row.recipe or "–",

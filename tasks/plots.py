@@ -14,6 +14,7 @@ from matplotlib.ticker import PercentFormatter
 
 from pruning.sensitivity import Curve
 from tasks.ledger import Ledger
+from tasks.measured import Measured
 
 INK, QUIET, LINE = "#1f2933", "#6b7785", "#d5dbe1"
 BEFORE, AFTER, REJECTED = "#cfd8e3", "#1f7a5c", "#c2410c"
@@ -65,6 +66,8 @@ def draw_sensitivity(curves: Sequence[Curve], baseline_accuracy: float) -> Figur
 def draw_attempts(ledger: Ledger, floor: float) -> Figure:
     """Draw the accuracy of every attempt against its MACs; rejected ones are crosses.
 
+    Where weights are zero, the MACs are the effective ones: the others are the same for all attempts.
+
     Args:
         ledger: Of the run.
         floor: The lowest accuracy that was accepted.
@@ -73,11 +76,11 @@ def draw_attempts(ledger: Ledger, floor: float) -> Figure:
     axes = figure.subplots()
     baseline = ledger.baseline
     trail = [baseline, *(row.measured for row in ledger.accepted if row.measured)]
-    axes.plot([m.macs / 1e6 for m in trail], [m.accuracy for m in trail], color=AFTER, linewidth=1.2, zorder=2)
-    axes.scatter(baseline.macs / 1e6, baseline.accuracy, marker="s", s=52, color=INK, label="baseline", zorder=3)
+    axes.plot([_millions(m) for m in trail], [m.accuracy for m in trail], color=AFTER, linewidth=1.2, zorder=2)
+    axes.scatter(_millions(baseline), baseline.accuracy, marker="s", s=52, color=INK, label="baseline", zorder=3)
     for accepted, marker, colour, label in ((True, "o", AFTER, "accepted"), (False, "X", REJECTED, "rejected")):
         rows = [row for row in ledger.rows if row.accepted is accepted and row.measured]
-        macs = [row.measured.macs / 1e6 for row in rows if row.measured]
+        macs = [_millions(row.measured) for row in rows if row.measured]
         accuracies = [row.measured.accuracy for row in rows if row.measured]
         if rows:
             axes.scatter(macs, accuracies, marker=marker, s=58, color=colour, label=label, zorder=4, linewidths=0)
@@ -86,12 +89,22 @@ def draw_attempts(ledger: Ledger, floor: float) -> Figure:
                 str(row.attempt + 1), (x, y), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=SMALL
             )
     axes.axhline(floor, color=REJECTED, linewidth=0.9, linestyle="--", label="floor", zorder=1)
-    _dress(axes, "million MACs of one sample (fewer to the right)", "validation accuracy", "")
+    sparse = any(measured.effective_macs is not None for measured in trail)
+    _dress(
+        axes,
+        f"million {'effective ' if sparse else ''}MACs of one sample (fewer to the right)",
+        "validation accuracy",
+        "",
+    )
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.margins(x=0.06, y=0.16)
     axes.invert_xaxis()
     _legend_above(axes)
     return figure
+
+
+def _millions(measured: Measured) -> float:
+    return (measured.effective_macs or measured.macs) / 1e6
 
 
 def draw_widths(widths: Sequence[tuple[str, int, int]]) -> Figure:
