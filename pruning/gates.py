@@ -110,11 +110,13 @@ class GatedModel(nn.Module):
     def _gated(self, choices: dict[str, Tensor]) -> Iterator[None]:
         handles = []
         for position, route in enumerate(self._routes):
-            source = self.model.get_submodule(route.source)
-            handles.append(source.register_forward_pre_hook(partial(self._open, choices, position)))
             for number, reader in enumerate(route.readers):
                 module = self.model.get_submodule(reader.module)
                 handles.append(module.register_forward_pre_hook(partial(self._close, choices, position, number)))
+        # Hooks run in this order, so that no choice is made from a channel that another gate has closed.
+        for position, route in enumerate(self._routes):
+            source = self.model.get_submodule(route.source)
+            handles.append(source.register_forward_pre_hook(partial(self._open, choices, position)))
         try:
             yield
         finally:

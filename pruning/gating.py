@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruning.axes import leaves
 from pruning.bundles import groups_in
 from pruning.errors import ModelError
 from pruning.gathering.consumers import module_channels, owner_of, unowned
@@ -73,7 +74,7 @@ def find_routes(groups: Groups, ignore: Sequence[str] = ()) -> tuple[dict[str, R
     routes: dict[str, Route] = {}
     reasons: dict[str, str] = {}
     for group in groups:
-        found = f"ignored by {ignored[group.name]!r}" if group.name in ignored else _route(groups.model, group, reads)
+        found = f"ignored by {ignored[group.name]!r}" if group.name in ignored else _route(groups, group, reads)
         if isinstance(found, Route):
             routes[group.name] = found
         else:
@@ -81,8 +82,9 @@ def find_routes(groups: Groups, ignore: Sequence[str] = ()) -> tuple[dict[str, R
     return routes, reasons
 
 
-def _route(model: nn.Module, group: Group, reads: Mapping[str, _Read]) -> Route | str:
+def _route(groups: Groups, group: Group, reads: Mapping[str, _Read]) -> Route | str:
     """Return how a group is gated, or why it can't be."""
+    model = groups.model
     if (reason := unowned(model, group)) is not None:
         return reason
     made = [piece for piece in group.slices if piece.role == "producer" and owner_of(model, piece.parameter)]
@@ -100,6 +102,9 @@ def _route(model: nn.Module, group: Group, reads: Mapping[str, _Read]) -> Route 
             return f"the samples do not lie on axis 0 of what {path} reads"
         if path != source and reads[path].order < reads[source].order:
             return f"{path} reads it before {source}, whose input would choose"
+    others = [name for piece in made if _path(piece.parameter) == source for name in _across(groups, piece.parameter)]
+    if others:
+        return f"what {source} reads holds the channels of {others[0]} along an axis that would be pooled over"
     readers = []
     for piece in pieces:
         path = _path(piece.parameter)
@@ -109,6 +114,16 @@ def _route(model: nn.Module, group: Group, reads: Mapping[str, _Read]) -> Route 
         readers.append(Reader(path, _axis(module, reads[path]), None if same else channels))
     axis = _axis(model.get_submodule(source), reads[source])
     return Route(group.name, source, axis, reads[source].shape[axis], tuple(readers))
+
+
+def _across(groups: Groups, weight: str) -> list[str]:
+    """Return the groups whose channels lie along an axis that a layer neither sums over nor makes."""
+    own = {atom for axis in groups.trace.parameters[weight] for atom in leaves(axis)}
+    calls = [
+        one for one in groups.trace.facts.contractions if any(weight in operand.sources for operand in one.operands)
+    ]
+    atoms = {atom for one in calls for axis in one.terms for atom in leaves(axis)} - own
+    return [group.name for group in groups if groups.atom(group.name) in atoms]
 
 
 def _run(groups: Groups) -> dict[str, _Read]:

@@ -18,6 +18,7 @@ from pruning.export import export_onnx
 from pruning.gate_training import TOLERANCE, GateTraining, calibrate_gates, macs_of_samples
 from pruning.gates import GatedModel, add_gates, run_masked
 from pruning.groups import Groups
+from pruning.masks import masks_of
 from pruning.plan import Plan
 from pruning.recipe import Recipe
 from pruning.training import finetune
@@ -95,6 +96,12 @@ def test_gates_of_any_network_mask_it_sample_by_sample(name: str) -> None:
             gate.copy_(torch.randn(gate.shape, generator=generator))
     found, expected = run_masked(model, groups, inputs)
     assert relative_difference([expected], [found]) < 1e-5
+    _, choices = model.choose(inputs[:1])
+    with torch.no_grad():  # what is closed is not looked at by any gate, so that it need not be computed
+        for parameter, mask in masks_of(groups, {groups.atom(n): c[0] > 0 for n, c in choices.items()}).items():
+            model.model.get_parameter(parameter).mul_(mask)
+    _, again = model.choose(inputs[:1])
+    assert all(torch.equal(again[n], chosen) for n, chosen in choices.items())
 
 
 def test_macs_of_a_sample_are_those_of_its_plan_and_of_the_gates() -> None:
