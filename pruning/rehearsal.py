@@ -57,8 +57,9 @@ def _rounds(groups: Groups) -> list[dict[str, int]]:
 
     Code can take the size of one group for another's, which shows only where they keep different counts. So groups of
     equal size lose different counts; where there are more groups than counts, the counts are the digits of the group's
-    number, a rehearsal for each digit. Every second rehearsal counts backwards, so that groups of different sizes that
-    keep equal counts in one don't in the other. At least two channels stay where there are three: one would broadcast.
+    number, a rehearsal for each digit. Every second rehearsal counts from another number for each size, so that groups
+    of different sizes that lose equal counts in one don't in the other. At least two channels stay where there are
+    three: one would broadcast.
     """
     alike: dict[int, list[list[str]]] = {}
     known: set[str] = set()
@@ -72,12 +73,12 @@ def _rounds(groups: Groups) -> list[dict[str, int]]:
     rounds: list[dict[str, int]] = []
     for number in range(min(len(known), max(2, *needed, 0))):
         rounds.append({})
-        for size, classes in alike.items():
+        for offset, (size, classes) in enumerate(alike.items(), start=1):
             most = counts[size]
             worth = most**number if most**number < len(classes) else 1
             for position, tied in enumerate(classes):
-                digit = position // worth % most
-                rounds[-1].update(dict.fromkeys(tied, most - digit if number % 2 else 1 + digit))
+                digit = (position // worth + number % 2 * offset) % most
+                rounds[-1].update(dict.fromkeys(tied, 1 + digit))
     return rounds
 
 

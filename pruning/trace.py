@@ -92,7 +92,8 @@ def type_pass(model: nn.Module, example_inputs: Inputs, known: Trace | None = No
     """
     training = known is not None
     faults: list[Exception] = []
-    for tensors in get_args(Tensors):
+    # What the model has computed before and kept may belong to a device, and is found again only there.
+    for tensors in get_args(Tensors)[int(_keeps_tensors(model)) :]:
         typing = _Typing(Trace(known.parameters if known else {}, tensors=tensors, training=training))
         try:
             # On a copy, because a model may keep what it computes, and fake tensors must not stay in it.
@@ -114,6 +115,18 @@ def type_pass(model: nn.Module, example_inputs: Inputs, known: Trace | None = No
         ) from last
     typing.finish(outputs)
     return typing.trace, [typing.typed(output) for output in outputs]
+
+
+def _keeps_tensors(model: nn.Module) -> bool:
+    """Whether some module holds a tensor that is neither parameter nor buffer."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            inner = (
+                value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+            )
+            if name not in ("_parameters", "_buffers") and any(isinstance(v, Tensor) for v in inner):
+                return True
+    return False
 
 
 class _Typing:

@@ -40,7 +40,7 @@ def addmm(call: Call) -> list[list[Axis]]:
 
 @rule("_grouped_mm")
 def grouped_mm(call: Call) -> list[list[Axis]]:
-    """T k, E k n -> T n: each expert multiplies its own rows. PyTorch asks for widths that are multiples of 16 bytes."""
+    """T k, E k n -> T n: each expert multiplies its own rows. PyTorch asks for multiples of 16 bytes."""
     a, experts, bias = call["self"], call["mat2"], call["bias"]
     if a.ndim != 2 or experts.ndim != 3 or bias is not None:
         raise Inapplicable("rows of one matrix times a stack of matrices are what is understood")
