@@ -16,6 +16,7 @@ from pruning.finding import find_groups
 from pruning.gates import add_gates
 from pruning.groups import Group, Groups, Slice
 from pruning.masks import apply_masks
+from pruning.optimizers import narrow_optimizer
 from pruning.plan import Plan
 from pruning.reconstruction import reconstruct
 from pruning.selection import make_plan
@@ -40,5 +41,6 @@ __all__ = [
     "held",
     "make_plan",
     "narrow",
+    "narrow_optimizer",
     "reconstruct",
 ]

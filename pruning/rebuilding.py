@@ -40,7 +40,7 @@ def rebuild(model: nn.Module, groups: Groups, plan: Plan, *, shapes_only: bool =
                 shape = [count(axis, sizes) for axis in axes]
                 sliced = torch.empty(shape, dtype=tensor.dtype, device="meta")
             else:
-                sliced = _slice(tensor.detach(), axes, masks)
+                sliced = keep(tensor.detach(), axes, masks)
             tensors[id(tensor)] = (
                 nn.Parameter(sliced, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else sliced
             )
@@ -55,7 +55,8 @@ def rebuild(model: nn.Module, groups: Groups, plan: Plan, *, shapes_only: bool =
     return dense
 
 
-def _slice(tensor: Tensor, axes: Sequence[Axis], masks: Mapping[Atom, Tensor]) -> Tensor:
+def keep(tensor: Tensor, axes: Sequence[Axis], masks: Mapping[Atom, Tensor]) -> Tensor:
+    """Copy the part of a tensor that the masks keep along its axes."""
     sliced = tensor
     for position, axis in enumerate(axes):
         if any(atom in masks for atom in leaves(axis)):
