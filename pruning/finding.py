@@ -10,13 +10,16 @@ from pruning.trace import trace
 from pruning.watch import Inputs
 
 
-def find_groups(model: nn.Module, example_inputs: Inputs) -> Groups:
+def find_groups(model: nn.Module, example_inputs: Inputs, *, allow_mixed: bool = False) -> Groups:
     """Find all groups of channels that can be pruned.
 
     Args:
         model: Any module; it is left as it was.
         example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments. MACs are those of one pass of
             them, so a batch of 1 gives MACs per sample.
+        allow_mixed: Offer groups, too, over which a norm, a softmax or a mean computes a statistic (the residual stream
+            of a transformer, for instance). What remains then computes another statistic: the narrowed model is not
+            the masked one, `narrow` warns by how much, and only fine-tuning mends it.
 
     Returns:
         The groups; `print(groups)` lists them, `groups.report()` says what stays whole and why.
@@ -24,4 +27,6 @@ def find_groups(model: nn.Module, example_inputs: Inputs) -> Groups:
     Raises:
         ModelError: The model can't be run on these inputs.
     """
-    return confirm(Groups(model, example_inputs, trace(model, example_inputs)))
+    traced = trace(model, example_inputs)
+    traced.allow_mixed = allow_mixed
+    return confirm(Groups(model, example_inputs, traced))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torch import Tensor, nn
@@ -57,17 +57,20 @@ class Group:
         size: Number of channels.
         slices: Every place in which the channels occur, producers first.
         ties: Names of groups that have to lose as many channels as this one, because code splits them in equal parts.
+        mixed: Why to remove a channel is not the same as to zero it; such groups are offered only on demand.
     """
 
     name: str
     size: int
     slices: tuple[Slice, ...]
     ties: tuple[str, ...] = ()
+    mixed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         rows = [f"    {s.role:9} {s.parameter}, axis {s.axis}" for s in self.slices]
         tied = f", loses as many as {', '.join(self.ties)}" if self.ties else ""
-        return "\n".join([f"{self.name}: {self.size} channels{tied}", *rows])
+        inexact = [f"    not exact: {reason}" for reason in self.mixed]
+        return "\n".join([f"{self.name}: {self.size} channels{tied}", *inexact, *rows])
 
 
 class Groups:
@@ -146,12 +149,14 @@ class Groups:
         for tie in ties:
             atoms = [atom for atom in map(resolve, tie) if isinstance(atom, Atom)]
             if len(atoms) == len(tie):
-                reason = next(
-                    (a.frozen or (a.mixed[0] if a.mixed else None) for a in atoms if a.frozen or a.mixed), None
-                )
+                reason = next((reason for atom in atoms for reason in self._whole(atom)), None)
                 for atom in atoms:
                     atom.frozen = atom.frozen or reason
                 self._tied.append(tuple(dict.fromkeys(atoms)))
+
+    def _whole(self, atom: Atom) -> tuple[str, ...]:
+        """Why an atom keeps all its channels; empty if they can go."""
+        return (atom.frozen,) if atom.frozen else () if self.trace.allow_mixed else atom.mixed
 
     def _find(self) -> dict[Atom, Group]:
         places: dict[Atom, dict[tuple[str, int], Axis]] = {}
@@ -170,7 +175,7 @@ class Groups:
         roles = Roles(self.trace)
         groups = {}
         for atom, found in places.items():
-            if atom.frozen or atom.mixed or atom.size < 2:
+            if self._whole(atom) or atom.size < 2:
                 continue
             slices = [
                 Slice(name, position, roles.of(name, position, atom), roles.use(name), axis, atom)
@@ -182,7 +187,7 @@ class Groups:
                     "no layer makes these channels" if slices[0].role == "consumer" else "it meets itself in a product"
                 )
                 continue
-            groups[atom] = Group(_name(slices, atom), atom.size, tuple(slices))
+            groups[atom] = Group(_name(slices, atom), atom.size, tuple(slices), mixed=atom.mixed)
         return self._with_ties(groups)
 
     def _with_ties(self, groups: dict[Atom, Group]) -> dict[Atom, Group]:
@@ -192,11 +197,9 @@ class Groups:
             for atom in merged:
                 partners[atom] = merged
         return {
-            atom: Group(
-                group.name,
-                group.size,
-                group.slices,
-                tuple(groups[other].name for other in partners.get(atom, ()) if other is not atom and other in groups),
+            atom: replace(
+                group,
+                ties=tuple(groups[o].name for o in partners.get(atom, ()) if o is not atom and o in groups),
             )
             for atom, group in groups.items()
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from torch import nn
 
 from pruning.errors import VerificationError
@@ -40,7 +42,8 @@ def narrow(
 
     Raises:
         PlanError: The plan doesn't fit the model.
-        VerificationError: The narrowed model does not compute what the masked model computes.
+        VerificationError: The narrowed model does not compute what the masked model computes. Where groups that were
+            allowed to be mixed lose channels, the difference is a warning instead.
         ModelError: The model can't be copied.
     """
     groups = groups_for(model, plan, example_inputs, groups)
@@ -65,6 +68,15 @@ def _verify(
     except Exception as fault:
         raise VerificationError(f"the narrowed {name} does not run: {fault}. {advice}") from fault
     difference = relative_difference(expected, found)
+    inexact = [group for group in groups if group.mixed and plan.removed.get(group.name)]
+    if inexact:
+        reasons = dict.fromkeys(reason for group in inexact for reason in group.mixed)
+        warnings.warn(
+            f"the narrowed {name} differs from the masked one by {difference:.2e} of the largest output, because "
+            f"groups that were allowed to be mixed lost channels ({'; '.join(reasons)}); fine-tune it",
+            stacklevel=3,
+        )
+        return
     if not difference <= tolerance:
         raise VerificationError(
             f"the narrowed {name} differs from the masked one by {difference:.2e} of the largest output; "

@@ -33,6 +33,7 @@ class Trace:
         tensors: What the pass ran on: tensors without values unless "real".
         training: Whether the pass ran in training mode.
         branches: Further passes over the same axes, for branches that run in training alone.
+        allow_mixed: Whether channels over which an operator computes a statistic may go.
         training_fault: Why there is no pass in training mode, although there are parameters that this one doesn't use.
     """
 
@@ -43,6 +44,7 @@ class Trace:
     tensors: Tensors = "meta"
     training: bool = False
     branches: list[Trace] = field(default_factory=list)
+    allow_mixed: bool = False
     training_fault: str = ""
 
     @property
