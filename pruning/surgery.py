@@ -6,7 +6,7 @@ import warnings
 
 from torch import nn
 
-from pruning.errors import VerificationError
+from pruning.errors import ModelError, VerificationError
 from pruning.groups import Groups
 from pruning.masks import apply_masks, groups_for
 from pruning.plan import Plan
@@ -44,8 +44,13 @@ def narrow(
         PlanError: The plan doesn't fit the model.
         VerificationError: The narrowed model does not compute what the masked model computes. Where groups that were
             allowed to be mixed lose channels, the difference is a warning instead.
-        ModelError: The model can't be copied.
+        ModelError: The model can't be copied, or has no values to verify with.
     """
+    if verify and any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise ModelError(
+            f"{type(model).__name__} has tensors on the meta device, without values that could be compared; "
+            "pass verify=False to narrow its shapes alone"
+        )
     groups = groups_for(model, plan, example_inputs, groups)
     dense = rebuild(model, groups, plan)
     if verify:
