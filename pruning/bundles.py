@@ -14,6 +14,8 @@ from pruning.errors import SettingsError, unknown_name
 from pruning.groups import Group, Groups
 from pruning.watch import state_of
 
+Entry = str | nn.Module  # a name, a prefix or a shell pattern of modules or parameters, or a module
+
 _log = logging.getLogger(__name__)
 
 
@@ -22,13 +24,14 @@ class Limits:
     """What no plan may break.
 
     Attributes:
-        ignore: names, prefixes or shell patterns of modules or parameters; a group with a producer there stays whole.
+        ignore: names, prefixes or shell patterns of modules or parameters, or modules; a group with a producer there
+            stays whole.
         round_to: kept counts are multiples of this, or the whole group.
         keep_at_least: channels that each group keeps.
         max_rate: largest share of its original channels that a group may lose in all.
     """
 
-    ignore: Sequence[str] = ()
+    ignore: Sequence[Entry] = ()
     round_to: int = 1
     keep_at_least: int = 1
     max_rate: float = 1.0
@@ -162,12 +165,12 @@ def _obstacle(size: int, limits: Limits) -> str:
     return ", ".join(reasons)
 
 
-def groups_in(groups: Groups, entries: Iterable[str], setting: str) -> dict[str, str]:
+def groups_in(groups: Groups, entries: Iterable[Entry], setting: str) -> dict[str, str]:
     """Map each group that is produced where an entry points to, to that entry.
 
     Args:
         groups: of the model.
-        entries: names, prefixes or shell patterns of modules or parameters.
+        entries: names, prefixes or shell patterns of modules or parameters, or modules themselves.
         setting: what messages call the entries.
 
     Raises:
@@ -183,12 +186,12 @@ def groups_in(groups: Groups, entries: Iterable[str], setting: str) -> dict[str,
     return found
 
 
-def parameters_in(model: nn.Module, entries: Iterable[str], setting: str) -> dict[str, str]:
+def parameters_in(model: nn.Module, entries: Iterable[Entry], setting: str) -> dict[str, str]:
     """Map each parameter and buffer that an entry points to, to the first such entry.
 
     Args:
         model: whose parameters they are.
-        entries: names, prefixes or shell patterns of modules or parameters.
+        entries: names, prefixes or shell patterns of modules or parameters, or modules themselves.
         setting: what messages call the entries.
 
     Raises:
@@ -196,7 +199,7 @@ def parameters_in(model: nn.Module, entries: Iterable[str], setting: str) -> dic
     """
     places = _places(model)
     found: dict[str, str] = {}
-    for entry in entries:
+    for entry in (_name_of(entry, model, setting) for entry in entries):
         if not any(fnmatchcase(place, entry) for place in places):
             near = get_close_matches(entry, places, n=3, cutoff=0.5)
             top = {name for name, _ in model.named_children()}
@@ -205,6 +208,18 @@ def parameters_in(model: nn.Module, entries: Iterable[str], setting: str) -> dic
             if any(fnmatchcase(place, entry) for place in _prefixes(name)):
                 found.setdefault(name, entry)
     return found
+
+
+def _name_of(entry: Entry, model: nn.Module, setting: str) -> str:
+    if isinstance(entry, str):
+        return entry
+    name = next((name for name, module in model.named_modules() if module is entry), None)
+    if name is None:
+        raise SettingsError(
+            f"{setting}: a {type(entry).__name__} was given that is no module of this {type(model).__name__}; "
+            "give a module of the model itself, or its name"
+        )
+    return name or "*"
 
 
 def _places(model: nn.Module) -> list[str]:

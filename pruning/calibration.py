@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pruning.bundles import Entry
 from pruning.criteria import Criterion
 from pruning.evaluation import Progress
 from pruning.finding import find_groups
@@ -47,7 +48,7 @@ def calibrate(
     scope: Literal["local", "global", "scoped"] = "local",
     normalise: Literal["mean", "max", "none", "macs"] = "mean",
     scopes: Mapping[str, Sequence[str]] | None = None,
-    ignore: Sequence[str] = (),
+    ignore: Sequence[Entry] = (),
     round_to: int = 1,
     keep_at_least: int = 1,
     max_sparsity: float = 1.0,

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruning.bundles import Entry
 from pruning.criteria import score_channels
 from pruning.errors import ModelError
 from pruning.gating import Route, find_routes
@@ -143,7 +144,7 @@ class GatedModel(nn.Module):
 
 
 def add_gates(
-    groups: Groups, *, names: Sequence[str] | None = None, ignore: Sequence[str] = ()
+    groups: Groups, *, names: Sequence[str] | None = None, ignore: Sequence[Entry] = ()
 ) -> tuple[GatedModel, dict[str, str]]:
     """Put a gate on every group that can have one.
 

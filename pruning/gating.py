@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.axes import leaves
-from pruning.bundles import groups_in
+from pruning.bundles import Entry, groups_in
 from pruning.errors import ModelError
 from pruning.gathering.consumers import module_channels, owner_of, unowned
 from pruning.groups import Group, Groups
@@ -62,7 +62,7 @@ class _Read:
     times: int
 
 
-def find_routes(groups: Groups, ignore: Sequence[str] = ()) -> tuple[dict[str, Route], dict[str, str]]:
+def find_routes(groups: Groups, ignore: Sequence[Entry] = ()) -> tuple[dict[str, Route], dict[str, str]]:
     """Return the routes of all groups that can be gated, and for each other group why it can't.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from pruning.bundles import Bundle, Limits, find_bundles
+from pruning.bundles import Bundle, Entry, Limits, find_bundles
 from pruning.cost import Cost
 from pruning.criteria import Criterion, find_criterion, order_channels, score_channels
 from pruning.errors import SettingsError, TargetError, unknown_name
@@ -32,7 +32,7 @@ def make_plan(
     scope: Literal["local", "global", "scoped"] = "local",
     normalise: Literal["mean", "max", "none", "macs"] = "mean",
     scopes: Mapping[str, Sequence[str]] | None = None,
-    ignore: Sequence[str] = (),
+    ignore: Sequence[Entry] = (),
     round_to: int = 1,
     keep_at_least: int = 1,
     max_sparsity: float = 1.0,
@@ -66,8 +66,8 @@ def make_plan(
         scope: "local", "global" or "scoped".
         normalise: how scores of different groups are made comparable, see `thresholds.normalised`; not for "local".
         scopes: for "scoped": name of a set -> names, prefixes or patterns of its modules or parameters.
-        ignore: names, prefixes or patterns ("fc", "layer1.*") of modules or parameters; groups produced there stay
-            whole.
+        ignore: names, prefixes or patterns ("fc", "layer1.*") of modules or parameters, or modules themselves; groups
+            produced there stay whole.
         round_to: kept counts are multiples of this; a group not above it stays whole, with a warning in the log.
         keep_at_least: channels that each group keeps.
         max_sparsity: largest share that a group may lose.

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pruning.bundles import parameters_in
+from pruning.bundles import Entry, parameters_in
 from pruning.errors import SettingsError, TargetError
 from pruning.evaluation import Loss, Samples, cross_entropy
 from pruning.groups import Groups
@@ -32,7 +32,7 @@ def choose_weights(
     *,
     scope: Literal["local", "global"] = "global",
     max_layer_sparsity: float = 0.99,
-    ignore: Sequence[str] = (),
+    ignore: Sequence[Entry] = (),
     samples: Samples | None = None,
     loss: Loss = cross_entropy,
     seed: int = 0,
@@ -93,7 +93,7 @@ def choose_n_of_m(
     of: int,
     criterion: str | WeightCriterion = "l1_norm",
     *,
-    ignore: Sequence[str] = (),
+    ignore: Sequence[Entry] = (),
     samples: Samples | None = None,
     loss: Loss = cross_entropy,
     seed: int = 0,
@@ -150,7 +150,7 @@ def choose_n_of_m(
     return masks
 
 
-def _weights(groups: Groups, ignore: Sequence[str]) -> dict[str, Geometry | None]:
+def _weights(groups: Groups, ignore: Sequence[Entry]) -> dict[str, Geometry | None]:
     """Return the weights that may go: of layers in the order of their calls, then those that products use otherwise.
 
     Such are packed projections of attention, and what a parametrization computes a layer's weights from. A zero in

@@ -109,6 +109,15 @@ def test_ignored_modules_stay_whole_and_the_target_is_still_met(residual: Groups
     assert count_macs(residual, plan) <= 0.7 * count_macs(residual)
 
 
+def test_a_module_is_ignored_as_it_is_by_its_name(residual: Groups) -> None:
+    name = next(iter(residual)).slices[0].parameter.rpartition(".")[0]
+    module = residual.model.get_submodule(name)
+    by_module = make_plan(residual, mac_reduction=0.3, ignore=[module])
+    assert by_module == make_plan(residual, mac_reduction=0.3, ignore=[name])
+    with pytest.raises(SettingsError, match="no module of this"):
+        make_plan(residual, mac_reduction=0.3, ignore=[torch.nn.Linear(2, 2)])
+
+
 def test_global_channel_sparsity_is_of_the_groups_not_ignored() -> None:
     groups = mlp(2, 10, 30, 3)
     plan = make_plan(groups, channel_sparsity=0.2, scope="global", ignore=["0"])
