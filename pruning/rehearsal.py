@@ -37,16 +37,18 @@ def confirm(groups: Groups) -> Groups:
             groups = Groups(groups.model, groups.example_inputs, groups.trace)
     number = 0
     while number < len(rounds := _rounds(groups)):
-        deviation = _rehearse(groups, rounds[number])
+        lost = rounds[number]
+        deviation = _rehearse(groups, lost)
         if deviation is None:
             number += 1
             continue
-        bound = _bind_counts(groups, rounds[number], deviation)
+        bound = _bind_counts(groups, number, deviation)
+        number = 0  # what is changed for one rehearsal has to hold in all of them
         if bound is None and _unbind(groups, deviation):
             continue
         if bound is None:
             place = deviation.operation.place
-            for atom in _culprits(groups, rounds[number], deviation):
+            for atom in _culprits(groups, lost, deviation):
                 atom.frozen = f"the code {place} was written for its size: {deviation.text}"
         groups = bound or Groups(groups.model, groups.example_inputs, groups.trace)
     return groups
@@ -82,28 +84,32 @@ def _rounds(groups: Groups) -> list[dict[str, int]]:
     return rounds
 
 
-def _bind_counts(groups: Groups, lost: Mapping[str, int], deviation: Deviation) -> Groups | None:
+def _bind_counts(groups: Groups, number: int, deviation: Deviation) -> Groups | None:
     """Bind integers of the calling modules to axes if that carries the pass further; tell the groups after it.
 
     Where an integer serves two axes, they may lose equal counts.
     """
     operations, facts = deviation.traced.operations, deviation.traced.facts
-    prunable, counts, ties = {groups.atom(name) for name in lost}, list(facts.counts), list(facts.ties)
+    prunable, counts, ties = {groups.atom(group.name) for group in groups}, list(facts.counts), list(facts.ties)
+    tied = {tuple(map(resolve, tie)) for tie in ties}
     known = {count.place: count for count in counts}
     index = min(deviation.index, len(operations) - 1)
     for proposal in proposals(groups.model, operations, index, prunable, facts):
         new = [count for count in proposal if count.place not in known]
         served = [(known[count.place], count) for count in proposal if count not in new]
+        served = [(old, count) for old, count in served if resolve(old.axis) is not resolve(count.axis)]
         shared = [
             (old.axis, count.axis)
             for old, count in served
             if resolve(old.axis) in prunable and resolve(count.axis) in prunable
         ]
-        if len(shared) < len(served):
+        nothing_new = not new and all(tuple(map(resolve, pair)) in tied for pair in shared)
+        if len(shared) < len(served) or nothing_new:
             continue
         facts.counts[:], facts.ties[:] = counts + new, [*ties, *shared]
         after = Groups(groups.model, groups.example_inputs, groups.trace) if shared else groups
-        further = _rehearse(after, _rounds(after)[0] if shared else lost)
+        rounds = _rounds(after)
+        further = _rehearse(after, rounds[min(number, len(rounds) - 1)])
         if further is None or further.traced is not deviation.traced or further.index > deviation.index:
             return after
     facts.counts[:], facts.ties[:] = counts, ties
