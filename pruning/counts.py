@@ -7,7 +7,6 @@ size is bound to the expression that gives it, so that every narrowed copy gets 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
@@ -53,23 +52,24 @@ def proposals(
 
 def _for_all_calls(counts: Iterable[Count | Argument], alike: Sequence[Operation]) -> list[Count | Argument]:
     """Where all calls of a line show the same number, bind it in any call: other inputs may lead to more calls."""
-    shown: Counter[tuple[object, ...]] = Counter()
+    calls: dict[tuple[str, str, str], set[int]] = {}
     for operation in alike:
         written = operation.place.written
         if written is not None:
             place = (operation.place.module, operation.place.line, written.function)
-            shown.update((*place, index, value) for index, value in written.numbers)
+            calls.setdefault(place, set()).add(written.ordinal)
     found: dict[tuple[object, ...], list[Argument]] = {}
     settled: dict[tuple[object, ...], Count | Argument] = {}
     for bound in counts:
         if isinstance(bound, Argument):
             line, function, _, index = bound.spot
-            found.setdefault((bound.module, line, function, index, bound.axis.size), []).append(bound)
+            found.setdefault((bound.module, line, function, index), []).append(bound)
         else:
             settled[bound.place] = bound
-    for spot, same in found.items():
+    for same in found.values():
         line, function, _, index = same[0].spot
-        if len(same) == shown[spot] and all([*leaves(a.axis)] == [*leaves(same[0].axis)] for a in same):
+        everywhere = {argument.spot[2] for argument in same} == calls[same[0].module, line, function]
+        if everywhere and all([*leaves(a.axis)] == [*leaves(same[0].axis)] for a in same):
             same = [Argument(same[0].module, (line, function, None, index), same[0].axis)]
         settled.update({argument.place: argument for argument in same})
     return list(settled.values())

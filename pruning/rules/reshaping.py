@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from pruning.axes import Atom, Axis, freeze, product
 from pruning.rules.call import Call, freeze_all, frozen, rule
 from pruning.rules.indexing import PICKED
@@ -104,9 +106,9 @@ def repeat(call: Call) -> list[list[Axis]]:
     return [out]
 
 
-def slice_start(start: int | None, size: int) -> int:
+def slice_start(start: int | Tensor | None, size: int) -> int:
     """Where a slice of an axis begins, counted from its first position."""
-    start = start or 0
+    start = int(start or 0)  # code may give a tensor, which must not be calculated with
     return min(size, start + size if start < 0 else start)
 
 

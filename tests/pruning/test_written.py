@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 import pruning
-from pruning.errors import ModelError
 from pruning.export import check_parity, export_onnx
 from pruning.verification import outputs_of, relative_difference
 
@@ -97,6 +95,37 @@ class Halves(nn.Module):
         return torch.cat([self.left(x[:, :border]), self.right(x.narrow(1, border, border))], 1)
 
 
+class OneLineForTwoSizes(nn.Module):
+    """Shuffles two tensors of different widths by one line of code, as the fuzzer's network 1282 does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 2, 1)
+
+    def shuffle(self, x: Tensor, groups: int) -> Tensor:
+        n, c, h, w = x.shape
+        return x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, -1, h, w)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.shuffle(self.first(x), 2)
+        out: Tensor = self.head(self.shuffle(self.second(x), 1))
+        return out
+
+
+class StartFromTensor(nn.Module):
+    """Slices where a value of a tensor says, which the pass has to leave as it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(5, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = (x[:, :, 0] > -9).long().sum(1).max() - 1
+        rest = self.stem(x).narrow(1, start, x.shape[1] - start)
+        out: Tensor = self.head(rest)[:, : 6 - int(start)]
+        return out
+
+
 class Literal(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +136,7 @@ class Literal(nn.Module):
         return out
 
 
-def _plan(groups: pruning.Groups, share: float = 0.4) -> pruning.Plan:
+def plan_of(groups: pruning.Groups, share: float = 0.4) -> pruning.Plan:
     generator = torch.Generator().manual_seed(0)
     removed = {}
     for group in groups:
@@ -116,7 +145,7 @@ def _plan(groups: pruning.Groups, share: float = 0.4) -> pruning.Plan:
     return pruning.Plan.of(groups, removed)
 
 
-def _layers_with_groups(groups: pruning.Groups) -> set[str]:
+def layers_with_groups(groups: pruning.Groups) -> set[str]:
     return {slice_.parameter for group in groups for slice_ in group.slices}
 
 
@@ -127,6 +156,8 @@ def _layers_with_groups(groups: pruning.Groups) -> set[str]:
         (ScaledBySize, (2, 7, 12), {"v.weight", "q.weight", "out.weight"}),
         (FourWays, (2, 5), {"stem.weight", "ways.0.weight", "ways.3.weight"}),
         (Halves, (2, 5), {"stem.weight", "left.weight", "right.weight"}),
+        (OneLineForTwoSizes, (2, 3, 4, 4), {"second.weight", "head.weight"}),
+        (StartFromTensor, (2, 6, 5), {"stem.weight"}),
     ],
 )
 def test_a_number_that_code_works_out_follows_the_plan(
@@ -135,8 +166,8 @@ def test_a_number_that_code_works_out_follows_the_plan(
     torch.manual_seed(0)
     model, x = factory(), torch.randn(shape)
     groups = pruning.find_groups(model, x)
-    assert reached <= _layers_with_groups(groups)
-    plan = _plan(groups)
+    assert reached <= layers_with_groups(groups)
+    plan = plan_of(groups)
     masked = pruning.apply_masks(model, plan, groups=groups)
     dense = pruning.narrow(model, plan, x, groups=groups)
     other = torch.randn(3, *shape[1:])
@@ -147,10 +178,10 @@ def test_a_number_that_code_works_out_follows_the_plan(
 def test_a_narrowed_model_is_narrowed_again() -> None:
     torch.manual_seed(0)
     model, x = Net(), torch.randn(2, 7, 6)
-    first = pruning.narrow(model, _plan(pruning.find_groups(model, x), 0.25), x)
+    first = pruning.narrow(model, plan_of(pruning.find_groups(model, x), 0.25), x)
     groups = pruning.find_groups(first, x)
-    assert "blocks.0.qkv.weight" in _layers_with_groups(groups)
-    plan = _plan(groups, 0.3)
+    assert "blocks.0.qkv.weight" in layers_with_groups(groups)
+    plan = plan_of(groups, 0.3)
     second = pruning.narrow(first, plan, x, groups=groups)
     masked = pruning.apply_masks(first, plan, groups=groups)
     assert relative_difference(outputs_of(masked, x), outputs_of(second, x)) < 1e-5
@@ -159,7 +190,7 @@ def test_a_narrowed_model_is_narrowed_again() -> None:
 def test_the_narrowed_model_trains_and_keeps_its_class_and_state() -> None:
     torch.manual_seed(0)
     model, x = Net(), torch.randn(2, 7, 6)
-    dense = pruning.narrow(model, _plan(pruning.find_groups(model, x)), x)
+    dense = pruning.narrow(model, plan_of(pruning.find_groups(model, x)), x)
     assert isinstance(dense.get_submodule("blocks.0"), WindowAttention)
     assert dense.state_dict().keys() == model.state_dict().keys()
     dense.train()(x).sum().backward()
@@ -169,56 +200,13 @@ def test_the_narrowed_model_trains_and_keeps_its_class_and_state() -> None:
 def test_the_narrowed_model_exports_to_onnx(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = Net(), torch.randn(4, 7, 6)
-    dense = pruning.narrow(model, _plan(pruning.find_groups(model, x)), x)
+    dense = pruning.narrow(model, plan_of(pruning.find_groups(model, x)), x)
     path = export_onnx(dense, x, tmp_path / "model.onnx")
     assert check_parity(path, dense, x).max_relative_difference < 1e-4
 
 
 def test_a_number_that_stands_in_the_code_is_its_authors() -> None:
     groups = pruning.find_groups(Literal(), torch.randn(2, 3, 4, 4))
-    assert "conv.weight" not in _layers_with_groups(groups)
+    assert "conv.weight" not in layers_with_groups(groups)
     reasons = " ".join(groups.report()["conv.weight"].reasons)
     assert "test_written.py:" in reasons
-
-
-class Block(nn.Module):
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm, self.second = nn.RMSNorm(width), nn.RMSNorm(width)
-        self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias=False) for _ in range(4))
-        self.gate, self.up = (nn.Linear(width, hidden, bias=False) for _ in range(2))
-        self.down = nn.Linear(hidden, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, n, c = x.shape
-        q, k, v = (
-            layer(self.norm(x)).view(b, n, self.heads, c // self.heads).transpose(1, 2)
-            for layer in (self.q, self.k, self.v)
-        )
-        out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.o(out.transpose(1, 2).reshape(b, n, c))
-        y = self.second(x)
-        result: Tensor = x + self.down(nn.functional.silu(self.gate(y)) * self.up(y))
-        return result
-
-
-def test_eight_billion_parameters_are_analysed_on_the_meta_device_in_little_memory() -> None:
-    with torch.device("meta"):
-        model = nn.Sequential(
-            nn.Embedding(128_256, 4096),
-            *(Block(4096, 32, 14_336) for _ in range(29)),
-            nn.RMSNorm(4096),
-            nn.Linear(4096, 128_256, bias=False),
-        )
-        tokens = torch.zeros(1, 16, dtype=torch.long)
-    assert sum(parameter.numel() for parameter in model.parameters()) > 8e9
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    groups = pruning.find_groups(model, tokens)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # KiB
-    assert {"1.q.weight", "29.v.weight", "15.gate.weight"} <= _layers_with_groups(groups)
-    plan = _plan(groups, 0.5)
-    dense = pruning.narrow(model, plan, tokens, groups=groups, verify=False)
-    assert sum(p.numel() for p in dense.parameters()) == pruning.count_parameters(groups, plan) < 6e9
-    with pytest.raises(ModelError, match=r"meta device.*verify=False"):
-        pruning.narrow(model, plan, tokens, groups=groups)
