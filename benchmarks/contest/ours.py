@@ -1,0 +1,89 @@
+"""The engine's entries: every criterion by itself, the controls, and the default of the pipeline."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import nn
+
+import pruning
+from benchmarks.contest.terms import Entry, Pruned, Terms, accuracy, macs
+from pruning.criteria import criterion_names, find_criterion
+from pruning.errors import TargetError
+from pruning.folding import fold
+from pruning.plan import Plan
+from pruning.recalibration import recalibrate
+from pruning.recipe import Recipe
+from pruning.selection import make_plan
+from pruning.statistics import collect
+
+TOOL = "secateur"
+MAX_SPARSITY = 0.9  # of a group, where one threshold serves all
+
+
+def entries() -> list[Entry]:
+    """List the engine's entries; `random` is among the criteria."""
+    criteria = [Entry(TOOL, name, partial(_by_criterion, name)) for name in criterion_names()]
+    return [*criteria, Entry(TOOL, "uniform", _uniform), Entry(TOOL, "thin, from scratch, 3 × the epochs", _thin)]
+
+
+def better(terms: Terms, first: Pruned | None, second: Pruned | None) -> Pruned:
+    """Of two, the one that the validation split prefers: what every tool is granted."""
+    found = [one for one in (first, second) if one is not None]
+    return max(found, key=lambda one: accuracy(one.model, terms.data.validation))
+
+
+def _by_criterion(name: str, terms: Terms, baseline: nn.Module, seed: int, reduction: float) -> Pruned:
+    """One criterion, by the better of the same share in every group and one threshold for all."""
+    groups = pruning.find_groups(baseline, terms.data.test.inputs[:1])
+    found = find_criterion(name)
+    statistics = collect(groups, found.needs, terms.seen, seed=seed)
+
+    def outcome(scope: Literal["local", "global"]) -> Pruned | None:
+        try:
+            plan = make_plan(
+                groups,
+                name,
+                mac_reduction=reduction,
+                scope=scope,
+                statistics=statistics,
+                max_sparsity=MAX_SPARSITY if scope == "global" else 1.0,
+            )
+        except TargetError:
+            return None
+        dense = pruning.narrow(baseline, plan, terms.data.test.inputs[:1], groups=groups)
+        narrowed = deepcopy(dense)
+        if found.folding is not None:
+            fold(dense, plan, groups, statistics, name)
+        recalibrate(dense, terms.seen, num_samples=len(terms.unlabelled))
+        return Pruned(dense, narrowed, note=scope + (", folded" if found.folding else ""))
+
+    return better(terms, outcome("local"), outcome("global"))
+
+
+def _uniform(terms: Terms, baseline: nn.Module, seed: int, reduction: float) -> Pruned:
+    """The same share of every group, the first channels."""
+    groups = pruning.find_groups(baseline, terms.data.test.inputs[:1])
+    plan = make_plan(groups, _first_channels, mac_reduction=reduction, seed=seed)
+    dense = pruning.narrow(baseline, plan, terms.data.test.inputs[:1], groups=groups)
+    narrowed = deepcopy(dense)
+    recalibrate(dense, terms.seen, num_samples=len(terms.unlabelled))
+    return Pruned(dense, narrowed)
+
+
+def _first_channels(group: pruning.Group, _statistics: object) -> torch.Tensor:
+    return torch.arange(group.size, dtype=torch.float64)
+
+
+def _thin(terms: Terms, baseline: nn.Module, seed: int, reduction: float) -> Pruned:
+    """The same share of every group, and fresh weights: what the widths alone are worth."""
+    groups = pruning.find_groups(baseline, terms.data.test.inputs[:1])
+    plan: Plan = make_plan(groups, _first_channels, mac_reduction=reduction, seed=seed)
+    torch.manual_seed(seed)
+    dense = pruning.narrow(terms.make_model(), plan, terms.data.test.inputs[:1])
+    assert abs(1 - macs(dense, terms) / macs(baseline, terms) - reduction) < 0.02
+    recipe = Recipe(epochs=3 * terms.epochs, learning_rate=0.15, schedule="one_cycle", batch_size=64)
+    return Pruned(dense, deepcopy(dense), recipe=recipe)
