@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from pruning.plan import Plan
 from pruning.recalibration import recalibrate
 from pruning.reconstruction import RIDGE, reconstruct
 from pruning.refitting import Refit
-from pruning.selection import make_plan
+from pruning.selection import Normalise, Scope, make_plan
 from pruning.surgery import narrow
 
 
@@ -45,8 +44,8 @@ def calibrate(
     channel_sparsity: float | None = None,
     mac_reduction: float | None = None,
     parameter_reduction: float | None = None,
-    scope: Literal["local", "global", "scoped"] = "local",
-    normalise: Literal["mean", "max", "none", "macs"] = "mean",
+    scope: Scope = "local",
+    normalise: Normalise = "mean",
     scopes: Mapping[str, Sequence[str]] | None = None,
     ignore: Sequence[Entry] = (),
     round_to: int = 1,

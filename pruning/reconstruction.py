@@ -19,6 +19,7 @@ from pruning.refitting import Fit, Refit
 from pruning.watch import state_of
 
 RIDGE = 1e-3
+_FEWEST = 16  # inputs from which on some are held out
 
 
 def reconstruct(
@@ -39,9 +40,11 @@ def reconstruct(
 
         minimise over Δ and m:  mean ‖r − Δ u − m‖² + λ ‖Δ‖²,      W ← W + Δ,      λ = ridge · mean variance of u
 
-    so the ridge pulls towards the old weights. The mean m goes into the layer's bias, or the running mean of the batch
-    norm that reads the layer; where there is neither, no mean is fitted. Where the layer's outputs go into a sum (a
-    residual connection), r is the residual of the sum, so that the layer makes up for what the other branch lost.
+    so the ridge pulls towards the old weights. It is raised where that serves the inputs held out (every fourth), up to
+    `MEAN_ALONE`; a layer that no fit serves stays as it is. In the end all inputs are fitted. The mean m goes into the
+    layer's bias, or the running mean of the batch norm that reads the layer; where there is neither, no mean is fitted.
+    Where the layer's outputs go into a sum (a residual connection), r is the residual of the sum, so that the layer
+    makes up for what the other branch lost.
 
     Layers are all calls of convolutions (grouped, depthwise, transposed) and linear layers, by modules or functions.
     Memory holds one layer's normal equations and one batch, however many inputs there are.
@@ -55,7 +58,8 @@ def reconstruct(
         plan: what was removed.
         groups: found on `model`.
         inputs: [N, ...], unlabelled; a few hundred.
-        ridge: strength of the pull, relative to the mean variance of the layer's inputs.
+        ridge: least strength of the pull, relative to the mean variance of the layer's inputs; `MEAN_ALONE` absorbs
+            means and leaves the weights.
         batch_size: inputs per forward pass.
         progress: told after each layer.
 
@@ -71,6 +75,7 @@ def reconstruct(
     device = device_of(dense)
     _check_narrowed(dense, plan, groups)
     layers = find_layers(dense, inputs[:1].to(device))
+    parts = _parts(inputs)
     found = []
     for index, layer in enumerate(layers):
         outputs = _kept_outputs(layer, plan, groups)
@@ -78,7 +83,11 @@ def reconstruct(
             found.append(Refit(layer.weight, skipped="it is a transposed convolution with groups"))
         else:
             fit = Fit(layer, state_of(dense), outputs.to(device))
-            if all(fit.see(dense, model, batch.to(device)) for batch in torch.split(inputs, batch_size)):
+            if all(
+                fit.see(dense, model, batch.to(device), held_out=bool(held_out))
+                for held_out, part in enumerate(parts)
+                for batch in torch.split(part, batch_size)
+            ):
                 found.append(fit.write(ridge))
             else:
                 found.append(Refit(layer.weight, skipped="what it reads one by one has lost channels too"))
@@ -87,6 +96,14 @@ def reconstruct(
     seen = {layer.weight for layer in layers}
     unseen = (weight for weight in readers_of(groups) if weight not in seen)
     return (*found, *(Refit(weight, skipped="no convolution or linear layer uses it as it is") for weight in unseen))
+
+
+def _parts(inputs: Tensor) -> tuple[Tensor, ...]:
+    """Hold every fourth input out, where there are enough to fit by the others."""
+    if len(inputs) < _FEWEST:
+        return (inputs,)
+    held_out = torch.arange(len(inputs)) % 4 == 3
+    return inputs[~held_out], inputs[held_out]
 
 
 def _check_narrowed(dense: nn.Module, plan: Plan, groups: Groups) -> None:

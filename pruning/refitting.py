@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from pruning.errors import PlanError
 from pruning.layers import LayerCall, from_matrix, output_rows, to_matrix
-from pruning.moments import Moments, damped, products, solve
+from pruning.least_squares import MEAN_ALONE, Equations
 from pruning.observation import Enough, Layer, Observer, observe
 
+_STRONGER = (10.0, 100.0)
 _SMALLEST_SCALE = 1e-2  # relative to the largest scale of a batch norm; below it a channel hardly counts
 
 
@@ -48,13 +49,11 @@ class Fit:
         self._layer, self._state, self._outputs = layer, state, outputs
         self._scale = _scale(layer, state, len(outputs)) if layer.summed else None
         groups, _, columns = to_matrix(state[layer.weight], layer.geometry).shape
-        self._moments = Moments.none(groups, columns)
-        zeros = torch.zeros(groups, len(outputs) // groups, dtype=torch.float64)
-        self._cross = torch.zeros(groups, columns, len(outputs) // groups, dtype=torch.float64)
-        self._residual, self._residual_squared, self._target, self._target_squared = zeros, zeros, zeros, zeros
+        none = Equations.none(groups, columns, len(outputs) // groups)
+        self._fitted, self._held_out = none, none
 
-    def see(self, dense: nn.Module, model: nn.Module, batch: Tensor) -> bool:
-        """Add the rows of a batch.
+    def see(self, dense: nn.Module, model: nn.Module, batch: Tensor, *, held_out: bool = False) -> bool:
+        """Add the rows of a batch, to those that are fitted or to those that judge the fit.
 
         Returns:
             False where the rows of the two models aren't the same, because a group lies along them.
@@ -78,42 +77,49 @@ class Fit:
             residual = wanted - now.results[index]
             if self._scale is not None:
                 residual = (residual.movedim(axis, -1) * self._scale).movedim(-1, axis)
-            self._add(call, residual, whole.calls[index].outputs.index_select(axis, self._outputs))
+            target = whole.calls[index].outputs.index_select(axis, self._outputs)
+            for here, columns in call.rows():
+                wrong, right = (output_rows(tensor[here], call.geometry) for tensor in (residual, target))
+                if held_out:
+                    self._held_out = self._held_out.plus(columns, wrong, right)
+                else:
+                    self._fitted = self._fitted.plus(columns, wrong, right)
         return True
-
-    def _add(self, call: LayerCall, residual: Tensor, target: Tensor) -> None:
-        for here, columns in call.rows():
-            wrong, right = (output_rows(tensor[here], call.geometry) for tensor in (residual, target))
-            self._moments = self._moments.plus(columns)
-            self._cross = self._cross + products(columns, wrong)
-            self._residual = self._residual + _sum(wrong)
-            self._residual_squared = self._residual_squared + _sum(wrong.square())
-            self._target = self._target + _sum(right)
-            self._target_squared = self._target_squared + _sum(right.square())
 
     @torch.no_grad()
     def write(self, ridge: float) -> Refit:
-        """Solve, and write weights and mean."""
-        layer, rows = self._layer, max(1, self._moments.num_rows)
+        """Solve, and write weights and mean.
+
+        Where rows were held out, the ridge is raised until the fit is the best on them; where none helps, the weights
+        stay and the mean alone moves, or nothing.
+        """
+        layer = self._layer
         shifted = layer.bias is not None or layer.running_mean is not None
-        mean_residual, mean = self._residual / rows, self._moments.mean()
-        cross, error = self._cross / rows, self._residual_squared / rows
-        fitted_error = error
-        if shifted:
-            cross = cross - mean[:, :, None] * mean_residual[:, None, :]
-            fitted_error = error - mean_residual.square()
-        covariance = self._moments.covariance(centred=shifted)
-        change = solve(damped(covariance, ridge), cross)
-        fitted_error = fitted_error - 2 * (change * cross).sum(dim=1) + (change * (covariance @ change)).sum(dim=1)
-        variance = (self._target_squared / rows - (self._target / rows).square()).sum().clamp(min=1e-30)
+        everything = self._fitted.joined(self._held_out)
+        chosen = self._chosen(ridge, shifted)
+        if chosen is None:
+            change, missing = everything.nothing()
+        else:
+            change, missing = everything.solution(chosen, shifted)
         weight = self._state[layer.weight]
         weight += from_matrix(change.mT.contiguous(), weight.shape, layer.geometry).to(weight)
-        missing = (mean_residual - (change * mean[:, :, None]).sum(dim=1)).flatten()
         if layer.bias is not None:
-            self._state[layer.bias].add_(missing.to(weight))
+            self._state[layer.bias].add_(missing.flatten().to(weight))
         elif layer.running_mean is not None:
-            self._state[layer.running_mean].sub_(missing.to(weight))
-        return Refit(layer.weight, float(error.sum() / variance), float(fitted_error.sum() / variance))
+            self._state[layer.running_mean].sub_(missing.flatten().to(weight))
+        variance = everything.variance()
+        before = everything.error(*everything.nothing()) / variance
+        return Refit(layer.weight, before, everything.error(change, missing) / variance)
+
+    def _chosen(self, ridge: float, shifted: bool) -> float | None:
+        """The ridge whose fit errs least on what was held out; None where nothing errs less than no change at all."""
+        held_out = self._held_out
+        if not held_out.moments.num_rows:
+            return ridge
+        errors: dict[float | None, float] = {None: held_out.error(*held_out.nothing())}
+        for candidate in (ridge, *(ridge * factor for factor in _STRONGER), MEAN_ALONE):
+            errors[candidate] = held_out.error(*self._fitted.solution(candidate, shifted))
+        return min(errors, key=lambda candidate: errors[candidate])
 
 
 class _Seen(Observer):
@@ -151,7 +157,3 @@ def _scale(layer: Layer, state: Mapping[str, Tensor], num_outputs: int) -> Tenso
         scale = scale * state[prefix + "weight"].detach()
     least = _SMALLEST_SCALE * float(scale.abs().max())
     return scale / (scale.square() + least**2)
-
-
-def _sum(rows: Tensor) -> Tensor:
-    return rows.sum(dim=0, dtype=torch.float64).cpu()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -19,7 +20,35 @@ from pruning.statistics import Statistics, collect
 from pruning.thresholds import NORMALISATIONS, normalised, one_threshold, sets_of, steps_of, thresholds_by_set
 
 _BISECTIONS = 50
-_SCOPES = ("local", "global", "scoped")
+
+Scope = Literal["local", "global", "scoped"]
+Normalise = Literal["mean", "max", "none", "macs"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a target is shared among the groups.
+
+    Attributes:
+        scope: the same share of each group, one threshold for all, or one for each of some sets.
+        normalise: how scores of different groups are made comparable, see `thresholds.normalised`; not for "local".
+        scopes: for "scoped": name of a set -> names, prefixes or patterns of its modules or parameters.
+
+    Raises:
+        SettingsError: scope or normalisation is unknown, or scopes are given for another scope.
+    """
+
+    scope: Scope = "local"
+    normalise: Normalise = "mean"
+    scopes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.scope not in get_args(Scope):
+            raise SettingsError(unknown_name("scope", self.scope, get_args(Scope)))
+        if self.normalise not in NORMALISATIONS:
+            raise SettingsError(unknown_name("normalisation", self.normalise, NORMALISATIONS))
+        if self.scopes and self.scope != "scoped":
+            raise SettingsError(f"scopes are given but the scope is {self.scope!r}; expected 'scoped'")
 
 
 def make_plan(
@@ -29,8 +58,8 @@ def make_plan(
     channel_sparsity: float | None = None,
     mac_reduction: float | None = None,
     parameter_reduction: float | None = None,
-    scope: Literal["local", "global", "scoped"] = "local",
-    normalise: Literal["mean", "max", "none", "macs"] = "mean",
+    scope: Scope = "local",
+    normalise: Normalise = "mean",
     scopes: Mapping[str, Sequence[str]] | None = None,
     ignore: Sequence[Entry] = (),
     round_to: int = 1,
@@ -87,38 +116,62 @@ def make_plan(
         "parameter_reduction": parameter_reduction,
     }
     name, share = _only_target(asked)
-    if scope not in _SCOPES:
-        raise SettingsError(unknown_name("scope", scope, _SCOPES))
-    if normalise not in NORMALISATIONS:
-        raise SettingsError(unknown_name("normalisation", normalise, NORMALISATIONS))
-    if scopes and scope != "scoped":
-        raise SettingsError(f"scopes are given but the scope is {scope!r}; expected 'scoped'")
-    bundles = find_bundles(groups, Limits(ignore, round_to, keep_at_least, max_sparsity))
+    limits = Limits(ignore, round_to, keep_at_least, max_sparsity)
+    bundles = find_bundles(groups, limits)
+    choice = Choice(scope=scope, normalise=normalise, scopes=scopes or {})
     if not any(len(bundle.counts) > 1 for bundle in bundles):
         held = "; ".join(f"{bundle.names[0]}: {bundle.obstacle}" for bundle in bundles[:6]) or "the model has none"
         raise TargetError(f"{name} {share:g} can't be met: no group can lose a channel ({held}). See groups.report()")
-    free = [name for bundle in bundles if len(bundle.counts) > 1 for name in bundle.names]
     if statistics is None:
         statistics = collect(groups, find_criterion(criterion).needs, samples, loss, seed=seed)
-    orders = {name: order_channels(criterion, groups[name], statistics) for name in free}
     landing = Landing(bundles, _target(groups, bundles, name, share))
-    if scope != "local":
+    plan = choose(groups, criterion, statistics, landing, choice, share if name == "channel_sparsity" else None)
+    if not plan.removed:
+        largest = max(max(bundle.sizes) for bundle in bundles if len(bundle.counts) > 1)
+        raise TargetError(
+            f"{name} {share:g} comes to no channel in any group; the largest that may lose some has {largest}: ask for "
+            "more, or lower round_to"
+        )
+    return plan
+
+
+def choose(
+    groups: Groups,
+    criterion: str | Criterion,
+    statistics: Statistics,
+    landing: Landing,
+    choice: Choice,
+    share: float | None = None,
+) -> Plan:
+    """Make a plan that meets a landing's target, by one criterion.
+
+    Args:
+        groups: found on the model to be pruned.
+        criterion: which channels go.
+        statistics: what it needs.
+        landing: bundles and target.
+        choice: how many channels each group gives.
+        share: of the channels that each group (or each set) gives, where that itself is the target.
+
+    Raises:
+        TargetError: the target can't be met.
+        CriterionError: the criterion doesn't apply to a group.
+        SettingsError: an entry of the scopes matches nothing.
+    """
+    bundles = landing.bundles
+    free = [name for bundle in bundles if len(bundle.counts) > 1 for name in bundle.names]
+    orders = {name: order_channels(criterion, groups[name], statistics) for name in free}
+    if choice.scope != "local":
         scores = {name: score_channels(criterion, groups[name], statistics) for name in free}
-        steps = steps_of(bundles, orders, normalised(scores, groups, normalise))
-        if scope == "global":
+        steps = steps_of(bundles, orders, normalised(scores, groups, choice.normalise))
+        if choice.scope == "global":
             levels = one_threshold(landing, steps)
         else:
-            shared = share if name == "channel_sparsity" else None
-            levels = thresholds_by_set(landing, steps, sets_of(groups, bundles, scopes or {}), shared)
-    elif name == "channel_sparsity":
+            levels = thresholds_by_set(landing, steps, sets_of(groups, bundles, choice.scopes), share)
+    elif share is not None:
         levels = [bundle.nearest_level(round(share * min(bundle.sizes))) for bundle in bundles]
     else:
         levels = _common_share(landing)
-    if not any(levels):
-        raise TargetError(
-            f"{name} {share:g} comes to no channel in any group; the largest that may lose some has "
-            f"{max(groups[name].size for name in free)}: ask for more, or lower round_to"
-        )
     return landing.plan(groups, levels, orders)
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import pruning
 from pruning.errors import VerificationError
 from pruning.evaluation import Samples, restored_modes
 from pruning.gates import GatedModel, run_masked
-from pruning.groups import Groups
-from pruning.plan import Plan
 from pruning.verification import relative_difference
+from pruning.widening import widen
 from tasks.data import read_description, read_split
 from tasks.ledger import read_ledger
 from tasks.models import begin, example_inputs, load_model, make_factory, measured_in, save_model
@@ -51,7 +50,8 @@ def transform(settings: Settings, workspace: Workspace) -> None:
         difference, num_samples = relative_difference([expected], [found]), len(inputs)
     else:
         original = make_factory(settings, data)().to(settings.run.device)
-        masked = masked_twin(dense, plan, pruning.find_groups(original, example))
+        groups = pruning.find_groups(original, example)
+        masked = pruning.apply_masks(widen(dense, plan, groups), plan, groups=groups)
         difference = largest_difference(dense, masked, validation, settings.training.batch_size)
         num_samples = len(validation.inputs)
     if not difference < TOLERANCE:
@@ -63,38 +63,6 @@ def transform(settings: Settings, workspace: Workspace) -> None:
     save_model(folder, dense, plan, measured_in(meta, source), meta["data_fingerprint"])
     write_json(folder / EQUIVALENCE, {"max_relative_difference": difference, "num_samples": num_samples})
     log.info("transform: dense and masked model differ by %.1e (relative) at most", difference)
-
-
-def masked_twin(dense: nn.Module, plan: Plan, groups: Groups) -> nn.Module:
-    """Return a model of the original shape that holds the dense model's weights where channels were kept, masked.
-
-    Args:
-        dense: What `plan` left of the original, trained on since.
-        plan: From the original to the dense model.
-        groups: Found on the original, whose own weights fill the places of removed channels before they are masked.
-    """
-    kept = _kept_indices(plan, groups)
-    wide = {name: tensor.clone() for name, tensor in groups.model.state_dict().items()}
-    for name, tensor in dense.state_dict().items():
-        grid = [kept.get((name, axis), torch.arange(size)) for axis, size in enumerate(wide[name].shape)]
-        if grid:
-            wide[name][torch.meshgrid(*grid, indexing="ij")] = tensor
-        else:
-            wide[name].copy_(tensor)
-    twin = pruning.apply_masks(groups.model, Plan(removed={}, sizes={}), groups=groups)
-    twin.load_state_dict(wide)
-    return pruning.apply_masks(twin, plan, groups=groups)
-
-
-def _kept_indices(plan: Plan, groups: Groups) -> dict[tuple[str, int], Tensor]:
-    """Map (parameter, axis) to the indices that the plan keeps, where it removes any."""
-    gone: dict[tuple[str, int], Tensor] = {}
-    for name, removed in plan.removed.items():
-        for piece in groups[name].slices:
-            here = torch.isin(piece.channels(), torch.tensor(removed, dtype=torch.long))
-            place = (piece.parameter, piece.axis)
-            gone[place] = gone[place] | here if place in gone else here
-    return {place: torch.nonzero(~mask).flatten() for place, mask in gone.items()}
 
 
 @torch.no_grad()

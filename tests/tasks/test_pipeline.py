@@ -17,6 +17,7 @@ import pruning
 from pruning.errors import VerificationError
 from pruning.schedule import Attempt, Stop
 from pruning.sensitivity import measure_curve
+from pruning.widening import widen
 from tasks import analyze, attempt, baseline, benchmark, export, prepare, prune, report, transform
 from tasks.comparison import as_markdown, as_text, compare, compare_latency
 from tasks.data import read_description, read_split
@@ -130,7 +131,7 @@ def test_dense_model_is_the_factory_model_narrowed_by_the_plan(inside: Project) 
     whole = pruning.find_groups(make_factory(inside.settings, data)(), example)
     assert pruning.count_macs(whole, plan) == pruning.count_macs(pruning.find_groups(dense, example))
     inputs = read_split(inside.workspace, "validation").inputs
-    masked = transform.masked_twin(dense, plan, whole).eval()
+    masked = pruning.apply_masks(widen(dense, plan, whole), plan, groups=whole).eval()
     assert [p.shape for p in masked.parameters()] == [p.shape for p in whole.model.parameters()]
     torch.testing.assert_close(masked(inputs), dense(inputs), rtol=1e-4, atol=1e-5)
     narrowed = pruning.narrow(masked, plan, example)
