@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from pruning.axes import kept
 from pruning.groups import Groups
 from pruning.masks import apply_masks
 from pruning.plan import Plan
@@ -21,25 +22,15 @@ def widen(dense: nn.Module, plan: Plan, groups: Groups) -> nn.Module:
         plan: From the original to the narrowed model.
         groups: Found on the original, which stays as it is; its values fill the places of the channels that went.
     """
-    kept = _kept_indices(plan, groups)
+    masks = plan.masks(groups)
     wide = {name: tensor.clone() for name, tensor in groups.model.state_dict().items()}
     for name, tensor in dense.state_dict().items():
-        grid = [kept.get((name, axis), torch.arange(size)) for axis, size in enumerate(wide[name].shape)]
-        if grid:
-            wide[name][torch.meshgrid(*grid, indexing="ij")] = tensor
+        axes = groups.trace.parameters.get(name, [])
+        if axes:
+            indices = [kept(axis, masks).nonzero().flatten().to(tensor.device) for axis in axes]
+            wide[name][torch.meshgrid(*indices, indexing="ij")] = tensor
         else:
             wide[name].copy_(tensor)
     twin = apply_masks(groups.model, Plan(removed={}, sizes={}), groups=groups)
     twin.load_state_dict(wide)
     return twin
-
-
-def _kept_indices(plan: Plan, groups: Groups) -> dict[tuple[str, int], Tensor]:
-    """Map (parameter, axis) to the indices that the plan keeps, where it removes any."""
-    gone: dict[tuple[str, int], Tensor] = {}
-    for name, removed in plan.removed.items():
-        for piece in groups[name].slices:
-            here = torch.isin(piece.channels(), torch.tensor(removed, dtype=torch.long))
-            place = (piece.parameter, piece.axis)
-            gone[place] = gone[place] | here if place in gone else here
-    return {place: torch.nonzero(~mask).flatten() for place, mask in gone.items()}

@@ -8,23 +8,21 @@ import logging
 import shutil
 from pathlib import Path
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 
 import pruning
 from pruning.criteria import find_criterion
 from pruning.errors import WorkspaceError
-from pruning.evaluation import Samples, evaluate
+from pruning.evaluation import evaluate
 from pruning.sensitivity import Curve, measure_curve
 from pruning.statistics import collect
-from tasks.data import read_description, read_split
+from tasks.data import read_description, read_split, spread
 from tasks.fingerprints import fingerprint
 from tasks.models import begin, chosen_criterion, example_inputs, load_model, loss_and_metric
 from tasks.progress import shown
 from tasks.settings import Settings
 from tasks.stages import find_stage
 from tasks.workspace import Workspace, replace_file, write_json, writing
-from zoo.datasets.splits import Samples as StoredSamples
 
 FOLDER = "analysis"
 CURVES = "curves.json"
@@ -48,10 +46,12 @@ def analyze(settings: Settings, workspace: Workspace) -> None:
     model, _, _ = load_model(workspace.folder("baseline"), settings, data, example)
     groups = pruning.find_groups(model, example)
     loss, metric = loss_and_metric(settings)
-    samples = part_of(read_split(workspace, "validation"), settings.analyze.fraction)
+    validation = read_split(workspace, "validation")
+    samples = spread(validation, max(1, round(settings.analyze.fraction * len(validation))))
     criterion = chosen_criterion(settings.analyze.criterion)
     needs = find_criterion(criterion).needs
-    statistics = collect(groups, needs, read_split(workspace, "train"), loss, seed=settings.run.seed)
+    seen = spread(read_split(workspace, "train"), settings.analyze.criterion_samples)
+    statistics = collect(groups, needs, seen, loss, seed=settings.run.seed)
     batch_size = settings.training.batch_size
     whole = evaluate(model, samples, loss=loss, metric=metric, batch_size=batch_size)
     kept = workspace.root / UNFINISHED / fingerprint(find_stage("analyze"), settings, workspace)[:16]
@@ -101,12 +101,6 @@ def read_curves(workspace: Workspace) -> tuple[Curve, ...]:
         raise WorkspaceError(
             f"{path} is damaged; delete {path.parent} and run `python -m flows.analyze` again"
         ) from error
-
-
-def part_of(samples: StoredSamples, fraction: float) -> Samples:
-    """Return a share of the samples, spread evenly over them."""
-    count = max(1, round(fraction * len(samples)))
-    return samples if count == len(samples) else samples.take(torch.arange(count) * len(samples) // count)
 
 
 def _read_curve(place: Path, group: str) -> Curve | None:

@@ -9,18 +9,34 @@ from functools import partial
 
 from torch import Tensor, nn
 
+import pruning
+from pruning.checkpoint import save_checkpoint
 from pruning.errors import ModelError, TargetError
 from pruning.recipe import Recipe
 from pruning.schedule import Attempt
 from pruning.training import finetune
-from tasks.data import read_description, read_split
+from pruning.widening import widen
+from tasks.baseline import epoch_folder
+from tasks.data import Description, read_description, read_split
 from tasks.kinds import Situation, Step, take_step
 from tasks.ledger import Ledger, Row
 from tasks.measured import Measured
-from tasks.models import augmentation, begin, example_inputs, load_model, loss_and_metric, measure, save_model
+from tasks.models import (
+    augmentation,
+    begin,
+    example_inputs,
+    load_model,
+    loss_and_metric,
+    make_factory,
+    measure,
+    save_model,
+)
 from tasks.progress import shown
 from tasks.settings import Settings
 from tasks.workspace import Workspace
+
+WHOLE = "whole"
+"""Folder below a checkpoint: the model of the original's shape, where channels may come back."""
 
 _ROUNDING = 1e-9
 
@@ -55,9 +71,12 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, step: Atte
     baseline_folder, iterations = workspace.folder("baseline"), workspace.folder("iterations")
     last = ledger.accepted[-1] if ledger.accepted else None
     parent = iterations / last.checkpoint if last and last.checkpoint else baseline_folder
+    if settings.prune.reversible and last:
+        parent = parent / WHOLE
     model, plan, _ = load_model(parent, settings, data, example)
+    start = _start(settings, workspace, data, example)
     try:
-        taken = take_step(Situation(settings, workspace, ledger, step.goal, model, example))
+        taken = take_step(Situation(settings, workspace, ledger, step.goal, model, plan, example, start))
     except TargetError as error:
         reached = last.reached if last else 0.0
         return Row(attempt=step.number, goal=step.goal, reached=reached, accepted=False, refused=str(error))
@@ -69,6 +88,8 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, step: Atte
         except (ModelError, TargetError) as error:  # a recipe that diverges or misses has lost; the others go on
             faults.append(f"{recipe.name}: {error}")
             log.warning("attempt %d: recipe %s", step.number + 1, faults[-1])
+    if not settings.prune.recipes:
+        candidates.append(_as_it_is(settings, workspace, taken, example))
     if not candidates:
         reached = last.reached if last else 0.0
         return Row(attempt=step.number, goal=step.goal, reached=reached, accepted=False, refused="; ".join(faults))
@@ -87,7 +108,27 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, step: Atte
         return row
     name = f"{len(ledger.accepted) + 1:02d}"
     digest = save_model(iterations / name, best.model, plan.then(taken.plan), best.measured, data.fingerprint)
+    if settings.prune.reversible:
+        whole = widen(best.model, taken.plan, pruning.find_groups(model, example))
+        save_checkpoint(iterations / name / WHOLE, whole, plan)
     return row.model_copy(update={"checkpoint": name, "weights_sha256": digest})
+
+
+def _start(settings: Settings, workspace: Workspace, data: Description, example: Tensor) -> nn.Module | None:
+    """Return the model whose weights training begins with; None keeps the last ones."""
+    start = settings.prune.start
+    if start.weights == "keep":
+        return None
+    if start.epoch is not None:
+        model, _, _ = load_model(epoch_folder(workspace, start.epoch), settings, data, example)
+        return model
+    return make_factory(settings, data)().to(settings.run.device)
+
+
+def _as_it_is(settings: Settings, workspace: Workspace, taken: Step, example: Tensor) -> _Candidate:
+    """Measure what a step made, where nothing is trained."""
+    measured = measure(taken.model, read_split(workspace, "validation"), settings, example)
+    return _Candidate("no training", taken.model, measured)
 
 
 def _reached(taken: Step, measured: Measured, ledger: Ledger, settings: Settings) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 import pruning
+from pruning.checkpoint import save_checkpoint
 from pruning.plan import Plan
 from pruning.training import finetune
 from pruning.weights import load_weights
@@ -50,10 +52,12 @@ def baseline(settings: Settings, workspace: Workspace) -> None:
             learned_from = _fingerprint_beside(settings.model.weights) or learned_from
     example = example_inputs(workspace, settings)
     pruning.find_groups(model, example)  # a model that can't be run on these data says so before it is trained
-    if settings.baseline.recipe is not None:
-        _train(model, settings, workspace)
+    kept = _train(model, settings, workspace) if settings.baseline.recipe is not None else {}
     measured = measure(model, read_split(workspace, "validation"), settings, example)
-    save_model(workspace.folder(FOLDER), model, Plan(removed={}, sizes={}), measured, learned_from)
+    nothing = Plan(removed={}, sizes={})
+    save_model(workspace.folder(FOLDER), model, nothing, measured, learned_from)
+    for epoch, then in kept.items():
+        save_checkpoint(epoch_folder(workspace, epoch), then, nothing)
     log.info(
         "baseline: accuracy %.2f %% on validation, %s MACs, %s parameters",
         100 * measured.accuracy,
@@ -62,9 +66,25 @@ def baseline(settings: Settings, workspace: Workspace) -> None:
     )
 
 
-def _train(model: nn.Module, settings: Settings, workspace: Workspace) -> None:
+def epoch_folder(workspace: Workspace, epoch: int) -> Path:
+    """Say where the baseline lies as it was after an epoch of its training."""
+    return workspace.folder(FOLDER) / "epochs" / f"{epoch:04d}"
+
+
+def _train(model: nn.Module, settings: Settings, workspace: Workspace) -> dict[int, nn.Module]:
+    """Train in place; return what it was after the epochs that are to be kept."""
     recipe = settings.baseline.recipe
     assert recipe is not None
+    sparsity = sparsity_training(recipe, model, example_inputs(workspace, settings))
+    kept: dict[int, nn.Module] = {}
+
+    def after_step(step: int, steps: int, rate: float) -> None:
+        if sparsity is not None:
+            sparsity(step, steps, rate)
+        epoch, within = divmod(step * recipe.epochs, steps)
+        if within == 0 and epoch in settings.baseline.keep_epochs:
+            kept[epoch] = copy.deepcopy(model).cpu()
+
     loss, _ = loss_and_metric(settings)
     with shown("baseline: training") as progress:
         finetune(
@@ -74,9 +94,10 @@ def _train(model: nn.Module, settings: Settings, workspace: Workspace) -> None:
             loss=loss,
             seed=settings.run.seed,
             augment=augmentation(settings),
-            after_step=sparsity_training(recipe, model, example_inputs(workspace, settings)),
+            after_step=after_step,
             progress=progress,
         )
+    return kept
 
 
 def _fingerprint_beside(weights: Path) -> str | None:

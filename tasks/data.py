@@ -6,6 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
@@ -114,6 +115,11 @@ def read_split(workspace: Workspace, split: Split) -> Samples:
         return Samples(tensors["inputs"], tensors["targets"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise DataError(f"{path} can't be read ({error}); {_MEND}") from error
+
+
+def spread(samples: Samples, count: int) -> Samples:
+    """Return so many of the samples, spread evenly over them: all, where there are no more."""
+    return samples if count >= len(samples) else samples.take(torch.arange(count) * len(samples) // count)
 
 
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")

@@ -12,7 +12,7 @@ from tasks.fingerprints import trajectory_fingerprint
 from tasks.ledger import Ledger, Row, open_ledger
 from tasks.measured import Measured
 from tasks.models import example_inputs, load_model, measured_in
-from tasks.prune_settings import Kind
+from tasks.prune_parts import Kind
 from tasks.settings import Settings
 from tasks.workspace import Json, Workspace, write_json
 

@@ -2,83 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
+from pruning.criteria import find_criterion
 from pruning.errors import unknown_name
 from pruning.recipe import Recipe
 from pruning.schedule import ScheduleSettings
 from pruning.weight_criteria import weight_criterion_names
-from tasks.names import CriterionName, Share, as_pattern
+from tasks.names import CriterionName, Share
+from tasks.prune_parts import TARGETS, Allocation, Gates, Kind, Recover, Start, Target, Weights
 from tasks.section import Section
-
-
-class Pattern(NamedTuple):
-    """N of every M weights stay."""
-
-    num_kept: int
-    of: int
-
-
-Kind = Literal["structured", "unstructured", "n_m", "dynamic"]
-
-TARGETS: dict[Kind, tuple[str, ...]] = {
-    "structured": ("mac_reduction", "parameter_reduction", "size_bytes"),
-    "unstructured": ("weight_sparsity",),
-    "n_m": ("pattern",),
-    "dynamic": ("mac_reduction",),
-}
-
-
-class Target(Section):
-    """How small the model is to become, against the baseline: exactly one of these."""
-
-    mac_reduction: Share | None = None
-    parameter_reduction: Share | None = None
-    size_bytes: int | None = Field(default=None, gt=0)
-    weight_sparsity: Share | None = None
-    pattern: Annotated[Pattern, BeforeValidator(as_pattern)] | None = None
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        given = [name for name, value in self if value is not None]
-        if len(given) != 1:
-            found = " and ".join(given) or "none"
-            raise ValueError(f"expected exactly one of {', '.join(type(self).model_fields)}; found {found}")
-        return self
-
-    @property
-    def kind(self) -> str:
-        """Which of them is given."""
-        return next(name for name, value in self if value is not None)
-
-    @property
-    def share(self) -> float | None:
-        """The target as a share of the baseline; None for `size_bytes`, which only the baseline can tell."""
-        if self.pattern is not None:
-            return 1 - self.pattern.num_kept / self.pattern.of
-        return self.mac_reduction or self.parameter_reduction or self.weight_sparsity
-
-
-class Recalibrate(Section):
-    """Batch norms are measured anew on this many training samples after each step."""
-
-    num_samples: int = Field(default=1024, ge=2)
-
-
-class Weights(Section):
-    """How single weights are chosen, where `kind` is unstructured."""
-
-    scope: Literal["local", "global"] = "global"
-    max_layer_sparsity: Share = 0.99
-
-
-class Gates(Section):
-    """How gates learn, where `kind` is dynamic."""
-
-    weight: float = Field(default=100.0, gt=0)
-    ramp: float = Field(default=0.5, gt=0, le=1)
 
 
 class Prune(Section):
@@ -98,10 +33,14 @@ class Prune(Section):
     keep_at_least: int = Field(default=1, ge=1)
     round_to: int = Field(default=1, ge=1)
     ignore: tuple[str, ...] = ()
+    criterion_samples: int = Field(default=1024, ge=1)
+    allocation: Allocation = Allocation()
+    start: Start = Start()
+    reversible: bool = False
     weights: Weights = Weights()
     gates: Gates = Gates()
-    recalibrate: Recalibrate = Recalibrate()
-    recipes: tuple[Recipe, ...] = Field(min_length=1)
+    recover: Recover = Recover()
+    recipes: tuple[Recipe, ...]
     allow_other_data: bool = False
 
     @model_validator(mode="after")
@@ -129,6 +68,30 @@ class Prune(Section):
             raise ValueError(
                 f"recipe {penalised[0]!r} names sparsity, which brings channels to zero; expected kind 'structured'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _recovery_suits_what_went_before(self) -> Self:
+        if self.recover.method == "fold" and (":" in self.criterion or find_criterion(self.criterion).folding is None):
+            raise ValueError(
+                f"recover.method is 'fold', but criterion {self.criterion!r} has no solution to fold into the layers "
+                "that follow; expected one of greedy_forward, lasso, reduce_and_reuse, structured_obs, or 'reconstruct'"
+            )
+        if self.start.weights != "keep":
+            if self.recover.method not in ("none", "recalibrate"):
+                raise ValueError(
+                    f"start.weights is {self.start.weights!r}, so recover.method {self.recover.method!r} would be "
+                    "undone; expected 'none' or 'recalibrate'"
+                )
+            if self.kind == "dynamic" or self.reversible or not self.recipes:
+                raise ValueError(
+                    f"start.weights is {self.start.weights!r}; expected a kind other than 'dynamic', reversible false, "
+                    "and recipes to train by"
+                )
+        if self.reversible and self.kind != "structured":
+            raise ValueError("reversible lets channels come back; expected kind 'structured'")
+        if not self.recipes and self.kind == "dynamic":
+            raise ValueError("gates have to learn; expected a recipe at least")
         return self
 
     @model_validator(mode="after")

@@ -59,14 +59,23 @@ class Baseline(Section):
     """How the baseline is trained; without a recipe `model.weights` are taken as they are."""
 
     recipe: Recipe | None = None
+    keep_epochs: tuple[Annotated[int, Field(ge=1)], ...] = ()
+
+    @model_validator(mode="after")
+    def _epochs_are_trained(self) -> Self:
+        last = 0 if self.recipe is None else self.recipe.epochs
+        if beyond := [epoch for epoch in self.keep_epochs if epoch > last]:
+            raise ValueError(f"keep_epochs names {beyond}; the recipe trains {last} epochs")
+        return self
 
 
 class Analyze(Section):
     """How the sensitivity of each group is measured."""
 
     criterion: CriterionName = "l2_norm"
-    rates: tuple[Share, ...] = Field(default=(0.2, 0.4, 0.6, 0.8), min_length=1)
+    rates: tuple[Share, ...] = (0.2, 0.4, 0.6, 0.8)
     fraction: float = Field(default=1.0, ge=0.5, le=1)
+    criterion_samples: int = Field(default=1024, ge=1)
 
 
 class Export(Section):
@@ -109,6 +118,18 @@ class Settings(Section):
     def _baseline_comes_from_somewhere(self) -> Self:
         if self.baseline.recipe is None and self.model.weights is None:
             raise ValueError("baseline.recipe is null and model.weights too; give a recipe to train by, or weights")
+        return self
+
+    @model_validator(mode="after")
+    def _allocation_has_what_it_needs(self) -> Self:
+        if not self.analyze.rates and self.prune.kind == "structured" and self.prune.allocation.by == "sensitivity":
+            raise ValueError("prune.allocation.by is 'sensitivity' but analyze.rates is empty; give rates to measure")
+        if (epoch := self.prune.start.epoch) is not None and epoch not in self.baseline.keep_epochs:
+            kept = ", ".join(map(str, self.baseline.keep_epochs)) or "none"
+            raise ValueError(
+                f"prune.start.epoch is {epoch}, but baseline.keep_epochs keeps {kept}; add it there (the baseline then "
+                "trains anew)"
+            )
         return self
 
 

@@ -12,7 +12,7 @@ from tasks.kinds.dynamic import gate_channels
 from tasks.kinds.step import Situation, Step
 from tasks.kinds.structured import narrow_channels
 from tasks.kinds.weights import zero_all_but_n_of_m, zero_share
-from tasks.prune_settings import Kind
+from tasks.prune_parts import Kind
 
 __all__ = ["Situation", "Step", "take_step"]
 

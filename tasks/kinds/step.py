@@ -27,8 +27,10 @@ class Situation:
         workspace: Data and curves lie in it.
         ledger: What came before.
         goal: The reduction to come to, against the baseline.
-        model: The last accepted one; it is left as it is.
+        model: The last accepted one, or one of the original's shape where channels may come back; it is left as it is.
+        plan: From the original to it.
         example: One sample [1, ...].
+        start: A model of the original's shape whose weights the next training begins with; None keeps the last ones.
     """
 
     settings: Settings
@@ -36,7 +38,9 @@ class Situation:
     ledger: Ledger
     goal: float
     model: nn.Module
+    plan: Plan
     example: Tensor
+    start: nn.Module | None = None
 
 
 @dataclass(frozen=True)

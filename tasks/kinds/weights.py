@@ -18,7 +18,7 @@ from pruning.recipe import Recipe
 from pruning.single_weights import choose_n_of_m, choose_weights
 from pruning.weight_criteria import WeightCriterion
 from pruning.weight_masks import WeightMasks, held, sparsity_of, zero_weights
-from tasks.data import read_split
+from tasks.data import read_split, spread
 from tasks.kinds.step import Situation, Step, Train
 from tasks.models import chosen_criterion, loss_and_metric
 
@@ -62,11 +62,11 @@ def _without_weights(situation: Situation, choose: Callable[..., WeightMasks]) -
         groups,
         criterion=cast(str | WeightCriterion, chosen_criterion(settings.prune.criterion)),
         ignore=settings.prune.ignore,
-        samples=read_split(situation.workspace, "train"),
+        samples=spread(read_split(situation.workspace, "train"), settings.prune.criterion_samples),
         loss=loss_and_metric(settings)[0],
         seed=settings.run.seed,
     )
-    model = copy.deepcopy(situation.model)
+    model = copy.deepcopy(situation.model if situation.start is None else situation.start)
     zero_weights(model, masks)
 
     def train(model: nn.Module, _recipe: Recipe, finetune: Train) -> None:
