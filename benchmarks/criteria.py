@@ -28,6 +28,7 @@ from benchmarks.contest.terms import Entry, Result, Terms, enter
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return 0 where every entry came to a result."""
     options = _parser().parse_args(arguments)
+    torch.set_num_threads(1)
     terms = _terms(options)
     entries = {(one.tool, one.name): one for one in _entries(options.peer)}
     results = _known(options.json)

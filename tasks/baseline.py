@@ -7,14 +7,17 @@ import json
 import logging
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import pruning
 from pruning.checkpoint import save_checkpoint
+from pruning.errors import DataError
+from pruning.evaluation import restored_modes
 from pruning.plan import Plan
 from pruning.training import finetune
 from pruning.weights import load_weights
-from tasks.data import read_description, read_split
+from tasks.data import SPLITS, Split, read_description, read_inputs, read_split, save_answers
 from tasks.models import (
     augmentation,
     begin,
@@ -28,6 +31,7 @@ from tasks.models import (
 from tasks.progress import shown
 from tasks.settings import Settings
 from tasks.workspace import Workspace
+from zoo.datasets.splits import Samples
 
 FOLDER = "baseline"
 
@@ -41,6 +45,7 @@ def baseline(settings: Settings, workspace: Workspace) -> None:
         SettingsError: The model's function can't be called or returned no module.
         CheckpointError: The weights that were brought along are damaged or don't fit.
         ModelError: The model can't be run on the data, or training broke down.
+        DataError: There are no labels to train by.
     """
     begin(settings)
     data = read_description(workspace)
@@ -52,18 +57,49 @@ def baseline(settings: Settings, workspace: Workspace) -> None:
             learned_from = _fingerprint_beside(settings.model.weights) or learned_from
     example = example_inputs(workspace, settings)
     pruning.find_groups(model, example)  # a model that can't be run on these data says so before it is trained
+    if not data.labelled and settings.baseline.recipe is not None:
+        raise DataError(
+            f"{settings.data.factory!r} gives no labels, so no baseline can be trained on them; set baseline.recipe to "
+            "null and model.weights to the model's weights, or bring labels along"
+        )
     kept = _train(model, settings, workspace) if settings.baseline.recipe is not None else {}
-    measured = measure(model, read_split(workspace, "validation"), settings, example)
+    answers = {} if data.labelled else {name: _answers(model, workspace, name, settings) for name in SPLITS}
+    validation = (
+        Samples(read_inputs(workspace, "validation"), answers["validation"])
+        if answers
+        else read_split(workspace, "validation")
+    )
+    measured = measure(model, validation, settings, example)
     nothing = Plan(removed={}, sizes={})
     save_model(workspace.folder(FOLDER), model, nothing, measured, learned_from)
+    if answers:
+        save_answers(answers, workspace.folder(FOLDER))
     for epoch, then in kept.items():
         save_checkpoint(epoch_folder(workspace, epoch), then, nothing)
     log.info(
-        "baseline: accuracy %.2f %% on validation, %s MACs, %s parameters",
+        "baseline: %s %.2f %% on validation, %s MACs, %s parameters",
+        data.measure,
         100 * measured.accuracy,
         f"{measured.macs:,}",
         f"{measured.parameters:,}",
     )
+
+
+@torch.no_grad()
+def _answers(model: nn.Module, workspace: Workspace, split: Split, settings: Settings) -> Tensor:
+    """Return the class that the model names for each sample, [N]."""
+    found = []
+    with restored_modes(model):
+        model.eval()
+        for batch in torch.split(read_inputs(workspace, split), settings.training.batch_size):
+            outputs = model(batch.to(settings.run.device))
+            if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+                raise DataError(
+                    "without labels the baseline's answers stand for them, so the model has to return logits "
+                    "[N, classes]; bring labels along for other outputs"
+                )
+            found.append(outputs.argmax(1).cpu())
+    return torch.cat(found)
 
 
 def epoch_folder(workspace: Workspace, epoch: int) -> Path:

@@ -35,7 +35,7 @@ def compare(summary: Json) -> list[Line]:
     macs = "MACs, mean over inputs" if summary["kind"] == "dynamic" else "MACs"
     lines = [
         Line(
-            "accuracy (test)",
+            f"{summary['measure']} (test)",
             f"{before['accuracy']:.2%}",
             f"{after['accuracy']:.2%}",
             f"{-100 * summary['accuracy_drop'] or 0.0:+.2f} points",

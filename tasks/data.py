@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,11 @@ from zoo.datasets.splits import Samples, Splits
 
 FOLDER = "data"
 DESCRIPTION = "meta.json"
+ANSWERS = "answers.safetensors"
+"""In the baseline's folder: what it says of each sample, where the data carry no labels."""
+
 Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 class Description(BaseModel):
@@ -30,6 +35,7 @@ class Description(BaseModel):
         classes: Names in the order of the targets.
         input_shape: Of one sample, without the batch axis.
         num_samples: Of each split.
+        labelled: Whether the samples carry labels; else the baseline's answers stand for them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,6 +44,12 @@ class Description(BaseModel):
     classes: tuple[str, ...]
     input_shape: tuple[int, ...]
     num_samples: dict[str, int]
+    labelled: bool = True
+
+    @property
+    def measure(self) -> str:
+        """What the share of right answers is called."""
+        return "accuracy" if self.labelled else "agreement with the baseline"
 
     @property
     def offered(self) -> dict[str, Any]:
@@ -54,12 +66,16 @@ def as_splits(found: Any, reference: str) -> Splits:
     if isinstance(found, Splits):
         return found
     try:
-        train, validation, test = (Samples(part.inputs, part.targets) for part in (getattr(found, n) for n in _SPLITS))
-        return Splits(train, validation, test, tuple(found.classes))
+        parts, classes = [getattr(found, name) for name in SPLITS], tuple(found.classes)
+        if all(getattr(part, "targets", None) is None for part in parts):
+            train, validation, test = (part.inputs for part in parts)
+            return Splits.unlabelled(train, validation, test, classes)
+        labelled = [Samples(part.inputs, part.targets) for part in parts]
+        return Splits(labelled[0], labelled[1], labelled[2], classes)
     except AttributeError as error:
         raise DataError(
             f"{reference!r} returned a {type(found).__name__} ({error}); expected zoo.datasets.Splits, or an object "
-            "with train, validation and test, each with inputs and targets, and classes"
+            "with train, validation and test, each with inputs and targets (or all without), and classes"
         ) from error
     except ValueError as error:
         raise DataError(f"{reference!r} returned malformed data: {error}") from error
@@ -68,13 +84,16 @@ def as_splits(found: Any, reference: str) -> Splits:
 def save_splits(splits: Splits, folder: Path) -> Description:
     """Write a data set into a folder."""
     for name, samples in splits.named():
-        tensors = {"inputs": samples.inputs.contiguous(), "targets": samples.targets.contiguous()}
+        tensors = {"inputs": samples.inputs.contiguous()}
+        if splits.labelled:
+            tensors["targets"] = samples.targets.contiguous()
         replace_file(folder / f"{name}.safetensors", format_safetensors(tensors))
     description = Description(
         fingerprint=splits.fingerprint(),
         classes=splits.classes,
         input_shape=splits.input_shape,
         num_samples={name: len(samples) for name, samples in splits.named()},
+        labelled=splits.labelled,
     )
     write_json(folder / DESCRIPTION, description.model_dump(mode="json"))
     return description
@@ -95,26 +114,46 @@ def read_description(workspace: Workspace) -> Description:
 
 
 def read_split(workspace: Workspace, split: Split) -> Samples:
-    """Read one split.
+    """Read one split; where it carries no labels, the baseline's answers are its targets.
+
+    Raises:
+        WorkspaceError: `prepare` hasn't run, or `baseline` where its answers are needed.
+        DataError: The file is missing or damaged.
+    """
+    tensors = _read_tensors(workspace.folder(FOLDER) / f"{split}.safetensors", "prepare")
+    if "targets" not in tensors:
+        tensors["targets"] = _read_tensors(workspace.folder("baseline") / ANSWERS, "baseline")[split]
+    return Samples(tensors["inputs"], tensors["targets"])
+
+
+def read_inputs(workspace: Workspace, split: Split) -> Tensor:
+    """Read the inputs of one split, [N, ...].
 
     Raises:
         WorkspaceError: `prepare` hasn't run.
         DataError: The file is missing or damaged.
     """
-    folder = workspace.folder(FOLDER)
-    path = folder / f"{split}.safetensors"
-    written = contents(folder, "prepare").get(path.name)
+    return _read_tensors(workspace.folder(FOLDER) / f"{split}.safetensors", "prepare")["inputs"]
+
+
+def save_answers(answers: Mapping[Split, Tensor], folder: Path) -> None:
+    """Write the baseline's answers to each split into its folder."""
+    replace_file(folder / ANSWERS, format_safetensors({str(split): found for split, found in answers.items()}))
+
+
+def _read_tensors(path: Path, maker: str) -> dict[str, Tensor]:
+    mend = f"delete {path.parent} and run `python -m flows.{maker}` again"
+    written = contents(path.parent, maker).get(path.name)
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path} isn't there; {_MEND}") from None
+        raise DataError(f"{path} isn't there; {mend}") from None
     if sha256(content).hexdigest() != written:
-        raise DataError(f"{path} changed after it was written; {_MEND}")
+        raise DataError(f"{path} changed after it was written; {mend}")
     try:
-        tensors: dict[str, Tensor] = parse_safetensors(content)
-        return Samples(tensors["inputs"], tensors["targets"])
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise DataError(f"{path} can't be read ({error}); {_MEND}") from error
+        return dict(parse_safetensors(content))
+    except SafetensorError as error:
+        raise DataError(f"{path} can't be read ({error}); {mend}") from error
 
 
 def spread(samples: Samples, count: int) -> Samples:
@@ -122,5 +161,4 @@ def spread(samples: Samples, count: int) -> Samples:
     return samples if count >= len(samples) else samples.take(torch.arange(count) * len(samples) // count)
 
 
-_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _MEND = "delete the folder of the data and run `python -m flows.prepare` again"

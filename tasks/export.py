@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pruning.errors import ExportError
 from pruning.export import TOLERANCE, check_parity, export_onnx
 from pruning.gates import GatedModel
-from tasks.data import read_description, read_split
+from tasks.data import read_description, read_inputs
 from tasks.models import begin, example_inputs, load_model
 from tasks.settings import Settings
 from tasks.workspace import Workspace, write_json, writing
@@ -30,7 +30,7 @@ def export(settings: Settings, workspace: Workspace) -> None:
     begin(settings)
     data = read_description(workspace)
     example = example_inputs(workspace, settings)
-    inputs = read_split(workspace, "validation").inputs
+    inputs = read_inputs(workspace, "validation")
     parities = {}
     with writing(workspace.folder(FOLDER)) as folder:
         for stage, file in FILES.items():

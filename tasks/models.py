@@ -25,7 +25,7 @@ from pruning.recipe import Recipe
 from pruning.sparsity import SparsityTraining
 from pruning.training import Augment
 from tasks import imports
-from tasks.data import Description, read_split
+from tasks.data import Description, read_inputs
 from tasks.measured import Measured
 from tasks.settings import Settings
 from tasks.workspace import Json, Workspace
@@ -60,7 +60,7 @@ def make_factory(settings: Settings, data: Description) -> Callable[[], nn.Modul
 
 def example_inputs(workspace: Workspace, settings: Settings) -> Tensor:
     """Return one validation sample [1, ...] on the device of the run: what models are traced and counted with."""
-    return read_split(workspace, "validation").inputs[:1].to(settings.run.device)
+    return read_inputs(workspace, "validation")[:1].to(settings.run.device)
 
 
 def load_model(folder: Path, settings: Settings, data: Description, example: Tensor) -> tuple[nn.Module, Plan, Json]:

@@ -61,7 +61,8 @@ def open_loop(settings: Settings, workspace: Workspace) -> Loop:
     data = read_description(workspace)
     folder = workspace.folder("baseline")
     _, _, meta = load_model(folder, settings, data, example_inputs(workspace, settings))
-    if meta["data_fingerprint"] != data.fingerprint and not settings.prune.allow_other_data:
+    trains_on_others = bool(settings.prune.recipes) and meta["data_fingerprint"] != data.fingerprint
+    if trains_on_others and not settings.prune.allow_other_data:
         raise DataError(
             f"the baseline learned from the data {meta['data_fingerprint'][:12]}…, the workspace holds "
             f"{data.fingerprint[:12]}…; fine-tuning has to see the same data. Run `python -m flows.baseline` again, or "

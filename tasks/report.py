@@ -48,7 +48,10 @@ def report(settings: Settings, workspace: Workspace) -> None:
         read_outcome(workspace),
         read_curves(workspace),
     )
-    summary = summarise(scores["baseline"], scores["dense"], ledger, outcome, workspace)
+    summary = {
+        "measure": data.measure,
+        **summarise(scores["baseline"], scores["dense"], ledger, outcome, workspace),
+    }
     whole = curves[0].baseline_accuracy if curves else ledger.baseline.accuracy
     figures = (
         draw_sensitivity(curves, whole),

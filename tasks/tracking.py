@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pruning.errors import WorkspaceError
 from tasks import analyze, export, report
-from tasks.data import read_description, read_split
+from tasks.data import read_description, read_inputs
 from tasks.ledger import Ledger, Row, read_ledger
 from tasks.settings import Settings
 from tasks.workspace import DEFAULT_ROOT, Workspace
@@ -180,7 +180,7 @@ def _create_version(client: MlflowClient, run_id: str, settings: Settings, works
     import onnxruntime
     from mlflow.models import infer_signature
 
-    example = read_split(workspace, "validation").inputs[:2].numpy()
+    example = read_inputs(workspace, "validation")[:2].numpy()
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     outputs = session.run(None, {session.get_inputs()[0].name: example})[0]
     with warnings.catch_warnings():

@@ -10,7 +10,7 @@ from pruning.gate_training import GateTraining, calibrate_gates
 from pruning.gates import GatedModel, add_gates
 from pruning.plan import Plan
 from pruning.recipe import Recipe
-from tasks.data import read_split
+from tasks.data import read_inputs
 from tasks.kinds.step import Situation, Step, Train
 
 
@@ -25,7 +25,7 @@ def gate_channels(situation: Situation) -> Step:
         gated, _ = add_gates(pruning.find_groups(situation.model, situation.example), ignore=settings.prune.ignore)
     cost = Cost(pruning.find_groups(gated.model, situation.example))
     macs = (1 - situation.goal) * situation.ledger.baseline.macs
-    inputs = read_split(situation.workspace, "validation").inputs
+    inputs = read_inputs(situation.workspace, "validation")
 
     def train(model: nn.Module, _recipe: Recipe, finetune: Train) -> None:
         assert isinstance(model, GatedModel)

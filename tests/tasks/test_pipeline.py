@@ -102,7 +102,7 @@ def copied(finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_summary_has_the_agreed_keys_and_says_what_the_files_say(inside: Project) -> None:
     summary = inside.json("report", "summary.json")
     assert set(summary) == {
-        *("kind", "baseline", "dense", "mac_reduction", "parameter_reduction", "accuracy_drop"),
+        *("measure", "kind", "baseline", "dense", "mac_reduction", "parameter_reduction", "accuracy_drop"),
         *("parity", "attempts", "accepted", "stopped_because"),
     }
     data, example = read_description(inside.workspace), example_inputs(inside.workspace, inside.settings)

@@ -78,6 +78,7 @@ class Splits:
         validation: What every decision is made on.
         test: What the result is reported on, read at the very end.
         classes: The name of each class, in the order of the targets.
+        labelled: False where the targets are placeholders, see `unlabelled`.
 
     Raises:
         ValueError: With every fault that was found.
@@ -87,6 +88,25 @@ class Splits:
     validation: Samples
     test: Samples
     classes: tuple[str, ...]
+    labelled: bool = True
+
+    @classmethod
+    def unlabelled(cls, train: Tensor, validation: Tensor, test: Tensor, classes: tuple[str, ...]) -> Splits:
+        """Make a data set of inputs alone: a model that is trained already can be pruned on it.
+
+        The pipeline takes the baseline's answers for labels, so that accuracy is the agreement with it.
+
+        Args:
+            train: Inputs [N, ...] that recovery looks at; a few hundred do.
+            validation: Inputs that decisions are made on.
+            test: Inputs that the result is reported on.
+            classes: The names of the model's outputs.
+
+        Raises:
+            ValueError: With every fault that was found.
+        """
+        parts = [Samples(part, torch.zeros(len(part), dtype=torch.int64)) for part in (train, validation, test)]
+        return cls(parts[0], parts[1], parts[2], classes, labelled=False)
 
     def __post_init__(self) -> None:
         faults = []
@@ -126,7 +146,7 @@ class Splits:
         Returns:
             64 hexadecimal digits. Two data sets have the same ones if they are equal bit for bit.
         """
-        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        digest = hashlib.sha256(json.dumps(self.classes if self.labelled else [*self.classes, None]).encode())
         for name, samples in self.named():
             for part, tensor in (("inputs", samples.inputs), ("targets", samples.targets)):
                 digest.update(json.dumps([name, part, str(tensor.dtype), list(tensor.shape)]).encode())
