@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,8 +17,11 @@ from pruning.folding import fold
 from pruning.plan import Plan
 from pruning.recalibration import recalibrate
 from pruning.recipe import Recipe
+from pruning.reconstruction import reconstruct
 from pruning.selection import make_plan
 from pruning.statistics import collect
+from tasks.environment import REPOSITORY
+from tasks.settings import load
 
 TOOL = "secateur"
 MAX_SPARSITY = 0.9  # of a group, where one threshold serves all
@@ -27,7 +30,49 @@ MAX_SPARSITY = 0.9  # of a group, where one threshold serves all
 def entries() -> list[Entry]:
     """List the engine's entries; `random` is among the criteria."""
     criteria = [Entry(TOOL, name, partial(_by_criterion, name)) for name in criterion_names()]
-    return [*criteria, Entry(TOOL, "uniform", _uniform), Entry(TOOL, "thin, from scratch, 3 × the epochs", _thin)]
+    ways = [Entry(TOOL, name, partial(_default, change)) for name, change in _DEFAULT.items()]
+    return [
+        *ways,
+        *criteria,
+        Entry(TOOL, "uniform", _uniform),
+        Entry(TOOL, "thin, from scratch, 3 × the epochs", _thin),
+    ]
+
+
+# The default of params.yaml, and what becomes of it without one of its parts.
+_DEFAULT: dict[str, dict[str, Any]] = {
+    "default": {},
+    "default, the same share of every group": {"scope": "local"},
+    "default, batch norms recalibrated alone": {"reconstructed": False},
+    "default, not distilled": {"distilled": False},
+}
+
+
+def _default(change: dict[str, Any], terms: Terms, baseline: nn.Module, seed: int, reduction: float) -> Pruned:
+    """What params.yaml says, in one step and with the contest's number of epochs."""
+    settings = load(REPOSITORY / "params.yaml").prune
+    example = terms.data.test.inputs[:1]
+    groups = pruning.find_groups(baseline, example)
+    statistics = collect(groups, find_criterion(settings.criterion).needs, terms.seen, seed=seed)
+    plan = make_plan(
+        groups,
+        settings.criterion,
+        mac_reduction=reduction,
+        scope=change.get("scope", settings.allocation.by),
+        normalise=settings.allocation.normalise,
+        statistics=statistics,
+        max_sparsity=settings.max_group_rate,
+    )
+    dense = pruning.narrow(baseline, plan, example, groups=groups)
+    narrowed = deepcopy(dense)
+    if change.get("reconstructed", True):
+        reconstruct(dense, baseline, plan, groups, terms.unlabelled, ridge=settings.recover.ridge)
+    else:
+        recalibrate(dense, terms.seen, num_samples=len(terms.unlabelled))
+    recipe = settings.recipes[0].model_copy(update={"epochs": terms.epochs})
+    if not change.get("distilled", True):
+        recipe = recipe.model_copy(update={"distillation": 0.0})
+    return Pruned(dense, narrowed, recipe=recipe, teacher=baseline if recipe.distillation else None)
 
 
 def better(terms: Terms, first: Pruned | None, second: Pruned | None) -> Pruned:
