@@ -12,6 +12,8 @@ from pruning.moments import Moments, damped, products, solve
 MEAN_ALONE = 1e9
 """A ridge so strong that the weights stay as they are and the mean alone is absorbed."""
 
+_ROUNDING = 1e-7  # of the inputs' mean square: a variance below it is float32's rounding
+
 
 @dataclass(frozen=True)
 class Equations:
@@ -69,7 +71,8 @@ class Equations:
         mean_residual, cross = self.residual / rows, self.cross / rows
         if shifted:
             cross = cross - mean[:, :, None] * mean_residual[:, None, :]
-        change = solve(damped(self.moments.covariance(centred=shifted), ridge), cross)
+        power = self.moments.covariance(centred=False).diagonal(dim1=-2, dim2=-1).mean(dim=-1)
+        change = solve(damped(self.moments.covariance(centred=shifted), ridge, _ROUNDING * power), cross)
         missing = mean_residual - (change * mean[:, :, None]).sum(dim=1)
         return change, missing if shifted else torch.zeros_like(missing)
 

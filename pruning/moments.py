@@ -74,12 +74,17 @@ def products(left: Tensor, right: Tensor) -> Tensor:
     return centred + middle.to("cpu", torch.float64)[:, :, None] * total[:, None, :]
 
 
-def damped(covariance: Tensor, ridge: float) -> Tensor:
+def damped(covariance: Tensor, ridge: float, least: Tensor | float = 0.0) -> Tensor:
     """Add `ridge` times the mean of its diagonal to a covariance's diagonal, [..., columns, columns].
 
     Where all of it is zero, the identity is added: then nothing is known and nothing changes.
+
+    Args:
+        covariance: positive semidefinite.
+        ridge: share of the mean variance.
+        least: what is added at least, [...]: variance below it is rounding.
     """
-    level = ridge * covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
+    level = (ridge * covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1)).clamp(min=least)
     level = torch.where(level > 0, level, 1.0)
     return covariance + level[..., None, None] * torch.eye(covariance.shape[-1], dtype=covariance.dtype)
 

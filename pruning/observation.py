@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections import Counter
 from collections.abc import Sequence
@@ -39,21 +40,30 @@ class Observer:
         """Be told of the outputs of the index-th rectifier of the pass."""
 
 
-def observe(model: nn.Module, inputs: Inputs, observers: Sequence[Observer]) -> None:
+def observe(model: nn.Module, inputs: Inputs, observers: Sequence[Observer], *, parts: bool = False) -> None:
     """Run one forward pass in evaluation mode, without gradients, and tell the observers.
 
     An observer that raises `Enough` ends the pass.
+
+    Args:
+        model: what to run.
+        inputs: what to run it on.
+        observers: what to tell.
+        parts: tell of layers whose weights are an equal part of a parameter's rows too, by `name[index/count]`, such as
+            the query's third of a packed projection.
     """
-    watcher = _Watcher(observers)
+    watcher = _Watcher(observers, parts)
     try:
-        watch(model, inputs, watcher.begin, watcher.on_call, tensors="real")
+        watch(model, inputs, watcher.begin, watcher.on_call, tensors="real", steady=False)
     except Enough:
         return
 
 
 class _Watcher:
-    def __init__(self, observers: Sequence[Observer]) -> None:
+    def __init__(self, observers: Sequence[Observer], parts: bool) -> None:
         self._observers = observers
+        self._with_parts = parts
+        self._parts: list[Tensor] = []
         self._names: dict[int, str] = {}
         self._state: dict[str, Tensor] = {}
         self._made_by: dict[int, tuple[weakref.ref[Tensor], str]] = {}
@@ -75,11 +85,23 @@ class _Watcher:
         elif name == "add":
             self._on_sum(args, result)
         elif name not in IDENTITIES:
+            if self._with_parts and name == "linear":
+                self._name_parts([given for given in args[1:] if isinstance(given, Tensor)])
             call = read_call(func, args, kwargs, result, self._names)
             if call is not None:
                 self._remember(result, call.weight)
                 for observer in self._observers:
                     observer.on_layer(call)
+
+    def _name_parts(self, tensors: Sequence[Tensor]) -> None:
+        """Name tensors that are an equal part of a parameter's rows."""
+        for tensor in tensors:
+            for name, whole in self._state.items() if id(tensor) not in self._names else ():
+                index = _place_in(tensor, whole)
+                if index is not None:
+                    self._names[id(tensor)] = f"{name}[{index}/{len(whole) // len(tensor)}]"
+                    self._parts.append(tensor)  # kept alive: a name belongs to the identity of a tensor
+                    break
 
     def _on_norm(self, args: Sequence[Any], result: Tensor) -> None:
         weight = self._maker(args[0])
@@ -104,6 +126,22 @@ class _Watcher:
     def _maker(self, tensor: Tensor) -> str | None:
         reference, weight = self._made_by.get(id(tensor), (None, None))
         return weight if reference is not None and reference() is tensor else None
+
+
+def _place_in(tensor: Tensor, whole: Tensor) -> int | None:
+    """Say which of the equal parts of a tensor's rows another one is a view of; None if of none."""
+    rows = len(tensor) if tensor.ndim else 0
+    alike = tensor.ndim == whole.ndim and tensor.shape[1:] == whole.shape[1:] and tensor.stride() == whole.stride()
+    if not alike or not rows or len(whole) % rows or tensor.untyped_storage()._cdata != whole.untyped_storage()._cdata:
+        return None
+    index, within = divmod(int(tensor.storage_offset() - whole.storage_offset()), rows * tensor.stride(0))
+    return None if within else index
+
+
+def parameter_of(name: str) -> tuple[str, int, int]:
+    """Return the parameter that a layer's weights are a part of, which part, and of how many."""
+    found = re.fullmatch(r"(.+)\[(\d+)/(\d+)\]", name)
+    return (found[1], int(found[2]), int(found[3])) if found else (name, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -145,10 +183,10 @@ class _Census(Observer):
         self.sums[weight] += 1
 
 
-def find_layers(model: nn.Module, inputs: Inputs) -> tuple[Layer, ...]:
-    """Return the layers that a forward pass calls, in the order of their first calls."""
+def find_layers(model: nn.Module, inputs: Inputs, *, parts: bool = False) -> tuple[Layer, ...]:
+    """Return the layers that a forward pass calls, in the order of their first calls; for `parts` see `observe`."""
     census = _Census()
-    observe(model, inputs, [census])
+    observe(model, inputs, [census], parts=parts)
     uses = Counter(name for means in census.norms.values() for name in means)
     layers = []
     for weight, count in census.calls.items():

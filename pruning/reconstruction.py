@@ -13,7 +13,7 @@ from pruning.errors import DataError, PlanError
 from pruning.evaluation import Progress, device_of
 from pruning.gathering.consumers import readers_of
 from pruning.groups import Groups
-from pruning.observation import Layer, find_layers
+from pruning.observation import Layer, find_layers, parameter_of
 from pruning.plan import Plan
 from pruning.refitting import Fit, Refit
 from pruning.watch import state_of
@@ -74,7 +74,7 @@ def reconstruct(
         raise DataError("reconstruction needs inputs; a few hundred unlabelled ones do")
     device = device_of(dense)
     _check_narrowed(dense, plan, groups)
-    layers = find_layers(dense, inputs[:1].to(device))
+    layers = find_layers(dense, inputs[:1].to(device), parts=True)
     parts = _parts(inputs)
     found = []
     for index, layer in enumerate(layers):
@@ -82,7 +82,7 @@ def reconstruct(
         if outputs is None:
             found.append(Refit(layer.weight, skipped="it is a transposed convolution with groups"))
         else:
-            fit = Fit(layer, state_of(dense), outputs.to(device))
+            fit = Fit(layer, _tensors_of(layer, state_of(dense)), outputs.to(device))
             if all(
                 fit.see(dense, model, batch.to(device), held_out=bool(held_out))
                 for held_out, part in enumerate(parts)
@@ -93,7 +93,7 @@ def reconstruct(
                 found.append(Refit(layer.weight, skipped="what it reads one by one has lost channels too"))
         if progress is not None:
             progress(index + 1, len(layers))
-    seen = {layer.weight for layer in layers}
+    seen = {parameter_of(layer.weight)[0] for layer in layers}
     unseen = (weight for weight in readers_of(groups) if weight not in seen)
     return (*found, *(Refit(weight, skipped="no convolution or linear layer uses it as it is") for weight in unseen))
 
@@ -123,5 +123,15 @@ def _kept_outputs(layer: Layer, plan: Plan, groups: Groups) -> Tensor | None:
     geometry = layer.geometry
     if geometry.transposed and geometry.groups > 1:
         return None
-    axis = groups.trace.parameters[layer.weight][1 - geometry.input_axis]
-    return kept(axis, plan.masks(groups)).nonzero().flatten()
+    name, index, count = parameter_of(layer.weight)
+    axis = groups.trace.parameters[name][1 - geometry.input_axis]
+    return kept(axis, plan.masks(groups)).chunk(count)[index].nonzero().flatten()
+
+
+def _tensors_of(layer: Layer, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add the parts of parameters that a layer uses to a state, as views."""
+    for name in (layer.weight, layer.bias or ""):
+        whole, index, count = parameter_of(name)
+        if count > 1:
+            state[name] = state[whole].detach().chunk(count)[index]
+    return state

@@ -62,8 +62,8 @@ class Fit:
             PlanError: the two models call the layer a different number of times.
         """
         whole, now = _Seen(self._layer), _Seen(self._layer)
-        observe(model, batch, [whole])
-        observe(dense, batch, [now])
+        observe(model, batch, [whole], parts=True)
+        observe(dense, batch, [now], parts=True)
         if len(whole.calls) != len(now.calls):
             raise PlanError(
                 f"layer {self._layer.weight!r} is called {len(whole.calls)} times in the original and {len(now.calls)} "

@@ -34,6 +34,10 @@ Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 Tensors = Literal["meta", "fake", "real"]
 
 
+# What draws random numbers; attention and dropout may draw too, but give values of their own.
+_DRAWN = frozenset({"rand", "rand_like", "randn", "randn_like", "uniform", "normal", "bernoulli", "exponential"})
+
+
 @dataclass(frozen=True)
 class Place:
     """Where an operator was called: the module's path, the line of code, and the function of PyTorch it called."""
@@ -52,8 +56,9 @@ OnCall = Callable[[Any, Sequence[Any], dict[str, Any], Any, Place], None]
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Hand every operator of a forward pass to `on_call`, decomposing those that have no rule."""
 
-    def __init__(self, on_call: OnCall, tensors: Tensors, path: list[str], listen: Listen) -> None:
+    def __init__(self, on_call: OnCall, tensors: Tensors, path: list[str], listen: Listen, steady: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.steady = steady
         self.on_call = on_call
         self.tensors = tensors
         self.path = path
@@ -79,8 +84,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
         for tensor in tensors_in(result):
             if self.tensors != "real":
                 remember(tensor)
-            random = torch.Tag.nondeterministic_seeded in func.tags and tensor.is_floating_point()
-            if random and not tensor.is_meta and not isinstance(tensor, FakeTensor):
+            drawn = self.steady and operator_name(func) in _DRAWN and tensor.is_floating_point()
+            if drawn and not tensor.is_meta and not isinstance(tensor, FakeTensor):
                 tensor.fill_(0.5)  # code that branches on a random number takes the same branch at any width
         self.on_call(func, args, kwargs, result, place)
         return result
@@ -132,6 +137,7 @@ def watch(
     tensors: Tensors,
     devices: Mapping[str, torch.device] | None = None,
     training: bool = False,
+    steady: bool = True,
 ) -> list[Tensor]:
     """Run one forward pass, in eval mode unless `training`, without autograd, handing each operator to `on_call`.
 
@@ -143,6 +149,7 @@ def watch(
         tensors: What it runs on.
         devices: Devices on which the state is to lie, where the model's own tensors have shapes only.
         training: Run in training mode.
+        steady: Where tensors have values, let every random number be one half.
 
     Returns:
         The tensors among the outputs.
@@ -175,6 +182,6 @@ def watch(
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch._C._AutoDispatchBelowAutograd())
         listen = stack.enter_context(Listen(calls))
-        stack.enter_context(Watch(on_call, tensors, path, listen))
+        stack.enter_context(Watch(on_call, tensors, path, listen, steady))
         result = torch.func.functional_call(model, state, args, kwargs)
     return [v for v in tree_flatten(result)[0] if isinstance(v, Tensor)]
