@@ -31,7 +31,7 @@ _CRITERIA: dict[str, tuple[str, dict[str, Any], str]] = {
     "group_taylor": ("GroupTaylorImportance", {}, "batch"),
     "group_hessian": ("GroupHessianImportance", {}, "samples"),
 }
-_LOOKED_AT = 128  # samples whose gradients it sees
+_LOOKED_AT = 64  # samples whose gradients it sees
 
 
 def entries() -> list[Entry]:
@@ -100,12 +100,11 @@ def _pruned(name: str, terms: Terms, baseline: nn.Module, seed: int, everywhere:
 def _show_gradients(model: nn.Module, importance: Any, terms: Terms, looks_at: str) -> None:
     inputs, targets = (part[:_LOOKED_AT] for part in (terms.seen.inputs, terms.seen.targets))
     model.eval().zero_grad()
-    losses = nn.functional.cross_entropy(model(inputs), targets, reduction="none")
     if looks_at == "batch":
-        torch.autograd.backward(losses.mean())
+        torch.autograd.backward(nn.functional.cross_entropy(model(inputs), targets))
         return
     importance.zero_grad()
-    for loss in losses:
+    for single, target in zip(inputs.split(1), targets.split(1), strict=True):
         model.zero_grad()
-        torch.autograd.backward(loss, retain_graph=True)
+        torch.autograd.backward(nn.functional.cross_entropy(model(single), target))
         importance.accumulate_grad(model)
