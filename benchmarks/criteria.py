@@ -35,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     done = {(one.tool, one.name, one.seed, one.target) for one in results}
     wanted = [
         (*key, seed, target)
+        for target in sorted(options.targets, reverse=True)  # the hardest first
         for seed in options.seeds
-        for target in options.targets
         for key in entries
         if (not options.only or key[1] in options.only) and (*key, seed, target) not in done
     ]

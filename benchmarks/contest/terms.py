@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +177,8 @@ def enter(entry: Entry, terms: Terms, seed: int, target: float) -> Result:
     """Let an entry prune, fine-tune the outcome, measure."""
     baseline = terms.baseline(seed)
     test, validation = terms.data.test, terms.data.validation
-    result = Result(entry.tool, entry.name, seed, target, baseline=accuracy(baseline, test))
-    result.baseline_validation = accuracy(baseline, validation)
+    result = Result(entry.tool, entry.name, seed, target)
+    result.baseline, result.baseline_validation = _of_baseline(terms, seed)
     try:
         with _seconds(result, "seconds_choose"):
             pruned = entry.prune(terms, baseline, seed, target)
@@ -207,6 +207,13 @@ def enter(entry: Entry, terms: Terms, seed: int, target: float) -> Result:
         )
     result.tuned = accuracy(model, test)
     return result
+
+
+@cache
+def _of_baseline(terms: Terms, seed: int) -> tuple[float, float]:
+    """Accuracy of a baseline on the test and the validation split."""
+    baseline = terms.baseline(seed)
+    return accuracy(baseline, terms.data.test), accuracy(baseline, terms.data.validation)
 
 
 @contextmanager

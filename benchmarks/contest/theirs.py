@@ -104,7 +104,7 @@ def _show_gradients(model: nn.Module, importance: Any, terms: Terms, looks_at: s
         torch.autograd.backward(nn.functional.cross_entropy(model(inputs), targets))
         return
     importance.zero_grad()
-    for single, target in zip(inputs.split(1), targets.split(1), strict=True):
+    for single, target in zip(torch.split(inputs, 1), torch.split(targets, 1), strict=True):
         model.zero_grad()
         torch.autograd.backward(nn.functional.cross_entropy(model(single), target))
         importance.accumulate_grad(model)
