@@ -23,6 +23,7 @@ from pruning.selection import make_plan
 from pruning.single_weights import choose_n_of_m, choose_weights
 from pruning.surgery import narrow
 from pruning.weight_masks import held
+from pruning.widening import widen
 
 __all__ = [
     "Group",
@@ -43,4 +44,5 @@ __all__ = [
     "narrow",
     "narrow_optimizer",
     "reconstruct",
+    "widen",
 ]

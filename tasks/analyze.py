@@ -51,7 +51,8 @@ def analyze(settings: Settings, workspace: Workspace) -> None:
     criterion = chosen_criterion(settings.analyze.criterion)
     needs = find_criterion(criterion).needs
     seen = spread(read_split(workspace, "train"), settings.analyze.criterion_samples)
-    statistics = collect(groups, needs, seen, loss, seed=settings.run.seed)
+    with shown("analyze: statistics") as progress:
+        statistics = collect(groups, needs, seen, loss, seed=settings.run.seed, progress=progress)
     batch_size = settings.training.batch_size
     whole = evaluate(model, samples, loss=loss, metric=metric, batch_size=batch_size)
     kept = workspace.root / UNFINISHED / fingerprint(find_stage("analyze"), settings, workspace)[:16]

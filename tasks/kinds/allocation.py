@@ -37,7 +37,9 @@ def choose_channels(situation: Situation, groups: Groups) -> tuple[Plan, Statist
     criterion = chosen_criterion(chosen.criterion)
     loss, _ = loss_and_metric(settings)
     seen = spread(read_split(situation.workspace, "train"), chosen.criterion_samples)
-    statistics = collect(groups, find_criterion(criterion).needs, seen, loss, seed=settings.run.seed)
+    with shown("statistics: batches") as progress:
+        needs = find_criterion(criterion).needs
+        statistics = collect(groups, needs, seen, loss, seed=settings.run.seed, progress=progress)
     curves = read_curves(situation.workspace)
     quantity, at_most = _goal(situation, Cost(groups))
     name = f"a reduction of {situation.goal:.4f} ({chosen.target.kind})"

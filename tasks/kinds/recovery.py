@@ -14,6 +14,7 @@ from pruning.statistics import Statistics
 from tasks.data import read_split, spread
 from tasks.kinds.step import Situation
 from tasks.models import chosen_criterion
+from tasks.progress import shown
 
 
 def recover(narrowed: nn.Module, chosen: Plan, groups: Groups, statistics: Statistics, situation: Situation) -> None:
@@ -36,4 +37,5 @@ def recover(narrowed: nn.Module, chosen: Plan, groups: Groups, statistics: Stati
     elif method in ("absorb_means", "reconstruct"):
         ridge = MEAN_ALONE if method == "absorb_means" else settings.recover.ridge
         inputs = spread(samples, num_samples).inputs
-        reconstruct(narrowed, groups.model, chosen, groups, inputs, ridge=ridge)
+        with shown("reconstruction: layers") as progress:
+            reconstruct(narrowed, groups.model, chosen, groups, inputs, ridge=ridge, progress=progress)
