@@ -15,6 +15,7 @@ Measure = Callable[[Mapping[str, int]], float]
 channels go."""
 
 _SHOWN = 6
+_BISECTIONS = 50
 _TOLERANCE = 0.005
 
 
@@ -67,6 +68,25 @@ class Landing:
         if not self.met(levels):
             raise TargetError(self._out_of_reach(levels))
         return levels
+
+    def scale(self, levels_at: Callable[[float], list[int]], highest: float = 1.0) -> tuple[list[int], list[int]]:
+        """Bisect for the smallest factor whose levels meet the target.
+
+        Args:
+            levels_at: the levels of a factor; their cost falls as it rises.
+            highest: a factor whose levels meet the target.
+
+        Returns:
+            The levels just below that factor, and those at it.
+        """
+        below, enough = 0.0, highest
+        for _ in range(_BISECTIONS):
+            middle = (below + enough) / 2
+            if self.met(levels_at(middle)):
+                enough = middle
+            else:
+                below = middle
+        return levels_at(below), levels_at(enough)
 
     def give_back(
         self, levels: Sequence[int], *, worth: Callable[[int, int], float] | None = None, among: Sequence[int] = ()

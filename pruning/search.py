@@ -15,8 +15,6 @@ from pruning.plan import Plan
 Judge = Callable[[Plan], float]
 """plan -> how good the model is that it leaves; the highest wins."""
 
-_BISECTIONS = 30
-
 
 def search(
     groups: Groups,
@@ -79,13 +77,7 @@ def _to_target(landing: Landing, rates: Sequence[float]) -> list[int]:
         bundle = landing.bundles[index]
         return bundle.counts[level] / max(bundle.counts[-1] * rates[index], 1e-9)
 
-    low, high = 0.0, 1.0 / max(min(rates), 1e-3)
-    if not landing.met(levels_at(high)):
+    highest = 1.0 / max(min(rates), 1e-3)
+    if not landing.met(levels_at(highest)):
         return landing.settle(landing.lowest(), rate_after)
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        if landing.met(levels_at(middle)):
-            high = middle
-        else:
-            low = middle
-    return landing.settle(levels_at(high), rate_after)
+    return landing.settle(landing.scale(levels_at, highest)[1], rate_after)

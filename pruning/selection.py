@@ -19,8 +19,6 @@ from pruning.plan import Plan
 from pruning.statistics import Statistics, collect
 from pruning.thresholds import NORMALISATIONS, normalised, one_threshold, sets_of, steps_of, thresholds_by_set
 
-_BISECTIONS = 50
-
 Scope = Literal["local", "global", "scoped"]
 Normalise = Literal["mean", "max", "none", "macs"]
 
@@ -206,13 +204,6 @@ def _common_share(landing: Landing) -> list[int]:
         return landing.bundles[index].counts[level] / min(landing.bundles[index].sizes)
 
     landing.lowest()
-    share_below, share_enough = 0.0, 1.0
-    for _ in range(_BISECTIONS):
-        middle = (share_below + share_enough) / 2
-        if landing.met(levels_at(middle)):
-            share_enough = middle
-        else:
-            share_below = middle
-    below, enough = levels_at(share_below), levels_at(share_enough)
+    below, enough = landing.scale(levels_at)
     on_the_border = [index for index, level in enumerate(enough) if level > below[index]]
     return landing.settle(landing.give_back(enough, among=on_the_border), share_after)

@@ -14,7 +14,6 @@ from pruning.groups import Groups
 from pruning.landing import Landing
 
 NORMALISATIONS = ("mean", "max", "none", "macs")
-_BISECTIONS = 50
 
 Step = tuple[float, int, int]
 """(score, bundle, level): the step of a bundle to that level."""
@@ -117,15 +116,9 @@ def thresholds_by_set(
     if share is not None:
         return levels_at(share)
     landing.lowest()
-    low, high = 0.0, 1.0
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        if landing.met(levels_at(middle)):
-            high = middle
-        else:
-            low = middle
+    _, enough = landing.scale(levels_at)
     score = _score_of(steps)
-    return landing.settle(levels_at(high), score, worth=score)
+    return landing.settle(enough, score, worth=score)
 
 
 def sets_of(groups: Groups, bundles: Sequence[Bundle], scopes: Mapping[str, Sequence[str]]) -> list[list[int]]:
