@@ -48,7 +48,7 @@ def _loop(run: Run) -> None:
         log.info("%s", describe(row))
         bar.update(loop.progress)
         _track(run, loop)
-    close_loop(loop, step)
+    close_loop(loop, step, run.workspace)
     publish_table("prune-attempts", [_cells(row) for row in loop.ledger.rows], "every attempt of the loop")
 
 

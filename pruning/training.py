@@ -7,9 +7,10 @@ and the number of epochs done: nothing else would have to be saved to go on late
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,16 @@ Penalty = Callable[[], Tensor]
 
 AfterStep = Callable[[int, int, float], None]
 """(step from 1, steps of the run, learning rate): called after each step of the optimizer."""
+
+
+class Keeper(Protocol):
+    """Keeps the state of a run after every epoch, so that a run that was stopped goes on."""
+
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
+        """Bring model and optimizer to where they were, and return the losses of the epochs done; none at first."""
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, losses: Sequence[float]) -> None:
+        """Keep where they are after the epochs with these losses."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,7 @@ def finetune(
     penalty: Penalty | None = None,
     after_step: AfterStep | None = None,
     progress: Progress | None = None,
+    keeper: Keeper | None = None,
 ) -> History:
     """Train a model in place, by a recipe; module modes and the global random state are restored.
 
@@ -89,6 +101,8 @@ def finetune(
         after_step: called after each step, for what changes parameters beside the optimizer; needed where the recipe
             names `sparsity` (`pruning.sparsity.SparsityTraining`).
         progress: told after each batch.
+        keeper: keeps the state after each epoch; what it has kept is gone on from, to the same bits. What `penalty` and
+            `after_step` remember from epoch to epoch is theirs to keep.
 
     Raises:
         DataError: no samples, or inputs and targets differ in number.
@@ -118,9 +132,13 @@ def finetune(
         model.train()
         if teacher is not None:
             teacher.eval()
-        losses = tuple(_run_epoch(run, epoch) for epoch in range(recipe.epochs))
+        losses = [] if keeper is None else keeper.load(model, optimizer)
+        for epoch in range(len(losses), recipe.epochs):
+            losses.append(_run_epoch(run, epoch))
+            if keeper is not None:
+                keeper.save(model, optimizer, losses)
     optimizer.zero_grad(set_to_none=True)
-    return History(recipe=recipe.name, losses=losses)
+    return History(recipe=recipe.name, losses=tuple(losses))
 
 
 def _run_epoch(run: _Run, epoch: int) -> float:

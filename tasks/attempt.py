@@ -32,6 +32,7 @@ from tasks.models import (
     save_model,
 )
 from tasks.progress import shown
+from tasks.resuming import EpochKeeper, keeper_for, unfinished
 from tasks.settings import Settings
 from tasks.workspace import Workspace
 
@@ -81,10 +82,13 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, step: Atte
         reached = last.reached if last else 0.0
         return Row(attempt=step.number, goal=step.goal, reached=reached, accepted=False, refused=str(error))
     teacher, _, _ = load_model(baseline_folder, settings, data, example)
+    under_way = unfinished(workspace, f"{ledger.fingerprint[:16]}-{step.number}")
     candidates, faults = [], []
     for recipe in settings.prune.recipes:
         try:
-            candidates.append(_recover(settings, workspace, taken, recipe, teacher, step.number, example))
+            gates = settings.prune.kind == "dynamic"
+            kept = keeper_for(recipe, under_way / f"{recipe.name}.safetensors", gates=gates)
+            candidates.append(_recover(settings, workspace, taken, recipe, teacher, step.number, example, kept))
         except (ModelError, TargetError) as error:  # a recipe that diverges or misses has lost; the others go on
             faults.append(f"{recipe.name}: {error}")
             log.warning("attempt %d: recipe %s", step.number + 1, faults[-1])
@@ -145,8 +149,9 @@ def _recover(
     teacher: nn.Module,
     number: int,
     example: Tensor,
+    keeper: EpochKeeper | None,
 ) -> _Candidate:
-    """Fine-tune a copy by one recipe and measure it."""
+    """Fine-tune a copy by one recipe and measure it; a training that was killed goes on after its last epoch."""
     model = copy.deepcopy(taken.model)
     loss, _ = loss_and_metric(settings)
     with shown(f"attempt {number + 1}: {recipe.name}") as progress:
@@ -159,6 +164,7 @@ def _recover(
             teacher=teacher,
             augment=augmentation(settings),
             progress=progress,
+            keeper=keeper,
         )
         taken.train(model, recipe, train)
     return _Candidate(recipe.name, model, measure(model, read_split(workspace, "validation"), settings, example))

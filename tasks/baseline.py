@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from pruning.plan import Plan
 from pruning.training import finetune
 from pruning.weights import load_weights
 from tasks.data import SPLITS, Split, read_description, read_inputs, read_split, save_answers
+from tasks.fingerprints import fingerprint
 from tasks.models import (
     augmentation,
     begin,
@@ -29,7 +31,9 @@ from tasks.models import (
     sparsity_training,
 )
 from tasks.progress import shown
+from tasks.resuming import forget, keeper_for, unfinished
 from tasks.settings import Settings
+from tasks.stages import find_stage
 from tasks.workspace import Workspace
 from zoo.datasets.splits import Samples
 
@@ -62,7 +66,9 @@ def baseline(settings: Settings, workspace: Workspace) -> None:
             f"{settings.data.factory!r} gives no labels, so no baseline can be trained on them; set baseline.recipe to "
             "null and model.weights to the model's weights, or bring labels along"
         )
-    kept = _train(model, settings, workspace) if settings.baseline.recipe is not None else {}
+    under_way = unfinished(workspace, f"baseline-{fingerprint(find_stage(FOLDER), settings, workspace)[:16]}")
+    if settings.baseline.recipe is not None:
+        _train(model, settings, workspace, under_way)
     answers = {} if data.labelled else {name: _answers(model, workspace, name, settings) for name in SPLITS}
     validation = (
         Samples(read_inputs(workspace, "validation"), answers["validation"])
@@ -74,8 +80,9 @@ def baseline(settings: Settings, workspace: Workspace) -> None:
     save_model(workspace.folder(FOLDER), model, nothing, measured, learned_from)
     if answers:
         save_answers(answers, workspace.folder(FOLDER))
-    for epoch, then in kept.items():
-        save_checkpoint(epoch_folder(workspace, epoch), then, nothing)
+    for epoch in settings.baseline.keep_epochs:
+        shutil.copytree(under_way / str(epoch), epoch_folder(workspace, epoch))
+    forget(workspace)
     log.info(
         "baseline: %s %.2f %% on validation, %s MACs, %s parameters",
         data.measure,
@@ -107,19 +114,18 @@ def epoch_folder(workspace: Workspace, epoch: int) -> Path:
     return workspace.folder(FOLDER) / "epochs" / f"{epoch:04d}"
 
 
-def _train(model: nn.Module, settings: Settings, workspace: Workspace) -> dict[int, nn.Module]:
-    """Train in place; return what it was after the epochs that are to be kept."""
+def _train(model: nn.Module, settings: Settings, workspace: Workspace, under_way: Path) -> None:
+    """Train in place; write what it was after the epochs that are to be kept. A training that was killed goes on."""
     recipe = settings.baseline.recipe
     assert recipe is not None
     sparsity = sparsity_training(recipe, model, example_inputs(workspace, settings))
-    kept: dict[int, nn.Module] = {}
 
     def after_step(step: int, steps: int, rate: float) -> None:
         if sparsity is not None:
             sparsity(step, steps, rate)
         epoch, within = divmod(step * recipe.epochs, steps)
         if within == 0 and epoch in settings.baseline.keep_epochs:
-            kept[epoch] = copy.deepcopy(model).cpu()
+            save_checkpoint(under_way / str(epoch), copy.deepcopy(model).cpu(), Plan(removed={}, sizes={}))
 
     loss, _ = loss_and_metric(settings)
     with shown("baseline: training") as progress:
@@ -132,8 +138,8 @@ def _train(model: nn.Module, settings: Settings, workspace: Workspace) -> dict[i
             augment=augmentation(settings),
             after_step=after_step,
             progress=progress,
+            keeper=keeper_for(recipe, under_way / "training.safetensors"),
         )
-    return kept
 
 
 def _fingerprint_beside(weights: Path) -> str | None:

@@ -13,6 +13,7 @@ from tasks.ledger import Ledger, Row, open_ledger
 from tasks.measured import Measured
 from tasks.models import example_inputs, load_model, measured_in
 from tasks.prune_parts import Kind
+from tasks.resuming import forget
 from tasks.settings import Settings
 from tasks.workspace import Json, Workspace, write_json
 
@@ -77,7 +78,7 @@ def open_loop(settings: Settings, workspace: Workspace) -> Loop:
     return Loop(ledger, schedule, baseline.accuracy - settings.prune.max_accuracy_drop, settings.prune.kind)
 
 
-def close_loop(loop: Loop, stop: Stop) -> None:
+def close_loop(loop: Loop, stop: Stop, workspace: Workspace) -> None:
     """Write how the loop ended."""
     accepted = loop.ledger.accepted
     outcome = {
@@ -87,6 +88,7 @@ def close_loop(loop: Loop, stop: Stop) -> None:
         "checkpoint": accepted[-1].checkpoint if accepted else None,
     }
     write_json(loop.ledger.root / OUTCOME, outcome)
+    forget(workspace)
     log.info("prune: %s; %d attempts, %d accepted", stop.reason, len(loop.ledger.rows), len(accepted))
 
 

@@ -59,7 +59,7 @@ class Project:
             loop.ledger.record(attempt.attempt(self.settings, self.workspace, loop.ledger, step, loop.floor))
             most -= 1
         if isinstance(step, Stop):
-            prune.close_loop(loop, step)
+            prune.close_loop(loop, step, self.workspace)
 
     def bytes_of(self, name: str) -> dict[str, bytes]:
         folder = self.workspace.folder(name)

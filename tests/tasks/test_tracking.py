@@ -54,7 +54,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory, project_writer: Callable[.
         while isinstance(step := loop.next(), Attempt):
             loop.ledger.record(attempt.attempt(settings, workspace, loop.ledger, step, loop.floor))
             run_id = tracking.project(settings, loop.ledger)
-        prune.close_loop(loop, step)
+        prune.close_loop(loop, step, workspace)
         finish("prune")
         for name, body in (
             ("transform", transform.transform),

@@ -1,0 +1,173 @@
+"""A training that was killed goes on after its last epoch, and ends with the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pruning import training
+from pruning.recipe import Recipe, Sparsity
+from pruning.training import finetune
+from tasks.resuming import UNFINISHED, EpochKeeper, keeper_for
+from tests.tasks.test_pipeline import Project, make
+from zoo.datasets import Samples
+
+Writer = Callable[..., Path]
+
+
+class Killed(BaseException):
+    """What stands for SIGKILL here: nothing catches it."""
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.2), nn.Flatten(), nn.Linear(72, 3))
+
+
+def _samples() -> Samples:
+    generator = torch.Generator().manual_seed(0)
+    return Samples(torch.randn(40, 1, 5, 5, generator=generator), torch.arange(40) % 3)
+
+
+RECIPES = [
+    Recipe(epochs=4, batch_size=16, learning_rate=0.05),
+    Recipe(epochs=4, batch_size=16, learning_rate=0.01, optimizer="adamw", schedule="one_cycle"),
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=["sgd", "adamw"])
+@pytest.mark.parametrize("killed_in", [1, 2, 3])
+def test_a_killed_training_ends_with_the_same_bits(tmp_path: Path, recipe: Recipe, killed_in: int) -> None:
+    def train(model: nn.Module, keeper: EpochKeeper | None, stop: int | None = None) -> None:
+        def progress(done: int, total: int) -> None:
+            if stop is not None and done > stop * total // recipe.epochs:
+                raise Killed
+
+        finetune(model, _samples(), recipe, seed=3, keeper=keeper, progress=progress)
+
+    undisturbed, killed, resumed = _network(), _network(), _network()
+    train(undisturbed, None)
+    keeper = EpochKeeper(tmp_path / "run.safetensors")
+    with pytest.raises(Killed):
+        train(killed, keeper, killed_in)
+    train(resumed, keeper)
+    for name, tensor in undisturbed.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_what_a_penalty_remembers_is_not_kept_so_its_training_begins_anew(tmp_path: Path) -> None:
+    thin = Recipe(sparsity=Sparsity(penalty="bn_scale", share=0.3))
+    assert keeper_for(thin, tmp_path) is None
+    assert keeper_for(Recipe(), tmp_path, gates=True) is None
+    assert keeper_for(Recipe(), tmp_path) is not None
+
+
+def test_a_state_that_is_cut_off_is_left_alone(tmp_path: Path) -> None:
+    model, path = _network(), tmp_path / "run.safetensors"
+    keeper = EpochKeeper(path)
+    finetune(model, _samples(), RECIPES[0], seed=3, keeper=keeper)
+    path.write_bytes(path.read_bytes()[:-50])
+    again = _network()
+    finetune(again, _samples(), RECIPES[0], seed=3, keeper=keeper)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def _killed_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Kill the process, as it were, when so many epochs have been trained in all; return what lifts it."""
+    real, count = training._run_epoch, [0]
+
+    def counted(*arguments: Any) -> float:
+        if count[0] == epochs:
+            raise Killed
+        count[0] += 1
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "_run_epoch", counted)
+    return lambda: monkeypatch.setattr(training, "_run_epoch", real)
+
+
+def _keep_epochs(settings: dict[str, Any]) -> None:
+    settings["baseline"]["keep_epochs"] = [2, 5]
+    settings["prune"].update(iterations=1, max_accuracy_drop=0.9)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, project_writer: Writer) -> Project:
+    root = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        project = make(root, project_writer, _keep_epochs)
+        for name in ("prepare", "baseline", "analyze", "prune"):
+            project.run(name)
+    return project
+
+
+def test_baseline_and_attempt_go_on_where_they_were_killed(
+    undisturbed: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project_writer: Writer
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    project = make(tmp_path, project_writer, _keep_epochs)
+    project.run("prepare")
+    lift = _killed_after(7, monkeypatch)
+    with pytest.raises(Killed):
+        project.run("baseline")
+    lift()
+    trained: list[str] = []
+    real = training._run_epoch
+
+    def recorded(run: Any, epoch: int) -> float:
+        trained.append(run.recipe.name)
+        return real(run, epoch)
+
+    monkeypatch.setattr(training, "_run_epoch", recorded)
+    project.run("baseline")
+    assert len(trained) == 12 - 7
+    monkeypatch.setattr(training, "_run_epoch", real)
+    project.run("analyze")
+    trained.clear()
+    lift = _killed_after(3, monkeypatch)  # two epochs of the first recipe, one of the second
+    with pytest.raises(Killed):
+        project.prune()
+    lift()
+    monkeypatch.setattr(training, "_run_epoch", recorded)
+    project.run("prune")
+    assert trained == ["plain"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(undisturbed.root)
+        expected = {name: undisturbed.bytes_of(name) for name in ("baseline", "iterations")}
+    for name, files in expected.items():
+        assert project.bytes_of(name) == files
+    assert not (project.workspace.root / UNFINISHED).exists()
+
+
+def test_what_was_kept_for_other_settings_is_not_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project_writer: Writer
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    project = make(tmp_path, project_writer, _keep_epochs)
+    project.run("prepare")
+    lift = _killed_after(7, monkeypatch)
+    with pytest.raises(Killed):
+        project.run("baseline")
+    lift()
+
+    def gentler(settings: dict[str, Any]) -> None:
+        _keep_epochs(settings)
+        settings["baseline"]["recipe"]["learning_rate"] = 0.05
+
+    other = make(tmp_path, project_writer, gentler)
+    epochs: list[int] = []
+    real = training._run_epoch
+
+    def recorded(run: Any, epoch: int) -> float:
+        epochs.append(epoch)
+        return real(run, epoch)
+
+    monkeypatch.setattr(training, "_run_epoch", recorded)
+    other.run("baseline")
+    assert epochs == list(range(12))
