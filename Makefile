@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all check repro ui clean
+.PHONY: help install run test test-all check repro ui serve clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ repro: install ## run what has changed, through DVC
 
 ui: install ## show Prefect's and MLflow's pages until Ctrl-C
 	$(BIN)/python -m flows.pages
+
+serve: install ## run by the schedule of prefect.yaml, with servers and a worker, until Ctrl-C
+	$(BIN)/python -m flows.serve
 
 clean: ## remove the environment and all caches; artifacts, data and records stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info

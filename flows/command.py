@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pruning.errors import SecateurError
+from tasks.requests import DEFAULT_PARAMS
 from tasks.settings import load
 from tasks.versioning import inside_dvc
 from tasks.workspace import DEFAULT_ROOT, Workspace
 
-DEFAULT_PARAMS = Path("params.yaml")
 FAULT = 2
 INTERRUPTED = 130
 

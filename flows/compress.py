@@ -40,6 +40,11 @@ FLOWS: dict[str, Callable[[str, str, bool], None]] = {
 @flow(name="compress")
 def compress(params: str = "params.yaml", workspace: str = "artifacts", commit: bool = True) -> None:
     """Run every stage that isn't current, record the result in MLflow, show it."""
+    run_stages(params, workspace, commit)
+
+
+def run_stages(params: str, workspace: str, commit: bool) -> None:
+    """Do what the flow does, inside the flow that calls it."""
     run = Run.begin(params, workspace, commit)
     with locked(run.workspace):
         bar = ProgressBar("compress-progress", "stages that are done")
@@ -60,14 +65,20 @@ def compress(params: str = "params.yaml", workspace: str = "artifacts", commit: 
 
 def compress_what_changed(params: str, workspace: str, commit: bool) -> None:
     """Run the flow; where every stage is current, show the result without starting the engine."""
+    if not nothing_to_run(params, workspace, commit):
+        compress(params, workspace, commit)
+
+
+def nothing_to_run(params: str, workspace: str, commit: bool) -> bool:
+    """Where every stage is current, see that the result is recorded, show it, and return True."""
     run = Run.begin(params, workspace, commit)
     with locked(run.workspace):
         changed = run.versions.changed() if run.versions else frozenset()
         if all(_is_done(run, stage, changed) for stage in STAGES):
             log.info("every stage is current: nothing to run")
             _show(run, _record(run))
-            return
-    compress(params, workspace, commit)
+            return True
+    return False
 
 
 def _is_done(run: Run, stage: Stage, changed: frozenset[str]) -> bool:

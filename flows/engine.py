@@ -14,14 +14,19 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 PLAIN = inside_dvc()
 
 
-def flow(name: str) -> Callable[[Function], Function]:
-    """Make a function a Prefect flow; its parameters are names and flags, never models."""
+def flow(name: str, *, typed: bool = False) -> Callable[[Function], Function]:
+    """Make a function a Prefect flow; its parameters are names and flags, never models.
+
+    Args:
+        name: On Prefect's pages.
+        typed: Whether Prefect checks the parameters against the annotations: for what a deployment is asked.
+    """
     if PLAIN:
         return lambda function: function
     import prefect
 
     return lambda function: prefect.flow(  # type: ignore[return-value]  # a Flow is called like its function
-        name=name, validate_parameters=False, persist_result=False
+        name=name, validate_parameters=typed, persist_result=False
     )(function)
 
 

@@ -96,6 +96,7 @@ class Tracking(Section):
     """Where MLflow keeps its records, and under which name the model is registered."""
 
     uri: str = "sqlite:///mlflow.db"
+    artifacts: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*:/")] | None = None
     experiment: str = Field(default="secateur", min_length=1)
     model_name: str = Field(default="pruned", min_length=1)
 

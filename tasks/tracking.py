@@ -108,17 +108,30 @@ def absolute(uri: str) -> str:
     return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}"
 
 
+def is_server(uri: str) -> bool:
+    """Say whether an address is that of an MLflow server, and not of a store itself."""
+    return uri.startswith(("http://", "https://"))
+
+
 def _find_run(client: MlflowClient, settings: Settings, fingerprint: str) -> Run:
     name = settings.tracking.experiment
     found = client.get_experiment_by_name(name)
     if found is not None:
         experiment = found.experiment_id
     else:
-        experiment = client.create_experiment(name, artifact_location=(ARTIFACTS / name).absolute().as_uri())
+        experiment = client.create_experiment(name, artifact_location=_artifacts(settings))
     runs = client.search_runs([experiment], f"tags.`{FINGERPRINT}` = '{fingerprint}'", max_results=1)
     if runs:
         return runs[0]
     return client.create_run(experiment, run_name=_run_name(settings), tags={FINGERPRINT: fingerprint})
+
+
+def _artifacts(settings: Settings) -> str | None:
+    """Return where an experiment's files go; None leaves it to the server."""
+    uri, place, name = settings.tracking.uri, settings.tracking.artifacts, settings.tracking.experiment
+    if place is not None:
+        return f"{place.rstrip('/')}/{name}"
+    return None if is_server(uri) else (ARTIFACTS / name).absolute().as_uri()
 
 
 def _run_name(settings: Settings) -> str:

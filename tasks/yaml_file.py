@@ -1,4 +1,4 @@
-"""Read a YAML file: plain values only, and no key twice."""
+"""Read and write YAML files: plain values only, no key twice, of a size that a person may have written."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 import yaml
 
 from pruning.errors import SettingsError
+from tasks.workspace import replace_file
+
+MOST_BYTES = 1_000_000
 
 
 class _Loader(yaml.SafeLoader):
@@ -29,9 +32,11 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """Read a file that holds one mapping.
 
     Raises:
-        SettingsError: The file isn't there, isn't YAML, has a key twice, or holds something else.
+        SettingsError: The file isn't there, is too large, isn't YAML, has a key twice, or holds something else.
     """
     try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise SettingsError(f"the settings file {path} has {size:,} bytes; expected at most {MOST_BYTES:,}")
         found = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  # a SafeLoader
     except FileNotFoundError:
         raise SettingsError(f"there is no settings file {path}; give one with --params FILE") from None
@@ -46,6 +51,11 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise SettingsError(f"the settings file {path} holds a {type(found).__name__}; expected a mapping of sections")
     return found
+
+
+def write_mapping(path: Path, value: dict[str, Any]) -> None:
+    """Write a file that holds one mapping of plain values, whole or not at all."""
+    replace_file(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode())
 
 
 def _one_line(error: yaml.YAMLError) -> str:

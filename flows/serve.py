@@ -1,0 +1,75 @@
+"""Run the pipeline by its schedule, on this machine, until Ctrl-C: `python -m flows.serve`.
+
+    Prefect's server ─► work pool `secateur` ─► worker ─► a process for each run of a deployment in prefect.yaml
+    MLflow's server
+
+Servers that the environment and the settings name are used where they are; then this machine is a worker alone.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from flows.pages import show_pages, until_interrupted
+from flows.servers import Programs, ServiceError, installed
+from tasks.environment import REPOSITORY
+from tasks.settings import Settings
+from tasks.versioning import Versions
+
+POOL = "secateur"
+JOB_TEMPLATE = REPOSITORY / "work-pool.json"
+_LONGEST_SETUP_S = 180
+
+
+def serve(settings: Settings, started: Programs) -> None:
+    """Start servers, pool and worker, and deploy what prefect.yaml names in the current folder.
+
+    Raises:
+        WorkspaceError: The folder is no DVC repository.
+        ServiceError: Another `serve` runs here, or a program refuses.
+    """
+    Versions()
+    _alone(started)
+    environment = {
+        "PREFECT_API_URL": show_pages(settings, started),
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
+        "PWD": str(Path.cwd()),  # what prefect.yaml writes into the deployments
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
+    template = ("--base-job-template", str(JOB_TEMPLATE))
+    _set_up(["prefect", "work-pool", "create", POOL, "--type", "process", *template, "--overwrite"], environment)
+    _set_up(["prefect", "--no-prompt", "deploy", "--all"], environment)
+    started.start("worker", ["prefect", "worker", "start", "--pool", POOL, "--type", "process"], environment)
+    sys.stdout.write(f"{'worker':<8} runs the deployments of prefect.yaml in {Path.cwd()}\n")
+
+
+def _alone(started: Programs) -> None:
+    """Hold a lock until the process ends: two schedulers on one database would race for its runs."""
+    started.logs.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(started.logs / ".serve.lock", is_singleton=True)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ServiceError(f"another `make serve` runs by {lock.lock_file}; end that one first") from error
+
+
+def _set_up(command: list[str], environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [installed(command[0]), *command[1:]],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=_LONGEST_SETUP_S,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise ServiceError(f"`{' '.join(command)}` failed: {(done.stderr or done.stdout).strip()}")
+
+
+if __name__ == "__main__":
+    until_interrupted("serve", serve)

@@ -1,0 +1,166 @@
+"""Programs that run beside us, Prefect's and MLflow's servers among them: start them, wait for them, end them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+
+from pruning.errors import SecateurError
+from tasks.settings import Settings
+from tasks.tracking import absolute, is_server
+
+HOST = "127.0.0.1"
+PREFECT_PORT, MLFLOW_PORT = 4200, 5000
+LONGEST_START_S = 180.0
+PATIENCE_S = 15.0
+_POLL_S = 0.5
+
+
+class ServiceError(SecateurError):
+    """A program that runs beside us can't be started, or ended."""
+
+
+@dataclass
+class Programs:
+    """What runs beside us, and where its output goes.
+
+    Attributes:
+        logs: A folder with one file for each program, begun anew with each start.
+    """
+
+    logs: Path
+    _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, name: str, command: list[str], environment: Mapping[str, str] | None = None) -> None:
+        """Start a program of our environment, in a group of its own, so that Ctrl-C reaches us first."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        with self._log(name).open("wb") as log:
+            self._running[name] = subprocess.Popen(
+                [installed(command[0]), *command[1:]],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(environment or {})},
+                start_new_session=True,
+            )
+
+    def wait_for(self, name: str, port: int) -> None:
+        """Wait until a program listens.
+
+        Raises:
+            ServiceError: It ended, or took longer than it may.
+        """
+        deadline = time.monotonic() + LONGEST_START_S
+        while self._running[name].poll() is None:
+            with socket.socket() as probe:
+                if probe.connect_ex((HOST, port)) == 0:
+                    return
+            if time.monotonic() > deadline:
+                raise ServiceError(f"{name} did not start in {LONGEST_START_S:.0f} s; {self._log(name)} says why")
+            time.sleep(_POLL_S)
+        raise ServiceError(f"{name} ended while starting; {self._log(name)} says why")
+
+    def watch(self) -> None:
+        """Wait for ever.
+
+        Raises:
+            ServiceError: One of the programs ended.
+        """
+        while True:
+            for name, program in self._running.items():
+                if program.poll() is not None:
+                    raise ServiceError(f"{name} ended by itself; {self._log(name)} says why")
+            time.sleep(_POLL_S)
+
+    def stop(self) -> None:
+        """End all programs with their children, the last one started first: politely, then by force."""
+        for program in reversed(self._running.values()):
+            family = _family(program.pid)
+            program.terminate()
+            _, left = psutil.wait_procs(family, timeout=PATIENCE_S)
+            for process in left:
+                process.terminate()
+            for process in psutil.wait_procs(left, timeout=PATIENCE_S)[1]:
+                process.kill()
+        self._running.clear()
+
+    def _log(self, name: str) -> Path:
+        return self.logs / f"{name.lower()}.log"
+
+
+@contextmanager
+def programs() -> Iterator[Programs]:
+    """Give what programs are started with, and end them all when the block is left, by a signal too."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    started = Programs(Path(os.environ["PREFECT_HOME"]) / "logs")
+    try:
+        yield started
+    finally:
+        started.stop()
+
+
+def prefect_server(started: Programs) -> str:
+    """Start Prefect's server, or find it where PREFECT_API_URL says; return the address of its API."""
+    if address := os.environ.get("PREFECT_API_URL"):
+        return address
+    port = free_port(PREFECT_PORT)
+    started.start("Prefect", ["prefect", "server", "start", "--host", HOST, "--port", str(port)])
+    started.wait_for("Prefect", port)
+    return f"http://{HOST}:{port}/api"
+
+
+def mlflow_server(started: Programs, settings: Settings) -> str:
+    """Start MLflow's server on the store of the settings, or find it there; return its address.
+
+    Where MLFLOW_BACKEND_STORE_URI is set, the server keeps its records there, and the settings name the server.
+    """
+    uri, store = settings.tracking.uri, []
+    if is_server(uri):
+        if "MLFLOW_BACKEND_STORE_URI" not in os.environ:
+            return uri
+        port = urlsplit(uri).port or MLFLOW_PORT
+    else:
+        port, store = free_port(MLFLOW_PORT), ["--backend-store-uri", absolute(uri)]
+    command = ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    started.start("MLflow", [*command, *store])
+    started.wait_for("MLflow", port)
+    return f"http://{HOST}:{port}"
+
+
+def free_port(wanted: int) -> int:
+    """Return the port that is wanted, or a free one where another program has it."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, wanted))
+        except OSError:
+            probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def installed(program: str) -> str:
+    """Return the path of a program of our environment."""
+    return str(Path(sys.executable).with_name(program))
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        parent = psutil.Process(pid)
+        return [*parent.children(recursive=True), parent]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
