@@ -1,4 +1,4 @@
-"""The command line of every flow: `python -m flows.<name>` with four options, and one message for a fault."""
+"""The command line of every flow: `python -m flows.<name>` with its options, and one message for a fault."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tasks.settings import load
 from tasks.versioning import inside_dvc
 from tasks.workspace import DEFAULT_ROOT, Workspace
 
+REFUSED = 1
 FAULT = 2
 INTERRUPTED = 130
 
@@ -23,17 +24,30 @@ log = logging.getLogger("secateur")
 
 
 def main(name: str, run: FlowFunction, summary: str, arguments: Sequence[str] | None = None) -> None:
-    """Run a flow from the command line and end the process.
+    """Run a stage's flow from the command line and end the process.
 
-    A fault of the user's is one message and exit code 2; its traceback is shown with --debug alone. Settings and
-    workspace are checked before the engine starts, so that such a fault costs no waiting.
+    Settings and workspace are checked before the engine starts, so that a fault in them costs no waiting.
     """
-    options = _parser(name, summary).parse_args(arguments)
-    _say_on_terminal()
-    try:
+    given = parser(name, summary)
+    given.add_argument("--no-commit", action="store_true", help="leave DVC alone")
+    options = given.parse_args(arguments)
+
+    def checked() -> None:
         load(options.params)
         Workspace(options.workspace).open()
         run(str(options.params), str(options.workspace), _commits(options))
+
+    execute(name, options, checked)
+
+
+def execute(name: str, options: argparse.Namespace, action: Callable[[], object]) -> None:
+    """Do what a command line asks for, and end the process where that goes wrong.
+
+    A fault of the user's is one message and exit code 2; its traceback is shown with --debug alone.
+    """
+    _say_on_terminal()
+    try:
+        action()
     except (SecateurError, OSError) as fault:
         if options.debug:
             raise
@@ -44,15 +58,15 @@ def main(name: str, run: FlowFunction, summary: str, arguments: Sequence[str] | 
         sys.exit(INTERRUPTED)
 
 
-def _parser(name: str, summary: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"python -m flows.{name}", description=summary)
-    parser.add_argument("--params", type=Path, default=DEFAULT_PARAMS, metavar="FILE", help="settings (%(default)s)")
-    parser.add_argument(
+def parser(name: str, summary: str) -> argparse.ArgumentParser:
+    """Return what every command understands."""
+    given = argparse.ArgumentParser(prog=f"python -m flows.{name}", description=summary)
+    given.add_argument("--params", type=Path, default=DEFAULT_PARAMS, metavar="FILE", help="settings (%(default)s)")
+    given.add_argument(
         "--workspace", type=Path, default=DEFAULT_ROOT, metavar="DIR", help="where everything is written (%(default)s/)"
     )
-    parser.add_argument("--no-commit", action="store_true", help="leave DVC alone")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of a fault")
-    return parser
+    given.add_argument("--debug", action="store_true", help="show the traceback of a fault")
+    return given
 
 
 def _commits(options: argparse.Namespace) -> bool:

@@ -93,9 +93,9 @@ def _lines(run: Run) -> list[Line]:
 
 
 def _record(run: Run) -> str:
-    from tasks import tracking
+    from tasks.registration import register
 
-    return tracking.register(run.settings, run.workspace)
+    return register(run.settings, run.workspace, run.params)
 
 
 def _show(run: Run, version: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -75,3 +76,47 @@ def publish_markdown(key: str, text: str, description: str) -> None:
     from prefect.artifacts import create_markdown_artifact
 
     create_markdown_artifact(text, key=key, description=description)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a person said on Prefect's pages."""
+
+    yes: bool
+    comment: str
+
+
+def run_id() -> str | None:
+    """Return the id of the flow run; a run that was suspended keeps it. None outside the engine."""
+    if PLAIN:
+        return None
+    from prefect.runtime import flow_run
+
+    return str(flow_run.id) if flow_run.id else None
+
+
+def is_deployed() -> bool:
+    """Say whether a worker runs this flow, so that it can be suspended until a person has answered."""
+    if PLAIN:
+        return False
+    from prefect.runtime import deployment
+
+    return deployment.id is not None
+
+
+def ask_person(question: str) -> Answer:
+    """Suspend the run until a person has answered on its page; the process ends, and another one goes on from the top.
+
+    Args:
+        question: Markdown, shown above the form.
+    """
+    import prefect
+    from prefect.input import RunInput
+    from pydantic import Field
+
+    class Approval(RunInput):
+        approve: bool = Field(default=False, description="Put this version into production.")
+        comment: str = Field(default="", max_length=500, description="Kept with the decision: who, and why.")
+
+    given = prefect.suspend_flow_run(wait_for_input=Approval.with_initial_data(description=question), key="approval")
+    return Answer(given.approve, given.comment)

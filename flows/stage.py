@@ -25,11 +25,13 @@ class Run:
     """What a flow was asked for.
 
     Attributes:
-        settings: Read from the params file.
+        params: The settings file.
+        settings: Read from it.
         workspace: Where everything lies.
         versions: Where finished stages are committed; None to leave DVC alone.
     """
 
+    params: Path
     settings: Settings
     workspace: Workspace
     versions: Versions | None
@@ -45,7 +47,7 @@ class Run:
         settings = load(Path(params))
         place = Workspace(Path(workspace))
         place.open()
-        return cls(settings, place, Versions() if commit else None)
+        return cls(Path(params), settings, place, Versions() if commit else None)
 
 
 def run_stage(name: str, body: Body, params: str, workspace: str, commit: bool) -> None:

@@ -101,6 +101,17 @@ class Tracking(Section):
     model_name: str = Field(default="pruned", min_length=1)
 
 
+class Promote(Section):
+    """What a candidate has to show against production before it takes its place."""
+
+    max_accuracy_drop: float = Field(default=0.005, ge=0, lt=1)
+    min_parity: float = Field(default=1.0, ge=0, le=1)
+    max_more_macs: float = Field(default=0.0, ge=0)
+    max_more_size: float = Field(default=0.0, ge=0)
+    max_more_latency: float = Field(default=0.1, ge=0)
+    require_approval: bool = False
+
+
 class Settings(Section):
     """All of `params.yaml`."""
 
@@ -114,6 +125,7 @@ class Settings(Section):
     export: Export = Export()
     benchmark: Benchmark = Benchmark()
     tracking: Tracking = Tracking()
+    promote: Promote = Promote()
 
     @model_validator(mode="after")
     def _baseline_comes_from_somewhere(self) -> Self:

@@ -1,36 +1,28 @@
-"""The only file that knows MLflow: a projection of the ledger, and the registry of models.
+"""MLflow's store, and in it the runs: a projection of the ledger. The registry of models is in `registry`.
 
-Everything here is looked up before it is written (runs by the trajectory's fingerprint, versions by the hash of their
-ONNX file), so that any of it can be called again, after a kill or on a store that was lost, and the store comes out the
-same. Runs are addressed by their id: MLflow's active run belongs to one thread and means nothing in another.
+Everything here is looked up before it is written (runs by the trajectory's fingerprint), so that any of it can be
+called again, after a kill or on a store that was lost, and the store comes out the same. Runs are addressed by
+their id: MLflow's active run belongs to one thread and means nothing in another.
 """
 
 from __future__ import annotations
 
 import logging
-import subprocess
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruning.errors import WorkspaceError
-from tasks import analyze, export, report
-from tasks.data import read_description, read_inputs
-from tasks.ledger import Ledger, Row, read_ledger
+from tasks.ledger import Ledger, Row
 from tasks.settings import Settings
-from tasks.workspace import DEFAULT_ROOT, Workspace
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
-ALIAS = "candidate"
 FINGERPRINT = "secateur.fingerprint"
-ONNX_HASH = "secateur.onnx_sha256"
 ARTIFACTS = Path("mlartifacts")
 _SQLITE = "sqlite:///"
 _LONGEST_PARAM, _MOST_PARAMS = 6000, 100  # MLflow's own limits, per value and per batch
@@ -45,8 +37,8 @@ def project(settings: Settings, ledger: Ledger) -> str:
     Raises:
         WorkspaceError: The store can't be used.
     """
-    with _faults(settings):
-        client = _client(settings.tracking.uri)
+    with store_faults(settings):
+        client = open_store(settings.tracking.uri)
         run = _find_run(client, settings, ledger.fingerprint)
         run_id: str = run.info.run_id
         _log_settings(client, run, settings)
@@ -57,47 +49,22 @@ def project(settings: Settings, ledger: Ledger) -> str:
     return run_id
 
 
-def register(settings: Settings, workspace: Workspace) -> str:
-    """Record a finished pipeline: pictures and plan with the run, the ONNX file as a version, alias `candidate`.
-
-    Returns:
-        The version. A file that is registered already keeps its version.
-
-    Raises:
-        WorkspaceError: The store can't be used.
-    """
-    ledger = read_ledger(workspace.folder("iterations"))
-    run_id = project(settings, ledger)
-    path = workspace.folder(export.FOLDER) / export.FILES["dense"]
-    onnx_hash = sha256(path.read_bytes()).hexdigest()
-    name = settings.tracking.model_name
-    with _faults(settings):
-        client = _client(settings.tracking.uri)
-        version = _find_version(client, name, onnx_hash)
-        if version is None:
-            _log_artifacts(client, run_id, workspace)
-            version = _create_version(client, run_id, settings, workspace, path)
-            for key, value in {**_lineage(settings, workspace, ledger), ONNX_HASH: onnx_hash}.items():
-                client.set_model_version_tag(name, version, key, value)
-        aliases = client.get_registered_model(name).aliases
-        if str(aliases.get(ALIAS)) != str(version):
-            client.set_registered_model_alias(name, ALIAS, version)
-        if client.get_run(run_id).info.status != "FINISHED":
-            client.set_terminated(run_id)
-    return version
-
-
-@cache
-def _client(uri: str) -> MlflowClient:
+def open_store(uri: str) -> MlflowClient:
     """Open the store; the first time, tables are made."""
     import mlflow
-    from mlflow.tracking import MlflowClient
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     place = absolute(uri)
     mlflow.set_tracking_uri(place)
     mlflow.set_registry_uri(place)
+    return _client(place)
+
+
+@cache
+def _client(place: str) -> MlflowClient:
+    from mlflow.tracking import MlflowClient
+
     return MlflowClient(place, place)
 
 
@@ -145,7 +112,7 @@ def _log_settings(client: MlflowClient, run: Run, settings: Settings) -> None:
 
     from tasks.stages import STOP_ONLY
 
-    flat = _flatten(settings.model_dump(mode="json", exclude={"tracking"}))
+    flat = _flatten(settings.model_dump(mode="json", exclude={"tracking", "promote"}))
     stops = {f"prune.{name}" for name in STOP_ONLY}
     known = run.data.params
     params = [Param(key, value) for key, value in flat.items() if key not in stops and key not in known]
@@ -175,66 +142,8 @@ def _metrics(row: Row) -> list[Any]:
     return [Metric(key, float(value), 0, row.attempt) for key, value in values.items()]
 
 
-def _log_artifacts(client: MlflowClient, run_id: str, workspace: Workspace) -> None:
-    pictures = [workspace.folder(report.FOLDER) / name for name in (*report.PICTURES, report.PAGE, report.SUMMARY)]
-    tables = [workspace.folder(analyze.FOLDER) / analyze.TABLE, workspace.folder("iterations") / "ledger.json"]
-    for path in (*pictures, *tables, workspace.folder("dense") / "plan.json"):
-        client.log_artifact(run_id, str(path))
-
-
-def _find_version(client: MlflowClient, name: str, onnx_hash: str) -> str | None:
-    found = client.search_model_versions(f"name = '{name}' and tags.`{ONNX_HASH}` = '{onnx_hash}'")
-    return str(found[0].version) if found else None
-
-
-def _create_version(client: MlflowClient, run_id: str, settings: Settings, workspace: Workspace, path: Path) -> str:
-    import mlflow
-    import onnx
-    import onnxruntime
-    from mlflow.models import infer_signature
-
-    example = read_inputs(workspace, "validation")[:2].numpy()
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    outputs = session.run(None, {session.get_inputs()[0].name: example})[0]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # advice on pinning requirements, which are given
-        with mlflow.start_run(run_id=run_id):
-            logged = mlflow.onnx.log_model(
-                onnx.load(path),
-                name="model",
-                signature=infer_signature(example, outputs),
-                pip_requirements=[f"onnxruntime=={onnxruntime.__version__}", f"onnx=={onnx.__version__}"],
-                onnx_execution_providers=["CPUExecutionProvider"],
-                save_as_external_data=False,
-            )
-    name = settings.tracking.model_name
-    if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name)
-    created = client.create_model_version(name, logged.model_uri, run_id, model_id=logged.model_id)
-    return str(created.version)
-
-
-def _lineage(settings: Settings, workspace: Workspace, ledger: Ledger) -> dict[str, str]:
-    """Return what leads from a version back to the exact files that it came from."""
-    lock = Path("dvc.lock") if workspace.root == DEFAULT_ROOT else None  # DVC versions no other
-    weights = workspace.folder("dense") / "weights.safetensors"
-    return {
-        FINGERPRINT: ledger.fingerprint,
-        "secateur.data_fingerprint": read_description(workspace).fingerprint,
-        "secateur.weights_sha256": sha256(weights.read_bytes()).hexdigest(),
-        "secateur.dvc_lock_sha256": sha256(lock.read_bytes()).hexdigest() if lock and lock.exists() else "none",
-        "secateur.git_commit": _git_commit(),
-        "secateur.model_factory": settings.model.factory,
-    }
-
-
-def _git_commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else "none"
-
-
 @contextmanager
-def _faults(settings: Settings) -> Iterator[None]:
+def store_faults(settings: Settings) -> Iterator[None]:
     """Turn what MLflow raises into one message that names the store."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError  # MLflow lets some of the store's errors through as they are

@@ -1,9 +1,11 @@
-"""The only file that knows DVC: which stages it calls changed, and how a finished stage is committed to it."""
+"""The only file that knows DVC: which stages it calls changed, how one is committed to it, how a folder comes back."""
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 from pruning.errors import WorkspaceError
@@ -57,6 +59,39 @@ class Versions:
         repository = self._open()
         self._run(lambda: repository.commit(stage, force=True))
 
+    def outputs(self) -> dict[str, str]:
+        """Return what `dvc.lock` says of the outputs: folder -> the md5 under which the cache has it."""
+        repository = self._open()
+        found = self._run(lambda: [out for stage in repository.index.stages for out in stage.outs])
+        return {str(out): str(out.hash_info.value) for out in found if out.hash_info}
+
+    def bring(self, folder_md5: str, into: Path) -> None:
+        """Write a folder as it once was, from the cache, or from the remote where the cache lacks something.
+
+        Raises:
+            WorkspaceError: Neither has it.
+        """
+        from dvc_data.hashfile.hash_info import HashInfo
+        from dvc_data.hashfile.tree import Tree
+
+        repository = self._open()
+        cache, wanted = repository.cache.local, HashInfo("md5", folder_md5)
+
+        def bring(objects: list[Any]) -> None:
+            lacking = [found for found in objects if not cache.exists(found.value)]
+            if lacking:
+                self._run(lambda: repository.cloud.pull(lacking))
+            for found in lacking:
+                if not cache.exists(found.value):
+                    raise WorkspaceError(f"DVC has {found.value} neither in its cache nor in its remote")
+
+        bring([wanted])  # the list of the folder's files
+        files = {"/".join(key): found for key, _, found in Tree.load(cache, wanted)}
+        bring(list(files.values()))
+        for name, found in files.items():
+            (into / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(cache.oid_to_path(found.value), into / name)
+
     @staticmethod
     def _open() -> Any:
         from dvc.repo import Repo
@@ -74,6 +109,14 @@ class Versions:
             raise WorkspaceError("DVC is busy in another process; run again when that has ended") from error
         except DvcException as error:
             raise WorkspaceError(f"DVC can't go on: {error}; mend it, or add --no-commit") from error
+
+
+def outputs() -> dict[str, str]:
+    """Return what DVC has of the current folder's outputs: nothing where there is no repository."""
+    try:
+        return Versions().outputs()
+    except WorkspaceError:
+        return {}
 
 
 def inside_dvc() -> bool:

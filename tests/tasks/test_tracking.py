@@ -13,7 +13,19 @@ from mlflow.tracking import MlflowClient
 
 from pruning.errors import WorkspaceError
 from pruning.schedule import Attempt
-from tasks import analyze, attempt, baseline, benchmark, export, prepare, prune, report, tracking, transform
+from tasks import (
+    analyze,
+    attempt,
+    baseline,
+    benchmark,
+    export,
+    prepare,
+    prune,
+    registration,
+    report,
+    tracking,
+    transform,
+)
 from tasks.fingerprints import fingerprint
 from tasks.ledger import Ledger, read_ledger
 from tasks.settings import Settings, load
@@ -64,7 +76,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory, project_writer: Callable[.
         ):
             body(settings, workspace)
             finish(name)
-        version = tracking.register(settings, workspace)
+        version = registration.register(settings, workspace, Path("params.yaml"))
         place = tracking.absolute(settings.tracking.uri)
         yield Tracked(settings, workspace, run_id, version, MlflowClient(place, place))
 
@@ -89,7 +101,7 @@ def test_every_attempt_is_one_step_of_one_run(tracked: Tracked) -> None:
 def test_everything_can_be_written_again_without_a_second_of_anything(tracked: Tracked) -> None:
     tracking._client.cache_clear()
     assert tracking.project(tracked.settings, tracked.ledger) == tracked.run_id
-    assert tracking.register(tracked.settings, tracked.workspace) == tracked.version
+    assert registration.register(tracked.settings, tracked.workspace, Path("params.yaml")) == tracked.version
     client = tracked.client
     experiment = client.get_experiment_by_name("tests")
     assert experiment is not None

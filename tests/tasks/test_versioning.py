@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -75,6 +76,29 @@ def test_folder_without_a_repository_is_one_message(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WorkspaceError, match=r"no DVC repository.*--no-commit"):
         Versions()
+
+
+def test_folder_comes_back_from_the_cache_and_from_the_remote(repository: Path) -> None:
+    versions = Versions()
+    write(repository / "out", "1")
+    versions.commit("first")
+    md5 = versions.outputs()["out"]
+    write(repository / "out", "two")
+    versions.bring(md5, repository / "back")
+    assert (repository / "back" / "file").read_text(encoding="utf-8") == "1"
+    with (repository / ".dvc" / "config").open("a", encoding="utf-8") as config:
+        config.write("[core]\n    remote = here\n['remote \"here\"']\n    url = ../remote\n")
+    write(repository / "out", "1")
+    from dvc.repo import Repo
+
+    Repo().push()
+    shutil.rmtree(repository / ".dvc" / "cache")
+    versions.bring(md5, repository / "again")
+    assert (repository / "again" / "file").read_text(encoding="utf-8") == "1"
+    shutil.rmtree(repository / ".dvc" / "cache")
+    shutil.rmtree(repository / "remote")
+    with pytest.raises(WorkspaceError, match="neither in its cache nor in its remote"):
+        versions.bring(md5, repository / "never")
 
 
 def test_malformed_graph_is_one_message(repository: Path) -> None:

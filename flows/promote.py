@@ -1,0 +1,106 @@
+"""Put the candidate into production if it deserves it: `python -m flows.promote`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows import command
+from flows.engine import ask_person, call_as_task, flow, is_deployed, publish_markdown, run_id
+from pruning.errors import WorkspaceError
+from tasks import promotion
+from tasks.gates import as_rows
+from tasks.lock import deciding
+from tasks.promotion import Case, as_markdown, as_text
+from tasks.settings import Settings, load
+from tasks.workspace import Workspace
+
+log = logging.getLogger("secateur")
+
+NAME = "promote"
+SUMMARY = "Measure candidate and production side by side; put the candidate into production if it passes every gate."
+
+
+@flow(name=NAME)
+def promote(params: str = "params.yaml", workspace: str = "artifacts", approve: bool = False) -> bool:
+    """Decide about the version that has the alias `candidate`.
+
+    Args:
+        params: The settings file.
+        workspace: Looked into for the files of either version.
+        approve: A person's yes, where the settings require one.
+
+    Returns:
+        Whether the candidate is in production now.
+
+    Raises:
+        WorkspaceError: There is nothing to decide about, files are missing, or a person's yes is.
+    """
+    settings = load(Path(params))
+    with deciding():
+        case = promotion.waited_for(settings, run_id())
+        if case is None:
+            case = call_as_task(promotion.examine, "measure", settings, Workspace(Path(workspace)))
+        if case is None:
+            log.info("the candidate is in production already")
+            return True
+        _show(case)
+        if case.reasons:
+            promotion.refuse(settings, case)
+            for reason in case.reasons:
+                log.info("version %s stays out of production: %s", case.version, reason)
+            return False
+        return _put_forward(settings, case, approve)
+
+
+def _put_forward(settings: Settings, case: Case, approve: bool) -> bool:
+    """Promote what passed every gate, with a person's yes where one is required."""
+    approved = "command line" if approve else None
+    if settings.promote.require_approval and not approve:
+        if not is_deployed():
+            raise WorkspaceError(
+                f"version {case.version} passes every gate, and promote.require_approval asks for a person's yes: look "
+                "at the figures and run the same command with --approve"
+            )
+        promotion.keep_waiting(settings, case, str(run_id()))
+        answer = ask_person(f"{_title(case)}\n\n{as_markdown(as_rows(case.gates))}")
+        if not answer.yes:
+            promotion.decline(settings, case, f"a person said no: {answer.comment or 'no comment'}")
+            log.info("version %s stays out of production: a person said no", case.version)
+            return False
+        approved = answer.comment or "Prefect's page"
+    promotion.promote(settings, case, approved)
+    log.info("version %s is in production; it was version %s", case.version, case.instead_of or "none")
+    return True
+
+
+def _title(case: Case) -> str:
+    other = f"version {case.instead_of}, in production" if case.instead_of else "its own baseline"
+    return f"{case.version} (candidate) against {other} (reference)"
+
+
+def _show(case: Case) -> None:
+    if case.gates:
+        publish_markdown("promotion", as_markdown(as_rows(case.gates)), _title(case))
+        sys.stdout.write(f"\nversion {_title(case)}\n{as_text(as_rows(case.gates))}\n\n")
+        sys.stdout.flush()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the flow from the command line: exit code 0 promoted, 1 refused, 2 a fault."""
+    given = command.parser(NAME, SUMMARY)
+    given.add_argument("--approve", action="store_true", help="say yes, where promote.require_approval asks a person")
+    options = given.parse_args(arguments)
+
+    def checked() -> None:
+        load(options.params)
+        if not promote(str(options.params), str(options.workspace), options.approve):
+            sys.exit(command.REFUSED)
+
+    command.execute(NAME, options, checked)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Put back what was in production before: `python -m flows.rollback`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows import command
+from flows.engine import call_as_task, flow
+from tasks import promotion
+from tasks.lock import deciding
+from tasks.settings import load
+
+log = logging.getLogger("secateur")
+
+NAME = "rollback"
+
+
+@flow(name=NAME)
+def rollback(params: str = "params.yaml", version: str | None = None) -> None:
+    """Put the version with the alias `previous`, or the one that is named, into production.
+
+    Args:
+        params: The settings file.
+        version: A version's number.
+
+    Raises:
+        WorkspaceError: There is nothing to go back to.
+    """
+    settings = load(Path(params))
+    with deciding():
+        decision = call_as_task(promotion.roll_back, "put back", settings, version)
+    log.info("version %s is in production again; version %s is not", decision.version, decision.instead_of)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the flow from the command line."""
+    given = command.parser(NAME, "Put back what was in production before.")
+    given.add_argument("--version", metavar="N", help="this version instead of `previous`")
+    options = given.parse_args(arguments)
+    command.execute(NAME, options, lambda: rollback(str(options.params), options.version))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""A small project with versions in a registry of its own, for promotion, rollback and restore."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pruning.schedule import Attempt
+from tasks import (
+    analyze,
+    attempt,
+    baseline,
+    benchmark,
+    export,
+    prepare,
+    prune,
+    registration,
+    report,
+    tracking,
+    transform,
+)
+from tasks.fingerprints import fingerprint
+from tasks.settings import Settings, load
+from tasks.stages import STAGES, find_stage
+from tasks.workspace import Workspace, is_current, seal
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A project's folder, which is the current one.
+
+    Attributes:
+        root: The folder.
+        workspace: In it.
+    """
+
+    root: Path
+    workspace: Workspace
+
+    @property
+    def settings(self) -> Settings:
+        return load(Path("params.yaml"))
+
+    def change(self, change: Change) -> None:
+        path = self.root / "params.yaml"
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        change(settings)
+        path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+    def run(self) -> None:
+        """Run what isn't current."""
+        settings = self.settings
+        for stage in STAGES:
+            if is_current(self.workspace.folder(stage.folder), fingerprint(stage, settings, self.workspace)):
+                continue
+            if stage.name == "prune":
+                self._prune(settings)
+            else:
+                BODIES[stage.name](settings, self.workspace)
+            self.seal(stage.name)
+
+    def seal(self, name: str) -> None:
+        stage = find_stage(name)
+        seal(self.workspace.folder(stage.folder), fingerprint(stage, self.settings, self.workspace))
+
+    def register(self) -> str:
+        return registration.register(self.settings, self.workspace, Path("params.yaml"))
+
+    def _prune(self, settings: Settings) -> None:
+        loop = prune.open_loop(settings, self.workspace)
+        while isinstance(step := loop.next(), Attempt):
+            loop.ledger.record(attempt.attempt(settings, self.workspace, loop.ledger, step, loop.floor))
+        prune.close_loop(loop, step, self.workspace)
+
+
+BODIES: dict[str, Callable[[Settings, Workspace], None]] = {
+    "prepare": prepare.prepare,
+    "baseline": baseline.baseline,
+    "analyze": analyze.analyze,
+    "transform": transform.transform,
+    "export": export.export,
+    "benchmark": benchmark.benchmark,
+    "report": report.report,
+}
+
+
+def _small(settings: dict[str, Any]) -> None:
+    settings["prune"].update(iterations=1, recipes=settings["prune"]["recipes"][:1])
+    settings["analyze"].update(rates=[0.5])
+    settings["promote"] = {"max_accuracy_drop": 0.3, "max_more_latency": 100.0}  # latency has tests of its own
+
+
+@pytest.fixture(scope="session")
+def finished_project(tmp_path_factory: pytest.TempPathFactory, project_writer: Callable[..., Path]) -> Path:
+    """A project whose pipeline has finished, and a store with nothing in it: copied by the tests, never changed."""
+    root = tmp_path_factory.mktemp("finished_project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        project_writer(root, _small)
+        shop = Shop(root, Workspace(Path("artifacts")))
+        shop.run()
+        tracking.open_store(shop.settings.tracking.uri).search_experiments()
+    return root
+
+
+@pytest.fixture
+def shop(finished_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """A copy of that project, with version 1 registered."""
+    root = tmp_path / "shop"
+    shutil.copytree(finished_project, root, copy_function=os.link)
+    for name in ("params.yaml", "own_project.py", "mlflow.db"):  # these are written in place
+        content = (root / name).read_bytes()
+        (root / name).unlink()
+        (root / name).write_bytes(content)
+    monkeypatch.chdir(root)
+    shop = Shop(root, Workspace(Path("artifacts")))
+    shop.register()
+    return shop
