@@ -75,13 +75,14 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, step: Atte
     if settings.prune.reversible and last:
         parent = parent / WHOLE
     model, plan, _ = load_model(parent, settings, data, example)
+    teacher, _, _ = load_model(baseline_folder, settings, data, example)
     start = _start(settings, workspace, data, example)
     try:
-        taken = take_step(Situation(settings, workspace, ledger, step.goal, model, plan, example, start))
+        reference = teacher if settings.prune.reversible else model
+        taken = take_step(Situation(settings, workspace, ledger, step.goal, model, plan, example, reference, start))
     except TargetError as error:
         reached = last.reached if last else 0.0
         return Row(attempt=step.number, goal=step.goal, reached=reached, accepted=False, refused=str(error))
-    teacher, _, _ = load_model(baseline_folder, settings, data, example)
     under_way = unfinished(workspace, f"{ledger.fingerprint[:16]}-{step.number}")
     candidates, faults = [], []
     for recipe in settings.prune.recipes:

@@ -23,7 +23,7 @@ def recover(narrowed: nn.Module, chosen: Plan, groups: Groups, statistics: Stati
     Args:
         narrowed: What `chosen` leaves of the model that the groups were found on.
         chosen: Which channels are gone.
-        groups: Found on the model before.
+        groups: Found on the model before; read for what they join alone.
         statistics: What the criterion looked at; its solution is folded from them.
         situation: Names settings and data.
     """
@@ -38,4 +38,4 @@ def recover(narrowed: nn.Module, chosen: Plan, groups: Groups, statistics: Stati
         ridge = MEAN_ALONE if method == "absorb_means" else settings.recover.ridge
         inputs = spread(samples, num_samples).inputs
         with shown("reconstruction: layers") as progress:
-            reconstruct(narrowed, groups.model, chosen, groups, inputs, ridge=ridge, progress=progress)
+            reconstruct(narrowed, situation.reference, chosen, groups, inputs, ridge=ridge, progress=progress)

@@ -43,6 +43,9 @@ CHOICES: dict[str, dict[str, Any]] = {
     "rewound": {"start": {"weights": "rewind", "epoch": 3}},
     "fresh": {"start": {"weights": "random"}},
     "reversible": {"reversible": True, "iterations": 2, "max_attempts": 2},
+    "reversible, reconstructed": {
+        "reversible": True, "iterations": 2, "max_attempts": 2, "recover": {"method": "reconstruct", "num_samples": 64}
+    },
     "calibrated": {"recipes": [], "recover": {"method": "reconstruct", "num_samples": 64}},
     "sparse, rewound": {
         "kind": "unstructured", "target": {"weight_sparsity": 0.5}, "start": {"weights": "rewind", "epoch": 3}
