@@ -30,8 +30,8 @@ class Situation:
         model: The last accepted one, or one of the original's shape where channels may come back; it is left as it is.
         plan: From the original to it.
         example: One sample [1, ...].
-        reference: A model of the shape of `model`, whose layers' outputs are to be kept: it itself, or the baseline where
-            channels may come back that have not been trained along.
+        reference: A model of the shape of `model`, whose layers' outputs are to be kept: it itself, or the baseline
+            where channels may come back that have not been trained along.
         start: A model of the original's shape whose weights the next training begins with; None keeps the last ones.
     """
 
