@@ -40,11 +40,6 @@ FLOWS: dict[str, Callable[[str, str, bool], None]] = {
 @flow(name="compress")
 def compress(params: str = "params.yaml", workspace: str = "artifacts", commit: bool = True) -> None:
     """Run every stage that isn't current, record the result in MLflow, show it."""
-    run_stages(params, workspace, commit)
-
-
-def run_stages(params: str, workspace: str, commit: bool) -> None:
-    """Do what the flow does, inside the flow that calls it."""
     run = Run.begin(params, workspace, commit)
     with locked(run.workspace):
         bar = ProgressBar("compress-progress", "stages that are done")

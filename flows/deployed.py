@@ -1,14 +1,29 @@
-"""What `prefect.yaml` deploys: the pipeline, asked for by a schedule or by the form on Prefect's page.
+"""What `prefect.yaml` deploys: asked for by a schedule, by an event, or by the form on Prefect's page.
 
-The parameters' types make the form; the server checks them, and so does the flow. `tasks.requests` says what may be
-asked.
+The parameters' types make the form; the server checks them, and so does the flow. No form takes code, or a path
+outside the repository: `tasks.requests` says what may be asked.
 """
 
 from __future__ import annotations
 
-from flows.compress import nothing_to_run, run_stages
-from flows.engine import flow
-from tasks.requests import SettingsFile, Trial, accept
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from flows import compress as pipeline
+from flows.engine import body_of, flow, send_event
+from flows.promote import promote as promote_flow
+from flows.restore import restore as restore_flow
+from flows.rollback import rollback as rollback_flow
+from tasks import promotion
+from tasks.requests import DEFAULT_PARAMS, SettingsFile, Trial, accept
+from tasks.settings import load
+
+RESTORED = Path("restored")
+REGISTERED = "secateur.candidate.registered"
+
+Number = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 @flow(name="compress", typed=True)
@@ -21,5 +36,37 @@ def compress(params: SettingsFile = "params.yaml", trial: Trial | None = None) -
     """
     asked = accept(params, trial)
     arguments = (str(asked.params), str(asked.workspace), asked.commit)
-    if not nothing_to_run(*arguments):
-        run_stages(*arguments)
+    if not pipeline.nothing_to_run(*arguments):
+        body_of(pipeline.compress)(*arguments)
+    settings = load(asked.params)
+    if asked.commit and (version := promotion.undecided(settings)) is not None:
+        send_event(REGISTERED, f"secateur.model.{settings.tracking.model_name}", {"version": version})
+
+
+@flow(name="promote", typed=True)
+def promote() -> bool:
+    """Measure candidate and production side by side; put the candidate into production if it passes every gate."""
+    return body_of(promote_flow)()
+
+
+@flow(name="rollback", typed=True)
+def rollback(version: Number | None = None) -> None:
+    """Put back what was in production before.
+
+    Args:
+        version: This version instead of the previous one.
+    """
+    body_of(rollback_flow)(version=None if version is None else str(version))
+
+
+@flow(name="restore", typed=True)
+def restore(version: Number | None = None, alias: Literal["candidate", "production", "previous"] | None = None) -> None:
+    """Bring back the exact files of a version into restored/, every hash compared.
+
+    Args:
+        version: Its number.
+        alias: Its alias, instead of the number.
+    """
+    into = RESTORED / (f"version-{version}" if alias is None else alias)
+    number = None if version is None else str(version)
+    body_of(restore_flow)(str(into), number, alias, params=str(DEFAULT_PARAMS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -13,6 +14,7 @@ from tasks.versioning import inside_dvc
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 PLAIN = inside_dvc()
+_PAGE = 100
 
 
 def flow(name: str, *, typed: bool = False) -> Callable[[Function], Function]:
@@ -29,6 +31,19 @@ def flow(name: str, *, typed: bool = False) -> Callable[[Function], Function]:
     return lambda function: prefect.flow(  # type: ignore[return-value]  # a Flow is called like its function
         name=name, validate_parameters=typed, persist_result=False
     )(function)
+
+
+def body_of(function: Function) -> Function:
+    """Return what a flow does, to be done inside the run of another flow."""
+    return getattr(function, "fn", function)  # where a Flow keeps its function
+
+
+def send_event(name: str, resource: str, payload: dict[str, Any]) -> None:
+    """Tell Prefect's server what happened, for the triggers of deployments."""
+    if not PLAIN:
+        from prefect.events import emit_event
+
+        emit_event(name, resource={"prefect.resource.id": resource}, payload=payload)
 
 
 def call_as_task(function: Callable[..., Any], name: str, *arguments: Any) -> Any:
@@ -120,3 +135,19 @@ def ask_person(question: str) -> Answer:
 
     given = prefect.suspend_flow_run(wait_for_input=Approval.with_initial_data(description=question), key="approval")
     return Answer(given.approve, given.comment)
+
+
+def remove_flow_runs(before: datetime, *, dry_run: bool) -> int:
+    """Remove finished runs that ended before, and return their number."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+
+    ended = FlowRunFilter.model_validate({"end_time": {"before_": before}})
+    removed = 0
+    with get_client(sync_client=True) as client:
+        while page := client.read_flow_runs(flow_run_filter=ended, limit=_PAGE, offset=removed if dry_run else 0):
+            for run in page:
+                if not dry_run:
+                    client.delete_flow_run(run.id)
+            removed += len(page)
+    return removed

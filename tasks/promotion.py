@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from pruning.errors import WorkspaceError
 from tasks import registry
 from tasks.decisions import ROLLED_BACK, Decision, announce, complete, write_down
+from tasks.decisions import TAG as DECIDED
 from tasks.gates import Gate, judge
 from tasks.registry import CANDIDATE, PREVIOUS, PRODUCTION
 from tasks.settings import Settings
@@ -40,6 +41,14 @@ class Case:
     instead_of: str | None
     gates: tuple[Gate, ...]
     reasons: tuple[str, ...]
+
+
+def undecided(settings: Settings) -> str | None:
+    """Return the candidate's version where nothing was decided about it yet and nobody is asked."""
+    candidate = registry.at(settings, CANDIDATE)
+    if candidate is None or {DECIDED, WAITING} & candidate.tags.keys():
+        return None
+    return candidate.number
 
 
 def examine(settings: Settings, workspace: Workspace) -> Case | None:

@@ -112,6 +112,12 @@ class Promote(Section):
     require_approval: bool = False
 
 
+class Tidy(Section):
+    """What `flows.tidy` removes."""
+
+    keep_days: int = Field(default=30, ge=0, le=36500)
+
+
 class Settings(Section):
     """All of `params.yaml`."""
 
@@ -125,6 +131,7 @@ class Settings(Section):
     export: Export = Export()
     benchmark: Benchmark = Benchmark()
     tracking: Tracking = Tracking()
+    tidy: Tidy = Tidy()
     promote: Promote = Promote()
 
     @model_validator(mode="after")

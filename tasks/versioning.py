@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,32 @@ class Versions:
         for name, found in files.items():
             (into / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(cache.oid_to_path(found.value), into / name)
+
+    def remove_all_but(self, folders: Iterable[str], *, dry_run: bool) -> int:
+        """Remove from the cache what no commit and not the current folder needs.
+
+        Args:
+            folders: The md5 of folders that stay all the same, with their files.
+            dry_run: Only count.
+
+        Returns:
+            The number of files.
+        """
+        from dvc_data.hashfile.gc import gc
+        from dvc_data.hashfile.hash_info import HashInfo
+        from dvc_data.hashfile.tree import Tree
+
+        repository = self._open()
+        cache = repository.cache.local
+        kept = {HashInfo("md5", folder) for folder in folders if cache.exists(folder)}
+        kept |= {found for folder in tuple(kept) for _, _, found in Tree.load(cache, folder)}
+
+        def remove() -> int:
+            with repository.lock:
+                used = set().union(*repository.used_objs(all_commits=True, force=True).values())
+                return int(gc(cache, used | kept, dry=dry_run))
+
+        return int(self._run(remove))
 
     @staticmethod
     def _open() -> Any:

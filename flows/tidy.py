@@ -1,0 +1,60 @@
+"""Remove what nobody needs, in the workspace, in MLflow and on Prefect's pages: `python -m flows.tidy`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+from pydantic import Field
+
+from flows import command
+from flows.engine import PLAIN, flow, remove_flow_runs
+from tasks import tidying
+from tasks.lock import locked
+from tasks.requests import DEFAULT_PARAMS
+from tasks.settings import load
+from tasks.workspace import DEFAULT_ROOT, Workspace
+
+NAME = "tidy"
+
+Cache = Annotated[bool, Field(description="DVC's cache too; not where other projects share it.")]
+DryRun = Annotated[bool, Field(description="Only say what would be removed.")]
+
+
+@flow(name=NAME, typed=True)
+def tidy(cache: Cache = False, dry_run: DryRun = False) -> None:
+    """Remove trials and runs that are older than `tidy.keep_days`; never what a version in the registry needs.
+
+    Args:
+        cache: Also remove from DVC's cache what no commit, no version and not the folder itself needs.
+        dry_run: Only say what would be removed.
+
+    Raises:
+        WorkspaceError: A store can't be used, or a run is at work.
+    """
+    settings = load(DEFAULT_PARAMS)
+    before = datetime.now(UTC) - timedelta(days=settings.tidy.keep_days)
+    verb = "would go" if dry_run else "removed"
+    trials = tidying.remove_trials(before, dry_run=dry_run)
+    command.log.info("trials %s: %s", verb, ", ".join(map(str, trials)) or "none")
+    command.log.info("MLflow's runs %s: %d", verb, len(tidying.remove_runs(settings, before, dry_run=dry_run)))
+    if not PLAIN:
+        command.log.info("Prefect's runs %s: %d", verb, remove_flow_runs(before, dry_run=dry_run))
+    if cache:
+        with locked(Workspace(DEFAULT_ROOT)):  # a stage under way has put nothing into DVC's lock yet
+            count = tidying.remove_unneeded_objects(settings, dry_run=dry_run)
+        command.log.info("files of DVC's cache %s: %d", verb, count)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the flow from the command line."""
+    given = command.parser(NAME, "Remove trials and runs that are older than tidy.keep_days.")
+    given.add_argument("--cache", action="store_true", help="DVC's cache too; not where other projects share it")
+    given.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    options = given.parse_args(arguments)
+    command.execute(NAME, options, lambda: tidy(options.cache, options.dry_run))
+
+
+if __name__ == "__main__":
+    main()
