@@ -10,18 +10,26 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tasks.environment import REPOSITORY
 
 pytestmark = pytest.mark.slow
 
-CODE = ("pruning", "zoo", "tasks", "flows", "dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore")
+CODE = (
+    *("pruning", "zoo", "tasks", "flows", "dvc.yaml", "prefect.yaml", "work-pool.json"),
+    *(".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore"),
+)
 LONGEST_S = 300.0
 
 
@@ -202,3 +210,96 @@ def test_fault_inside_the_engine_is_one_message_too(
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("baseline: 'own_project:small' called with")
     assert len(done.stderr.splitlines()) == 1
+
+
+class Served:
+    """A clone's own servers, pool and worker."""
+
+    def __init__(self, clone: Clone, api: str) -> None:
+        self.clone = clone
+        self.api = api
+
+    def ask(self, place: str, body: dict[str, Any]) -> tuple[int, Any]:
+        """Post to Prefect's API; return the status and the answer."""
+        request = urllib.request.Request(
+            f"{self.api}/{place}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as refused:
+            return refused.code, refused.read().decode()
+
+    def deployment(self, name: str) -> str:
+        _, found = self.ask("deployments/filter", {"deployments": {"name": {"any_": [name]}}})
+        return str(found[0]["id"])
+
+    def start(self, name: str, **asked: Any) -> tuple[int, Any]:
+        return self.ask(f"deployments/{self.deployment(name)}/create_flow_run", asked)
+
+    def wait_for(self, name: str, count: int) -> list[dict[str, Any]]:
+        """Wait until a deployment has so many runs that ended, and return them, the oldest first."""
+        wanted = {"deployments": {"name": {"any_": [name]}}, "sort": "START_TIME_ASC"}
+        wanted["flow_runs"] = {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}}
+        deadline = time.monotonic() + LONGEST_S
+        while time.monotonic() < deadline:
+            _, runs = self.ask("flow_runs/filter", wanted)
+            if len(runs) >= count:
+                return list(runs)
+            time.sleep(2)
+        raise AssertionError(f"{name} has not run {count} times: {self.ask('flow_runs/filter', {})}")
+
+
+@contextmanager
+def served(clone: Clone) -> Iterator[Served]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.serve"],
+        cwd=clone.root,
+        env=clone.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    family: list[psutil.Process] = []
+    try:
+        assert process.stdout
+        printed = [line for line in iter(process.stdout.readline, "Ctrl-C ends all of it\n") if line]
+        assert process.poll() is None, printed
+        family = psutil.Process(process.pid).children(recursive=True)
+        yield Served(clone, f"{printed[0].split()[1]}/api")
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 0
+        assert psutil.wait_procs(family, timeout=5)[1] == [], "a child outlived it"
+
+
+def test_schedule_trains_registers_and_promotes_and_does_nothing_where_nothing_changed(
+    tmp_path: Path, code: Path, project_writer: Callable[..., Path]
+) -> None:
+    clone = Clone(tmp_path / "clone", code, project_writer, tmp_path / "prefect")
+    place = clone.root / "prefect.yaml"
+    place.write_text(place.read_text(encoding="utf-8").replace("0 3 * * *", "* * * * *"), encoding="utf-8")
+    with served(clone) as here:
+        first = here.wait_for("compress", 1)[0]
+        assert first["state_type"] == "COMPLETED", first["state"]["message"]
+        before = clone.hashes()
+        promoted = here.wait_for("promote", 1)[0]
+        assert promoted["state_type"] == "COMPLETED", promoted["state"]["message"]
+        second = here.wait_for("compress", 2)[1]
+        assert second["state_type"] == "COMPLETED", second["state"]["message"]
+        seconds = datetime.fromisoformat(second["end_time"]) - datetime.fromisoformat(second["start_time"])
+        print(f"a run on which nothing changed: {seconds.total_seconds():.1f} s after Prefect had started it")
+        assert seconds.total_seconds() < 10
+        assert clone.hashes() == before
+        clone.assert_tracked_once()
+        for asked in (
+            {"parameters": {"params": "os:system"}},
+            {"parameters": {"params": "../params.yaml"}},
+            {"parameters": {"params": "!!python/object/apply:os.abort []"}},
+            {"parameters": {"trial": {"name": "large", "iterations": 10**9}}},
+            {"parameters": {"trial": {"name": "code", "factory": "os:abort"}}},
+            {"job_variables": {"command": "touch pwned"}},
+            {"job_variables": {"env": {"PYTHONPATH": "/tmp"}}},
+        ):
+            status, answer = here.start("compress", **asked)
+            assert status in {409, 422}, (asked, answer)
