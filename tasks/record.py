@@ -15,10 +15,10 @@ from __future__ import annotations
 import shutil
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from safetensors.torch import save as format_safetensors
 
 from pruning.export import open_session
@@ -57,6 +57,13 @@ class Record(BaseModel):
     commit: str | None = None
     tree: str | None = None
     patch_sha256: str | None = None
+
+    @model_validator(mode="after")
+    def _places_lie_inside(self) -> Self:
+        for place in (self.params, *self.files, *self.outputs):
+            if Path(place).is_absolute() or ".." in Path(place).parts:
+                raise ValueError(f"{place!r} lies outside the repository")
+        return self
 
     def inside(self, folder: str) -> dict[str, str]:
         """Return the files of a stage's folder: place -> sha256."""

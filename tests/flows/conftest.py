@@ -6,6 +6,9 @@ import os
 
 os.environ["DVC_STAGE"] = "tests"
 import flows.compress
-import flows.prune  # noqa: F401
+import flows.promote
+import flows.prune
+import flows.restore
+import flows.rollback  # noqa: F401
 
 del os.environ["DVC_STAGE"]

@@ -303,3 +303,27 @@ def test_schedule_trains_registers_and_promotes_and_does_nothing_where_nothing_c
         ):
             status, answer = here.start("compress", **asked)
             assert status in {409, 422}, (asked, answer)
+
+
+def test_version_is_promoted_and_comes_back_from_mlflow_dvc_and_git(by_flow: Clone) -> None:
+    """The last test of this project: it takes the workspace away."""
+    assert "version 1 is in production" in by_flow.flow("promote")
+    (line,) = (by_flow.root / "promotions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["decision"] == "promoted"
+    by_flow.run("git", "add", "dvc.lock", "promotions.jsonl")
+    by_flow.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "promoted")
+    wanted = {place: found for place, found in by_flow.hashes().items() if not place.startswith("artifacts/")}
+    wanted |= {
+        place: found
+        for place, found in by_flow.hashes().items()
+        if place.split("/")[1] in ("baseline", "dense", "onnx") and place.startswith("artifacts/")
+    }
+    for name in ("data", "artifacts"):
+        shutil.rmtree(by_flow.root / name)
+    printed = by_flow.run(sys.executable, "-m", "flows.restore", "--alias", "production", "--into", "back")
+    assert "every hash is as recorded" in printed
+    restored = json.loads((by_flow.root / "back/restored.json").read_text(encoding="utf-8"))
+    assert {restored["sources"][place] for place in wanted if place.startswith("data/")} == {"DVC"}
+    for place, found in wanted.items():
+        assert sha256((by_flow.root / "back" / place).read_bytes()).hexdigest() == found, place
+    assert (by_flow.root / "back/tasks/restoring.py").read_bytes() == (by_flow.root / "tasks/restoring.py").read_bytes()

@@ -67,8 +67,7 @@ def decide(shop: Any) -> Case:
 
 
 def second_version(shop: Any) -> None:
-    shop.change(lambda s: s["export"].update(opset=21))
-    shop.run()
+    shop.same_model_again()
     assert shop.register() == "2"
 
 
@@ -106,8 +105,7 @@ def test_first_is_compared_with_its_own_baseline_the_second_with_the_first(shop:
 
 def test_worse_candidate_stays_out_with_each_reason_as_a_tag(shop: Any) -> None:
     decide(shop)
-    shop.change(lambda s: s["prune"].update(target={"mac_reduction": 0.1}))
-    shop.run()
+    shop.whole_model()
     assert shop.register() == "2"
     case = decide(shop)
     assert {reason.partition(":")[0] for reason in case.reasons} >= {"MACs", "size"}

@@ -1,0 +1,77 @@
+"""Promotion, rollback and restore as commands: what they print, and with which code they end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flows import promote, restore, rollback
+from tasks import registry
+from tasks.lock import deciding
+
+
+def ended(capsys: Any, command: Callable[[list[str]], None], *arguments: str) -> tuple[int, str, str]:
+    """Run a command; return its exit code and what it printed."""
+    capsys.readouterr()
+    logging.getLogger("secateur").handlers.clear()  # a command is the only one of its process; here several follow
+    try:
+        command(list(arguments))
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    return code, printed.out, printed.err
+
+
+def production(shop: Any) -> str | None:
+    found = registry.at(shop.settings, "production")
+    return found.number if found else None
+
+
+def test_promoted_refused_rolled_back_and_restored(shop: Any, capsys: Any) -> None:
+    code, out, _ = ended(capsys, promote.main)
+    assert (code, production(shop)) == (0, "1")
+    assert "against its own baseline" in out
+    for gate in ("accuracy", "parity", "MACs", "size", "latency, batch 1", "latency, batch 4", "answers"):
+        assert gate in out
+    assert "FAILED" not in out
+    assert ended(capsys, promote.main)[0] == 0
+
+    shop.whole_model()
+    assert shop.register() == "2"
+    code, out, err = ended(capsys, promote.main)
+    assert (code, production(shop)) == (1, "1")
+    assert out.count("FAILED") >= 2
+    assert "version 2 stays out of production: MACs: candidate" in err
+
+    code, _, err = ended(capsys, rollback.main)
+    assert code == 2
+    assert "no version is `previous`" in err
+    assert (ended(capsys, rollback.main, "--version", "2")[0], production(shop)) == (0, "2")
+
+    code, _, err = ended(capsys, restore.main, "--alias", "production", "--into", "back")
+    assert code == 0
+    assert "every hash is as recorded" in err
+    assert Path("back/artifacts/onnx/model.onnx").read_bytes() == Path("artifacts/onnx/model.onnx").read_bytes()
+    assert ended(capsys, restore.main, "--version", "1", "--into", "back")[0] == 2
+
+
+def test_a_persons_yes_is_asked_for_after_the_figures(shop: Any, capsys: Any) -> None:
+    shop.change(lambda s: s["promote"].update(require_approval=True))
+    code, out, err = ended(capsys, promote.main)
+    assert (code, production(shop)) == (2, None)
+    assert "answers" in out
+    assert "--approve" in err
+    assert not Path("promotions.jsonl").exists()
+    assert (ended(capsys, promote.main, "--approve")[0], production(shop)) == (0, "1")
+    assert '"approved":"command line"' in Path("promotions.jsonl").read_text(encoding="utf-8")
+
+
+def test_second_promotion_at_the_same_time_is_one_message(shop: Any, capsys: Any) -> None:
+    with deciding():
+        code, _, err = ended(capsys, promote.main)
+    assert (code, production(shop)) == (2, None)
+    assert "another promotion or rollback is at work here" in err
