@@ -25,12 +25,7 @@ SUMMARY = "Measure candidate and production side by side; put the candidate into
 
 @flow(name=NAME)
 def promote(params: str = "params.yaml", workspace: str = "artifacts", approve: bool = False) -> bool:
-    """Decide about the version that has the alias `candidate`."""
-    return decide(params, workspace, approve)
-
-
-def decide(params: str, workspace: str, approve: bool = False) -> bool:
-    """Do what the flow does, inside the flow that calls it.
+    """Decide about the version that has the alias `candidate`.
 
     Args:
         params: The settings file.

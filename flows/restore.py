@@ -28,14 +28,7 @@ def restore(
     params: str = "params.yaml",
     workspace: str = "artifacts",
 ) -> None:
-    """Bring back a version's files."""
-    bring_back(into, version, alias, without, params, workspace)
-
-
-def bring_back(
-    into: str, version: str | None, alias: str | None, without: Sequence[str], params: str, workspace: str
-) -> None:
-    """Do what the flow does, inside the flow that calls it.
+    """Bring back params, plan, weights, ONNX file, data and code of a version, every hash compared.
 
     Args:
         into: A folder that doesn't exist yet, or is empty.

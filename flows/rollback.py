@@ -19,12 +19,7 @@ NAME = "rollback"
 
 @flow(name=NAME)
 def rollback(params: str = "params.yaml", version: str | None = None) -> None:
-    """Put the version with the alias `previous`, or the one that is named, into production."""
-    put_back(params, version)
-
-
-def put_back(params: str, version: str | None = None) -> None:
-    """Do what the flow does, inside the flow that calls it.
+    """Put the version with the alias `previous`, or the one that is named, into production.
 
     Args:
         params: The settings file.
