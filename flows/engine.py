@@ -119,11 +119,12 @@ def is_deployed() -> bool:
     return deployment.id is not None
 
 
-def ask_person(question: str) -> Answer:
+def ask_person(question: str, about: str) -> Answer:
     """Suspend the run until a person has answered on its page; the process ends, and another one goes on from the top.
 
     Args:
         question: Markdown, shown above the form.
+        about: What the answer is to; it is never taken for the answer to anything else.
     """
     import prefect
     from prefect.input import RunInput
@@ -133,7 +134,7 @@ def ask_person(question: str) -> Answer:
         approve: bool = Field(default=False, description="Put this version into production.")
         comment: str = Field(default="", max_length=500, description="Kept with the decision: who, and why.")
 
-    given = prefect.suspend_flow_run(wait_for_input=Approval.with_initial_data(description=question), key="approval")
+    given = prefect.suspend_flow_run(wait_for_input=Approval.with_initial_data(description=question), key=about)
     return Answer(given.approve, given.comment)
 
 

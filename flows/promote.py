@@ -65,7 +65,8 @@ def _put_forward(settings: Settings, case: Case, approve: bool) -> bool:
                 "at the figures and run the same command with --approve"
             )
         promotion.keep_waiting(settings, case, str(run_id()))
-        answer = ask_person(f"{_title(case)}\n\n{as_markdown(as_rows(case.gates))}")
+        question = f"{_title(case)}\n\n{as_markdown(as_rows(case.gates))}"
+        answer = ask_person(question, about=f"version-{case.version}")
         if not answer.yes:
             promotion.decline(settings, case, f"a person said no: {answer.comment or 'no comment'}")
             log.info("version %s stays out of production: a person said no", case.version)

@@ -79,12 +79,15 @@ def keep_waiting(settings: Settings, case: Case, run: str) -> None:
 
 
 def waited_for(settings: Settings, run: str | None) -> Case | None:
-    """Return what a person was asked about in an earlier part of this run; None if nothing was asked."""
-    candidate = registry.find(settings, alias=CANDIDATE)
-    found = json.loads(candidate.tags.get(WAITING, "{}"))
-    if run is None or found.get("run") != run:
-        return None
-    return TypeAdapter(Case).validate_python(found["case"])
+    """Return what a person was asked about in an earlier part of this run; None if nothing was asked.
+
+    It may be the candidate no more: the yes is to the version that was shown, not to one that came since.
+    """
+    for version in registry.versions(settings) if run is not None else ():
+        found = json.loads(version.tags.get(WAITING, "{}"))
+        if found.get("run") == run:
+            return TypeAdapter(Case).validate_python(found["case"])
+    return None
 
 
 def refuse(settings: Settings, case: Case) -> Decision:

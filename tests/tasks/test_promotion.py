@@ -187,6 +187,8 @@ def test_figures_that_a_person_was_asked_about_are_kept_for_that_run_alone(shop:
     case = examine(shop.settings, shop.workspace)
     assert case is not None
     promotion.keep_waiting(shop.settings, case, "a run")
+    second_version(shop)
+    assert number(shop, "candidate") == "2"
     assert promotion.waited_for(shop.settings, "a run") == case
     assert promotion.waited_for(shop.settings, "another run") is None
     assert promotion.waited_for(shop.settings, None) is None
