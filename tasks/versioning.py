@@ -114,6 +114,7 @@ class Versions:
 
         def remove() -> int:
             with repository.lock:
+                logging.getLogger("dvc").setLevel(logging.CRITICAL)  # it warns of each commit before the first result
                 used = set().union(*repository.used_objs(all_commits=True, force=True).values())
                 return int(gc(cache, used | kept, dry=dry_run))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -63,6 +64,24 @@ def test_prefect_is_known_to_the_flows_engine_alone() -> None:
     pattern = re.compile(r"^\s*(import|from) prefect\b", re.MULTILINE)
     found = {path.name for path in sources(*PACKAGES) if pattern.search(path.read_text(encoding="utf-8"))}
     assert found == {"engine.py"}
+
+
+def test_no_code_of_the_product_unpickles() -> None:
+    forbidden = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+    for path in sources(*PACKAGES):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in forbidden:
+                assert node.attr.endswith("Error"), f"{path}:{node.lineno} calls {node.value.id}.{node.attr}"
+            if isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] not in forbidden, f"{path}:{node.lineno}"
+            if isinstance(node, ast.Import):
+                assert not {name.name for name in node.names} & (forbidden - {"pickle"}), f"{path}:{node.lineno}"
+            if isinstance(node, ast.Call):
+                called, given = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+                if called == "torch.load":
+                    assert given.get("weights_only") == "True", f"{path}:{node.lineno}"
+                assert given.get("allow_pickle", "False") == "False", f"{path}:{node.lineno}"
+    assert DEFAULTS["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
 
 
 def test_telemetry_is_off_before_any_tool_is_imported() -> None:

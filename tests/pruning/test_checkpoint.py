@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,33 @@ def test_damage_names_the_file_and_says_what_to_do(
     expected = "weights.safetensors" if (name, damage) == ("meta.json", "changed") else name
     with pytest.raises(CheckpointError, match=rf"{expected} .*delete the folder and run the stage"):
         load_checkpoint(folder, factory, EXAMPLE)
+
+
+class Bomb:
+    """Pickled, it makes a file when it is read."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.place,)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "plan.json", "meta.json"])
+def test_pickle_in_the_place_of_a_checkpoints_file_is_refused_and_never_read(
+    tmp_path: Path, narrowed: tuple[nn.Module, Plan], name: str
+) -> None:
+    folder, exploded = tmp_path / "checkpoint", tmp_path / "exploded"
+    save_checkpoint(folder, *narrowed)
+    (folder / name).write_bytes(pickle.dumps(Bomb(exploded)))
+    with pytest.raises(CheckpointError, match=name):
+        load_checkpoint(folder, factory, EXAMPLE)
+    torch.save(Bomb(exploded), folder / name)
+    with pytest.raises(CheckpointError, match=name):
+        load_checkpoint(folder, factory, EXAMPLE)
+    assert not exploded.exists()
+    pickle.loads(pickle.dumps(Bomb(exploded)))
+    assert exploded.exists()  # it would have shown
 
 
 def test_missing_folder_and_foreign_format_are_refused(tmp_path: Path, narrowed: tuple[nn.Module, Plan]) -> None:
