@@ -9,6 +9,7 @@ SecateurError            a fault that the caller can mend; its text says what, w
 ├── DataError            the data are missing, damaged, or not the ones they should be
 ├── CheckpointError      a checkpoint is missing, damaged, or from another model
 ├── ExportError          the exported file isn't what was asked for
+├── ProfileError         a latency profile is missing, damaged, or of another machine or network
 ├── SettingsError        a setting is unknown or out of bounds
 └── WorkspaceError       the workspace can't be read, written, or locked
 """
@@ -53,6 +54,10 @@ class CheckpointError(SecateurError):
 
 class ExportError(SecateurError):
     """The exported file isn't what was asked for."""
+
+
+class ProfileError(SecateurError):
+    """A latency profile is missing, damaged, or of another machine or network."""
 
 
 class SettingsError(SecateurError):

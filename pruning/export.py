@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pruning.errors import ExportError
+from pruning.errors import ExportError, unknown_name
 from pruning.evaluation import device_of, restored_modes
 
 _LARGEST_FILE = 2**31 - 2**20  # a protobuf holds 2 GiB at most
@@ -148,20 +148,37 @@ def check_parity(
     return Parity(largest, relative, close / compared, agreed / compared, num_samples)
 
 
-def open_session(path: str | Path, *, num_threads: int = 1) -> onnxruntime.InferenceSession:
-    """Load an ONNX file into ONNX Runtime on the CPU.
+def open_session(
+    path: str | Path,
+    *,
+    num_threads: int = 1,
+    provider: str = "CPUExecutionProvider",
+    trace_to: str | Path | None = None,
+) -> onnxruntime.InferenceSession:
+    """Load an ONNX file into ONNX Runtime.
+
+    Args:
+        path: the file.
+        num_threads: threads within an operator.
+        provider: what runs the operators.
+        trace_to: where the runtime writes how long each operator took, begins of a file's name; None: nowhere.
 
     Raises:
-        ExportError: the file is missing or damaged.
+        ExportError: the file is missing or damaged, or this build of ONNX Runtime has no such provider.
     """
     if not Path(path).is_file():
         raise ExportError(f"no ONNX file at {path}; export the model first")
+    known = onnxruntime.get_available_providers()
+    if provider not in known:
+        raise ExportError(unknown_name("execution provider", provider, known))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if trace_to is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(trace_to)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # ONNX Runtime's own errors have no public root but Exception
         raise ExportError(f"{path} can't be loaded by ONNX Runtime; export the model again ({error})") from error
 

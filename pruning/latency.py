@@ -1,4 +1,4 @@
-"""Measure latency in ONNX Runtime on the CPU, several models against each other."""
+"""Measure latency in ONNX Runtime, several models against each other."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ def measure_latency(
     *,
     batch_sizes: Sequence[int] = (1, 32),
     num_threads: int = 1,
+    provider: str = "CPUExecutionProvider",
     rounds: int = 50,
     warmup: int = 5,
     shortest_ms: float = 1.0,
@@ -55,6 +56,7 @@ def measure_latency(
         models: name -> ONNX file with one input whose batch axis is dynamic.
         batch_sizes: each is measured by itself.
         num_threads: threads of ONNX Runtime.
+        provider: what runs the operators.
         rounds: measurements of each model at each batch size.
         warmup: passes of each model before the first measurement.
         shortest_ms: a measurement repeats the pass until about this long, so that the clock's grain doesn't matter.
@@ -66,7 +68,7 @@ def measure_latency(
     Raises:
         ExportError: a file is missing, damaged, or has an axis other than the first that is dynamic.
     """
-    sessions = {name: open_session(path, num_threads=num_threads) for name, path in models.items()}
+    sessions = {name: open_session(path, num_threads=num_threads, provider=provider) for name, path in models.items()}
     found: list[Latency] = []
     for position, batch_size in enumerate(batch_sizes):
         feeds = {name: _feed(name, session, batch_size) for name, session in sessions.items()}
