@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows import command
-from flows.engine import call_as_task, flow
+from flows.engine import flow
 from tasks import promotion
 from tasks.lock import deciding
 from tasks.settings import load
@@ -19,7 +19,12 @@ NAME = "rollback"
 
 @flow(name=NAME)
 def rollback(params: str = "params.yaml", version: str | None = None) -> None:
-    """Put the version with the alias `previous`, or the one that is named, into production.
+    """Put the version with the alias `previous`, or the one that is named, into production."""
+    put_back(params, version)
+
+
+def put_back(params: str, version: str | None = None) -> None:
+    """Do what the flow does, without Prefect's engine: whoever rolls back by hand is in a hurry.
 
     Args:
         params: The settings file.
@@ -30,7 +35,7 @@ def rollback(params: str = "params.yaml", version: str | None = None) -> None:
     """
     settings = load(Path(params))
     with deciding():
-        decision = call_as_task(promotion.roll_back, "put back", settings, version)
+        decision = promotion.roll_back(settings, version)
     log.info("version %s is in production again; version %s is not", decision.version, decision.instead_of)
 
 
@@ -39,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = command.parser(NAME, "Put back what was in production before.")
     given.add_argument("--version", metavar="N", help="this version instead of `previous`")
     options = given.parse_args(arguments)
-    command.execute(NAME, options, lambda: rollback(str(options.params), options.version))
+    command.execute(NAME, options, lambda: put_back(str(options.params), options.version))
 
 
 if __name__ == "__main__":
