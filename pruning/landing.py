@@ -197,7 +197,11 @@ class Landing:
         more = f"; and {len(held) - _SHOWN} groups more" if len(held) > _SHOWN else ""
         standing = "; ".join(held[:_SHOWN]) + more if held else "the model has no prunable group"
         return (
-            f"{self.target.name} can't be met: from {whole:,.0f} now to {self.target.at_most:,.0f} was asked, "
-            f"{reached:,.0f} ({1 - reached / max(whole, 1):.1%} less) is the least. In the way: {standing}; "
+            f"{self.target.name} can't be met: from {_shown(whole)} now to {_shown(self.target.at_most)} was asked, "
+            f"{_shown(reached)} ({1 - reached / max(whole, 1e-9):.1%} less) is the least. In the way: {standing}; "
             "and every layer in no group (see groups.report())"
         )
+
+
+def _shown(cost: float) -> str:
+    return f"{cost:,.0f}" if cost >= 1000 else f"{cost:.4g}"

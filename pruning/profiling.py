@@ -66,7 +66,7 @@ def profile(
         num_threads: threads within an operator.
         batch_size: samples per pass.
         blocks: widths that the runtime may reward, falling.
-        shortest_ms: how long each layer is measured at each pair of widths, within 5 and 200 passes.
+        shortest_ms: how long each layer is measured at each pair of widths, within 7 and 200 passes.
         progress: told after each layer.
 
     Raises:

@@ -15,7 +15,10 @@ from pruning.errors import SettingsError, TargetError, unknown_name
 from pruning.evaluation import Loss, Samples, cross_entropy
 from pruning.groups import Groups
 from pruning.landing import Landing, Target
+from pruning.latency_cost import LatencyCost
+from pruning.latency_target import plan_for_latency
 from pruning.plan import Plan
+from pruning.profiles import Profile
 from pruning.statistics import Statistics, collect
 from pruning.thresholds import NORMALISATIONS, normalised, one_threshold, sets_of, steps_of, thresholds_by_set
 
@@ -56,6 +59,9 @@ def make_plan(
     channel_sparsity: float | None = None,
     mac_reduction: float | None = None,
     parameter_reduction: float | None = None,
+    latency_reduction: float | None = None,
+    latency_ms: float | None = None,
+    profile: Profile | None = None,
     scope: Scope = "local",
     normalise: Normalise = "mean",
     scopes: Mapping[str, Sequence[str]] | None = None,
@@ -81,15 +87,21 @@ def make_plan(
     scoped: the same with a threshold for each set of modules in `scopes`, and one for all others; each set gives the
     same share of its channels.
 
+    With a latency for the target, groups keep the numbers of channels that the profile rewards: those at which the
+    model is predicted to be faster than at every larger one. The same profile gives the same plan.
+
     In all, no group is emptied (`keep_at_least`, `max_sparsity` guard layers from collapse further), and groups tied to
     each other lose equal counts.
 
     Args:
         groups: found on the model to be pruned.
         criterion: a name (see `criteria.criterion_names()`) or a function (group, statistics) -> scores.
-        channel_sparsity: share of channels to remove; exactly one of the three targets is given.
+        channel_sparsity: share of channels to remove; exactly one of the five targets is given.
         mac_reduction: 1 − MACs after / before, over the whole model.
         parameter_reduction: 1 − parameters after / before, over the whole model.
+        latency_reduction: 1 − latency after / before, as predicted from the profile.
+        latency_ms: milliseconds per batch of the profile's size, as predicted from it.
+        profile: of the model, or of one that it was narrowed from; where the target is a latency, and only there.
         scope: "local", "global" or "scoped".
         normalise: how scores of different groups are made comparable, see `thresholds.normalised`; not for "local".
         scopes: for "scoped": name of a set -> names, prefixes or patterns of its modules or parameters.
@@ -104,7 +116,9 @@ def make_plan(
         seed: for criteria that draw random numbers.
 
     Raises:
-        TargetError: not exactly one target, a target outside (0, 1), one that can't be met or that removes nothing.
+        TargetError: not exactly one target, a share outside (0, 1), one that can't be met or that removes nothing, a
+            latency without a profile, or a profile without a latency.
+        ProfileError: the profile is of another network.
         CriterionError: the criterion is unknown or doesn't apply to a group.
         SettingsError: the scope or normalisation is unknown, or an entry of `ignore` or `scopes` matches nothing.
     """
@@ -112,8 +126,15 @@ def make_plan(
         "channel_sparsity": channel_sparsity,
         "mac_reduction": mac_reduction,
         "parameter_reduction": parameter_reduction,
+        "latency_reduction": latency_reduction,
+        "latency_ms": latency_ms,
     }
     name, share = _only_target(asked)
+    if (profile is not None) != name.startswith("latency"):
+        raise TargetError(
+            f"the target is {name} and a profile is {'missing' if profile is None else 'given'}; expected one, made by "
+            "pruning.profiling.profile, where the target is a latency and only there"
+        )
     limits = Limits(ignore, round_to, keep_at_least, max_sparsity)
     bundles = find_bundles(groups, limits)
     choice = Choice(scope=scope, normalise=normalise, scopes=scopes or {})
@@ -122,8 +143,15 @@ def make_plan(
         raise TargetError(f"{name} {share:g} can't be met: no group can lose a channel ({held}). See groups.report()")
     if statistics is None:
         statistics = collect(groups, find_criterion(criterion).needs, samples, loss, seed=seed)
-    landing = Landing(bundles, _target(groups, bundles, name, share))
-    plan = choose(groups, criterion, statistics, landing, choice, share if name == "channel_sparsity" else None)
+    if profile is not None:
+        cost = LatencyCost(groups, profile)
+        at_most = share if name == "latency_ms" else (1 - share) * cost({})
+        plan = plan_for_latency(
+            bundles, cost, at_most, f"{name} {share:g}", lambda one: choose(groups, criterion, statistics, one, choice)
+        )
+    else:
+        landing = Landing(bundles, _target(groups, bundles, name, share))
+        plan = choose(groups, criterion, statistics, landing, choice, share if name == "channel_sparsity" else None)
     if not plan.removed:
         largest = max(max(bundle.sizes) for bundle in bundles if len(bundle.counts) > 1)
         raise TargetError(
@@ -178,7 +206,10 @@ def _only_target(asked: Mapping[str, float | None]) -> tuple[str, float]:
     if len(given) != 1:
         raise TargetError(f"give exactly one of {', '.join(asked)}; found {', '.join(given) or 'none'}")
     ((name, share),) = given.items()
-    if not 0 < share < 1:
+    if name == "latency_ms":
+        if not 0 < share < float("inf"):
+            raise TargetError(f"{name} is {share:g}; expected milliseconds above 0")
+    elif not 0 < share < 1:
         raise TargetError(f"{name} is {share:g}; expected a share between 0 and 1, both excluded")
     return name, share
 

@@ -10,16 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pruning import find_groups
+from pruning import find_groups, make_plan
 from pruning.allocation import allocate
 from pruning.bundles import Limits, find_bundles
-from pruning.errors import ProfileError
+from pruning.errors import ProfileError, TargetError
 from pruning.groups import Groups
 from pruning.landing import Landing, Target
 from pruning.latency_cost import LatencyCost, SurfaceTimes
+from pruning.latency_target import rewarded
 from pruning.profiles import LayerProfile, Profile, Runtime, Surface, read_profile
 from pruning.search import search
-from pruning.selection import Choice, choose
+from pruning.selection import Choice, Scope, choose
 from pruning.sensitivity import Curve, Point
 from pruning.statistics import collect
 
@@ -152,3 +153,34 @@ def test_profile_of_another_network_is_refused() -> None:
     wider = nn.Sequential(nn.Conv2d(3, 80, 3), nn.ReLU(), nn.Conv2d(80, 80, 3), nn.ReLU(), nn.Conv2d(80, 5, 1))
     with pytest.raises(ProfileError, match=r"its 0\.weight has at most 3 input and 64 output"):
         LatencyCost(find_groups(wider, torch.zeros(1, 3, 8, 8)), synthetic())
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("target", [{"latency_reduction": 0.6}, {"latency_ms": 9.8}])
+def test_latency_is_a_target_of_a_plan(scope: Scope, target: dict[str, float]) -> None:
+    groups = network()
+    plans = [make_plan(groups, scope=scope, profile=synthetic(), **target) for _ in range(2)]  # type: ignore[arg-type]
+    kept = plans[0].kept_sizes(groups)
+    assert plans[0] == plans[1]
+    assert all(number % 16 == 0 for number in kept.values()), kept
+    assert 8.0 <= LatencyCost(groups, synthetic()).predict(kept) <= 9.8
+
+
+def test_bundles_keep_the_widths_that_gain_speed() -> None:
+    groups = network()
+    first, _ = rewarded(find_bundles(groups, Limits()), LatencyCost(groups, synthetic()))
+    assert first.counts == (0, 16, 32, 48)
+
+
+def test_latency_without_profile_profile_without_latency_and_what_is_met_already_are_refused() -> None:
+    groups = network()
+    with pytest.raises(TargetError, match="latency_reduction and a profile is missing"):
+        make_plan(groups, latency_reduction=0.5)
+    with pytest.raises(TargetError, match="mac_reduction and a profile is given"):
+        make_plan(groups, mac_reduction=0.5, profile=synthetic())
+    with pytest.raises(TargetError, match=r"met already: the model is predicted to take 24.5 ms"):
+        make_plan(groups, latency_ms=30, profile=synthetic())
+    with pytest.raises(TargetError, match=r"latency_ms 0.5 can't be met: from 24.5 now to 0.5 was asked"):
+        make_plan(groups, latency_ms=0.5, profile=synthetic())
+    with pytest.raises(TargetError, match="latency_ms is -1; expected milliseconds above 0"):
+        make_plan(groups, latency_ms=-1, profile=synthetic())
