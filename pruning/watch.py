@@ -34,10 +34,6 @@ Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 Tensors = Literal["meta", "fake", "real"]
 
 
-# What draws random numbers; attention and dropout may draw too, but give values of their own.
-_DRAWN = frozenset({"rand", "rand_like", "randn", "randn_like", "uniform", "normal", "bernoulli", "exponential"})
-
-
 @dataclass(frozen=True)
 class Place:
     """Where an operator was called: the module's path, the line of code, and the function of PyTorch it called."""
@@ -84,8 +80,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
         for tensor in tensors_in(result):
             if self.tensors != "real":
                 remember(tensor)
-            drawn = self.steady and operator_name(func) in _DRAWN and tensor.is_floating_point()
-            if drawn and not tensor.is_meta and not isinstance(tensor, FakeTensor):
+            drawn = torch.Tag.nondeterministic_seeded in func.tags and tensor.is_floating_point()
+            if drawn and self.steady and not tensor.is_meta and not isinstance(tensor, FakeTensor):
                 tensor.fill_(0.5)  # code that branches on a random number takes the same branch at any width
         self.on_call(func, args, kwargs, result, place)
         return result
@@ -149,7 +145,8 @@ def watch(
         tensors: What it runs on.
         devices: Devices on which the state is to lie, where the model's own tensors have shapes only.
         training: Run in training mode.
-        steady: Where tensors have values, let every random number be one half.
+        steady: Where tensors have values, let what may draw random numbers give one half. Dropout and attention do too:
+            only what control flow depends on is right then, and no value may be looked at.
 
     Returns:
         The tensors among the outputs.
