@@ -6,10 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from pruning import Plan, find_groups, narrow
+from pruning import Plan, find_groups, make_plan, narrow
 from pruning.errors import ExportError, ProfileError
+from pruning.export import export_onnx
+from pruning.latency import measure_latency
 from pruning.latency_cost import LatencyCost
 from pruning.profiling import profile, runtime_here, widths_to_measure
+
+FACTOR = 2.0  # docs/log.md says what was measured; tests run beside other programs
 
 
 def block(channels: int, out: int, groups: int = 1) -> list[nn.Module]:
@@ -66,3 +70,20 @@ def test_what_cannot_be_profiled_is_refused(tmp_path: Path) -> None:
     double = nn.Linear(4, 4).double()
     with pytest.raises(ProfileError, match="32-bit"):
         profile(find_groups(double, torch.zeros(1, 4, dtype=torch.float64)))
+
+
+@pytest.mark.slow
+def test_prediction_is_near_what_the_narrowed_networks_take(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*block(3, 32), *block(32, 64), *block(64, 64), nn.Conv2d(64, 2, 1)).eval()
+    inputs = torch.randn(1, 3, 32, 32)
+    groups = find_groups(model, inputs)
+    cost = LatencyCost(groups, profile(groups))
+    plans = {f"{rate}": make_plan(groups, channel_sparsity=rate) for rate in (0.25, 0.5, 0.6)}
+    files = {
+        name: export_onnx(narrow(model, plan, inputs, groups=groups), inputs, tmp_path / f"{name}.onnx")
+        for name, plan in plans.items()
+    }
+    for found in measure_latency(files, batch_sizes=[1], rounds=15):
+        ratio = cost.predict(plans[found.model].kept_sizes(groups)) / found.lower_quartile_ms
+        assert 1 / FACTOR < ratio < FACTOR, (found, ratio)
