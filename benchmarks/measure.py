@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_map
 
 import pruning
 from benchmarks.architectures import Architecture
-from pruning.axes import SINGLE, leaves
-from pruning.equation import EXTENT
-from pruning.verification import outputs_of, relative_difference
+from pruning.algebra.axes import SINGLE, leaves
+from pruning.algebra.equation import EXTENT
+from pruning.structure.verification import outputs_of, relative_difference
 
 RATE = 0.3
 TOLERANCE = 1e-4

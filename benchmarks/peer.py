@@ -34,10 +34,10 @@ from benchmarks.measure import (
     peak_mb,
     reset_peak,
 )
-from pruning.axes import leaves
-from pruning.trace import trace
-from pruning.verification import outputs_of, relative_difference
-from pruning.watch import Inputs
+from pruning.algebra.axes import leaves
+from pruning.structure.verification import outputs_of, relative_difference
+from pruning.tracing.trace import trace
+from pruning.tracing.watch import Inputs
 
 
 def measure_peer(architecture: Architecture, fast: bool = False) -> Measurement:

@@ -7,7 +7,7 @@ import logging
 from flows import command
 from flows.engine import PLAIN, ProgressBar, call_as_task, flow, publish_table
 from flows.stage import Run
-from pruning.schedule import Attempt
+from pruning.choosing.schedule import Attempt
 from tasks.attempt import attempt
 from tasks.fingerprints import fingerprint
 from tasks.ledger import Row

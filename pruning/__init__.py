@@ -10,20 +10,20 @@ A library of its own: it knows torch and nothing of pipelines.
 
 from __future__ import annotations
 
-from pruning.calibration import calibrate
-from pruning.cost import count_bytes, count_macs, count_parameters
-from pruning.finding import find_groups
-from pruning.gates import add_gates
-from pruning.groups import Group, Groups, Slice
-from pruning.masks import apply_masks
-from pruning.optimizers import narrow_optimizer
-from pruning.plan import Plan
-from pruning.reconstruction import reconstruct
-from pruning.selection import make_plan
-from pruning.single_weights import choose_n_of_m, choose_weights
-from pruning.surgery import narrow
-from pruning.weight_masks import held
-from pruning.widening import widen
+from pruning.choosing.selection import make_plan
+from pruning.dynamic.gates import add_gates
+from pruning.fine_grained.single_weights import choose_n_of_m, choose_weights
+from pruning.fine_grained.weight_masks import held
+from pruning.recovery.calibration import calibrate
+from pruning.recovery.reconstruction import reconstruct
+from pruning.recovery.widening import widen
+from pruning.structure.cost import count_bytes, count_macs, count_parameters
+from pruning.structure.finding import find_groups
+from pruning.structure.groups import Group, Groups, Slice
+from pruning.structure.masks import apply_masks
+from pruning.structure.plan import Plan
+from pruning.structure.surgery import narrow
+from pruning.training.optimizers import narrow_optimizer
 
 __all__ = [
     "Group",

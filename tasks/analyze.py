@@ -11,11 +11,11 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 import pruning
+from pruning.choosing.sensitivity import Curve, measure_curve
 from pruning.criteria import find_criterion
 from pruning.errors import WorkspaceError
 from pruning.evaluation import evaluate
-from pruning.sensitivity import Curve, measure_curve
-from pruning.statistics import collect
+from pruning.gathering.statistics import collect
 from tasks.data import read_description, read_split, spread
 from tasks.fingerprints import fingerprint
 from tasks.models import begin, chosen_criterion, example_inputs, load_model, loss_and_metric

@@ -10,12 +10,12 @@ from functools import partial
 from torch import Tensor, nn
 
 import pruning
-from pruning.checkpoint import save_checkpoint
+from pruning.choosing.schedule import Attempt
 from pruning.errors import ModelError, TargetError
-from pruning.recipe import Recipe
-from pruning.schedule import Attempt
-from pruning.training import finetune
-from pruning.widening import widen
+from pruning.files.checkpoint import save_checkpoint
+from pruning.recovery.widening import widen
+from pruning.training.epochs import finetune
+from pruning.training.recipe import Recipe
 from tasks.baseline import epoch_folder
 from tasks.data import Description, read_description, read_split
 from tasks.kinds import Situation, Step, take_step

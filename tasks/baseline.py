@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import pruning
-from pruning.checkpoint import save_checkpoint
 from pruning.errors import DataError
 from pruning.evaluation import restored_modes
-from pruning.plan import Plan
-from pruning.training import finetune
-from pruning.weights import load_weights
+from pruning.files.checkpoint import save_checkpoint
+from pruning.files.weights import load_weights
+from pruning.structure.plan import Plan
+from pruning.training.epochs import finetune
 from tasks.data import SPLITS, Split, read_description, read_inputs, read_split, save_answers
 from tasks.fingerprints import fingerprint
 from tasks.models import (

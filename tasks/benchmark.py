@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 
-from pruning.latency import measure_latency
+from pruning.timing.latency import measure_latency
 from tasks import export
 from tasks.models import begin
 from tasks.progress import shown

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 
+from pruning.dynamic.gates import GatedModel
 from pruning.errors import ExportError
-from pruning.export import TOLERANCE, check_parity, export_onnx
-from pruning.gates import GatedModel
+from pruning.files.export import TOLERANCE, check_parity, export_onnx
 from tasks.data import read_description, read_inputs
 from tasks.models import begin, example_inputs, load_model
 from tasks.settings import Settings

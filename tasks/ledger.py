@@ -18,8 +18,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pruning.choosing.schedule import Attempt, Outcome, ScheduleSettings, Stop, next_step
 from pruning.errors import WorkspaceError
-from pruning.schedule import Attempt, Outcome, ScheduleSettings, Stop, next_step
 from tasks.measured import Measured
 from tasks.workspace import RECORD, digest, write_json
 

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 
 import pruning
-from pruning.checkpoint import load_checkpoint, save_checkpoint
-from pruning.cost import Cost, count_effective_macs
 from pruning.criteria import Criterion
+from pruning.dynamic.gate_training import macs_of_samples
+from pruning.dynamic.gates import GatedModel
 from pruning.errors import CheckpointError, SettingsError
 from pruning.evaluation import Loss, Metric, Samples, evaluate
-from pruning.gate_training import macs_of_samples
-from pruning.gates import GatedModel
-from pruning.packing import packed_bytes
-from pruning.plan import Plan
-from pruning.recipe import Recipe
-from pruning.sparsity import SparsityTraining
-from pruning.training import Augment
+from pruning.files.checkpoint import load_checkpoint, save_checkpoint
+from pruning.fine_grained.packing import packed_bytes
+from pruning.structure.cost import Cost, count_effective_macs
+from pruning.structure.plan import Plan
+from pruning.training.epochs import Augment
+from pruning.training.recipe import Recipe
+from pruning.training.sparsity import SparsityTraining
 from tasks import imports
 from tasks.data import Description, read_inputs
 from tasks.measured import Measured

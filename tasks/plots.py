@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from pruning.sensitivity import Curve
+from pruning.choosing.sensitivity import Curve
 from tasks.ledger import Ledger
 from tasks.measured import Measured
 

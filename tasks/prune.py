@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from pruning.choosing.schedule import Attempt, ScheduleSettings, Stop
 from pruning.errors import DataError, SettingsError
-from pruning.schedule import Attempt, ScheduleSettings, Stop
 from tasks.data import read_description
 from tasks.fingerprints import trajectory_fingerprint
 from tasks.ledger import Ledger, Row, open_ledger

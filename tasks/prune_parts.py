@@ -6,8 +6,8 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pruning.reconstruction import RIDGE
-from pruning.selection import Normalise
+from pruning.choosing.selection import Normalise
+from pruning.recovery.reconstruction import RIDGE
 from tasks.names import Share, as_pattern
 from tasks.section import Section
 

@@ -6,11 +6,11 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from pruning.choosing.schedule import ScheduleSettings
 from pruning.criteria import find_criterion
 from pruning.errors import unknown_name
-from pruning.recipe import Recipe
-from pruning.schedule import ScheduleSettings
-from pruning.weight_criteria import weight_criterion_names
+from pruning.fine_grained.weight_criteria import weight_criterion_names
+from pruning.training.recipe import Recipe
 from tasks.names import CriterionName, Share
 from tasks.prune_parts import TARGETS, Allocation, Gates, Kind, Recover, Start, Target, Weights
 from tasks.section import Section

@@ -21,7 +21,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 from safetensors.torch import save as format_safetensors
 
-from pruning.export import open_session
+from pruning.files.export import open_session
 from tasks import export, source, versioning
 from tasks.data import FOLDER as DATA
 from tasks.data import read_inputs

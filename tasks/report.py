@@ -6,7 +6,7 @@ import logging
 
 from torch import nn
 
-from pruning.gates import GatedModel
+from pruning.dynamic.gates import GatedModel
 from tasks import export, transform
 from tasks.analyze import read_curves
 from tasks.comparison import compare

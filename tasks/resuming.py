@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as format_safetensors
 from torch import Tensor, nn
 
-from pruning.recipe import Recipe
+from pruning.training.recipe import Recipe
 from tasks.workspace import Workspace, replace_file
 
 UNFINISHED = ".training.unfinished"
@@ -22,7 +22,7 @@ log = logging.getLogger("secateur")
 
 
 class EpochKeeper:
-    """Keeps one training run in one file, replaced after every epoch; see `pruning.training.Keeper`."""
+    """Keeps one training run in one file, replaced after every epoch; see `pruning.training.epochs.Keeper`."""
 
     def __init__(self, path: Path) -> None:
         """Name the file.

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from pruning.errors import SettingsError
-from pruning.recipe import Recipe
+from pruning.training.recipe import Recipe
 from tasks.faults import describe
 from tasks.names import LOSSES, METRICS, CriterionName, ImportString, Share, existing_file, named, usable_device
 from tasks.prune_settings import Prune

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load as parse_safetensors
 
-from pruning.export import check_parity
-from pruning.latency import measure_latency
+from pruning.files.export import check_parity
+from pruning.timing.latency import measure_latency
 from tasks import export
 from tasks.data import read_description, read_split
 from tasks.gates import Figures

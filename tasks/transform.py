@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import pruning
+from pruning.dynamic.gates import GatedModel, run_masked
 from pruning.errors import VerificationError
 from pruning.evaluation import Samples, restored_modes
-from pruning.gates import GatedModel, run_masked
-from pruning.verification import relative_difference
-from pruning.widening import widen
+from pruning.recovery.widening import widen
+from pruning.structure.verification import relative_difference
 from tasks.data import read_description, read_split
 from tasks.ledger import read_ledger
 from tasks.models import begin, example_inputs, load_model, make_factory, measured_in, save_model

@@ -13,7 +13,7 @@ import onnx
 import pytest
 import yaml
 
-from pruning.schedule import Attempt
+from pruning.choosing.schedule import Attempt
 from tasks import (
     analyze,
     attempt,

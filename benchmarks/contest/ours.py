@@ -11,15 +11,15 @@ from torch import nn
 
 import pruning
 from benchmarks.contest.terms import Entry, Pruned, Terms, accuracy, macs
+from pruning.choosing.selection import make_plan
 from pruning.criteria import criterion_names, find_criterion
 from pruning.errors import TargetError
-from pruning.folding import fold
-from pruning.plan import Plan
-from pruning.recalibration import recalibrate
-from pruning.recipe import Recipe
-from pruning.reconstruction import reconstruct
-from pruning.selection import make_plan
-from pruning.statistics import collect
+from pruning.gathering.statistics import collect
+from pruning.recovery.folding import fold
+from pruning.recovery.recalibration import recalibrate
+from pruning.recovery.reconstruction import reconstruct
+from pruning.structure.plan import Plan
+from pruning.training.recipe import Recipe
 from tasks.environment import REPOSITORY
 from tasks.settings import load
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pruning.evaluation import Samples, evaluate
-from pruning.recipe import Recipe
-from pruning.training import finetune
+from pruning.training.epochs import finetune
+from pruning.training.recipe import Recipe
 from zoo.datasets import glyphs
 from zoo.datasets.splits import Splits
 from zoo.models import resnet20

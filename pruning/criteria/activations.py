@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from pruning.criteria.registry import criterion
-from pruning.groups import Group
-from pruning.statistics import Statistics
+from pruning.gathering.statistics import Statistics
+from pruning.structure.groups import Group
 
 
 @criterion("apoz", needs={"activity"})

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from pruning.criteria.registry import criterion
 from pruning.errors import CriterionError
-from pruning.groups import Group
-from pruning.statistics import Statistics
+from pruning.gathering.statistics import Statistics
+from pruning.structure.groups import Group
 
 
 @criterion("bn_scale", needs={"weights"})

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from pruning.errors import CriterionError
-from pruning.groups import Group
-from pruning.layers import column_channels, to_matrix
-from pruning.moments import damped, solve
-from pruning.slices import places_of
-from pruning.statistics import Statistics
+from pruning.gathering.moments import damped, solve
+from pruning.gathering.statistics import Statistics
+from pruning.structure.groups import Group
+from pruning.structure.layers import column_channels, to_matrix
+from pruning.structure.slices import places_of
 
 RIDGE = 1e-4  # keeps a system solvable where channels are copies of each other
 

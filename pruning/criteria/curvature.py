@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from pruning.criteria.registry import criterion
-from pruning.groups import Group
-from pruning.slices import own_slices
-from pruning.statistics import Statistics
+from pruning.gathering.statistics import Statistics
+from pruning.structure.groups import Group
+from pruning.structure.slices import own_slices
 
 
 @criterion("obd", needs={"fisher"})

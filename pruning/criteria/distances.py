@@ -7,8 +7,8 @@ from torch import Tensor
 
 from pruning.criteria.norms import filters
 from pruning.criteria.registry import criterion
-from pruning.groups import Group
-from pruning.statistics import Statistics
+from pruning.gathering.statistics import Statistics
+from pruning.structure.groups import Group
 
 _DUPLICATE = 1e-7  # relative distance below which rounding can't tell two filters apart
 

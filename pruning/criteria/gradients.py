@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from pruning.criteria.registry import criterion
-from pruning.groups import Group
-from pruning.statistics import Statistics
+from pruning.gathering.statistics import Statistics
+from pruning.structure.groups import Group
 
 
 @criterion("taylor_weight", needs={"gradients"})

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pruning.criteria.columns import Columns, readings
 from pruning.criteria.registry import criterion
-from pruning.groups import Group
-from pruning.statistics import Statistics
+from pruning.gathering.statistics import Statistics
+from pruning.structure.groups import Group
 
 _ROUNDS = 8  # at most so many additions per channel
 _TINY = 1e-300

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from pruning.criteria.columns import readings, refit
 from pruning.criteria.registry import criterion
-from pruning.groups import Group
-from pruning.statistics import Statistics
+from pruning.gathering.statistics import Statistics
+from pruning.structure.groups import Group
 
 _STEPS = 100  # values of λ, from the one that lets nothing in down to a thousandth of it
 _SMALLEST = 1e-3

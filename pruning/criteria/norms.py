@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from pruning.criteria.registry import criterion
-from pruning.groups import Group
-from pruning.slices import own_slices
-from pruning.statistics import Statistics
+from pruning.gathering.statistics import Statistics
+from pruning.structure.groups import Group
+from pruning.structure.slices import own_slices
 
 
 @criterion("l1_norm", needs={"weights"})

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from pruning.criteria.columns import Columns
 from pruning.errors import CriterionError, unknown_name
-from pruning.groups import Group
-from pruning.statistics import NEEDS, Statistics
+from pruning.gathering.statistics import NEEDS, Statistics
+from pruning.structure.groups import Group
 
 Criterion = Callable[[Group, Statistics], Tensor]
 """(group, statistics) -> [size] scores, higher = more important."""
@@ -38,7 +38,7 @@ class RegisteredCriterion:
     Attributes:
         name: what settings call it.
         score: the function.
-        needs: the statistics it reads, of `pruning.statistics.NEEDS`.
+        needs: the statistics it reads, of `pruning.gathering.statistics.NEEDS`.
         ordering: how channels go one after the other; None where the order of the scores says it.
         folding: how the consumers' weights take over what the removed channels gave; None where they don't.
     """

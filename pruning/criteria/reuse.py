@@ -7,9 +7,9 @@ from torch import Tensor
 
 from pruning.criteria.columns import RIDGE, Columns, readings
 from pruning.criteria.registry import criterion
-from pruning.groups import Group
-from pruning.moments import damped, solve
-from pruning.statistics import Statistics
+from pruning.gathering.moments import damped, solve
+from pruning.gathering.statistics import Statistics
+from pruning.structure.groups import Group
 
 
 def combine_channels(columns: Columns) -> Tensor:

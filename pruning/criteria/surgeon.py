@@ -7,9 +7,9 @@ from torch import Tensor
 
 from pruning.criteria.columns import RIDGE, readings, refit
 from pruning.criteria.registry import criterion
-from pruning.groups import Group
-from pruning.moments import damped
-from pruning.statistics import Statistics
+from pruning.gathering.moments import damped
+from pruning.gathering.statistics import Statistics
+from pruning.structure.groups import Group
 
 
 class _Surgery:

@@ -8,13 +8,13 @@ from math import floor, frexp
 import torch
 from torch import Tensor
 
-from pruning.axes import channels, leaves
+from pruning.algebra.axes import channels, leaves
 from pruning.gathering.consumers import ConsumerObserver
 from pruning.gathering.gatherer import Batch, Gathered, Gatherer
-from pruning.groups import Group, Groups, Slice
-from pruning.layers import LayerCall, column_channels, to_matrix
-from pruning.observation import RECTIFIERS, Observer, observe
-from pruning.slices import places_of
+from pruning.gathering.observation import RECTIFIERS, Observer, observe
+from pruning.structure.groups import Group, Groups, Slice
+from pruning.structure.layers import LayerCall, column_channels, to_matrix
+from pruning.structure.slices import places_of
 
 NEEDS = ("activity", "contribution_variance", "entropy")
 BINS = 128

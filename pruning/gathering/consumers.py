@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pruning.groups import Group, Groups, Slice
-from pruning.layers import LayerCall, input_channels
-from pruning.observation import Observer
-from pruning.slices import places_of
+from pruning.gathering.observation import Observer
+from pruning.structure.groups import Group, Groups, Slice
+from pruning.structure.layers import LayerCall, input_channels
+from pruning.structure.slices import places_of
 
 Readers = Mapping[str, list[tuple[Group, Slice]]]
 """weights -> the groups that they consume, each with its slice."""

@@ -12,8 +12,8 @@ from torch.func import functional_call
 from pruning.evaluation import Loss
 from pruning.gathering.gatherer import Batch, Gathered, Gatherer
 from pruning.gathering.products import SquaredProducts
-from pruning.groups import Groups
-from pruning.slices import own_slices, rows_of
+from pruning.structure.groups import Groups
+from pruning.structure.slices import own_slices, rows_of
 
 NEEDS = ("fisher", "hessian_diagonal", "hessian_trace")
 _PROBES = 4  # random directions per minibatch

@@ -11,8 +11,8 @@ from torch import Tensor
 from pruning.evaluation import Loss
 from pruning.gathering.consumers import by_channel, changed_inputs, module_channels, owner_of, readers_of, unowned
 from pruning.gathering.gatherer import Batch, Gathered, Gatherer
-from pruning.groups import Groups
-from pruning.slices import own_slices, rows_of
+from pruning.structure.groups import Groups
+from pruning.structure.slices import own_slices, rows_of
 
 NEEDS = ("gradients", "gradient_magnitudes", "activation_gradients")
 

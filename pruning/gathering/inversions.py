@@ -8,10 +8,10 @@ from torch import Tensor
 from pruning.gathering.activations import Rectified
 from pruning.gathering.consumers import ConsumerObserver
 from pruning.gathering.gatherer import Batch, Gathered, Gatherer
-from pruning.groups import Group, Groups, Slice
-from pruning.layers import LayerCall
-from pruning.observation import observe
-from pruning.slices import places_of
+from pruning.gathering.observation import observe
+from pruning.structure.groups import Group, Groups, Slice
+from pruning.structure.layers import LayerCall
+from pruning.structure.slices import places_of
 
 NEEDS = ("inversions",)
 DISTURBANCE = 0.1  # standard deviation of the noise, relative to that of the inputs

@@ -10,7 +10,7 @@ from torch import Tensor
 from pruning.evaluation import Loss
 from pruning.gathering.consumers import changed_inputs, module_channels, owner_of, readers_of, unowned
 from pruning.gathering.gatherer import Batch, Gathered, Gatherer
-from pruning.groups import Groups
+from pruning.structure.groups import Groups
 
 NEEDS = ("knockoffs",)
 _RATE = 0.05

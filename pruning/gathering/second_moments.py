@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pruning.gathering.consumers import readers_of
 from pruning.gathering.gatherer import Batch, Gathered, Gatherer
-from pruning.groups import Groups
-from pruning.layers import LayerCall
-from pruning.moments import Moments
-from pruning.observation import Layer, Observer, find_layers, observe
+from pruning.gathering.moments import Moments
+from pruning.gathering.observation import Layer, Observer, find_layers, observe
+from pruning.structure.groups import Groups
+from pruning.structure.layers import LayerCall
 
 NEEDS = ("moments",)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pruning.axes import Axis
+from pruning.algebra.axes import Axis
 from pruning.rules.call import Call, is_open, rule
 from pruning.rules.facts import Contraction
 from pruning.rules.pointwise import broadcast_axes

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruning.axes import Atom, Axis, freeze, leaves
-from pruning.equation import Names, Pattern, Token, contracted, parse
+from pruning.algebra.axes import Atom, Axis, freeze, leaves
+from pruning.algebra.equation import Names, Pattern, Token, contracted, parse
 from pruning.rules.facts import Contraction, Facts, OperandAxis, Typed
 
 

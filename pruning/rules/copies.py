@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pruning.axes import Axis
+from pruning.algebra.axes import Axis
 from pruning.rules.call import Call, rule
 from pruning.rules.pointwise import broadcast_axes
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pruning.axes import Atom, Axis
+from pruning.algebra.axes import Atom, Axis
 from pruning.rules.call import Call, frozen, rule
 
 

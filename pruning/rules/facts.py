@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pruning.axes import Axis
+from pruning.algebra.axes import Axis
 
 
 @dataclass

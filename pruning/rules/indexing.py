@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pruning.axes import Atom, Axis, freeze
+from pruning.algebra.axes import Atom, Axis, freeze
+from pruning.algebra.unification import unify
 from pruning.rules.call import Call, Inapplicable, freeze_all, rule
 from pruning.rules.pointwise import broadcast_axes
-from pruning.unification import unify
 
 PICKED = "the code picks single positions of it"
 

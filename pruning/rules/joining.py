@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pruning.axes import Atom, Axis, concat
+from pruning.algebra.axes import Atom, Axis, concat
+from pruning.algebra.unification import cut, unify
 from pruning.rules.call import Call, rule
-from pruning.unification import cut, unify
 
 
 @rule("cat")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pruning.axes import Axis
+from pruning.algebra.axes import Axis
 from pruning.rules.call import Call, Inapplicable, rule
 from pruning.rules.pointwise import broadcast_axes, stays_zero_in_sum
 

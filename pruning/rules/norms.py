@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pruning.axes import Axis
+from pruning.algebra.axes import Axis
+from pruning.algebra.unification import factor, unify
 from pruning.rules.call import Call, frozen, is_open, rule
 from pruning.rules.facts import Count
-from pruning.unification import factor, unify
 
 
 def _follow(call: Call, names: Sequence[str], axes: Sequence[Axis]) -> None:

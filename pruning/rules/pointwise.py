@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pruning.axes import Axis
+from pruning.algebra.axes import Axis
+from pruning.algebra.unification import unify
 from pruning.rules.call import Call, is_open, rule
-from pruning.unification import unify
 
 # f(0) = 0 for these, so a channel of zeros stays one.
 KEEPS_ZERO = frozenset(

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pruning.axes import Axis, concat
+from pruning.algebra.axes import Axis, concat
+from pruning.algebra.unification import factor, unify
 from pruning.rules.call import Call, Inapplicable, freeze_all, is_open, rule
 from pruning.rules.facts import Contraction, OperandAxis
-from pruning.unification import factor, unify
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pruning.axes import Atom, Axis, freeze
+from pruning.algebra.axes import Atom, Axis, freeze
 from pruning.rules.call import Call, rule
 from pruning.rules.pointwise import broadcast_axes, stays_zero_in_sum
 

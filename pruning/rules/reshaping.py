@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pruning.axes import Atom, Axis, freeze, product
+from pruning.algebra.axes import Atom, Axis, freeze, product
+from pruning.algebra.unification import cut, factor
 from pruning.rules.call import Call, freeze_all, frozen, rule
 from pruning.rules.indexing import PICKED
 from pruning.rules.pointwise import broadcast_axes
-from pruning.unification import cut, factor
 
 
 def regroup(axes: Sequence[Axis], shape: Sequence[int]) -> list[Axis]:

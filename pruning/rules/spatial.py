@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pruning.axes import Atom, Axis, concat, product
-from pruning.equation import EXTENT
+from pruning.algebra.axes import Atom, Axis, concat, product
+from pruning.algebra.equation import EXTENT
+from pruning.algebra.unification import factor
 from pruning.rules.call import Call, freeze_all, frozen, rule
 from pruning.rules.facts import Count
-from pruning.unification import factor
 
 
 @rule(

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import pruning
-from pruning.allocation import allocate
-from pruning.bundles import Limits, find_bundles
-from pruning.cost import Cost
+from pruning.choosing.allocation import allocate
+from pruning.choosing.landing import Landing, Measure, Target
+from pruning.choosing.search import search
+from pruning.choosing.selection import Choice, choose
 from pruning.criteria import find_criterion, order_channels
 from pruning.evaluation import evaluate
-from pruning.groups import Groups
-from pruning.landing import Landing, Measure, Target
-from pruning.plan import Plan
-from pruning.recalibration import recalibrate
-from pruning.search import search
-from pruning.selection import Choice, choose
-from pruning.statistics import Statistics, collect
+from pruning.gathering.statistics import Statistics, collect
+from pruning.recovery.recalibration import recalibrate
+from pruning.structure.bundles import Limits, find_bundles
+from pruning.structure.cost import Cost
+from pruning.structure.groups import Groups
+from pruning.structure.plan import Plan
 from tasks.analyze import read_curves
 from tasks.data import read_split, spread
 from tasks.kinds.step import Situation

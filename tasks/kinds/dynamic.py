@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 import pruning
-from pruning.cost import Cost
-from pruning.gate_training import GateTraining, calibrate_gates
-from pruning.gates import GatedModel, add_gates
-from pruning.plan import Plan
-from pruning.recipe import Recipe
+from pruning.dynamic.gate_training import GateTraining, calibrate_gates
+from pruning.dynamic.gates import GatedModel, add_gates
+from pruning.structure.cost import Cost
+from pruning.structure.plan import Plan
+from pruning.training.recipe import Recipe
 from tasks.data import read_inputs
 from tasks.kinds.step import Situation, Step, Train
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from pruning.folding import fold
-from pruning.groups import Groups
-from pruning.least_squares import MEAN_ALONE
-from pruning.plan import Plan
-from pruning.recalibration import recalibrate
-from pruning.reconstruction import reconstruct
-from pruning.statistics import Statistics
+from pruning.gathering.statistics import Statistics
+from pruning.recovery.folding import fold
+from pruning.recovery.least_squares import MEAN_ALONE
+from pruning.recovery.recalibration import recalibrate
+from pruning.recovery.reconstruction import reconstruct
+from pruning.structure.groups import Groups
+from pruning.structure.plan import Plan
 from tasks.data import read_split, spread
 from tasks.kinds.step import Situation
 from tasks.models import chosen_criterion

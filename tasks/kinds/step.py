@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pruning.plan import Plan
-from pruning.recipe import Recipe
+from pruning.structure.plan import Plan
+from pruning.training.recipe import Recipe
 from tasks.ledger import Ledger
 from tasks.settings import Settings
 from tasks.workspace import Workspace

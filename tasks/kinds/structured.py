@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 import pruning
-from pruning.recipe import Recipe
+from pruning.training.recipe import Recipe
 from tasks.kinds.allocation import choose_channels
 from tasks.kinds.recovery import recover
 from tasks.kinds.step import Situation, Step, Train

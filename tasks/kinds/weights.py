@@ -13,11 +13,11 @@ from torch import nn
 
 import pruning
 from pruning.errors import TargetError
-from pruning.plan import Plan
-from pruning.recipe import Recipe
-from pruning.single_weights import choose_n_of_m, choose_weights
-from pruning.weight_criteria import WeightCriterion
-from pruning.weight_masks import WeightMasks, held, sparsity_of, zero_weights
+from pruning.fine_grained.single_weights import choose_n_of_m, choose_weights
+from pruning.fine_grained.weight_criteria import WeightCriterion
+from pruning.fine_grained.weight_masks import WeightMasks, held, sparsity_of, zero_weights
+from pruning.structure.plan import Plan
+from pruning.training.recipe import Recipe
 from tasks.data import read_split, spread
 from tasks.kinds.step import Situation, Step, Train
 from tasks.models import chosen_criterion, loss_and_metric

@@ -13,8 +13,8 @@ from torch import nn
 
 import pruning
 from pruning.errors import PlanError
-from pruning.verification import outputs_of, relative_difference
-from pruning.watch import Inputs
+from pruning.structure.verification import outputs_of, relative_difference
+from pruning.tracing.watch import Inputs
 from tests.pruning.field_networks import (
     Attention,
     CausalModel,

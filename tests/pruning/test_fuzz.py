@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pruning
-from pruning.verification import outputs_of, relative_difference
+from pruning.structure.verification import outputs_of, relative_difference
 from tests.pruning.fuzz import RandomNetwork
 
 

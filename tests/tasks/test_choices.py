@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import pruning
-from pruning.checkpoint import load_checkpoint
 from pruning.criteria import criterion_names
 from pruning.errors import SettingsError
+from pruning.files.checkpoint import load_checkpoint
 from tasks.attempt import WHOLE
 from tasks.baseline import epoch_folder
 from tasks.data import read_description

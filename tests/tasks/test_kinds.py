@@ -15,10 +15,10 @@ from onnx import numpy_helper
 from torch import nn
 
 from pruning import find_groups
-from pruning.cost import Cost
+from pruning.dynamic.gate_training import macs_of_samples
+from pruning.dynamic.gates import GatedModel
 from pruning.errors import SettingsError
-from pruning.gate_training import macs_of_samples
-from pruning.gates import GatedModel
+from pruning.structure.cost import Cost
 from tasks import attempt
 from tasks.comparison import compare
 from tasks.data import read_description, read_split

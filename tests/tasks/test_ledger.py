@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from pruning.choosing.schedule import Attempt, ScheduleSettings, Stop
 from pruning.errors import WorkspaceError
-from pruning.schedule import Attempt, ScheduleSettings, Stop
 from tasks.ledger import FILE, Ledger, Row, open_ledger, read_ledger
 from tasks.measured import Measured
 

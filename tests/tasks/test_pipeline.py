@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import pruning
+from pruning.choosing.schedule import Attempt, Stop
+from pruning.choosing.sensitivity import measure_curve
 from pruning.errors import VerificationError
-from pruning.schedule import Attempt, Stop
-from pruning.sensitivity import measure_curve
-from pruning.widening import widen
+from pruning.recovery.widening import widen
 from tasks import analyze, attempt, baseline, benchmark, export, prepare, prune, report, transform
 from tasks.comparison import as_markdown, as_text, compare, compare_latency
 from tasks.data import read_description, read_split

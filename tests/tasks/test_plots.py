@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pruning.sensitivity import Curve, Point
+from pruning.choosing.sensitivity import Curve, Point
 from tasks.ledger import Ledger, Row
 from tasks.measured import Measured
 from tasks.plots import as_png, draw_attempts, draw_sensitivity, draw_widths

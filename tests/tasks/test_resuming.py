@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from pruning import training
-from pruning.recipe import Recipe, Sparsity
-from pruning.training import finetune
+from pruning.training import epochs as trainer
+from pruning.training.epochs import finetune
+from pruning.training.recipe import Recipe, Sparsity
 from tasks.resuming import UNFINISHED, EpochKeeper, keeper_for
 from tests.tasks.test_pipeline import Project, make
 from zoo.datasets import Samples
@@ -79,7 +79,7 @@ def test_a_state_that_is_cut_off_is_left_alone(tmp_path: Path) -> None:
 
 def _killed_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Kill the process, as it were, when so many epochs have been trained in all; return what lifts it."""
-    real, count = training._run_epoch, [0]
+    real, count = trainer._run_epoch, [0]
 
     def counted(*arguments: Any) -> float:
         if count[0] == epochs:
@@ -87,8 +87,8 @@ def _killed_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], 
         count[0] += 1
         return real(*arguments)
 
-    monkeypatch.setattr(training, "_run_epoch", counted)
-    return lambda: monkeypatch.setattr(training, "_run_epoch", real)
+    monkeypatch.setattr(trainer, "_run_epoch", counted)
+    return lambda: monkeypatch.setattr(trainer, "_run_epoch", real)
 
 
 def _keep_epochs(settings: dict[str, Any]) -> None:
@@ -118,23 +118,23 @@ def test_baseline_and_attempt_go_on_where_they_were_killed(
         project.run("baseline")
     lift()
     trained: list[str] = []
-    real = training._run_epoch
+    real = trainer._run_epoch
 
     def recorded(run: Any, epoch: int) -> float:
         trained.append(run.recipe.name)
         return real(run, epoch)
 
-    monkeypatch.setattr(training, "_run_epoch", recorded)
+    monkeypatch.setattr(trainer, "_run_epoch", recorded)
     project.run("baseline")
     assert len(trained) == 12 - 7
-    monkeypatch.setattr(training, "_run_epoch", real)
+    monkeypatch.setattr(trainer, "_run_epoch", real)
     project.run("analyze")
     trained.clear()
     lift = _killed_after(3, monkeypatch)  # two epochs of the first recipe, one of the second
     with pytest.raises(Killed):
         project.prune()
     lift()
-    monkeypatch.setattr(training, "_run_epoch", recorded)
+    monkeypatch.setattr(trainer, "_run_epoch", recorded)
     project.run("prune")
     assert trained == ["plain"]
     with pytest.MonkeyPatch.context() as patch:
@@ -162,12 +162,12 @@ def test_what_was_kept_for_other_settings_is_not_gone_on_from(
 
     other = make(tmp_path, project_writer, gentler)
     epochs: list[int] = []
-    real = training._run_epoch
+    real = trainer._run_epoch
 
     def recorded(run: Any, epoch: int) -> float:
         epochs.append(epoch)
         return real(run, epoch)
 
-    monkeypatch.setattr(training, "_run_epoch", recorded)
+    monkeypatch.setattr(trainer, "_run_epoch", recorded)
     other.run("baseline")
     assert epochs == list(range(12))

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
+from pruning.choosing.schedule import Attempt
 from pruning.errors import WorkspaceError
-from pruning.schedule import Attempt
 from tasks import (
     analyze,
     attempt,

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from pruning import find_groups
 from pruning.criteria import criterion_names, find_criterion, order_channels, score_channels
-from pruning.groups import Groups, Slice
-from pruning.statistics import Statistics, collect
+from pruning.gathering.statistics import Statistics, collect
+from pruning.structure.groups import Groups, Slice
 
 NAMES = criterion_names()
 DRAWN = {"random", "obd_hutchinson", "hessian_trace"}  # drawn by place, so only their distribution follows the channels

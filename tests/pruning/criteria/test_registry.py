@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from pruning import find_groups
 from pruning.criteria import criterion, find_criterion, order_channels, score_channels
 from pruning.errors import CriterionError
-from pruning.groups import Group, Groups
-from pruning.statistics import Statistics, collect
+from pruning.gathering.statistics import Statistics, collect
+from pruning.structure.groups import Group, Groups
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from pruning import find_groups
 from pruning.criteria import order_channels, score_channels
 from pruning.errors import CriterionError
-from pruning.groups import Group
-from pruning.statistics import Statistics, collect
+from pruning.gathering.statistics import Statistics, collect
+from pruning.structure.groups import Group
 
 
 def two_layers(filters: list[list[float]]) -> tuple[Group, Statistics]:

@@ -13,7 +13,7 @@ from pruning import find_groups
 from pruning.criteria import score_channels
 from pruning.errors import CriterionError
 from pruning.gathering.activations import BINS, Histogram
-from pruning.statistics import Statistics, collect
+from pruning.gathering.statistics import Statistics, collect
 
 
 def linear(weights: list[list[float]], biases: list[float] | None = None) -> nn.Linear:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pruning import find_groups
 from pruning.criteria import find_criterion, score_channels
-from pruning.statistics import collect
+from pruning.gathering.statistics import collect
 
 
 def two_layers(first: list[list[float]], second: list[list[float]]) -> nn.Sequential:

@@ -13,9 +13,9 @@ from pruning.criteria import order_channels, score_channels
 from pruning.criteria.greedy import select
 from pruning.criteria.lasso import entry_penalties
 from pruning.errors import CriterionError
-from pruning.folding import fold
-from pruning.groups import Groups
-from pruning.statistics import Statistics, collect
+from pruning.gathering.statistics import Statistics, collect
+from pruning.recovery.folding import fold
+from pruning.structure.groups import Groups
 
 # x₁ and x₂ of variance 1 and covariance ½, mean 0
 HALF = torch.tensor([[a, 0.5 * a + b * math.sqrt(0.75)] for a in (1.0, -1.0) for b in (1.0, -1.0)])

@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pruning.axes import Atom, kept, leaves, resolve
-from pruning.operations import IDENTITIES
+from pruning.algebra.axes import Atom, kept, leaves, resolve
 from pruning.rules import RULES
 from pruning.rules.facts import Typed
-from pruning.trace import Trace, type_pass
+from pruning.tracing.operations import IDENTITIES
+from pruning.tracing.trace import Trace, type_pass
 from tests.pruning.rules.samples import SAMPLES, Sample
 
 

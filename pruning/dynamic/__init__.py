@@ -1,0 +1,1 @@
+"""Gates that choose channels for each input."""

@@ -1,0 +1,197 @@
+"""Run a model and see what each of its layers reads and gives, whether a module calls it or a function."""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from pruning.rules.call import operator_name
+from pruning.structure.layers import Geometry, LayerCall, read_call
+from pruning.tracing.operations import IDENTITIES
+from pruning.tracing.watch import Inputs, Place, watch
+
+RECTIFIERS = frozenset({"relu", "hardtanh", "threshold", "clamp_min"})
+"""Operators after which what was negative is zero; ReLU6 is a `hardtanh`."""
+
+
+class Enough(Exception):  # noqa: N818 - a signal, no fault of anyone
+    """Raised by an observer that needs no more of the pass."""
+
+
+class Observer:
+    """What is told of a forward pass; override what is of interest."""
+
+    def on_layer(self, call: LayerCall) -> None:
+        """Be told of a layer's call."""
+
+    def on_norm(self, weight: str, running_mean: str) -> None:
+        """Be told that a batch norm reads what the layer with these weights gave."""
+
+    def on_sum(self, weight: str, _total: Tensor) -> None:
+        """Be told of a sum of what a layer gave, or the batch norm after it, with something else of that shape."""
+
+    def on_rectifier(self, index: int, outputs: Tensor) -> None:
+        """Be told of the outputs of the index-th rectifier of the pass."""
+
+
+def observe(model: nn.Module, inputs: Inputs, observers: Sequence[Observer], *, parts: bool = False) -> None:
+    """Run one forward pass in evaluation mode, without gradients, and tell the observers.
+
+    An observer that raises `Enough` ends the pass.
+
+    Args:
+        model: what to run.
+        inputs: what to run it on.
+        observers: what to tell.
+        parts: tell of layers whose weights are an equal part of a parameter's rows too, by `name[index/count]`, such as
+            the query's third of a packed projection.
+    """
+    watcher = _Watcher(observers, parts)
+    try:
+        watch(model, inputs, watcher.begin, watcher.on_call, tensors="real", steady=False)
+    except Enough:
+        return
+
+
+class _Watcher:
+    def __init__(self, observers: Sequence[Observer], parts: bool) -> None:
+        self._observers = observers
+        self._with_parts = parts
+        self._parts: list[Tensor] = []
+        self._names: dict[int, str] = {}
+        self._state: dict[str, Tensor] = {}
+        self._made_by: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+        self._rectifiers = 0
+
+    def begin(self, state: dict[str, Tensor], _inputs: list[Tensor]) -> None:
+        self._state = state  # kept alive: a name belongs to the identity of a tensor
+        for name, tensor in state.items():
+            self._names.setdefault(id(tensor), name)
+
+    def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any, _place: Place) -> None:
+        name = operator_name(func)
+        if name in RECTIFIERS:
+            for observer in self._observers:
+                observer.on_rectifier(self._rectifiers, result)
+            self._rectifiers += 1
+        elif name == "batch_norm":
+            self._on_norm(args, result)
+        elif name == "add":
+            self._on_sum(args, result)
+        elif name not in IDENTITIES:
+            if self._with_parts and name == "linear":
+                self._name_parts([given for given in args[1:] if isinstance(given, Tensor)])
+            call = read_call(func, args, kwargs, result, self._names)
+            if call is not None:
+                self._remember(result, call.weight)
+                for observer in self._observers:
+                    observer.on_layer(call)
+
+    def _name_parts(self, tensors: Sequence[Tensor]) -> None:
+        """Name tensors that are an equal part of a parameter's rows."""
+        for tensor in tensors:
+            for name, whole in self._state.items() if id(tensor) not in self._names else ():
+                index = _place_in(tensor, whole)
+                if index is not None:
+                    self._names[id(tensor)] = f"{name}[{index}/{len(whole) // len(tensor)}]"
+                    self._parts.append(tensor)  # kept alive: a name belongs to the identity of a tensor
+                    break
+
+    def _on_norm(self, args: Sequence[Any], result: Tensor) -> None:
+        weight = self._maker(args[0])
+        running_mean = self._names.get(id(args[3]))
+        if weight is not None and running_mean is not None:
+            self._remember(result, weight)
+            for observer in self._observers:
+                observer.on_norm(weight, running_mean)
+
+    def _on_sum(self, args: Sequence[Any], result: Tensor) -> None:
+        addends = [term for term in args[:2] if isinstance(term, Tensor)]
+        if len(addends) == 2 and addends[0].shape == addends[1].shape:
+            for addend in addends:
+                weight = self._maker(addend)
+                if weight is not None:
+                    for observer in self._observers:
+                        observer.on_sum(weight, result)
+
+    def _remember(self, tensor: Tensor, weight: str) -> None:
+        self._made_by[id(tensor)] = (weakref.ref(tensor), weight)
+
+    def _maker(self, tensor: Tensor) -> str | None:
+        reference, weight = self._made_by.get(id(tensor), (None, None))
+        return weight if reference is not None and reference() is tensor else None
+
+
+def _place_in(tensor: Tensor, whole: Tensor) -> int | None:
+    """Say which of the equal parts of a tensor's rows another one is a view of; None if of none."""
+    rows = len(tensor) if tensor.ndim else 0
+    alike = tensor.ndim == whole.ndim and tensor.shape[1:] == whole.shape[1:] and tensor.stride() == whole.stride()
+    if not alike or not rows or len(whole) % rows or tensor.untyped_storage()._cdata != whole.untyped_storage()._cdata:
+        return None
+    index, within = divmod(int(tensor.storage_offset() - whole.storage_offset()), rows * tensor.stride(0))
+    return None if within else index
+
+
+def parameter_of(name: str) -> tuple[str, int, int]:
+    """Return the parameter that a layer's weights are a part of, which part, and of how many."""
+    found = re.fullmatch(r"(.+)\[(\d+)/(\d+)\]", name)
+    return (found[1], int(found[2]), int(found[3])) if found else (name, 0, 1)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer as one forward pass used it.
+
+    Attributes:
+        weight: name of its weights.
+        bias: name of its bias.
+        geometry: how it reads its input.
+        num_calls: how often it was called.
+        running_mean: of the batch norm that reads all it gives; None if there is none.
+        summed: whether all that it gives, or that batch norm, goes into a sum with something of the same shape.
+    """
+
+    weight: str
+    bias: str | None
+    geometry: Geometry
+    num_calls: int
+    running_mean: str | None
+    summed: bool
+
+
+class _Census(Observer):
+    def __init__(self) -> None:
+        self.first: dict[str, LayerCall] = {}
+        self.calls: Counter[str] = Counter()
+        self.norms: dict[str, list[str]] = {}
+        self.sums: Counter[str] = Counter()
+
+    def on_layer(self, call: LayerCall) -> None:
+        self.first.setdefault(call.weight, call)
+        self.calls[call.weight] += 1
+
+    def on_norm(self, weight: str, running_mean: str) -> None:
+        self.norms.setdefault(weight, []).append(running_mean)
+
+    def on_sum(self, weight: str, _total: Tensor) -> None:
+        self.sums[weight] += 1
+
+
+def find_layers(model: nn.Module, inputs: Inputs, *, parts: bool = False) -> tuple[Layer, ...]:
+    """Return the layers that a forward pass calls, in the order of their first calls; for `parts` see `observe`."""
+    census = _Census()
+    observe(model, inputs, [census], parts=parts)
+    uses = Counter(name for means in census.norms.values() for name in means)
+    layers = []
+    for weight, count in census.calls.items():
+        means = census.norms.get(weight, [])
+        alone = len(means) == count and len(set(means)) == 1 and uses[means[0]] == count
+        call, summed = census.first[weight], census.sums[weight] == count and (alone or not means)
+        layers.append(Layer(weight, call.bias, call.geometry, count, means[0] if alone else None, summed))
+    return tuple(layers)

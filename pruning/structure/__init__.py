@@ -1,0 +1,1 @@
+"""Which channels go together, and how a model loses them: groups, plans, narrowing, and the proof."""

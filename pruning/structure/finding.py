@@ -1,0 +1,32 @@
+"""Find the groups of channels of any model that can be pruned: trace it, then rehearse that its code goes along."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from pruning.structure.groups import Groups
+from pruning.structure.rehearsal import confirm
+from pruning.tracing.trace import trace
+from pruning.tracing.watch import Inputs
+
+
+def find_groups(model: nn.Module, example_inputs: Inputs, *, allow_mixed: bool = False) -> Groups:
+    """Find all groups of channels that can be pruned.
+
+    Args:
+        model: Any module; it is left as it was.
+        example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments. MACs are those of one pass of
+            them, so a batch of 1 gives MACs per sample.
+        allow_mixed: Offer groups, too, over which a norm, a softmax or a mean computes a statistic (the residual stream
+            of a transformer, for instance). What remains then computes another statistic: the narrowed model is not
+            the masked one, `narrow` warns by how much, and only fine-tuning mends it.
+
+    Returns:
+        The groups; `print(groups)` lists them, `groups.report()` says what stays whole and why.
+
+    Raises:
+        ModelError: The model can't be run on these inputs.
+    """
+    traced = trace(model, example_inputs)
+    traced.allow_mixed = allow_mixed
+    return confirm(Groups(model, example_inputs, traced))

@@ -1,0 +1,1 @@
+"""How long a network takes: measured, and predicted from layers that were measured."""

@@ -1,0 +1,112 @@
+"""Measure latency in ONNX Runtime, several models against each other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from pruning.errors import ExportError
+from pruning.evaluation import Progress
+from pruning.files.export import open_session
+
+_DTYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Latency of one model at one batch size, over all rounds, in milliseconds per batch.
+
+    Attributes:
+        model: its name.
+        batch_size: samples per batch.
+        median_ms: the figure to quote.
+        lower_quartile_ms: a quarter of the rounds was faster.
+        upper_quartile_ms: a quarter was slower.
+        num_rounds: how many times it was measured.
+    """
+
+    model: str
+    batch_size: int
+    median_ms: float
+    lower_quartile_ms: float
+    upper_quartile_ms: float
+    num_rounds: int
+
+
+def measure_latency(
+    models: Mapping[str, str | Path],
+    *,
+    batch_sizes: Sequence[int] = (1, 32),
+    num_threads: int = 1,
+    provider: str = "CPUExecutionProvider",
+    rounds: int = 50,
+    warmup: int = 5,
+    shortest_ms: float = 1.0,
+    progress: Progress | None = None,
+) -> tuple[Latency, ...]:
+    """Measure models in turns, A B A B …, so that whatever else the machine does meets all of them alike.
+
+    Args:
+        models: name -> ONNX file with one input whose batch axis is dynamic.
+        batch_sizes: each is measured by itself.
+        num_threads: threads of ONNX Runtime.
+        provider: what runs the operators.
+        rounds: measurements of each model at each batch size.
+        warmup: passes of each model before the first measurement.
+        shortest_ms: a measurement repeats the pass until about this long, so that the clock's grain doesn't matter.
+        progress: told after each round.
+
+    Returns:
+        One entry per model and batch size: batch sizes in the order asked for, models in the order given.
+
+    Raises:
+        ExportError: a file is missing, damaged, or has an axis other than the first that is dynamic.
+    """
+    sessions = {name: open_session(path, num_threads=num_threads, provider=provider) for name, path in models.items()}
+    found: list[Latency] = []
+    for position, batch_size in enumerate(batch_sizes):
+        feeds = {name: _feed(name, session, batch_size) for name, session in sessions.items()}
+        repeats = {}
+        for name, session in sessions.items():
+            for _ in range(warmup):
+                session.run(None, feeds[name])
+            repeats[name] = max(1, round(shortest_ms / max(_time_ms(session, feeds[name], 1), 1e-6)))
+        times: dict[str, list[float]] = {name: [] for name in sessions}
+        for turn in range(rounds):
+            for name, session in sessions.items():
+                times[name].append(_time_ms(session, feeds[name], repeats[name]))
+            if progress is not None:
+                progress(position * rounds + turn + 1, rounds * len(batch_sizes))
+        found.extend(_summary(name, batch_size, taken) for name, taken in times.items())
+    return tuple(found)
+
+
+def _summary(name: str, batch_size: int, times_ms: Sequence[float]) -> Latency:
+    lower, median, upper = (float(value) for value in np.percentile(times_ms, [25, 50, 75]))
+    return Latency(name, batch_size, median, lower, upper, len(times_ms))
+
+
+def _time_ms(session: onnxruntime.InferenceSession, feed: Mapping[str, NDArray[np.generic]], repeats: int) -> float:
+    start = time.perf_counter_ns()
+    for _ in range(repeats):
+        session.run(None, feed)
+    return (time.perf_counter_ns() - start) / repeats / 1e6
+
+
+def _feed(name: str, session: onnxruntime.InferenceSession, batch_size: int) -> dict[str, NDArray[np.generic]]:
+    """Make a batch of fixed random inputs for a session."""
+    (entry,) = session.get_inputs()
+    shape = list(entry.shape[1:])
+    if not all(isinstance(size, int) for size in shape) or entry.type not in _DTYPES:
+        raise ExportError(
+            f"model {name!r}: input {entry.name!r} is {entry.type} {entry.shape}; "
+            "expected floating point with a dynamic axis in the first place only"
+        )
+    values = np.random.default_rng(0).standard_normal([batch_size, *shape])
+    return {entry.name: values.astype(_DTYPES[entry.type])}

@@ -1,0 +1,142 @@
+"""Predict the latency of a network from a profile, for any number of channels kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pruning.algebra.axes import Axis, count
+from pruning.errors import ProfileError
+from pruning.structure.groups import Groups
+from pruning.timing.profiles import Profile, Surface
+
+
+def alignment(width: int, blocks: Sequence[int]) -> int:
+    """Return the first block that divides a width; 1 if none does."""
+    return next((block for block in blocks if width % block == 0), 1)
+
+
+class SurfaceTimes:
+    """The times of a layer at any widths: bilinear between measured widths of the same alignment.
+
+    A runtime that works in blocks is slower just beside a multiple of its block than on it, so no straight line leads
+    from one to the other.
+    """
+
+    def __init__(self, surface: Surface, blocks: Sequence[int]) -> None:
+        self._ms = np.array(surface.ms)
+        self._knots = (np.array(surface.inputs), np.array(surface.outputs))
+        self._blocks = tuple(blocks)
+        self._classes = [np.array([alignment(int(knot), self._blocks) for knot in knots]) for knots in self._knots]
+        self._rows: dict[tuple[int, int], NDArray[np.float64]] = {}
+        self._found: dict[tuple[int, int], float] = {}
+
+    def at(self, inputs: int, outputs: int) -> float:
+        """Return milliseconds at these widths, as measured or interpolated; constant beyond the last of a class."""
+        return float(self._weights(0, inputs) @ self._ms @ self._weights(1, outputs))
+
+    def lowest(self, inputs: int, outputs: int) -> float:
+        """Return the least time at these widths or wider ones: the lower envelope, which never rises when widths fall.
+
+        Times are bilinear within a class, so the least is at its next width or at a measured one.
+        """
+        key = (inputs, outputs)
+        if key not in self._found:
+            self._found[key] = float((self._wider(0, inputs) @ self._ms @ self._wider(1, outputs).T).min())
+        return self._found[key]
+
+    def _wider(self, place: int, width: int) -> NDArray[np.float64]:
+        """Return the weights of the knots, [candidates, knots]: of a width, the next of each class, all wider knots."""
+        if (place, width) not in self._rows:
+            knots = self._knots[place]
+            near = range(width, min(width + 2 * max(self._blocks, default=1), int(knots[-1])) + 1)
+            first = {alignment(one, self._blocks): one for one in reversed(near)}
+            candidates = sorted({width, *first.values(), *knots[knots > width].tolist()})
+            self._rows[place, width] = np.stack([self._weights(place, one) for one in candidates])
+        return self._rows[place, width]
+
+    def _weights(self, place: int, width: int) -> NDArray[np.float64]:
+        """Return the weights of the knots from which the time at a width follows."""
+        knots = self._knots[place]
+        own = np.flatnonzero(self._classes[place] == alignment(width, self._blocks))
+        chosen = own if len(own) else np.arange(len(knots))
+        right = int(np.searchsorted(knots[chosen], width))
+        left, right = chosen[max(right - 1, 0)], chosen[min(right, len(chosen) - 1)]
+        share = min(max((width - knots[left]) / max(knots[right] - knots[left], 1), 0.0), 1.0)
+        weights = np.zeros(len(knots))
+        weights[left] += 1 - share
+        weights[right] += share
+        return weights
+
+
+@dataclass(frozen=True)
+class _Call:
+    times: SurfaceTimes
+    inputs: Axis
+    outputs: Axis
+    positions: int
+
+
+class LatencyCost:
+    """Milliseconds per batch as a function of how many channels each group keeps; a `landing.Measure`.
+
+    The sum of the layers' times, of what all else takes (proportional to the values that the layers give) and of the
+    pass itself (constant), so that the network that was profiled has the latency that was measured. Products of two
+    activations, recurrent layers and whatever else `observation` doesn't see as a layer count with all else.
+
+    Called, it takes for each layer the least time at its widths or wider ones, the lower envelope: to keep 63 channels
+    is worth no more than to keep 64. So it never rises when channels go, and a plan whose single steps are given back
+    while the target stays met ends on the widths that the profile rewards. `predict` says what a plan takes as it is.
+
+    Args:
+        groups: of the network that was profiled, or of one that was narrowed from it.
+        profile: its times.
+
+    Raises:
+        ProfileError: the profile is of another network.
+    """
+
+    def __init__(self, groups: Groups, profile: Profile) -> None:
+        model = type(groups.model).__name__
+        times = {key: SurfaceTimes(surface, profile.blocks) for key, surface in profile.surfaces.items()}
+        self._atoms = {group.name: groups.atom(group.name) for group in groups}
+        self._calls: list[_Call] = []
+        for layer in profile.layers:
+            surface, axes = profile.surfaces[layer.surface], groups.trace.parameters.get(layer.weight, [])
+            widest = (surface.inputs[-1], surface.outputs[-1])
+            if len(axes) < 2:
+                raise ProfileError(f"the profile is of another network: {model} has no layer {layer.weight}")
+            inputs, outputs = (axes[layer.input_axis], axes[1 - layer.input_axis])
+            if inputs.size > widest[0] or outputs.size > widest[1]:
+                raise ProfileError(
+                    f"the profile is of another network: its {layer.weight} has at most {widest[0]} input and "
+                    f"{widest[1]} output channels, that of {model} has {inputs.size} and {outputs.size}"
+                )
+            self._calls.append(_Call(times[layer.surface], inputs, outputs, layer.positions))
+        layers = sum(profile.surfaces[one.surface].ms[-1][-1] for one in profile.layers)
+        values = sum(profile.surfaces[one.surface].outputs[-1] * one.positions for one in profile.layers)
+        self._overhead = profile.overhead_ms
+        rest = profile.whole_ms - profile.overhead_ms - layers
+        # By itself a layer may take longer than among others; then all are scaled to what the whole network took.
+        self._scale = 1.0 if rest >= 0 else (profile.whole_ms - profile.overhead_ms) / layers
+        self._per_value = max(rest, 0.0) / values
+
+    def __call__(self, kept: Mapping[str, int]) -> float:
+        """Return milliseconds per batch on the lower envelope."""
+        return self._total(kept, envelope=True)
+
+    def predict(self, kept: Mapping[str, int]) -> float:
+        """Return the milliseconds per batch to expect of exactly these widths."""
+        return self._total(kept, envelope=False)
+
+    def _total(self, kept: Mapping[str, int], *, envelope: bool) -> float:
+        sizes = {self._atoms[name]: number for name, number in kept.items()}
+        layers, values = 0.0, 0
+        for call in self._calls:
+            inputs, outputs = count(call.inputs, sizes), count(call.outputs, sizes)
+            layers += call.times.lowest(inputs, outputs) if envelope else call.times.at(inputs, outputs)
+            values += outputs * call.positions
+        return self._overhead + self._scale * layers + self._per_value * values

@@ -1,0 +1,235 @@
+"""Type one forward pass: by the operators' rules, every tensor's axes become expressions over the parameters' axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from pruning.algebra.axes import SINGLE, Atom, Axis, mix
+from pruning.algebra.unification import unify
+from pruning.errors import ModelError
+from pruning.rules import find_rule
+from pruning.rules.call import Call, Inapplicable, freeze_all, frozen
+from pruning.rules.facts import Facts, Typed
+from pruning.tracing.conditions import no_leftovers
+from pruning.tracing.copying import copy_module
+from pruning.tracing.operations import IDENTITIES, Operation, constants_of, start_of
+from pruning.tracing.watch import Inputs, Place, Tensors, watch
+
+
+@dataclass
+class Trace:
+    """What one forward pass says about the axes of all parameters and buffers.
+
+    Attributes:
+        parameters: The axes of each parameter and buffer.
+        facts: What the rules stated beside the axes.
+        operations: Every operator that was called, in order.
+        unknown: Operators without a rule, with the places that called them.
+        tensors: What the pass ran on: tensors without values unless "real".
+        training: Whether the pass ran in training mode.
+        branches: Further passes over the same axes, for branches that run in training alone.
+        allow_mixed: Whether channels over which an operator computes a statistic may go.
+        training_fault: Why there is no pass in training mode, although there are parameters that this one doesn't use.
+    """
+
+    parameters: dict[str, list[Axis]]
+    facts: Facts = field(default_factory=Facts)
+    operations: list[Operation] = field(default_factory=list)
+    unknown: dict[str, list[Place]] = field(default_factory=dict)
+    tensors: Tensors = "meta"
+    training: bool = False
+    branches: list[Trace] = field(default_factory=list)
+    allow_mixed: bool = False
+    training_fault: str = ""
+
+    @property
+    def passes(self) -> list[Trace]:
+        """This pass and its branches."""
+        return [self, *self.branches]
+
+    @property
+    def reached(self) -> set[str]:
+        """Parameters and buffers that some pass used."""
+        return set().union(*(traced.facts.reached for traced in self.passes))
+
+
+def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
+    """Trace one forward pass in eval mode, and one in training mode if there are parameters that eval does not use.
+
+    The model's inputs and outputs are frozen.
+
+    Raises:
+        ModelError: The forward pass itself fails on these inputs.
+    """
+    with no_leftovers():
+        traced, outputs = type_pass(model, example_inputs)
+    if any(name not in traced.facts.reached for name, _ in model.named_parameters()):
+        try:
+            with no_leftovers():
+                branch, more = type_pass(model, example_inputs, known=traced)
+        except ModelError as fault:  # it may need targets; what it alone uses stays whole
+            traced.training_fault = str(fault.__cause__)
+        else:
+            traced.branches.append(branch)
+            outputs += more
+    for output in outputs:
+        freeze_all(output.axes, "it is an output of the model")
+    return traced
+
+
+def type_pass(model: nn.Module, example_inputs: Inputs, known: Trace | None = None) -> tuple[Trace, list[Typed]]:
+    """Type one forward pass, and say what is known of its outputs.
+
+    It runs on tensors without values, and on copies of the real ones only where control flow depends on values.
+
+    Args:
+        model: Any module.
+        example_inputs: What to call it with.
+        known: A pass in eval mode; with it, the pass runs in training mode over the same axes.
+    """
+    training = known is not None
+    faults: list[Exception] = []
+    # What the model has computed before and kept may belong to a device, and is found again only there.
+    for tensors in get_args(Tensors)[int(_keeps_tensors(model)) :]:
+        typing = _Typing(Trace(known.parameters if known else {}, tensors=tensors, training=training))
+        try:
+            # On a copy, because a model may keep what it computes, and fake tensors must not stay in it.
+            outputs = watch(
+                copy_module(model), example_inputs, typing.begin, typing.on_call, tensors, training=training
+            )
+            break
+        except ModelError:
+            raise
+        except Exception as fault:  # noqa: BLE001 - fake tensors refuse some things that real ones do
+            faults.append(fault)
+    else:
+        last = faults[-1]
+        notes = "; ".join(getattr(last, "__notes__", []))
+        raise ModelError(
+            f"the forward pass of {type(model).__name__} fails on the example inputs: {last}"
+            + (f" ({notes})" if notes else "")
+            + ". Check the inputs' shapes and types; the model has to run as it is before it can be pruned."
+        ) from last
+    typing.finish(outputs)
+    return typing.trace, [typing.typed(output) for output in outputs]
+
+
+def _keeps_tensors(model: nn.Module) -> bool:
+    """Whether some module holds a tensor that is neither parameter nor buffer."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            inner = (
+                value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+            )
+            if name not in ("_parameters", "_buffers") and any(isinstance(v, Tensor) for v in inner):
+                return True
+    return False
+
+
+class _Typing:
+    """Give every tensor of a forward pass its axes, by the operators' rules."""
+
+    def __init__(self, traced: Trace) -> None:
+        self.trace = traced
+        self.table: dict[int, tuple[Tensor, Typed]] = {}
+        self.unclean: set[int] = set()
+        self.flow: list[tuple[set[int], set[int]]] = []  # memory that each operator reads and writes
+
+    def begin(self, state: dict[str, Tensor], inputs: list[Tensor]) -> None:
+        for tensor in inputs:
+            self.table[id(tensor)] = (tensor, Typed(frozen(tensor.shape, "it is an input of the model")))
+        tied: dict[int, list[Axis]] = {}
+        for name, tensor in state.items():
+            axes = tied.setdefault(id(tensor), self.trace.parameters.get(name) or _fresh(tensor))
+            self.trace.parameters[name] = axes
+            known = self.table.get(id(tensor))
+            sources = (known[1].sources if known else frozenset()) | {name}
+            self.table[id(tensor)] = (tensor, Typed(axes, sources=frozenset(sources)))
+
+    def typed(self, tensor: Tensor) -> Typed:
+        entry = self.table.get(id(tensor))
+        if entry is None:
+            reason = "it belongs to a tensor that is neither parameter nor buffer"
+            entry = self.table[id(tensor)] = (tensor, Typed(frozen(tensor.shape, reason)))
+        typed = entry[1]
+        if typed.zero and _memory(tensor) in self.unclean:
+            typed.zero = False
+        return typed
+
+    def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any, place: Place) -> None:
+        call = Call(func, args, kwargs, result, self.typed, self.trace.facts, place.module)
+        if not call.outputs:
+            return
+        self.flow.append(({_memory(t) for t in call.inputs}, {_memory(t) for t in call.outputs}))
+        given = [(t, self.typed(t)) for t in call.inputs]
+        inputs = tuple(tuple(typed.axes) for _, typed in given)
+        axes = self._apply(call, place)
+        sources = [typed.sources for _, typed in given]
+        self.trace.facts.reached.update(*sources)
+        source = frozenset().union(*sources) if sources and all(sources) else frozenset()
+        self.trace.facts.operations += 1
+        for output, found in zip(call.outputs, axes, strict=True):
+            known = self.table.get(id(output))
+            if known is not None:  # an in-place operator returns its first argument
+                for old, new in zip(known[1].axes, found, strict=True):
+                    if old.size == new.size:
+                        unify(old, new)
+                if not call.zero and func._schema.is_mutable:
+                    self.unclean.add(_memory(output))
+                continue
+            self.table[id(output)] = (output, Typed(list(found), call.zero, source))
+        if call.name in IDENTITIES:
+            return
+        constants = constants_of(args, kwargs, self.trace.tensors)
+        self.trace.operations.append(
+            Operation(call.name, place, constants, inputs, tuple(tuple(found) for found in axes), start_of(call))
+        )
+
+    def finish(self, outputs: Sequence[Tensor]) -> None:
+        """Mix the axes over which an operator computes a statistic that reaches an output of the model."""
+        needed = {_memory(t) for t in outputs}
+        live = set()
+        for index in reversed(range(len(self.flow))):
+            read, written = self.flow[index]
+            if written & needed:
+                needed |= read
+                live.add(index)
+        for index, axis, reason in self.trace.facts.mixed:
+            if index in live:
+                mix(axis, reason)
+
+    def _apply(self, call: Call, place: Place) -> list[list[Axis]]:
+        chosen = find_rule(call.func)
+        reason = f"no rule covers {call.name}, called {place}"
+        if chosen is not None:
+            try:
+                axes = chosen(call)
+            except (Inapplicable, ValueError) as fault:
+                reason = f"{call.name}, called {place}, is used in a way its rule doesn't cover: {fault}"
+            else:
+                sizes = [[axis.size for axis in found] for found in axes]
+                if sizes == [list(t.shape) for t in call.outputs]:
+                    return axes
+                reason = (
+                    f"the rule of {call.name}, called {place}, gives {sizes} where the operator gives another shape"
+                )
+        self.trace.unknown.setdefault(call.name, []).append(place)
+        for tensor in call.inputs:
+            freeze_all(self.typed(tensor).axes, reason)
+        return [frozen(t.shape, reason) for t in call.outputs]
+
+
+def _memory(tensor: Tensor) -> int:
+    """What tells whether two tensors share memory: a view's storage is its base's."""
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
+
+
+def _fresh(tensor: Tensor) -> list[Axis]:
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return frozen(tensor.shape, "it belongs to a table of integers")
+    return [Atom(size, SINGLE if size == 1 else None) for size in tensor.shape]

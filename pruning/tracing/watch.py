@@ -1,0 +1,192 @@
+"""Run one forward pass on tensors that have shapes and no values, and see every operator it calls.
+
+Nothing is computed and no weight is read: the tensors lie on the meta device, or are fake ones where code minds the
+device, or copies of the real ones where it minds the values. The pass runs below autograd, where operators arrive whole
+(`linear`, `scaled_dot_product_attention`, `lstm`) and are decomposed only where no rule knows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from pruning.rules import find_rule
+from pruning.rules.call import is_pointwise, operator_name, tensors_in
+from pruning.tracing.attention import narrowable
+from pruning.tracing.conditions import (
+    in_mode,
+    module_paths,
+    no_attention_fastpath,
+    quiet,
+    remember,
+    seeded,
+    whole_operators,
+)
+from pruning.tracing.written import Calls, Listen, Written, calling_frame, line_of
+
+Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+# What the tensors of a pass are: the fastest first, the most tolerant last.
+Tensors = Literal["meta", "fake", "real"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an operator was called: the module's path, the line of code, and the function of PyTorch it called."""
+
+    module: str
+    line: str
+    written: Written | None = field(default=None, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"in {'module ' + repr(self.module) if self.module else 'the model itself'} at {self.line}"
+
+
+OnCall = Callable[[Any, Sequence[Any], dict[str, Any], Any, Place], None]
+
+
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """Hand every operator of a forward pass to `on_call`, decomposing those that have no rule."""
+
+    def __init__(self, on_call: OnCall, tensors: Tensors, path: list[str], listen: Listen, steady: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.steady = steady
+        self.on_call = on_call
+        self.tensors = tensors
+        self.path = path
+        self.listen = listen
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":
+            return func(*args, **kwargs)
+        if find_rule(func) is None and not is_pointwise(func):
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        place = Place(self.path[-1] if self.path else "", line_of(calling_frame()), self.listen.current)
+        try:
+            result = _on_meta(func, args, kwargs) if self.tensors == "meta" else func(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            raise
+        except Exception as fault:
+            fault.add_note(f"raised by {operator_name(func)} {place}")
+            raise
+        for tensor in tensors_in(result):
+            if self.tensors != "real":
+                remember(tensor)
+            drawn = torch.Tag.nondeterministic_seeded in func.tags and tensor.is_floating_point()
+            if drawn and self.steady and not tensor.is_meta and not isinstance(tensor, FakeTensor):
+                tensor.fill_(0.5)  # code that branches on a random number takes the same branch at any width
+        self.on_call(func, args, kwargs, result, place)
+        return result
+
+
+def _on_meta(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Call an operator; where it meets tensors without values, what code made of numbers loses its values too."""
+    tensors = tensors_in(args, kwargs)
+    if any(t.is_meta for t in tensors) and not all(t.is_meta for t in tensors):
+        if func._schema.is_mutable:
+            raise NotImplementedError(f"{operator_name(func)} would lose what it writes")
+        args, kwargs = tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, (args, kwargs))
+    elif func._schema.name == "aten::batch_norm" and all(t.shape == tensors[0].shape[1:2] for t in tensors[1:]):
+        return torch.empty_like(tensors[0])  # PyTorch takes it apart here, which is slow
+    return func(*args, **kwargs)
+
+
+def _convert(tensor: Tensor, device: torch.device, mode: FakeTensorMode | None) -> Tensor:
+    """Make a tensor of the same shape without values: a fake one, where there is a mode for it."""
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+    if not plain or tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size():
+        return tensor.detach().to("meta") if mode is None else mode.from_tensor(tensor)
+    shape = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return shape if mode is None else FakeTensor(mode, shape, device)
+
+
+def as_call(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Turn example inputs (a tensor, a tuple, or a dict of keyword arguments) into args and kwargs."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    return tuple(inputs), {}
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by name, tied ones under each of their names."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def watch(
+    model: nn.Module,
+    example_inputs: Inputs,
+    begin: Callable[[dict[str, Tensor], list[Tensor]], None],
+    on_call: OnCall,
+    tensors: Tensors,
+    devices: Mapping[str, torch.device] | None = None,
+    training: bool = False,
+    steady: bool = True,
+) -> list[Tensor]:
+    """Run one forward pass, in eval mode unless `training`, without autograd, handing each operator to `on_call`.
+
+    Args:
+        model: Any module; it is left as it was.
+        example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments.
+        begin: Called with the state and the input tensors that the pass runs on.
+        on_call: Called for each operator.
+        tensors: What it runs on.
+        devices: Devices on which the state is to lie, where the model's own tensors have shapes only.
+        training: Run in training mode.
+        steady: Where tensors have values, let what may draw random numbers give one half. Dropout and attention do too:
+            only what control flow depends on is right then, and no value may be looked at.
+
+    Returns:
+        The tensors among the outputs.
+    """
+    real = state_of(model)
+    args, kwargs = as_call(example_inputs)
+    with ExitStack() as stack:
+        stack.enter_context(in_mode(model, training))
+        stack.enter_context(no_attention_fastpath())
+        stack.enter_context(narrowable(model))
+        stack.enter_context(quiet())
+        stack.enter_context(seeded())
+        stack.enter_context(whole_operators())
+        path: list[str] = []
+        calls: list[Calls] = []
+        stack.enter_context(module_paths(model, path, calls))
+        mode = FakeTensorMode(allow_non_fake_inputs=True) if tensors == "fake" else None
+        made: dict[int, Tensor] = {}
+
+        def convert(t: Tensor, device: torch.device) -> Tensor:
+            if id(t) not in made:
+                made[id(t)] = t.detach().clone() if tensors == "real" else _convert(t, device, mode)
+            return made[id(t)]
+
+        state = {name: convert(t, (devices or {}).get(name, t.device)) for name, t in real.items()}
+        args, kwargs = tree_map(lambda v: convert(v, v.device) if isinstance(v, Tensor) else v, (args, kwargs))
+        if mode is not None:
+            stack.enter_context(mode)
+        begin(state, [v for v in tree_flatten((args, kwargs))[0] if isinstance(v, Tensor)])
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch._C._AutoDispatchBelowAutograd())
+        listen = stack.enter_context(Listen(calls))
+        stack.enter_context(Watch(on_call, tensors, path, listen, steady))
+        result = torch.func.functional_call(model, state, args, kwargs)
+    return [v for v in tree_flatten(result)[0] if isinstance(v, Tensor)]

@@ -1,0 +1,1 @@
+"""Training: epochs, recipes, distillation, and penalties that bring channels to zero."""

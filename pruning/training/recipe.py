@@ -1,0 +1,117 @@
+"""Fine-tuning recipes: the knobs of a training run, and the learning rate at each of its steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
+
+
+class Sparsity(BaseModel):
+    """Training that brings channels to zero, see `pruning.training.sparsity`.
+
+    Attributes:
+        penalty: `group_lasso` on all values of a channel, or `bn_scale` on the scales of batch norms.
+        share: of the channels that the penalty acts on, how many are at zero in the end.
+        ramp: the part of the run over which the penalty brings them there; the rest is left to recover.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    penalty: Literal["group_lasso", "bn_scale"]
+    share: float = Field(gt=0, le=0.9)
+    ramp: float = Field(default=0.5, gt=0, le=1)
+
+
+class Recipe(BaseModel):
+    """How to train: frozen, and unknown keys are refused.
+
+    Attributes:
+        name: what reports call it.
+        epochs: passes over the samples.
+        learning_rate: the highest rate of the run.
+        schedule: the learning rate over the run, see `learning_rate_at`.
+        warmup_epochs: the rate rises linearly from 0 over so many epochs (for one_cycle: the length of its rise).
+        optimizer: SGD with Nesterov momentum, or AdamW.
+        momentum: of SGD; AdamW has its own.
+        weight_decay: of parameters with two axes or more; norms and biases are not decayed.
+        batch_size: samples per step.
+        label_smoothing: share of the target spread over all classes; for the built-in cross entropy alone.
+        gradient_clip: largest norm of the gradient over all parameters; None leaves it alone.
+        distillation: weight of the teacher's answers in the loss; 0 trains without a teacher.
+        temperature: softens teacher and student alike in the distillation.
+        sparsity: channels that are brought to zero while training; None penalises none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "recipe"
+    epochs: int = Field(default=5, ge=1)
+    learning_rate: float = Field(default=0.05, gt=0)
+    schedule: Literal["cosine", "linear", "constant", "one_cycle"] = "cosine"
+    warmup_epochs: float = Field(default=0.0, ge=0)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    batch_size: int = Field(default=128, ge=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    gradient_clip: float | None = Field(default=None, gt=0)
+    distillation: float = Field(default=0.0, ge=0, le=1)
+    temperature: float = Field(default=4.0, gt=0)
+    sparsity: Sparsity | None = None
+
+    @model_validator(mode="after")
+    def _warmup_ends_before_the_run(self) -> Recipe:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs ({self.warmup_epochs:g}) must be below epochs ({self.epochs})")
+        return self
+
+
+def learning_rate_at(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """Return the learning rate of a step (counted from 0 over the whole run).
+
+    With p in [0, 1) the share of the run after the warm-up that lies behind:
+
+        constant    peak
+        linear      peak · (1 − p)
+        cosine      peak · (1 + cos πp)/2
+        one_cycle   rises by half a cosine from peak/25 over the warm-up (30 % of the run if none is set), then
+                    falls by half a cosine to peak/10⁴; Source: Smith & Topin 2018, arXiv 1708.07120 (our momentum
+                    stays constant)
+    """
+    total = recipe.epochs * steps_per_epoch
+    warmup = recipe.warmup_epochs * steps_per_epoch
+    peak = recipe.learning_rate
+    if recipe.schedule == "one_cycle":
+        warmup = warmup or 0.3 * total
+        if step < warmup:
+            return _cosine(peak / 25, peak, step / warmup)
+        return _cosine(peak, peak / 1e4, (step - warmup) / (total - warmup))
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    passed = (step - warmup) / (total - warmup)
+    if recipe.schedule == "cosine":
+        return _cosine(peak, 0.0, passed)
+    return peak * (1 - passed) if recipe.schedule == "linear" else peak
+
+
+def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Build the recipe's optimizer over the parameters that need a gradient."""
+    owned = [parameter for parameter in parameters if parameter.requires_grad]
+    decayed = [parameter for parameter in owned if parameter.ndim > 1]
+    spared = [parameter for parameter in owned if parameter.ndim <= 1]
+    families = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": spared, "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(families, lr=recipe.learning_rate)
+    return torch.optim.SGD(families, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+
+
+def _cosine(start: float, end: float, passed: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * passed)) / 2

@@ -1,0 +1,112 @@
+"""Train until a share of the channels is at zero: a penalty whose strength rises until they are."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from math import ceil
+
+import torch
+from torch import Tensor, nn
+
+from pruning.errors import SettingsError
+from pruning.structure.bundles import groups_in
+from pruning.structure.groups import Groups
+from pruning.training.penalties import PENALTIES, Penalised
+from pruning.training.recipe import Recipe
+
+_log = logging.getLogger(__name__)
+
+
+class SparsityTraining:
+    """The proximal step after each step of an optimizer: give it to `finetune` as `after_step`.
+
+    Over the first part of the run (`ramp`) the strength of each step is what would bring the share asked for to zero at
+    once, divided by the steps that are left of it: channels shrink evenly, and the harder the loss pulls them back, the
+    more the strength rises, until with the last of these steps the share is at zero. From then on there is no penalty:
+    what is at zero is held there, and the rest recovers. (With `group_lasso` a few more can reach zero, because groups
+    share weights.)
+
+    The tenth of each group's channels that is the strongest, one at least, is never penalised, so that no layer is
+    emptied. A batch norm's shift is not part of `bn_scale`: a channel with γ = 0 still gives the constant β.
+    """
+
+    def __init__(self, groups: Groups, model: nn.Module, recipe: Recipe, ignore: Sequence[str] = ()) -> None:
+        """Find the channels.
+
+        Args:
+            groups: of this model, or of another instance of the same shapes.
+            model: what is trained.
+            recipe: with `sparsity`.
+            ignore: names, prefixes or patterns of modules or parameters whose groups are not penalised.
+
+        Raises:
+            SettingsError: the recipe names no penalty, no group has what it acts on, or the share is too large.
+        """
+        if recipe.sparsity is None:
+            raise SettingsError(f"recipe {recipe.name!r} names no sparsity; expected a penalty and a share")
+        self._name, self._share, self._ramp = recipe.name, recipe.sparsity.share, recipe.sparsity.ramp
+        self._parameters = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+        self._penalty = PENALTIES[recipe.sparsity.penalty]
+        left = groups_in(groups, ignore, "ignore")
+        found = [self._penalty.find(group, self._parameters) for group in groups if group.name not in left]
+        self._penalised: list[Penalised] = [one for one in found if one.pieces]
+        if not self._penalised:
+            raise SettingsError(
+                f"recipe {recipe.name!r}: no group has what the penalty {recipe.sparsity.penalty!r} acts on"
+                + ("; it needs batch norms with a scale: choose group_lasso" if found else "")
+            )
+        self._total = sum(one.group.size for one in self._penalised)
+        most = self._total - sum(_num_strongest(one.group.size) for one in self._penalised)
+        if round(self._share * self._total) > most:
+            raise SettingsError(
+                f"recipe {recipe.name!r}: sparsity.share {self._share:.1%} of {self._total} channels can't be at zero: "
+                f"the strongest tenth of each group stays, which leaves {most}; ask for {most / self._total:.1%} at "
+                "most"
+            )
+        self._gone: list[Tensor] | None = None
+
+    @property
+    def share(self) -> float:
+        """The share of the penalised channels that is at zero."""
+        zero = sum(int((self._penalty.thresholds(one, self._parameters, 1.0) == 0).sum()) for one in self._penalised)
+        return zero / self._total
+
+    @torch.no_grad()
+    def __call__(self, step: int, num_steps: int, rate: float) -> None:
+        """Take the step.
+
+        Args:
+            step: from 1.
+            num_steps: of the whole run.
+            rate: the learning rate.
+        """
+        num_left = max(1, round(self._ramp * num_steps)) - step + 1
+        if self._gone is not None:
+            for one, gone in zip(self._penalised, self._gone, strict=True):
+                one.scale(self._parameters, torch.where(gone, 0.0, 1.0))
+        elif rate > 0:
+            self._shrink(max(1, num_left), rate)
+
+    def _shrink(self, num_left: int, rate: float) -> None:
+        found = [self._penalty.thresholds(one, self._parameters, rate) for one in self._penalised]
+        spared = [_strongest(values) for values in found]
+        free = torch.cat([values[~keep] for values, keep in zip(found, spared, strict=True)]).sort().values
+        wanted = round(self._share * self._total)
+        strength = float(free[wanted - 1]) / num_left if wanted else 0.0
+        for one, keep in zip(self._penalised, spared, strict=True):
+            self._penalty.step(one, self._parameters, rate, strength, keep)
+        if num_left == 1:
+            self._gone = [self._penalty.thresholds(one, self._parameters, rate) == 0 for one in self._penalised]
+            _log.info("recipe %s: %.1f %% of the channels are at zero", self._name, 100 * self.share)
+
+
+def _strongest(thresholds: Tensor) -> Tensor:
+    """Mark the tenth of a group's channels that is furthest from zero."""
+    keep = torch.zeros(len(thresholds), dtype=torch.bool)
+    keep[torch.argsort(thresholds, stable=True)[-_num_strongest(len(thresholds)) :]] = True
+    return keep
+
+
+def _num_strongest(size: int) -> int:
+    return ceil(size / 10)

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pruning import find_groups
+from pruning.errors import SettingsError
+from pruning.structure.bundles import Bundle, Limits, find_bundles, tied_names
+from pruning.structure.groups import Groups
+
+
+class Halves(nn.Module):
+    """Two groups that chunk ties, and one free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.split, self.left, self.right = nn.Linear(4, 16), nn.Linear(8, 6), nn.Linear(8, 6)
+        self.fc = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.split(x).chunk(2, dim=1)
+        out: Tensor = self.fc((self.left(a) + self.right(b)).relu())
+        return out
+
+
+def mlp(*widths: int) -> Groups:
+    model = nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(widths)))
+    return find_groups(model, torch.zeros(1, widths[0]))
+
+
+def test_every_count_that_leaves_one_channel_is_allowed_by_default() -> None:
+    (bundle,) = find_bundles(mlp(2, 5, 3), Limits())
+    assert bundle == Bundle(("0.weight:0",), (5,), (0, 1, 2, 3, 4), "keep_at_least = 1")
+
+
+@pytest.mark.parametrize(
+    ("size", "limits", "kept"),
+    [
+        (12, Limits(round_to=8), [12, 8]),
+        (24, Limits(round_to=8), [24, 16, 8]),
+        (6, Limits(keep_at_least=4), [6, 5, 4]),
+        (10, Limits(max_rate=0.3), [10, 9, 8, 7]),
+        (20, Limits(round_to=4, keep_at_least=6, max_rate=0.5), [20, 16, 12]),
+    ],
+)
+def test_limits_leave_only_these_widths(size: int, limits: Limits, kept: list[int]) -> None:
+    (bundle,) = find_bundles(mlp(2, size, 3), limits)
+    assert [size - count for count in bundle.counts] == kept
+
+
+def test_rate_counts_from_the_original_size() -> None:
+    (bundle,) = find_bundles(mlp(2, 10, 3), Limits(max_rate=0.5), original_sizes={"0.weight:0": 16})
+    assert bundle.counts == (0, 1, 2)
+
+
+def test_group_below_the_multiple_stays_whole_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    (bundle,) = find_bundles(mlp(2, 6, 3), Limits(round_to=8))
+    assert bundle.counts == (0,)
+    assert bundle.obstacle == "not above round_to = 8"
+    assert "0.weight:0 (6 channels) stays whole: not above round_to = 8" in caplog.text
+
+
+@pytest.mark.parametrize("entry", ["0", "0.weight", "0*", "[01].weight"])
+def test_names_prefixes_and_patterns_are_ignored(entry: str) -> None:
+    first, second = find_bundles(mlp(2, 5, 4, 3), Limits(ignore=(entry,)))
+    assert first.counts == (0,)
+    assert first.obstacle == f"ignored by {entry!r}"
+    assert (len(second.counts) == 1) == (entry == "[01].weight")
+
+
+def test_ignored_consumer_does_not_hold_its_producer() -> None:
+    (bundle,) = find_bundles(mlp(2, 5, 3), Limits(ignore=("1",)))
+    assert len(bundle.counts) == 5
+
+
+def test_entry_that_matches_nothing_is_met_with_the_nearest_name() -> None:
+    groups = find_groups(Halves(), torch.zeros(1, 4))
+    with pytest.raises(SettingsError, match="ignore: unknown module or parameter 'lefft'; did you mean 'left'"):
+        find_bundles(groups, Limits(ignore=("lefft",)))
+
+
+def test_tied_groups_form_one_bundle() -> None:
+    groups = find_groups(Halves(), torch.zeros(1, 4))
+    tied = [bundle for bundle in find_bundles(groups, Limits()) if len(bundle.names) == 2]
+    assert [bundle.sizes for bundle in tied] == [(8, 8)]
+    assert tied_names(groups, tied[0].names[1]) == tied[0].names
+    with pytest.raises(SettingsError, match="unknown group 'x'"):
+        tied_names(groups, "x")
+
+
+def test_ignoring_one_of_two_tied_groups_holds_both() -> None:
+    groups = find_groups(Halves(), torch.zeros(1, 4))
+    held = [bundle for bundle in find_bundles(groups, Limits(ignore=("split",))) if len(bundle.names) == 2]
+    assert [bundle.counts for bundle in held] == [(0,)]
+
+
+def test_nearest_level_keeps_more_where_two_are_equally_near() -> None:
+    bundle = Bundle(("a",), (24,), (0, 8, 16), "")
+    assert [bundle.nearest_level(count) for count in (0, 3, 4, 5, 12, 13, 99)] == [0, 0, 0, 1, 1, 2, 2]
+    assert replace(bundle, counts=(0,)).nearest_level(9) == 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"round_to": 0}, {"keep_at_least": 0}, {"max_rate": 0.0}, {"max_rate": 1.5}, {"ignore": "fc"}]
+)
+def test_limits_out_of_bounds_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(SettingsError):
+        Limits(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pruning import find_groups, make_plan
+from pruning.choosing.allocation import allocate
+from pruning.choosing.landing import Landing, Target
+from pruning.choosing.latency_target import rewarded
+from pruning.choosing.search import search
+from pruning.choosing.selection import Choice, Scope, choose
+from pruning.choosing.sensitivity import Curve, Point
+from pruning.errors import ProfileError, TargetError
+from pruning.gathering.statistics import collect
+from pruning.structure.bundles import Limits, find_bundles
+from pruning.structure.groups import Groups
+from pruning.timing.latency_cost import LatencyCost, SurfaceTimes
+from pruning.timing.profiles import LayerProfile, Profile, Runtime, Surface, read_profile
+
+BLOCKS = (16, 8)
+WIDTHS = (1, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64)
+THERE = Runtime(cpu="synthetic", onnxruntime="1.0", provider="CPUExecutionProvider", num_threads=1, batch_size=1)
+
+
+def steps(width: int) -> float:
+    """Time in blocks of 16, half as long again where the last block isn't full."""
+    return -(-width // 16) * (1.0 if width % 16 == 0 else 1.5)
+
+
+def surface(inputs: tuple[int, ...], outputs: tuple[int, ...], time: Callable[[int, int], float]) -> Surface:
+    return Surface(inputs=inputs, outputs=outputs, ms=tuple(tuple(time(i, o) for o in outputs) for i in inputs))
+
+
+def network() -> Groups:
+    model = nn.Sequential(
+        nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 5, 1)
+    )
+    return find_groups(model.eval(), torch.zeros(1, 3, 4, 4))
+
+
+def synthetic() -> Profile:
+    return Profile(
+        runtime=THERE,
+        blocks=BLOCKS,
+        surfaces={
+            "first": surface((3,), WIDTHS, lambda i, o: steps(o)),
+            "second": surface(WIDTHS, WIDTHS, lambda i, o: steps(i) * steps(o)),
+            "third": surface(WIDTHS, (5,), lambda i, o: steps(i)),
+        },
+        layers=tuple(
+            LayerProfile(weight=weight, surface=key, input_axis=1, positions=16)
+            for weight, key in (("0.weight", "first"), ("2.weight", "second"), ("4.weight", "third"))
+        ),
+        whole_ms=24.0 + 0.5,
+        overhead_ms=0.5,
+    )
+
+
+def curve(name: str) -> Curve:
+    point = Point(rate=0.5, removed=32, accuracy=0.5, loss=1.0)
+    return Curve(group=name, measured_with=(name,), size=64, baseline_accuracy=1.0, baseline_loss=0.0, points=(point,))
+
+
+def test_whole_network_takes_what_was_measured_and_a_smaller_one_its_blocks() -> None:
+    groups = network()
+    cost = LatencyCost(groups, synthetic())
+    assert cost({}) == pytest.approx(24.5)
+    halved = {group.name: 32 for group in groups}
+    assert cost(halved) == cost.predict(halved) == pytest.approx(2 + 2 * 2 + 2 + 0.5)
+    odd = {group.name: 63 for group in groups}
+    assert cost(odd) == pytest.approx(24.5)  # on the envelope no more than with 64
+    assert cost.predict(odd) > 1.5 * cost({})
+
+
+def test_envelope_never_rises_when_channels_go() -> None:
+    groups = network()
+    cost = LatencyCost(groups, synthetic())
+    first, second = (group.name for group in groups)
+    for other in (64, 40, 7):
+        for name, constant in ((first, second), (second, first)):
+            costs = [cost({name: kept, constant: other}) for kept in range(64, 0, -1)]
+            assert all(narrower <= wider + 1e-9 for wider, narrower in pairwise(costs))
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.lists(st.floats(0.01, 9), min_size=144, max_size=144), st.integers(40, 63), st.integers(30, 63))
+def test_envelope_of_any_surface_is_its_least_time_at_wider_widths(times: list[float], i: int, o: int) -> None:
+    grid = iter(times)
+    table = SurfaceTimes(surface(WIDTHS, WIDTHS, lambda *_: next(grid)), BLOCKS)
+    least = min(table.at(wider, more) for wider in range(i, 65) for more in range(o, 65))
+    assert table.lowest(i, o) == pytest.approx(least)
+
+
+@pytest.mark.parametrize("way", ["allocate", "local", "search"])
+def test_plan_keeps_multiples_of_the_profiles_block_without_rounding(way: str) -> None:
+    groups = network()
+    cost = LatencyCost(groups, synthetic())
+    orders = {group.name: list(range(group.size)) for group in groups}
+    target = Target("latency", cost, 0.5 * cost({}))
+
+    def make() -> dict[str, int]:
+        landing = Landing(find_bundles(groups, Limits()), target)
+        if way == "allocate":
+            plan = allocate(groups, [curve(one) for one in orders], orders, measure=cost, at_most=target.at_most)
+        elif way == "local":
+            plan = choose(groups, "l2_norm", collect(groups, ["weights"]), landing, Choice())
+        else:
+            plan = search(groups, landing, orders, lambda plan: -len(str(plan.removed)), candidates=3)
+        return plan.kept_sizes(groups)
+
+    kept = make()
+    assert kept
+    assert all(number % 16 == 0 for number in kept.values()), kept
+    assert cost.predict(kept) == cost(kept) <= target.at_most
+    assert make() == kept
+
+
+def test_profile_comes_back_from_its_file(tmp_path: Path) -> None:
+    synthetic().write(tmp_path / "profile.json")
+    assert read_profile(tmp_path / "profile.json", expected=THERE) == synthetic()
+
+
+def test_profile_of_other_hardware_is_refused_unless_it_is_meant(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    synthetic().write(path)
+    here = THERE.model_copy(update={"cpu": "this one", "num_threads": 4})
+    with pytest.raises(ProfileError, match="cpu 'synthetic' and 'this one'; num_threads 1 and 4"):
+        read_profile(path, expected=here)
+    assert read_profile(path, expected=None) == synthetic()
+
+
+def test_missing_and_damaged_profiles_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    with pytest.raises(ProfileError, match="no profile at"):
+        read_profile(path, expected=None)
+    for damage in ("{", synthetic().model_dump_json().replace('"blocks":[16,8]', '"blocks":[8,16]')):
+        path.write_text(damage, encoding="utf-8")
+        with pytest.raises(ProfileError, match="is no profile"):
+            read_profile(path, expected=None)
+
+
+def test_profile_of_another_network_is_refused() -> None:
+    other = find_groups(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 3))
+    with pytest.raises(ProfileError, match=r"has no layer 4\.weight|at most"):
+        LatencyCost(other, synthetic())
+    wider = nn.Sequential(nn.Conv2d(3, 80, 3), nn.ReLU(), nn.Conv2d(80, 80, 3), nn.ReLU(), nn.Conv2d(80, 5, 1))
+    with pytest.raises(ProfileError, match=r"its 0\.weight has at most 3 input and 64 output"):
+        LatencyCost(find_groups(wider, torch.zeros(1, 3, 8, 8)), synthetic())
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("target", [{"latency_reduction": 0.6}, {"latency_ms": 9.8}])
+def test_latency_is_a_target_of_a_plan(scope: Scope, target: dict[str, float]) -> None:
+    groups = network()
+    plans = [make_plan(groups, scope=scope, profile=synthetic(), **target) for _ in range(2)]  # type: ignore[arg-type]
+    kept = plans[0].kept_sizes(groups)
+    assert plans[0] == plans[1]
+    assert all(number % 16 == 0 for number in kept.values()), kept
+    assert 8.0 <= LatencyCost(groups, synthetic()).predict(kept) <= 9.8
+
+
+def test_bundles_keep_the_widths_that_gain_speed() -> None:
+    groups = network()
+    first, _ = rewarded(find_bundles(groups, Limits()), LatencyCost(groups, synthetic()))
+    assert first.counts == (0, 16, 32, 48)
+
+
+def test_latency_without_profile_profile_without_latency_and_what_is_met_already_are_refused() -> None:
+    groups = network()
+    with pytest.raises(TargetError, match="latency_reduction and a profile is missing"):
+        make_plan(groups, latency_reduction=0.5)
+    with pytest.raises(TargetError, match="mac_reduction and a profile is given"):
+        make_plan(groups, mac_reduction=0.5, profile=synthetic())
+    with pytest.raises(TargetError, match=r"met already: the model is predicted to take 24.5 ms"):
+        make_plan(groups, latency_ms=30, profile=synthetic())
+    with pytest.raises(TargetError, match=r"latency_ms 0.5 can't be met: from 24.5 now to 0.5 was asked"):
+        make_plan(groups, latency_ms=0.5, profile=synthetic())
+    with pytest.raises(TargetError, match="latency_ms is -1; expected milliseconds above 0"):
+        make_plan(groups, latency_ms=-1, profile=synthetic())

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pruning import Plan, find_groups, make_plan, narrow
+from pruning.errors import ExportError, ProfileError
+from pruning.files.export import export_onnx
+from pruning.timing.latency import measure_latency
+from pruning.timing.latency_cost import LatencyCost
+from pruning.timing.profiling import profile, runtime_here, widths_to_measure
+
+FACTOR = 2.0  # docs/log.md says what was measured; tests run beside other programs
+
+
+def block(channels: int, out: int, groups: int = 1) -> list[nn.Module]:
+    return [nn.Conv2d(channels, out, 3, padding=1, groups=groups), nn.ReLU()]
+
+
+def test_widths_are_multiples_of_the_blocks_their_neighbours_and_the_extremes() -> None:
+    assert widths_to_measure(range(1, 65), (16, 8)) == (1, 8, 15, 16, 17, 40, 47, 48, 49, 56, 63, 64)
+    assert widths_to_measure([10], (16, 8)) == (10,)
+    assert widths_to_measure(range(4, 21, 4), (16, 8)) == (4, 8, 12, 16, 20)
+
+
+def test_profile_holds_every_kind_of_layer_and_predicts_a_narrowed_network() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *block(3, 16), *block(16, 16, groups=16), *block(16, 16, groups=2), nn.ConvTranspose2d(16, 8, 2, stride=2),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10), nn.ReLU(), nn.Linear(10, 4),
+    ).eval()  # fmt: skip
+    inputs = torch.randn(1, 3, 8, 8)
+    groups = find_groups(model, inputs)
+    found = profile(groups, batch_size=2, shortest_ms=0.1)
+    assert found.runtime == runtime_here(batch_size=2)
+    assert [layer.weight for layer in found.layers] == [f"{i}.weight" for i in (0, 2, 4, 6, 9, 11)]
+    depthwise, grouped, transposed = (found.surfaces[found.layers[i].surface] for i in (1, 2, 3))
+    assert depthwise.inputs == (1,)
+    assert depthwise.outputs[-1] == 16
+    assert grouped.inputs[-1] == 8
+    assert transposed.inputs[-1] == 16
+    cost = LatencyCost(groups, found)
+    assert cost.predict({}) == pytest.approx(found.whole_ms)
+    plan = Plan.of(groups, {group.name: range(group.size // 2) for group in groups if not group.ties})
+    narrowed = find_groups(narrow(model, plan, inputs, groups=groups), inputs)
+    assert LatencyCost(narrowed, found).predict({}) == pytest.approx(cost.predict(plan.kept_sizes(groups)))
+
+
+def test_wider_layers_take_longer() -> None:
+    model = nn.Sequential(*block(3, 64), *block(64, 64), nn.Conv2d(64, 2, 1)).eval()
+    groups = find_groups(model, torch.zeros(1, 3, 16, 16))
+    found = profile(groups)
+    second = found.surfaces[found.layers[1].surface]
+    assert second.ms[-1][-1] > 2 * second.ms[second.inputs.index(16)][second.outputs.index(16)]
+    cost = LatencyCost(groups, found)
+    assert cost({group.name: 16 for group in groups}) < 0.5 * cost({})
+
+
+def test_what_cannot_be_profiled_is_refused(tmp_path: Path) -> None:
+    linear = find_groups(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), torch.zeros(1, 4))
+    with pytest.raises(ProfileError, match="CUDAExecutionProvider can't be profiled"):
+        profile(linear, provider="CUDAExecutionProvider")
+    with pytest.raises(ExportError, match="unknown execution provider 'DnnlExecutionProvider'"):
+        profile(linear, provider="DnnlExecutionProvider")
+    with pytest.raises(ProfileError, match="no convolution and no linear layer"):
+        profile(find_groups(nn.ReLU(), torch.zeros(1, 4)))
+    double = nn.Linear(4, 4).double()
+    with pytest.raises(ProfileError, match="32-bit"):
+        profile(find_groups(double, torch.zeros(1, 4, dtype=torch.float64)))
+
+
+@pytest.mark.slow
+def test_prediction_is_near_what_the_narrowed_networks_take(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*block(3, 32), *block(32, 64), *block(64, 64), nn.Conv2d(64, 2, 1)).eval()
+    inputs = torch.randn(1, 3, 32, 32)
+    groups = find_groups(model, inputs)
+    cost = LatencyCost(groups, profile(groups))
+    plans = {f"{rate}": make_plan(groups, channel_sparsity=rate) for rate in (0.25, 0.5, 0.6)}
+    files = {
+        name: export_onnx(narrow(model, plan, inputs, groups=groups), inputs, tmp_path / f"{name}.onnx")
+        for name, plan in plans.items()
+    }
+    for found in measure_latency(files, batch_sizes=[1], rounds=15):
+        ratio = cost.predict(plans[found.model].kept_sizes(groups)) / found.lower_quartile_ms
+        assert 1 / FACTOR < ratio < FACTOR, (found, ratio)

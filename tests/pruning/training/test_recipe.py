@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from pruning.training.recipe import Recipe, learning_rate_at, make_optimizer
+
+
+def rates(recipe: Recipe, steps_per_epoch: int = 10) -> list[float]:
+    return [learning_rate_at(recipe, step, steps_per_epoch) for step in range(recipe.epochs * steps_per_epoch)]
+
+
+def test_constant_stays_at_the_peak() -> None:
+    assert set(rates(Recipe(epochs=3, learning_rate=0.1, schedule="constant"))) == {0.1}
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_falling_schedules_start_at_the_peak_and_pass_its_half_in_the_middle(schedule: str) -> None:
+    found = rates(Recipe.model_validate({"epochs": 4, "learning_rate": 0.2, "schedule": schedule}))
+    assert found[0] == pytest.approx(0.2)
+    assert found[20] == pytest.approx(0.1)
+    assert all(later < earlier for earlier, later in itertools.pairwise(found))
+    assert 0 < found[-1] < 0.01
+
+
+def test_warmup_rises_to_the_peak() -> None:
+    found = rates(Recipe(epochs=4, learning_rate=0.2, schedule="constant", warmup_epochs=1))
+    assert found[0] == pytest.approx(0.2 / 11)
+    assert all(later > earlier for earlier, later in itertools.pairwise(found[:11]))
+    assert found[10:] == [0.2] * 30
+
+
+def test_one_cycle_peaks_after_thirty_percent() -> None:
+    found = rates(Recipe(epochs=10, learning_rate=1.0, schedule="one_cycle"))
+    assert found.index(max(found)) == 30
+    assert found[0] == pytest.approx(1 / 25)
+    assert found[30] == pytest.approx(1.0)
+    assert found[-1] < 0.01
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_norms_and_biases_are_not_decayed_and_frozen_parameters_not_owned(optimizer: str) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
+    model[2].weight.requires_grad_(False)
+    made = make_optimizer(Recipe.model_validate({"optimizer": optimizer, "weight_decay": 0.1}), model.parameters())
+    owned = {id(p): family["weight_decay"] for family in made.param_groups for p in family["params"]}
+    assert owned[id(model[0].weight)] == 0.1
+    assert owned[id(model[0].bias)] == owned[id(model[1].weight)] == owned[id(model[2].bias)] == 0.0
+    assert id(model[2].weight) not in owned
+    assert isinstance(made, torch.optim.SGD if optimizer == "sgd" else torch.optim.AdamW)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0},
+        {"learning_rate": 0},
+        {"schedule": "step"},
+        {"distillation": 1.5},
+        {"lr": 0.1},
+        {"warmup_epochs": 5},
+    ],
+)
+def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Recipe.model_validate({"epochs": 5} | wrong)
