@@ -18,7 +18,7 @@ import psutil
 
 from pruning.errors import SecateurError
 from tasks.settings import Settings
-from tasks.tracking import absolute, is_server
+from tasks.tracking import absolute, is_server, open_store
 
 HOST = "127.0.0.1"
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
@@ -131,6 +131,7 @@ def mlflow_server(started: Programs, settings: Settings) -> str:
             return uri
         port = urlsplit(uri).port or MLFLOW_PORT
     else:
+        open_store(uri)  # a server that is killed while it makes the tables would leave half of them
         port, store = free_port(MLFLOW_PORT), ["--backend-store-uri", absolute(uri)]
     command = ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     started.start("MLflow", [*command, *store])

@@ -8,11 +8,13 @@ their id: MLflow's active run belongs to one thread and means nothing in another
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
 
 from pruning.errors import WorkspaceError
 from tasks.ledger import Ledger, Row
@@ -56,9 +58,33 @@ def open_store(uri: str) -> MlflowClient:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     place = absolute(uri)
+    if place.startswith(_SQLITE):
+        _make_sqlite(Path(place.removeprefix(_SQLITE)))
     mlflow.set_tracking_uri(place)
     mlflow.set_registry_uri(place)
     return _client(place)
+
+
+def _make_sqlite(place: Path) -> None:
+    """Make a SQLite file with MLflow's tables beside its place, and rename it into it.
+
+    MLflow takes seconds to make them, by migrations that aren't transactions in SQLite. A store in which it was killed
+    then would be refused for ever.
+    """
+    if place.exists():
+        return
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{place}.lock"):
+        if place.exists():
+            return
+        beside = place.with_name(f"{place.name}.partial")
+        beside.unlink(missing_ok=True)
+        make: Callable[[str, str], Any] = SqlAlchemyStore
+        make(f"{_SQLITE}{beside}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
+        beside.replace(place)
 
 
 @cache

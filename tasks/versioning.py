@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,10 @@ from pruning.errors import WorkspaceError
 
 INSIDE = "DVC_STAGE"
 """DVC sets this variable for the command of a stage that it runs."""
+
+LOCK = Path("dvc.lock")
+
+log = logging.getLogger("secateur")
 
 
 class Versions:
@@ -48,8 +52,7 @@ class Versions:
         Raises:
             WorkspaceError: `dvc.yaml` isn't there or is malformed, or DVC is busy.
         """
-        repository = self._open()
-        return frozenset(self._run(repository.status))
+        return frozenset(self._run(lambda repository: repository.status()))
 
     def commit(self, stage: str) -> None:
         """Record a finished stage in `dvc.lock` and put its output into the cache.
@@ -57,13 +60,11 @@ class Versions:
         Raises:
             WorkspaceError: DVC refuses.
         """
-        repository = self._open()
-        self._run(lambda: repository.commit(stage, force=True))
+        self._run(lambda repository: repository.commit(stage, force=True))
 
     def outputs(self) -> dict[str, str]:
         """Return what `dvc.lock` says of the outputs: folder -> the md5 under which the cache has it."""
-        repository = self._open()
-        found = self._run(lambda: [out for stage in repository.index.stages for out in stage.outs])
+        found = self._run(lambda repository: [out for stage in repository.index.stages for out in stage.outs])
         return {str(out): str(out.hash_info.value) for out in found if out.hash_info}
 
     def bring(self, folder_md5: str, into: Path) -> None:
@@ -75,13 +76,12 @@ class Versions:
         from dvc_data.hashfile.hash_info import HashInfo
         from dvc_data.hashfile.tree import Tree
 
-        repository = self._open()
-        cache, wanted = repository.cache.local, HashInfo("md5", folder_md5)
+        cache, wanted = self._open().cache.local, HashInfo("md5", folder_md5)
 
         def bring(objects: list[Any]) -> None:
             lacking = [found for found in objects if not cache.exists(found.value)]
             if lacking:
-                self._run(lambda: repository.cloud.pull(lacking))
+                self._run(lambda repository: repository.cloud.pull(lacking))
             for found in lacking:
                 if not cache.exists(found.value):
                     raise WorkspaceError(f"DVC has {found.value} neither in its cache nor in its remote")
@@ -107,12 +107,11 @@ class Versions:
         from dvc_data.hashfile.hash_info import HashInfo
         from dvc_data.hashfile.tree import Tree
 
-        repository = self._open()
-        cache = repository.cache.local
+        cache = self._open().cache.local
         kept = {HashInfo("md5", folder) for folder in folders if cache.exists(folder)}
         kept |= {found for folder in tuple(kept) for _, _, found in Tree.load(cache, folder)}
 
-        def remove() -> int:
+        def remove(repository: Any) -> int:
             with repository.lock:
                 logging.getLogger("dvc").setLevel(logging.CRITICAL)  # it warns of each commit before the first result
                 used = set().union(*repository.used_objs(all_commits=True, force=True).values())
@@ -126,17 +125,41 @@ class Versions:
 
         return Repo()
 
-    @staticmethod
-    def _run(action: Any) -> Any:
+    def _run(self, action: Callable[[Any], Any]) -> Any:
+        """Do something with the repository, mended first where a kill has left one of DVC's files half-written."""
         from dvc.exceptions import DvcException
         from dvc.lock import LockError
 
         try:
-            return action()
+            try:
+                return action(self._open())
+            except DvcException as error:
+                damaged = _half_written(error)
+                if damaged is None:
+                    raise
+                damaged.unlink()
+                log.warning("%s was cut off, by a kill perhaps: it is made anew from what is there", damaged)
+                return action(self._open())
         except LockError as error:
             raise WorkspaceError("DVC is busy in another process; run again when that has ended") from error
         except DvcException as error:
             raise WorkspaceError(f"DVC can't go on: {error}; mend it, or add --no-commit") from error
+
+
+def _half_written(error: Exception) -> Path | None:
+    """Return the file that DVC can't read because DVC, which writes in place, was killed; None if that isn't it.
+
+    Either holds nothing that isn't known: stages whose record was lost are current all the same, and committed again.
+    """
+    from dvc.rwlock import RWLOCK_FILE, RWLockFileCorruptedError, RWLockFileFormatError
+    from dvc.utils.serialize import YAMLFileCorruptedError
+    from dvc.utils.strictyaml import YAMLValidationError
+
+    if isinstance(error, RWLockFileCorruptedError | RWLockFileFormatError):
+        return Path(".dvc", "tmp", RWLOCK_FILE)
+    if isinstance(error, YAMLFileCorruptedError | YAMLValidationError) and Path(str(error.path)).name == LOCK.name:
+        return LOCK
+    return None
 
 
 def outputs() -> dict[str, str]:

@@ -43,14 +43,13 @@ class Workspace:
         Raises:
             WorkspaceError: It can't be.
         """
-        probe = self.root / f".probe-{os.getpid()}"
+        probe = self.root / ".probe"  # one name for all, so that one that a kill left behind goes too
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             probe.write_bytes(b"\0" * 4096)
-            probe.unlink()
+            probe.unlink(missing_ok=True)
         except OSError as error:
-            probe_left = probe.is_file()
-            if probe_left:
+            if probe.is_file():
                 probe.unlink(missing_ok=True)
             raise WorkspaceError(
                 f"the workspace {self.root} can't be written: {error.strerror}; nothing was changed. "

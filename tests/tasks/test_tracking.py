@@ -165,3 +165,24 @@ def test_store_that_cannot_be_used_is_one_message(tracked: Tracked) -> None:
     moved = tracked.settings.tracking.model_copy(update={"uri": "sqlite:////proc/nowhere/mlflow.db"})
     with pytest.raises(WorkspaceError, match="can't be used"):
         tracking.project(tracked.settings.model_copy(update={"tracking": moved}), tracked.ledger)
+
+
+def test_store_is_in_its_place_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's migrations are no transactions in SQLite: between two of them a store is none."""
+    from mlflow.store.db import utils
+
+    def cut_off(engine: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(utils, "_upgrade_db", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            tracking.open_store(f"sqlite:///{tmp_path}/first/mlflow.db")
+    assert not (tmp_path / "first/mlflow.db").exists()
+    assert (tmp_path / "first/mlflow.db.partial").exists()
+
+    (tmp_path / "second").mkdir()
+    (tmp_path / "first/mlflow.db.partial").rename(tmp_path / "second/mlflow.db.partial")
+    client = tracking.open_store(f"sqlite:///{tmp_path}/second/mlflow.db")
+    assert [found.name for found in client.search_experiments()] == ["Default"]
+    assert not (tmp_path / "second/mlflow.db.partial").exists()

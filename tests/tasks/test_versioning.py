@@ -112,3 +112,26 @@ def test_stage_that_dvc_runs_does_not_commit(repository: Path, monkeypatch: pyte
     assert inside_dvc()
     with pytest.raises(WorkspaceError, match="committed by DVC itself"):
         Versions()
+
+
+@pytest.mark.parametrize("name", ["dvc.lock", ".dvc/tmp/rwlock"])
+@pytest.mark.parametrize("share", [0.0, 0.7])
+def test_file_of_dvcs_that_a_kill_cut_off_is_made_anew(repository: Path, name: str, share: float) -> None:
+    versions, path = Versions(), repository / name
+    for folder, stage in (("out", "first"), ("end", "second")):
+        write(repository / folder, "1")
+        versions.commit(stage)
+    whole = (repository / "dvc.lock").read_bytes()
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    for stage in sorted(versions.changed()):
+        versions.commit(stage)
+    assert versions.changed() == frozenset()
+    assert (repository / "dvc.lock").read_bytes() == whole
+
+
+def test_settings_of_dvc_that_are_wrong_are_left_alone(repository: Path) -> None:
+    (repository / "dvc.yaml").write_text("stages: [first", encoding="utf-8")
+    with pytest.raises(WorkspaceError, match="DVC can't go on"):
+        Versions().changed()
+    assert (repository / "dvc.yaml").read_text(encoding="utf-8") == "stages: [first"
