@@ -53,9 +53,9 @@ def compress(params: str = "params.yaml", workspace: str = "artifacts", commit: 
             if run.versions is not None:
                 changed = run.versions.changed()
         bar.update(1.0)
-        version = call_as_task(_record, "record", run)
         publish_markdown("compress-result", as_markdown(_lines(run)), "baseline against dense model")
-        _show(run, version)
+        _show(run)
+        _say("registered", _registered(run, call_as_task(_record, "record", run)))
 
 
 def compress_what_changed(params: str, workspace: str, commit: bool) -> None:
@@ -71,7 +71,8 @@ def nothing_to_run(params: str, workspace: str, commit: bool) -> bool:
         changed = run.versions.changed() if run.versions else frozenset()
         if all(_is_done(run, stage, changed) for stage in STAGES):
             log.info("every stage is current: nothing to run")
-            _show(run, _record(run))
+            _show(run)
+            _say("registered", _registered(run, _record(run)))
             return True
     return False
 
@@ -93,7 +94,7 @@ def _record(run: Run) -> str:
     return register(run.settings, run.workspace, run.params)
 
 
-def _show(run: Run, version: str) -> None:
+def _show(run: Run) -> None:
     summary = run.workspace.read_json("report", "summary.json", "report")
     sys.stdout.write(f"\n{as_text(_lines(run))}\n\n")
     for what, place in (
@@ -101,9 +102,17 @@ def _show(run: Run, version: str) -> None:
         ("dense model", run.workspace.folder("dense")),
         ("ONNX file", run.workspace.folder("onnx") / "model.onnx"),
         ("report", run.workspace.folder("report") / "report.html"),
-        ("registered", f"{run.settings.tracking.model_name}, version {version}, alias candidate"),
     ):
-        sys.stdout.write(f"{what:<16} {place}\n")
+        _say(what, place)
+
+
+def _registered(run: Run, version: str) -> str:
+    return f"{run.settings.tracking.model_name}, version {version}, alias candidate"
+
+
+def _say(what: str, found: object) -> None:
+    sys.stdout.write(f"{what:<16} {found}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from flows import command
 from flows.engine import PLAIN, ProgressBar, call_as_task, flow, publish_table
 from flows.stage import Run
 from pruning.choosing.schedule import Attempt
+from pruning.errors import WorkspaceError
 from tasks.attempt import attempt
 from tasks.fingerprints import fingerprint
 from tasks.ledger import Row
@@ -53,10 +54,15 @@ def _loop(run: Run) -> None:
 
 
 def _track(run: Run, loop: Loop) -> None:
-    if not PLAIN:
-        from tasks import tracking
+    """Bring MLflow up to date; where it is away, whoever comes next does that, from the ledger."""
+    if PLAIN:
+        return
+    from tasks import tracking
 
+    try:
         tracking.project(run.settings, loop.ledger)
+    except WorkspaceError as fault:
+        log.warning("the loop goes on, not recorded for now: %s", fault)
 
 
 def _cells(row: Row) -> dict[str, str | float | int | None]:

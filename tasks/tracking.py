@@ -28,6 +28,8 @@ FINGERPRINT = "secateur.fingerprint"
 ARTIFACTS = Path("mlartifacts")
 _SQLITE = "sqlite:///"
 _LONGEST_PARAM, _MOST_PARAMS = 6000, 100  # MLflow's own limits, per value and per batch
+_PATIENCE_S = 10
+_FIRST_FAULT_OF_A_SERVER = 500
 
 
 def project(settings: Settings, ledger: Ledger) -> str:
@@ -52,7 +54,11 @@ def project(settings: Settings, ledger: Ledger) -> str:
 
 
 def open_store(uri: str) -> MlflowClient:
-    """Open the store; the first time, tables are made."""
+    """Open the store; the first time, tables are made.
+
+    Raises:
+        ConnectionError: It is a server that doesn't answer: found out at once, not after MLflow's own retries.
+    """
     import mlflow
 
     for name in ("mlflow", "alembic"):
@@ -60,6 +66,8 @@ def open_store(uri: str) -> MlflowClient:
     place = absolute(uri)
     if place.startswith(_SQLITE):
         _make_sqlite(Path(place.removeprefix(_SQLITE)))
+    elif is_server(place):
+        _knock(place)
     mlflow.set_tracking_uri(place)
     mlflow.set_registry_uri(place)
     return _client(place)
@@ -85,6 +93,21 @@ def _make_sqlite(place: Path) -> None:
         make: Callable[[str, str], Any] = SqlAlchemyStore
         make(f"{_SQLITE}{beside}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
         beside.replace(place)
+
+
+def _knock(server: str) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    try:
+        answer = http_request(
+            get_default_host_creds(server), "/health", "GET", max_retries=0, timeout=_PATIENCE_S, raise_on_status=False
+        )
+    except MlflowException as error:
+        raise ConnectionError("its server doesn't answer") from error
+    if answer.status_code >= _FIRST_FAULT_OF_A_SERVER:
+        raise ConnectionError(f"its server answers with status {answer.status_code}")
 
 
 @cache
@@ -179,5 +202,6 @@ def store_faults(settings: Settings) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise WorkspaceError(
             f"MLflow's store {absolute(settings.tracking.uri)} can't be used: {str(error).splitlines()[0]}. Nothing "
-            "that was trained is lost: the ledger holds it; mend tracking.uri and run the same command again"
+            "that was trained is lost: the ledger holds it. See that the store is there, or mend tracking.uri, and run "
+            "the same command again"
         ) from error
