@@ -100,10 +100,10 @@ def _knock(server: str) -> None:
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
+    credentials: Callable[[str], Any] = get_default_host_creds  # it and the next have no types
+    ask: Callable[..., Any] = http_request
     try:
-        answer = http_request(
-            get_default_host_creds(server), "/health", "GET", max_retries=0, timeout=_PATIENCE_S, raise_on_status=False
-        )
+        answer = ask(credentials(server), "/health", "GET", max_retries=0, timeout=_PATIENCE_S, raise_on_status=False)
     except MlflowException as error:
         raise ConnectionError("its server doesn't answer") from error
     if answer.status_code >= _FIRST_FAULT_OF_A_SERVER:
