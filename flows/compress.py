@@ -13,6 +13,7 @@ from flows.benchmark import benchmark
 from flows.engine import ProgressBar, call_as_task, flow, publish_markdown
 from flows.export import export
 from flows.prepare import prepare
+from flows.profile import profile
 from flows.prune import prune
 from flows.report import report
 from flows.stage import Run
@@ -29,6 +30,7 @@ FLOWS: dict[str, Callable[[str, str, bool], None]] = {
     "prepare": prepare,
     "baseline": baseline,
     "analyze": analyze,
+    "profile": profile,
     "prune": prune,
     "transform": transform,
     "export": export,

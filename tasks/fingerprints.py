@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pruning.timing.measuring import cpu_name
 from tasks import imports
 from tasks.environment import REPOSITORY
 from tasks.settings import Settings
@@ -67,4 +69,7 @@ def _own_code(settings: Settings, sections: tuple[str, ...]) -> dict[str, str]:
     found = {reference: imports.source_digest(reference) for reference in references}
     if "model" in sections and settings.model.weights is not None:
         found["weights"] = sha256(settings.model.weights.read_bytes()).hexdigest()
+    if "profile" in sections:
+        path = settings.profile.path
+        found["profile"] = sha256(path.read_bytes()).hexdigest() if path else f"{cpu_name()} {version('onnxruntime')}"
     return found

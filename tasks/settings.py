@@ -78,6 +78,15 @@ class Analyze(Section):
     criterion_samples: int = Field(default=1024, ge=1)
 
 
+class Profile(Section):
+    """What latencies are predicted from: measured here, or brought along as a file."""
+
+    provider: str = "CPUExecutionProvider"
+    threads: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(1,), min_length=1)
+    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (1, 32)
+    path: Annotated[Path, AfterValidator(existing_file)] | None = None
+
+
 class Export(Section):
     """Which ONNX operator set the file uses."""
 
@@ -127,6 +136,7 @@ class Settings(Section):
     training: Training = Training()
     baseline: Baseline = Baseline()
     analyze: Analyze = Analyze()
+    profile: Profile = Profile()
     prune: Prune
     export: Export = Export()
     benchmark: Benchmark = Benchmark()

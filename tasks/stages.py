@@ -57,6 +57,13 @@ STAGES = (
         ("tasks/analyze.py", *_SHARED, "zoo"),
     ),
     Stage(
+        "profile",
+        "profile",
+        ("prepare",),
+        ("run", "model", "profile"),
+        ("tasks/profile.py", *_SHARED, "zoo"),
+    ),
+    Stage(
         "prune",
         "iterations",
         ("prepare", "baseline", "analyze"),

@@ -64,6 +64,7 @@ PARAMS: dict[str, Any] = {
         "recipe": {"name": "baseline", "epochs": 12, "learning_rate": 0.1, "schedule": "one_cycle", "batch_size": 32}
     },
     "analyze": {"criterion": "l2_norm", "rates": [0.3, 0.6], "fraction": 1.0},
+    "profile": {"batch_sizes": []},
     "prune": {
         "target": {"mac_reduction": 0.6},
         "iterations": 3,

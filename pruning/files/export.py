@@ -153,7 +153,6 @@ def open_session(
     *,
     num_threads: int = 1,
     provider: str = "CPUExecutionProvider",
-    trace_to: str | Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Load an ONNX file into ONNX Runtime.
 
@@ -161,7 +160,6 @@ def open_session(
         path: the file.
         num_threads: threads within an operator.
         provider: what runs the operators.
-        trace_to: where the runtime writes how long each operator took, begins of a file's name; None: nowhere.
 
     Raises:
         ExportError: the file is missing or damaged, or this build of ONNX Runtime has no such provider.
@@ -175,8 +173,6 @@ def open_session(
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    if trace_to is not None:
-        options.enable_profiling, options.profile_file_prefix = True, str(trace_to)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # ONNX Runtime's own errors have no public root but Exception

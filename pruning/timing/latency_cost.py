@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pruning.algebra.axes import Axis, count
+from pruning.algebra.axes import Axis, count, leaves
 from pruning.errors import ProfileError
 from pruning.structure.groups import Groups
 from pruning.timing.profiles import Profile, Surface
 
-
-def alignment(width: int, blocks: Sequence[int]) -> int:
-    """Return the first block that divides a width; 1 if none does."""
-    return next((block for block in blocks if width % block == 0), 1)
+_ODD = -1
 
 
 class SurfaceTimes:
-    """The times of a layer at any widths: bilinear between measured widths of the same alignment.
+    """The times of a layer at any widths: bilinear between measured widths of the same class.
 
-    A runtime that works in blocks is slower just beside a multiple of its block than on it, so no straight line leads
-    from one to the other.
+    A runtime that works in granules is slower just beside a multiple of its granule than on it, and one that holds
+    several of them faster at some multiples than at others, so no straight line leads from any width to any other.
     """
 
-    def __init__(self, surface: Surface, blocks: Sequence[int]) -> None:
+    def __init__(self, surface: Surface, granule: int, period: int) -> None:
         self._ms = np.array(surface.ms)
         self._knots = (np.array(surface.inputs), np.array(surface.outputs))
-        self._blocks = tuple(blocks)
-        self._classes = [np.array([alignment(int(knot), self._blocks) for knot in knots]) for knots in self._knots]
+        self._granule, self._periods = granule, (granule, period)  # sums over inputs have no pattern but the granule
+        self._classes = [
+            np.array([self._class(place, int(one)) for one in knots]) for place, knots in enumerate(self._knots)
+        ]
         self._rows: dict[tuple[int, int], NDArray[np.float64]] = {}
         self._found: dict[tuple[int, int], float] = {}
 
@@ -48,12 +47,15 @@ class SurfaceTimes:
             self._found[key] = float((self._wider(0, inputs) @ self._ms @ self._wider(1, outputs).T).min())
         return self._found[key]
 
+    def _class(self, place: int, width: int) -> int:
+        return _ODD if width % self._granule else width % self._periods[place]
+
     def _wider(self, place: int, width: int) -> NDArray[np.float64]:
         """Return the weights of the knots, [candidates, knots]: of a width, the next of each class, all wider knots."""
         if (place, width) not in self._rows:
             knots = self._knots[place]
-            near = range(width, min(width + 2 * max(self._blocks, default=1), int(knots[-1])) + 1)
-            first = {alignment(one, self._blocks): one for one in reversed(near)}
+            near = range(width, min(width + self._periods[place], int(knots[-1])) + 1)
+            first = {self._class(place, one): one for one in reversed(near)}
             candidates = sorted({width, *first.values(), *knots[knots > width].tolist()})
             self._rows[place, width] = np.stack([self._weights(place, one) for one in candidates])
         return self._rows[place, width]
@@ -61,7 +63,7 @@ class SurfaceTimes:
     def _weights(self, place: int, width: int) -> NDArray[np.float64]:
         """Return the weights of the knots from which the time at a width follows."""
         knots = self._knots[place]
-        own = np.flatnonzero(self._classes[place] == alignment(width, self._blocks))
+        own = np.flatnonzero(self._classes[place] == self._class(place, width))
         chosen = own if len(own) else np.arange(len(knots))
         right = int(np.searchsorted(knots[chosen], width))
         left, right = chosen[max(right - 1, 0)], chosen[min(right, len(chosen) - 1)]
@@ -101,7 +103,10 @@ class LatencyCost:
 
     def __init__(self, groups: Groups, profile: Profile) -> None:
         model = type(groups.model).__name__
-        times = {key: SurfaceTimes(surface, profile.blocks) for key, surface in profile.surfaces.items()}
+        times = {
+            key: SurfaceTimes(surface, profile.granule, profile.period) for key, surface in profile.surfaces.items()
+        }
+        self.profile = profile
         self._atoms = {group.name: groups.atom(group.name) for group in groups}
         self._calls: list[_Call] = []
         for layer in profile.layers:
@@ -131,6 +136,21 @@ class LatencyCost:
     def predict(self, kept: Mapping[str, int]) -> float:
         """Return the milliseconds per batch to expect of exactly these widths."""
         return self._total(kept, envelope=False)
+
+    def surcharge(self, kept: Mapping[str, int]) -> float:
+        """Return how much longer than their share of the MACs the layers take that these groups touch.
+
+        1 is a runtime that gives back in time what goes in MACs. Counted are the layers' own times.
+        """
+        sizes = {self._atoms[name]: number for name, number in kept.items()}
+        taken, due = 0.0, 0.0
+        for call in self._calls:
+            if not sizes.keys().isdisjoint(leaves(call.inputs)) or not sizes.keys().isdisjoint(leaves(call.outputs)):
+                inputs, outputs = count(call.inputs, sizes), count(call.outputs, sizes)
+                taken += call.times.at(inputs, outputs)
+                share = inputs * outputs / (call.inputs.size * call.outputs.size)
+                due += call.times.at(call.inputs.size, call.outputs.size) * share
+        return taken / due if due else 1.0
 
     def _total(self, kept: Mapping[str, int], *, envelope: bool) -> float:
         sizes = {self._atoms[name]: number for name, number in kept.items()}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pruning.errors import ProfileError
 
-_MADE_BY = "make one with pruning.timing.profiling.profile on the machine that the model is for"
+GRANULE = 8
+"""Kernels for the CPU make 8 channels at a time with AVX2, 16 with AVX-512: widths in between are filled up."""
+
+PERIOD = 64
+"""They hold up to four times as many: efficiency follows a pattern that repeats every 32 or 64 channels."""
+
+_MADE_BY = "make one on the machine that the model is for (docs/latency.md)"
 
 
 class _Part(BaseModel):
@@ -34,6 +38,12 @@ class Runtime(_Part):
     provider: str
     num_threads: int = Field(ge=1)
     batch_size: int = Field(ge=1)
+
+    @property
+    def described(self) -> str:
+        """Say it for people."""
+        threads = "a thread" if self.num_threads == 1 else f"{self.num_threads} threads"
+        return f"batch {self.batch_size}, {threads}, ONNX Runtime {self.onnxruntime} on {self.cpu}"
 
     def differences(self, other: Runtime) -> list[str]:
         """Say in which points another one differs."""
@@ -87,19 +97,18 @@ class Profile(_Part):
     """Times of a network's parts on one machine, in milliseconds per batch.
 
     Attributes:
-        version: of this format.
         runtime: where and how they were measured.
-        blocks: widths that are multiples of the first are one class, of the second but not the first another, and so
-            on: times are interpolated within a class alone.
+        granule: sizes that are no multiples of it are one class; times are interpolated within a class alone.
+        period: of sizes that layers make: multiples of the granule are of one class if they differ by periods.
         surfaces: the layers' times; layers that differ in nothing share one.
         layers: every call of a layer.
         whole_ms: the whole network at its full widths.
         overhead_ms: what a pass takes beside its operators, whatever the widths.
     """
 
-    version: Literal[1] = 1
     runtime: Runtime
-    blocks: tuple[int, ...]
+    granule: int = Field(ge=2)
+    period: int = Field(ge=2)
     surfaces: dict[str, Surface]
     layers: tuple[LayerProfile, ...] = Field(min_length=1)
     whole_ms: float = Field(gt=0)
@@ -116,49 +125,44 @@ class Profile(_Part):
         missing = [layer.weight for layer in self.layers if layer.surface not in self.surfaces]
         if missing:
             raise ValueError(f"no times for {', '.join(missing[:4])}")
-        if list(self.blocks) != sorted(set(self.blocks), reverse=True) or any(block < 2 for block in self.blocks):
-            raise ValueError(f"blocks must fall and be 2 or more; found {list(self.blocks)}")
+        if self.period % self.granule:
+            raise ValueError(f"period ({self.period}) is no multiple of granule ({self.granule})")
         return self
 
+
+class Profiles(_Part):
+    """What a file of profiles holds: one network on one machine, with several numbers of threads and batch sizes.
+
+    Attributes:
+        version: of this format.
+        questions: sha256 of the manifest that they answer.
+        profiles: the first is the one that plans are made by.
+    """
+
+    version: Literal[1] = 1
+    questions: str
+    profiles: tuple[Profile, ...]
+
+    def find(self, *, num_threads: int, batch_size: int) -> Profile | None:
+        """Return the profile of so many threads and samples; None where there is none."""
+        wanted = (num_threads, batch_size)
+        fitting = (one for one in self.profiles if (one.runtime.num_threads, one.runtime.batch_size) == wanted)
+        return next(fitting, None)
+
     def write(self, path: str | Path) -> None:
-        """Write the profile as JSON."""
+        """Write the profiles as JSON."""
         Path(path).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-def read_profile(path: str | Path, *, expected: Runtime | None) -> Profile:
-    """Read a profile.
-
-    Args:
-        path: its file.
-        expected: where the model is to run, see `runtime_here`; None if the profile is meant to be of another machine.
+def read_profiles(path: str | Path) -> Profiles:
+    """Read a file of profiles.
 
     Raises:
-        ProfileError: there is no such file, it is damaged, or it was measured elsewhere or otherwise.
+        ProfileError: there is no such file, or it is damaged.
     """
     try:
-        found = Profile.model_validate_json(Path(path).read_text(encoding="utf-8"))
+        return Profiles.model_validate_json(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as fault:
         raise ProfileError(f"no profile at {path}; {_MADE_BY}") from fault
     except (ValidationError, UnicodeDecodeError) as fault:
         raise ProfileError(f"{path} is no profile, or a damaged one: {fault}; {_MADE_BY}") from fault
-    differences = found.runtime.differences(expected) if expected is not None else []
-    if differences:
-        raise ProfileError(
-            f"{path} was measured elsewhere or otherwise; found and expected: {'; '.join(differences)}. If the model "
-            f"is for that machine, say so (expected=None); else {_MADE_BY}"
-        )
-    return found
-
-
-def cpu_name() -> str:
-    """Return the model of this machine's processor with its architecture."""
-    name = ""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-        # Virtual machines give many processors one name; family, model and stepping tell them apart.
-        known = [facts[key] for key in ("cpu family", "model", "stepping") if key in facts]
-        name = " ".join([facts.get("model name", facts.get("CPU part", "")), "/".join(known)]).strip()
-    except OSError:
-        name = platform.processor()
-    return f"{name or 'unknown'}, {platform.machine()}, {os.cpu_count()} cores"

@@ -18,7 +18,7 @@ from pruning.choosing.schedule import Attempt, Stop
 from pruning.choosing.sensitivity import measure_curve
 from pruning.errors import VerificationError
 from pruning.recovery.widening import widen
-from tasks import analyze, attempt, baseline, benchmark, export, prepare, prune, report, transform
+from tasks import analyze, attempt, baseline, benchmark, export, prepare, profile, prune, report, transform
 from tasks.comparison import as_markdown, as_text, compare, compare_latency
 from tasks.data import read_description, read_split
 from tasks.fingerprints import fingerprint, trajectory_fingerprint
@@ -32,6 +32,7 @@ BODIES: dict[str, Callable[[Settings, Workspace], None]] = {
     "prepare": prepare.prepare,
     "baseline": baseline.baseline,
     "analyze": analyze.analyze,
+    "profile": profile.profile,
     "transform": transform.transform,
     "export": export.export,
     "benchmark": benchmark.benchmark,

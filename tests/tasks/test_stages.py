@@ -29,7 +29,7 @@ def test_dvc_runs_the_flow_and_depends_on_what_shapes_its_output(stage: Stage) -
     assert found["cmd"].endswith(f"python -m flows.{stage.name}")
     assert found["deps"] == [f"flows/{stage.name}.py", *stage.code, *(folder(need) for need in stage.needs)]
     assert tuple(found["params"]) == stage.sections
-    options = {"persist": True} if stage.name == "prune" else None
+    options = {"persist": True} if stage.name in ("prune", "profile") else None
     expected = [{folder(stage.name): options}] if options else [folder(stage.name)]
     assert found["outs"] == expected
 

@@ -22,9 +22,9 @@ from pruning.gathering.statistics import collect
 from pruning.structure.bundles import Limits, find_bundles
 from pruning.structure.groups import Groups
 from pruning.timing.latency_cost import LatencyCost, SurfaceTimes
-from pruning.timing.profiles import LayerProfile, Profile, Runtime, Surface, read_profile
+from pruning.timing.profiles import LayerProfile, Profile, Profiles, Runtime, Surface, read_profiles
 
-BLOCKS = (16, 8)
+BLOCK = 16
 WIDTHS = (1, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64)
 THERE = Runtime(cpu="synthetic", onnxruntime="1.0", provider="CPUExecutionProvider", num_threads=1, batch_size=1)
 
@@ -48,7 +48,8 @@ def network() -> Groups:
 def synthetic() -> Profile:
     return Profile(
         runtime=THERE,
-        blocks=BLOCKS,
+        granule=BLOCK,
+        period=BLOCK,
         surfaces={
             "first": surface((3,), WIDTHS, lambda i, o: steps(o)),
             "second": surface(WIDTHS, WIDTHS, lambda i, o: steps(i) * steps(o)),
@@ -93,7 +94,7 @@ def test_envelope_never_rises_when_channels_go() -> None:
 @given(st.lists(st.floats(0.01, 9), min_size=144, max_size=144), st.integers(40, 63), st.integers(30, 63))
 def test_envelope_of_any_surface_is_its_least_time_at_wider_widths(times: list[float], i: int, o: int) -> None:
     grid = iter(times)
-    table = SurfaceTimes(surface(WIDTHS, WIDTHS, lambda *_: next(grid)), BLOCKS)
+    table = SurfaceTimes(surface(WIDTHS, WIDTHS, lambda *_: next(grid)), BLOCK, BLOCK)
     least = min(table.at(wider, more) for wider in range(i, 65) for more in range(o, 65))
     assert table.lowest(i, o) == pytest.approx(least)
 
@@ -122,28 +123,52 @@ def test_plan_keeps_multiples_of_the_profiles_block_without_rounding(way: str) -
     assert make() == kept
 
 
-def test_profile_comes_back_from_its_file(tmp_path: Path) -> None:
-    synthetic().write(tmp_path / "profile.json")
-    assert read_profile(tmp_path / "profile.json", expected=THERE) == synthetic()
+def test_profiles_come_back_from_their_file_and_are_found_by_threads_and_batch_size(tmp_path: Path) -> None:
+    other = synthetic().model_copy(update={"runtime": THERE.model_copy(update={"batch_size": 32})})
+    Profiles(questions="0", profiles=(synthetic(), other)).write(tmp_path / "profile.json")
+    found = read_profiles(tmp_path / "profile.json")
+    assert found.profiles == (synthetic(), other)
+    assert found.find(num_threads=1, batch_size=32) == other
+    assert found.find(num_threads=2, batch_size=32) is None
 
 
-def test_profile_of_other_hardware_is_refused_unless_it_is_meant(tmp_path: Path) -> None:
-    path = tmp_path / "profile.json"
-    synthetic().write(path)
+def test_other_hardware_is_told_apart_point_by_point() -> None:
     here = THERE.model_copy(update={"cpu": "this one", "num_threads": 4})
-    with pytest.raises(ProfileError, match="cpu 'synthetic' and 'this one'; num_threads 1 and 4"):
-        read_profile(path, expected=here)
-    assert read_profile(path, expected=None) == synthetic()
+    assert THERE.differences(here) == ["cpu 'synthetic' and 'this one'", "num_threads 1 and 4"]
+    assert THERE.differences(THERE) == []
 
 
 def test_missing_and_damaged_profiles_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
     with pytest.raises(ProfileError, match="no profile at"):
-        read_profile(path, expected=None)
-    for damage in ("{", synthetic().model_dump_json().replace('"blocks":[16,8]', '"blocks":[8,16]')):
+        read_profiles(path)
+    whole = Profiles(questions="0", profiles=(synthetic(),)).model_dump_json()
+    for damage in ("{", whole.replace('"period":16', '"period":17')):
         path.write_text(damage, encoding="utf-8")
         with pytest.raises(ProfileError, match="is no profile"):
-            read_profile(path, expected=None)
+            read_profiles(path)
+
+
+def test_times_of_a_pattern_that_repeats_are_met_between_the_periods() -> None:
+    """A kernel that holds four granules of 8: the last three cost more than their share."""
+    rest = {0: 0, 8: 19, 16: 22, 24: 26}
+
+    def time(_: int, made: int) -> float:
+        return float(made // 32 * 32 + rest[made % 32])
+
+    knots = (8, 16, 24, 32, 40, 48, 56, 64, 200, 208, 216, 224, 232, 240, 248, 256)
+    table = SurfaceTimes(surface((64,), knots, time), 8, 64)
+    for width in range(8, 257, 8):
+        assert table.at(64, width) == pytest.approx(time(64, width)), width
+
+
+def test_surcharge_is_the_time_above_the_share_of_the_macs() -> None:
+    groups = network()
+    cost = LatencyCost(groups, synthetic())
+    first, _ = (group.name for group in groups)
+    assert cost.surcharge({}) == 1.0
+    assert cost.surcharge({first: 32}) == pytest.approx(1.0)
+    assert cost.surcharge({first: 63}) == pytest.approx((6 + 6 * 4) / ((4 + 16) * 63 / 64))
 
 
 def test_profile_of_another_network_is_refused() -> None:

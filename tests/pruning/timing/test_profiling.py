@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,11 +9,14 @@ import torch
 from torch import nn
 
 from pruning import Plan, find_groups, make_plan, narrow
-from pruning.errors import ExportError, ProfileError
+from pruning.errors import ProfileError
 from pruning.files.export import export_onnx
 from pruning.timing.latency import measure_latency
 from pruning.timing.latency_cost import LatencyCost
-from pruning.timing.profiling import profile, runtime_here, widths_to_measure
+from pruning.timing.measuring import MANIFEST, PROFILE
+from pruning.timing.profiles import read_profiles
+from pruning.timing.profiling import profile, runtime_here
+from pruning.timing.questions import SCRIPT, ask, made_widths, summed_widths
 
 FACTOR = 2.0  # docs/log.md says what was measured; tests run beside other programs
 
@@ -20,10 +25,53 @@ def block(channels: int, out: int, groups: int = 1) -> list[nn.Module]:
     return [nn.Conv2d(channels, out, 3, padding=1, groups=groups), nn.ReLU()]
 
 
-def test_widths_are_multiples_of_the_blocks_their_neighbours_and_the_extremes() -> None:
-    assert widths_to_measure(range(1, 65), (16, 8)) == (1, 8, 15, 16, 17, 40, 47, 48, 49, 56, 63, 64)
-    assert widths_to_measure([10], (16, 8)) == (10,)
-    assert widths_to_measure(range(4, 21, 4), (16, 8)) == (4, 8, 12, 16, 20)
+def test_widths_are_one_pattern_at_either_end_and_few_beside() -> None:
+    assert made_widths(range(1, 41)) == (1, 7, 8, 9, 16, 23, 24, 25, 32, 39, 40)
+    long = made_widths(range(1, 513))
+    assert [one for one in long if one % 8 == 0] == [*range(8, 65, 8), *range(456, 513, 8)]
+    assert {1, 7, 9, 511} <= set(long)
+    assert summed_widths(range(1, 65)) == (1, 7, 8, 9, 39, 40, 41, 63, 64)
+    for choose in (made_widths, summed_widths):
+        assert choose([10]) == (10,)
+        assert choose(range(4, 21, 4)) == (4, 8, 12, 16, 20)
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*block(3, 16), *block(16, 8), nn.Conv2d(8, 2, 1)).eval()
+
+
+def test_questions_are_the_same_bytes_each_time_and_small(tmp_path: Path) -> None:
+    groups = find_groups(small(), torch.zeros(1, 3, 8, 8))
+    for name in ("one", "two"):
+        ask(groups, tmp_path / name, batch_sizes=[1, 4])
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert {SCRIPT, MANIFEST, "whole.onnx"} <= set(files)
+    for name in files:
+        written = (tmp_path / "one" / name).read_bytes()
+        assert written == (tmp_path / "two" / name).read_bytes()
+        assert len(written) < 30_000, name
+
+
+def test_script_answers_the_questions_without_the_library(tmp_path: Path) -> None:
+    groups = find_groups(small(), torch.zeros(1, 3, 8, 8))
+    ask(groups, tmp_path, batch_sizes=[1, 2], threads=[1, 2], shortest_ms=0.05)
+    blocked = "import sys; sys.modules.update(torch=None, onnx=None, pruning=None, pydantic=None); "
+    run = f"import runpy; runpy.run_path({SCRIPT!r}, run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", blocked + run], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "profile.path" in done.stderr
+    found = read_profiles(tmp_path / PROFILE)
+    assert [(one.runtime.num_threads, one.runtime.batch_size) for one in found.profiles] == [
+        (1, 1),
+        (1, 2),
+        (2, 1),
+        (2, 2),
+    ]
+    assert found.profiles[0].runtime == runtime_here()
+    assert LatencyCost(groups, found.profiles[3]).predict({}) == pytest.approx(found.profiles[3].whole_ms)
+    assert not list(tmp_path.glob("*.bin"))
 
 
 def test_profile_holds_every_kind_of_layer_and_predicts_a_narrowed_network() -> None:
@@ -54,7 +102,7 @@ def test_wider_layers_take_longer() -> None:
     groups = find_groups(model, torch.zeros(1, 3, 16, 16))
     found = profile(groups)
     second = found.surfaces[found.layers[1].surface]
-    assert second.ms[-1][-1] > 2 * second.ms[second.inputs.index(16)][second.outputs.index(16)]
+    assert second.ms[-1][-1] > 2 * second.ms[second.inputs.index(8)][second.outputs.index(16)]
     cost = LatencyCost(groups, found)
     assert cost({group.name: 16 for group in groups}) < 0.5 * cost({})
 
@@ -63,7 +111,7 @@ def test_what_cannot_be_profiled_is_refused(tmp_path: Path) -> None:
     linear = find_groups(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), torch.zeros(1, 4))
     with pytest.raises(ProfileError, match="CUDAExecutionProvider can't be profiled"):
         profile(linear, provider="CUDAExecutionProvider")
-    with pytest.raises(ExportError, match="unknown execution provider 'DnnlExecutionProvider'"):
+    with pytest.raises(ProfileError, match="this ONNX Runtime has no DnnlExecutionProvider; it has"):
         profile(linear, provider="DnnlExecutionProvider")
     with pytest.raises(ProfileError, match="no convolution and no linear layer"):
         profile(find_groups(nn.ReLU(), torch.zeros(1, 4)))

@@ -1,0 +1,221 @@
+"""What a profile has to be measured at: each layer of a network at few widths, as small files that can be timed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pruning.algebra.axes import Atom, Axis, count, leaves
+from pruning.errors import ProfileError
+from pruning.files.export import export_onnx
+from pruning.gathering.observation import Observer, observe
+from pruning.structure.groups import Groups
+from pruning.structure.layers import LayerCall
+from pruning.timing import measuring
+from pruning.timing.profiles import GRANULE, PERIOD, LayerProfile
+from pruning.timing.rows import Shape, write_row
+
+SCRIPT = "measure.py"
+
+_SYNCHRONOUS = ("CPUExecutionProvider", "DnnlExecutionProvider", "XnnpackExecutionProvider")
+_WHOLE = "whole.onnx"
+
+
+def ask(
+    groups: Groups,
+    folder: str | Path,
+    *,
+    provider: str = "CPUExecutionProvider",
+    threads: Sequence[int] = (1,),
+    batch_sizes: Sequence[int] = (1,),
+    shortest_ms: float = 1.0,
+) -> None:
+    """Write a folder of questions about a network, with the script that answers them anywhere.
+
+    Each convolution and linear layer is to be run by itself on inputs of its real shape, at those of the widths that
+    its groups can take where the curve bends, see `made_widths` and `summed_widths`. The same network and settings
+    write the same bytes.
+
+    Args:
+        groups: of the network; where channels may go decides which widths are asked for.
+        folder: where the files go; it is made.
+        provider: execution provider of ONNX Runtime; its operators must be done when they return.
+        threads: numbers of threads within an operator; 0 is as many as the machine has cores.
+        batch_sizes: samples per pass. Every number of threads is measured with every batch size.
+        shortest_ms: how long each layer is measured at each pair of widths, within 4 and 200 passes.
+
+    Raises:
+        ProfileError: the provider can't be measured, the network has no layer, or its input is no tensor of 32-bit
+            floats.
+        ExportError: the network can't be exported.
+    """
+    folder = Path(folder)
+    first = groups.example_inputs
+    if provider not in _SYNCHRONOUS:
+        raise ProfileError(
+            f"{provider} can't be profiled: its operators may return before they are done; expected one of "
+            f"{', '.join(_SYNCHRONOUS)}"
+        )
+    if not isinstance(first, Tensor) or first.dtype != torch.float32:
+        raise ProfileError(
+            "a network is profiled on one tensor of 32-bit floats; its example inputs are something else"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    cases = [_case(groups, first, batch_size, folder) for batch_size in batch_sizes]
+    export_onnx(groups.model, first, folder / _WHOLE)
+    shutil.copyfile(measuring.__file__, folder / SCRIPT)
+    manifest = {
+        "script": sha256((folder / SCRIPT).read_bytes()).hexdigest(),
+        "provider": provider,
+        "threads": list(threads),
+        "granule": GRANULE,
+        "period": PERIOD,
+        "shortest_ms": shortest_ms,
+        "largest_weight": max(case.pop("largest_weight") for case in cases),
+        "cases": cases,
+    }
+    (folder / measuring.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def made_widths(reachable: Sequence[int]) -> tuple[int, ...]:
+    """Choose among the sizes of an axis that a layer makes: one pattern of the runtime at either end, and few beside.
+
+    A kernel makes a granule of channels at a time and holds up to four granules, so that times follow a pattern that
+    repeats. Between two sizes that hold the same place in it they lie on a line.
+    """
+    members = [one for one in sorted(set(reachable)) if one % GRANULE == 0]
+    ends = [one for one in members if one <= PERIOD or one > members[-1] - PERIOD]
+    return _with_neighbours(reachable, ends)
+
+
+def summed_widths(reachable: Sequence[int]) -> tuple[int, ...]:
+    """Choose among the sizes of an axis that a layer sums over, where times lie on a line: least, middle, largest."""
+    members = [one for one in sorted(set(reachable)) if one % GRANULE == 0]
+    return _with_neighbours(reachable, _least_middle_largest(members))
+
+
+def _with_neighbours(reachable: Sequence[int], members: Sequence[int]) -> tuple[int, ...]:
+    """Add the extremes, and some of the sizes between the granules."""
+    ordered = sorted(set(reachable))
+    others = [one for one in ordered if one % GRANULE]
+    chosen = {ordered[0], ordered[-1], *members, *others[:1], *others[-1:]}
+    for width in _least_middle_largest(members):
+        chosen |= {*[one for one in others if one < width][-1:], *[one for one in others if one > width][:1]}
+    return tuple(sorted(chosen))
+
+
+def _least_middle_largest(members: Sequence[int]) -> list[int]:
+    return sorted({members[0], members[len(members) // 2], members[-1]}) if members else []
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A call of a layer, and the widths at which it is measured."""
+
+    shape: Shape
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    weight: str
+    positions: int
+
+    @property
+    def key(self) -> str:
+        """What layers share that take equal times."""
+        geometry = self.shape.geometry
+        kind = "linear" if not geometry.kernel else "transposed" if geometry.transposed else "convolution"
+        reading = f" {geometry.kernel} by {geometry.stride}, dilated {geometry.dilation}, padded {geometry.padding}"
+        groups = f" in {geometry.groups} groups of {self.shape.channels_per_group}" if geometry.groups > 1 else ""
+        return (
+            f"{kind}{reading if geometry.kernel else ''}{groups}, {self.inputs[-1]} to {self.outputs[-1]} channels "
+            f"of {self.inputs[0]} to {self.outputs[0]} at least, on {self.shape.extents}"
+        )
+
+    @property
+    def entry(self) -> LayerProfile:
+        """What the profile holds of it."""
+        return LayerProfile(
+            weight=self.weight,
+            surface=self.key,
+            input_axis=0 if self.shape.geometry.input_axis == 0 else 1,
+            positions=self.positions,
+        )
+
+
+def _case(groups: Groups, first: Tensor, batch_size: int, folder: Path) -> dict[str, Any]:
+    """Write the files of one batch size, and return what the manifest says of them."""
+    batch = torch.cat([first[:1]] * batch_size)
+    noted = _Noted(groups)
+    observe(groups.model, batch, [noted])
+    if not noted.layers:
+        raise ProfileError(f"{type(groups.model).__name__} calls no convolution and no linear layer")
+    surfaces: dict[str, Any] = {}
+    for layer in noted.layers:
+        if layer.key not in surfaces:
+            stem = f"batch-{batch_size}-layer-{len(surfaces)}"
+            rows = [write_row(folder, f"{stem}-{one}", layer.shape, one, layer.outputs) for one in layer.inputs]
+            surfaces[layer.key] = {"inputs": layer.inputs, "outputs": layer.outputs, "rows": rows}
+    return {
+        "batch_size": batch_size,
+        "whole": {"file": _WHOLE, "feeds": {"input": list(batch.shape)}},
+        "surfaces": surfaces,
+        "layers": [layer.entry.model_dump() for layer in noted.layers],
+        "largest_weight": max(prod(one.shape.weight_shape(one.inputs[-1], one.outputs[-1])) for one in noted.layers),
+    }
+
+
+class _Noted(Observer):
+    """Notes every call of a layer."""
+
+    def __init__(self, groups: Groups) -> None:
+        self.layers: list[_Layer] = []
+        self._groups = groups
+        self._prunable = {groups.atom(group.name) for group in groups}
+
+    def on_layer(self, call: LayerCall) -> None:
+        axes, geometry = self._groups.trace.parameters[call.weight], call.geometry
+        inputs, outputs = axes[geometry.input_axis], axes[1 - geometry.input_axis]
+        extents = tuple(call.inputs.shape[:-1])
+        if geometry.kernel:
+            batched = call.inputs.shape if call.inputs.ndim == len(geometry.kernel) + 2 else (1, *call.inputs.shape)
+            extents = (batched[0], *batched[2:])
+        per_group = self._per_group(call, axes[0])
+        divisors = (per_group or geometry.groups, 1)  # of the weights' axes
+        self.layers.append(
+            _Layer(
+                Shape(geometry, extents, per_group),
+                summed_widths(self._reachable(inputs, divisors[geometry.input_axis])),
+                made_widths(self._reachable(outputs, divisors[1 - geometry.input_axis])),
+                call.weight,
+                call.outputs.numel() // outputs.size,
+            )
+        )
+
+    def _per_group(self, call: LayerCall, axis: Axis) -> int:
+        """Return the size of the first axis that belongs to each group of a convolution where only whole groups go.
+
+        0 otherwise: where both groups and channels within them can go, times are taken with all groups there.
+        """
+        module = call.weight.rpartition(".")[0]
+        counts = [one for one in self._groups.trace.facts.counts if one.place == (module, "groups")]
+        groups = {atom for one in counts for atom in leaves(one.axis) if atom in self._prunable}
+        only = groups == {atom for atom in leaves(axis) if atom in self._prunable}
+        return axis.size // call.geometry.groups if groups and only else 0
+
+    def _reachable(self, axis: Axis, divisor: int) -> list[int]:
+        """Return the sizes that an axis can take; where several groups meet on it, all between the extremes."""
+        atoms = list(dict.fromkeys(atom for atom in leaves(axis) if atom in self._prunable))
+        if len(atoms) == 1:
+            sizes = [count(axis, {atoms[0]: kept}) for kept in range(1, atoms[0].size + 1)]
+        else:
+            least: Mapping[Atom, int] = dict.fromkeys(atoms, 1)
+            sizes = list(range(count(axis, least), axis.size + 1))
+        return [one for one in sizes if one % divisor == 0]

@@ -1,0 +1,106 @@
+"""Measure how long each layer of the network takes by its widths, or take over what was measured elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from hashlib import sha256
+from pathlib import Path
+
+import pruning
+from pruning.errors import ProfileError
+from pruning.timing.latency_cost import LatencyCost
+from pruning.timing.measuring import MANIFEST, PROFILE
+from pruning.timing.profiles import Profiles, read_profiles
+from pruning.timing.profiling import answer, runtime_here
+from pruning.timing.questions import ask
+from tasks.data import read_description
+from tasks.models import begin, example_inputs, make_factory
+from tasks.progress import shown
+from tasks.settings import Settings
+from tasks.workspace import Workspace, replace_file, writing
+
+FOLDER = "profile"
+QUESTIONS = "questions"
+
+log = logging.getLogger("secateur")
+
+
+def profile(settings: Settings, workspace: Workspace) -> None:
+    """Write `questions/`, a folder that is answered on any machine by its own script, and `profile.json`.
+
+    What was measured before is kept where questions, machine and runtime are the same: a measurement is never made anew
+    unless what it depends on has changed, or its folder was deleted.
+
+    Raises:
+        ProfileError: The profile brought along is damaged, or of another network; or this machine can't measure.
+    """
+    begin(settings)
+    chosen = settings.profile
+    model = make_factory(settings, read_description(workspace))()
+    groups = pruning.find_groups(model, example_inputs(workspace, settings).cpu())
+    place = workspace.folder(FOLDER)
+    with writing(place) as folder:
+        if chosen.path is None and not chosen.batch_sizes:
+            Profiles(questions="", profiles=()).write(folder / PROFILE)
+            log.info("profile: nothing is measured, since profile.batch_sizes is empty")
+            return
+        try:
+            ask(
+                groups,
+                folder / QUESTIONS,
+                provider=chosen.provider,
+                threads=chosen.threads,
+                batch_sizes=chosen.batch_sizes or (1,),
+            )
+        except ProfileError as fault:
+            if chosen.path is not None:
+                raise
+            Profiles(questions="", profiles=()).write(folder / PROFILE)
+            log.warning("profile: no latency can be predicted: %s", fault)
+            return
+        if chosen.path is not None:
+            found = _brought_along(chosen.path, groups)
+            replace_file(folder / PROFILE, chosen.path.read_bytes())
+        elif (kept := _measured_before(place, folder / QUESTIONS, settings)) is not None:
+            found = kept
+            replace_file(folder / PROFILE, (place / PROFILE).read_bytes())
+        else:
+            with shown("profile: files") as progress:
+                found = answer(folder / QUESTIONS, progress)
+            (folder / QUESTIONS / PROFILE).replace(folder / PROFILE)
+    first = found.profiles[0]
+    log.info("profile: the baseline takes %.3f ms; %s", first.whole_ms, first.runtime.described)
+
+
+def read_profile(workspace: Workspace) -> Profiles:
+    """Read the profiles; there may be none in them.
+
+    Raises:
+        ProfileError: They aren't there or are damaged.
+    """
+    return read_profiles(workspace.folder(FOLDER) / PROFILE)
+
+
+def _brought_along(path: Path, groups: pruning.Groups) -> Profiles:
+    found = read_profiles(path)
+    if not found.profiles:
+        raise ProfileError(f"{path} holds no profile; make one by {QUESTIONS}/measure.py")
+    for one in found.profiles:
+        LatencyCost(groups, one)
+    return found
+
+
+def _measured_before(place: Path, questions: Path, settings: Settings) -> Profiles | None:
+    """Return what lies there if it answers the same questions and was measured on this machine."""
+    try:
+        found = read_profiles(place / PROFILE)
+    except ProfileError:
+        return None
+    asked = sha256((questions / MANIFEST).read_bytes()).hexdigest()
+    cases = dict.fromkeys(
+        runtime_here(provider=settings.profile.provider, num_threads=threads, batch_size=batch_size)
+        for threads in settings.profile.threads
+        for batch_size in settings.profile.batch_sizes
+    )
+    same = found.questions == asked and tuple(cases) == tuple(one.runtime for one in found.profiles)
+    return found if same else None
