@@ -32,7 +32,7 @@ from tasks.models import (
     save_model,
 )
 from tasks.progress import shown
-from tasks.resuming import EpochKeeper, keeper_for, unfinished
+from tasks.resuming import EpochKeeper, unfinished
 from tasks.settings import Settings
 from tasks.workspace import Workspace
 
@@ -87,8 +87,7 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, step: Atte
     candidates, faults = [], []
     for recipe in settings.prune.recipes:
         try:
-            gates = settings.prune.kind == "dynamic"
-            kept = keeper_for(recipe, under_way / f"{recipe.name}.safetensors", gates=gates)
+            kept = EpochKeeper(under_way / f"{recipe.name}.safetensors")
             candidates.append(_recover(settings, workspace, taken, recipe, teacher, step.number, example, kept))
         except (ModelError, TargetError) as error:  # a recipe that diverges or misses has lost; the others go on
             faults.append(f"{recipe.name}: {error}")
@@ -150,7 +149,7 @@ def _recover(
     teacher: nn.Module,
     number: int,
     example: Tensor,
-    keeper: EpochKeeper | None,
+    keeper: EpochKeeper,
 ) -> _Candidate:
     """Fine-tune a copy by one recipe and measure it; a training that was killed goes on after its last epoch."""
     model = copy.deepcopy(taken.model)

@@ -31,7 +31,7 @@ from tasks.models import (
     sparsity_training,
 )
 from tasks.progress import shown
-from tasks.resuming import forget, keeper_for, unfinished
+from tasks.resuming import EpochKeeper, forget, unfinished
 from tasks.settings import Settings
 from tasks.stages import find_stage
 from tasks.workspace import Workspace
@@ -138,7 +138,8 @@ def _train(model: nn.Module, settings: Settings, workspace: Workspace, under_way
             augment=augmentation(settings),
             after_step=after_step,
             progress=progress,
-            keeper=keeper_for(recipe, under_way / "training.safetensors"),
+            memory=sparsity,
+            keeper=EpochKeeper(under_way / "training.safetensors"),
         )
 
 

@@ -1,4 +1,7 @@
-"""Training that was killed goes on: model, optimizer and losses are kept after every epoch, without pickle."""
+"""Training that was killed goes on: all that it is made of is kept after every epoch, without pickle.
+
+One file: `model.NAME`, `optimizer.INDEX.NAME`, `memory.NAME` (what a penalty remembers), and the losses.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as format_safetensors
 from torch import Tensor, nn
 
-from pruning.training.recipe import Recipe
+from pruning.training.epochs import Memory
 from tasks.workspace import Workspace, replace_file
 
 UNFINISHED = ".training.unfinished"
@@ -32,8 +35,8 @@ class EpochKeeper:
         """
         self.path = path
 
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
-        """Bring model and optimizer to where they were, and return the losses of the epochs done."""
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, memory: Memory | None) -> list[float]:
+        """Bring all of them to where they were, and return the losses of the epochs done."""
         try:
             with safe_open(self.path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
@@ -43,30 +46,32 @@ class EpochKeeper:
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             log.warning("%s can't be read (%s): training begins anew", self.path, error)
             return []
-        state: dict[int, dict[str, Tensor]] = {}
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "memory": {}}
         for name, tensor in tensors.items():
-            family, _, rest = name.partition(".")
-            if family == "optimizer":
-                index, _, what = rest.partition(".")
-                state.setdefault(int(index), {})[what] = tensor
-        weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-        model.load_state_dict(weights)
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in parts["optimizer"].items():
+            index, _, what = name.partition(".")
+            state.setdefault(int(index), {})[what] = tensor
+        model.load_state_dict(parts["model"])
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        if memory is not None:
+            memory.load_state_dict(parts["memory"])
         log.info("training goes on after epoch %d", len(losses))
         return losses
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, losses: Sequence[float]) -> None:
+    def save(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, memory: Memory | None, losses: Sequence[float]
+    ) -> None:
         """Keep where they are."""
-        tensors = {f"model.{name}": tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}
+        found = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         for index, kept in optimizer.state_dict()["state"].items():
-            for name, value in kept.items():
-                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().clone().contiguous()
+            found |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in kept.items()}
+        if memory is not None:
+            found |= {f"memory.{name}": tensor for name, tensor in memory.state_dict().items()}
+        tensors = {name: tensor.detach().clone().contiguous() for name, tensor in found.items()}
         replace_file(self.path, format_safetensors(tensors, metadata={"losses": json.dumps(list(losses))}))
-
-
-def keeper_for(recipe: Recipe, path: Path, *, gates: bool = False) -> EpochKeeper | None:
-    """Return what keeps a training; None where it begins anew, because a penalty remembers what is not kept."""
-    return None if gates or recipe.sparsity is not None else EpochKeeper(path)
 
 
 def unfinished(workspace: Workspace, run: str) -> Path:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import isnan
+
 import torch
 from torch import Tensor
 
@@ -17,7 +20,7 @@ _WIDEST = 64.0  # the largest shift tried; logits lie within a few units of zero
 
 
 class GateTraining:
-    """The penalty on what the gates let through: give `penalty` and `after_step` to `finetune`.
+    """The penalty on what the gates let through: give `penalty` and `after_step` to `finetune`, and itself as `memory`.
 
     penalty = weight · (mean MACs of the batch / MACs of the whole − goal)²
 
@@ -44,6 +47,16 @@ class GateTraining:
     def after_step(self, step: int, num_steps: int, _rate: float) -> None:
         """Move the goal."""
         self._passed = min(1.0, step / max(1.0, self._ramp * num_steps))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return where the gates stood at first, and how far the goal has moved."""
+        start = float("nan") if self._start is None else self._start
+        return {"progress": torch.tensor([start, self._passed], dtype=torch.float64)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from there."""
+        start, self._passed = state["progress"].tolist()
+        self._start = None if isnan(start) else start
 
 
 @torch.no_grad()

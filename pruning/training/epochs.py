@@ -1,13 +1,13 @@
 """Train a model on samples: deterministic on the CPU, bit for bit, whatever happened before in the process.
 
-All randomness of epoch e comes from (seed, e) alone, so that the state between two epochs is the model, the optimizer
-and the number of epochs done: nothing else would have to be saved to go on later.
+All randomness of epoch e comes from (seed, e) alone, so that the state between two epochs is the model, the optimizer,
+what a penalty remembers and the number of epochs done: nothing else has to be saved to go on later.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -30,13 +30,25 @@ AfterStep = Callable[[int, int, float], None]
 """(step from 1, steps of the run, learning rate): called after each step of the optimizer."""
 
 
+class Memory(Protocol):
+    """What a penalty, or what is done after a step, remembers from epoch to epoch."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return it by name, as tensors on the CPU."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Remember that instead."""
+
+
 class Keeper(Protocol):
     """Keeps the state of a run after every epoch, so that a run that was stopped goes on."""
 
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
-        """Bring model and optimizer to where they were, and return the losses of the epochs done; none at first."""
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, memory: Memory | None) -> list[float]:
+        """Bring all of them to where they were, and return the losses of the epochs done; none at first."""
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, losses: Sequence[float]) -> None:
+    def save(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, memory: Memory | None, losses: Sequence[float]
+    ) -> None:
         """Keep where they are after the epochs with these losses."""
 
 
@@ -81,6 +93,7 @@ def finetune(
     augment: Augment | None = None,
     penalty: Penalty | None = None,
     after_step: AfterStep | None = None,
+    memory: Memory | None = None,
     progress: Progress | None = None,
     keeper: Keeper | None = None,
 ) -> History:
@@ -100,9 +113,9 @@ def finetune(
         penalty: added to the loss of each step.
         after_step: called after each step, for what changes parameters beside the optimizer; needed where the recipe
             names `sparsity` (`pruning.training.sparsity.SparsityTraining`).
+        memory: what `penalty` and `after_step` remember from epoch to epoch, for the keeper.
         progress: told after each batch.
-        keeper: keeps the state after each epoch; what it has kept is gone on from, to the same bits. What `penalty` and
-            `after_step` remember from epoch to epoch is theirs to keep.
+        keeper: keeps the state after each epoch; what it has kept is gone on from, to the same bits.
 
     Raises:
         DataError: no samples, or inputs and targets differ in number.
@@ -132,11 +145,11 @@ def finetune(
         model.train()
         if teacher is not None:
             teacher.eval()
-        losses = [] if keeper is None else keeper.load(model, optimizer)
+        losses = [] if keeper is None else keeper.load(model, optimizer, memory)
         for epoch in range(len(losses), recipe.epochs):
             losses.append(_run_epoch(run, epoch))
             if keeper is not None:
-                keeper.save(model, optimizer, losses)
+                keeper.save(model, optimizer, memory, losses)
     optimizer.zero_grad(set_to_none=True)
     return History(recipe=recipe.name, losses=tuple(losses))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil
 
 import torch
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class SparsityTraining:
-    """The proximal step after each step of an optimizer: give it to `finetune` as `after_step`.
+    """The proximal step after each step of an optimizer: give it to `finetune` as `after_step` and as `memory`.
 
     Over the first part of the run (`ramp`) the strength of each step is what would bring the share asked for to zero at
     once, divided by the steps that are left of it: channels shrink evenly, and the harder the loss pulls them back, the
@@ -87,6 +87,14 @@ class SparsityTraining:
                 one.scale(self._parameters, torch.where(gone, 0.0, 1.0))
         elif rate > 0:
             self._shrink(max(1, num_left), rate)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return which channels are held at zero, group by group; nothing before the ramp has ended."""
+        return {str(number): gone for number, gone in enumerate(self._gone or ())}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Hold those."""
+        self._gone = [state[str(number)] for number in range(len(state))] or None
 
     def _shrink(self, num_left: int, rate: float) -> None:
         found = [self._penalty.thresholds(one, self._parameters, rate) for one in self._penalised]

@@ -28,6 +28,7 @@ def narrow_channels(situation: Situation) -> Step:
     recover(narrowed, chosen, groups, statistics, situation)
 
     def train(model: nn.Module, recipe: Recipe, finetune: Train) -> None:
-        finetune(model=model, after_step=sparsity_training(recipe, model, example, settings.prune.ignore))
+        sparsity = sparsity_training(recipe, model, example, settings.prune.ignore)
+        finetune(model=model, after_step=sparsity, memory=sparsity)
 
     return Step(narrowed, chosen, train)

@@ -10,10 +10,15 @@ import pytest
 import torch
 from torch import nn
 
+from pruning import find_groups
+from pruning.dynamic.gate_training import GateTraining
+from pruning.dynamic.gates import GatedModel, add_gates
+from pruning.structure.cost import Cost
 from pruning.training import epochs as trainer
 from pruning.training.epochs import finetune
 from pruning.training.recipe import Recipe, Sparsity
-from tasks.resuming import UNFINISHED, EpochKeeper, keeper_for
+from pruning.training.sparsity import SparsityTraining
+from tasks.resuming import UNFINISHED, EpochKeeper
 from tests.tasks.test_pipeline import Project, make
 from zoo.datasets import Samples
 
@@ -34,46 +39,78 @@ def _samples() -> Samples:
     return Samples(torch.randn(40, 1, 5, 5, generator=generator), torch.arange(40) % 3)
 
 
-RECIPES = [
-    Recipe(epochs=4, batch_size=16, learning_rate=0.05),
-    Recipe(epochs=4, batch_size=16, learning_rate=0.01, optimizer="adamw", schedule="one_cycle"),
-]
+def _plain(model: nn.Module, recipe: Recipe) -> dict[str, Any]:
+    return {}
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=["sgd", "adamw"])
+def _sparse(model: nn.Module, recipe: Recipe) -> dict[str, Any]:
+    training = SparsityTraining(find_groups(model, _samples().inputs[:1]), model, recipe)
+    return {"after_step": training, "memory": training}
+
+
+def _gated(model: nn.Module, recipe: Recipe) -> dict[str, Any]:
+    assert isinstance(model, GatedModel)
+    cost = Cost(find_groups(model.model, _samples().inputs[:1]))
+    training = GateTraining(model, cost, 0.5 * cost.macs({}))
+    return {"penalty": training.penalty, "after_step": training.after_step, "memory": training}
+
+
+def _network_with_gates() -> nn.Module:
+    torch.manual_seed(1)
+    return add_gates(find_groups(_network(), _samples().inputs[:1]))[0]
+
+
+SGD = Recipe(epochs=4, batch_size=16, learning_rate=0.05)
+ADAMW = Recipe(epochs=4, batch_size=16, learning_rate=0.01, optimizer="adamw", schedule="one_cycle")
+LASSO = Recipe(epochs=4, batch_size=16, sparsity=Sparsity(penalty="group_lasso", share=0.5))
+SCALES = Recipe(epochs=4, batch_size=16, sparsity=Sparsity(penalty="bn_scale", share=0.5, ramp=0.7))
+Hooks = Callable[[nn.Module, Recipe], dict[str, Any]]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "hooks", "make_network"),
+    [
+        pytest.param(SGD, _plain, _network, id="sgd"),
+        pytest.param(ADAMW, _plain, _network, id="adamw"),
+        pytest.param(SGD.model_copy(update={"momentum": 0.0}), _plain, _network, id="no momentum"),
+        pytest.param(LASSO, _sparse, _network, id="group lasso"),
+        pytest.param(SCALES, _sparse, _network, id="scales"),
+        pytest.param(SGD, _gated, _network_with_gates, id="gates"),
+    ],
+)
 @pytest.mark.parametrize("killed_in", [1, 2, 3])
-def test_a_killed_training_ends_with_the_same_bits(tmp_path: Path, recipe: Recipe, killed_in: int) -> None:
+def test_a_killed_training_ends_with_the_same_bits(
+    tmp_path: Path, recipe: Recipe, hooks: Hooks, make_network: Callable[[], nn.Module], killed_in: int
+) -> None:
+    steps: list[int] = []
+
     def train(model: nn.Module, keeper: EpochKeeper | None, stop: int | None = None) -> None:
         def progress(done: int, total: int) -> None:
             if stop is not None and done > stop * total // recipe.epochs:
                 raise Killed
+            steps.append(done)
 
-        finetune(model, _samples(), recipe, seed=3, keeper=keeper, progress=progress)
+        finetune(model, _samples(), recipe, seed=3, keeper=keeper, progress=progress, **hooks(model, recipe))
 
-    undisturbed, killed, resumed = _network(), _network(), _network()
+    undisturbed, killed, resumed = make_network(), make_network(), make_network()
     train(undisturbed, None)
     keeper = EpochKeeper(tmp_path / "run.safetensors")
     with pytest.raises(Killed):
         train(killed, keeper, killed_in)
+    steps.clear()
     train(resumed, keeper)
+    assert steps == list(range(3 * killed_in + 1, 13))
     for name, tensor in undisturbed.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
-
-
-def test_what_a_penalty_remembers_is_not_kept_so_its_training_begins_anew(tmp_path: Path) -> None:
-    thin = Recipe(sparsity=Sparsity(penalty="bn_scale", share=0.3))
-    assert keeper_for(thin, tmp_path) is None
-    assert keeper_for(Recipe(), tmp_path, gates=True) is None
-    assert keeper_for(Recipe(), tmp_path) is not None
 
 
 def test_a_state_that_is_cut_off_is_left_alone(tmp_path: Path) -> None:
     model, path = _network(), tmp_path / "run.safetensors"
     keeper = EpochKeeper(path)
-    finetune(model, _samples(), RECIPES[0], seed=3, keeper=keeper)
+    finetune(model, _samples(), SGD, seed=3, keeper=keeper)
     path.write_bytes(path.read_bytes()[:-50])
     again = _network()
-    finetune(again, _samples(), RECIPES[0], seed=3, keeper=keeper)
+    finetune(again, _samples(), SGD, seed=3, keeper=keeper)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
