@@ -26,16 +26,14 @@ def flow(name: str, *, typed: bool = False) -> Callable[[Function], Function]:
     """
     if PLAIN:
         return lambda function: function
-    import prefect
+    from flows.away import Flow
 
-    return lambda function: prefect.flow(  # type: ignore[return-value]  # a Flow is called like its function
-        name=name, validate_parameters=typed, persist_result=False
-    )(function)
+    return lambda function: Flow(function, name=name, typed=typed)  # type: ignore[return-value]  # is called like it
 
 
 def body_of(function: Function) -> Function:
     """Return what a flow does, to be done inside the run of another flow."""
-    return getattr(function, "fn", function)  # where a Flow keeps its function
+    return getattr(function, "body", function)
 
 
 def send_event(name: str, resource: str, payload: dict[str, Any]) -> None:
@@ -47,8 +45,8 @@ def send_event(name: str, resource: str, payload: dict[str, Any]) -> None:
 
 
 def call_as_task(function: Callable[..., Any], name: str, *arguments: Any) -> Any:
-    """Call a function as a Prefect task, without cache or stored result: the workspace is the only truth."""
-    if PLAIN:
+    """Call a function as a task of the flow's run, without cache or stored result: the workspace is the only truth."""
+    if run_id() is None:
         return function(*arguments)
     import prefect
     from prefect.cache_policies import NO_CACHE
@@ -57,40 +55,37 @@ def call_as_task(function: Callable[..., Any], name: str, *arguments: Any) -> An
     return task(*arguments)
 
 
+def _show(make: str, **given: Any) -> Any:
+    """Call a function of Prefect's that makes or changes an artifact; there is none where no engine runs."""
+    if PLAIN:
+        return None
+    from prefect import artifacts
+
+    from flows.away import tell
+
+    return tell(lambda: getattr(artifacts, make)(**given))
+
+
 class ProgressBar:
     """A progress artifact on Prefect's pages."""
 
     def __init__(self, key: str, description: str) -> None:
-        self._artifact: UUID | None = None
-        if not PLAIN:
-            from prefect.artifacts import create_progress_artifact
-
-            self._artifact = create_progress_artifact(0.0, key=key, description=description)  # type: ignore[assignment]
+        self._artifact: UUID | None = _show("create_progress_artifact", progress=0.0, key=key, description=description)
 
     def update(self, share: float) -> None:
         """Show a share in [0, 1]."""
         if self._artifact is not None:
-            from prefect.artifacts import update_progress_artifact
-
-            update_progress_artifact(self._artifact, 100 * share)
+            _show("update_progress_artifact", artifact_id=self._artifact, progress=100 * share)
 
 
 def publish_table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
     """Show a table on Prefect's pages."""
-    if PLAIN:
-        return
-    from prefect.artifacts import create_table_artifact
-
-    create_table_artifact([dict(row) for row in rows], key=key, description=description)
+    _show("create_table_artifact", table=[dict(row) for row in rows], key=key, description=description)
 
 
 def publish_markdown(key: str, text: str, description: str) -> None:
     """Show a text on Prefect's pages."""
-    if PLAIN:
-        return
-    from prefect.artifacts import create_markdown_artifact
-
-    create_markdown_artifact(text, key=key, description=description)
+    _show("create_markdown_artifact", markdown=text, key=key, description=description)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ DEFAULTS = {
     "PREFECT_LOGGING_EXTRA_LOGGERS": "secateur",
     "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",  # what is older than 90 days goes by itself
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # each event that doesn't reach a server would be a line
+    "PREFECT_CLIENT_MAX_RETRIES": "3",  # 14 s and not a minute for each request to a server that went away
     # MLflow: no advice, no progress bars of its own, and no long waits for a server that is away.
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "ERROR",

@@ -1,0 +1,160 @@
+"""Prefect's server away for a while: flows run without it, and it is told later how they ended.
+
+    at a flow's start    away: its body alone runs, and there is no page of it
+    at its end           away: the end is kept in PREFECT_HOME/unreported/, by the run's id
+    at the next start    there again: it is told of all that is kept
+
+A server that Prefect starts for one process alone is never away.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Generic, ParamSpec, TypeVar
+from uuid import UUID
+
+import httpx
+import prefect
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.events.clients import PrefectEventsClient
+from prefect.events.worker import EventsWorker
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import flow_run
+from prefect.settings import get_current_settings
+
+from tasks.workspace import write_json
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_PATIENCE_S = 5.0
+_FIRST_FAULT_OF_A_SERVER = 500
+
+log = logging.getLogger("secateur")
+
+if get_current_settings().api.url is not None:  # else the worker would hold up the end by 7 s for each event it has
+    EventsWorker.set_client_override(PrefectEventsClient, reconnection_attempts=1)
+
+
+@dataclass(frozen=True)
+class _End(Generic[R]):
+    """How a flow's body ended: with a result, or with an error."""
+
+    result: R | None = None
+    error: Exception | None = None
+
+    def value(self) -> R:
+        if self.error is not None:
+            raise self.error
+        return self.result  # type: ignore[return-value]  # None only where R is
+
+
+class Flow(prefect.Flow[P, R]):
+    """A flow that runs its body with Prefect's server or without."""
+
+    def __init__(self, body: Callable[P, R], *, name: str, typed: bool) -> None:
+        """Take a function.
+
+        Args:
+            body: What the flow does.
+            name: On Prefect's pages.
+            typed: Whether Prefect checks the parameters against the annotations.
+        """
+        self.body = body
+        self._ends: list[_End[R]] = []
+        super().__init__(fn=self._watched(), name=name, validate_parameters=typed, persist_result=False)
+
+    def __call__(self, *arguments: P.args, **named: P.kwargs) -> R:  # type: ignore[override]  # no futures, no states
+        """Run it; where the server is away, without."""
+        if is_away():
+            log.warning("Prefect's server %s doesn't answer: %s goes on without it", _address(), self.name)
+            return self.body(*arguments, **named)
+        self._ends.clear()
+        try:
+            return super().__call__(*arguments, **named)
+        except Exception as error:
+            if any(error is end.error for end in self._ends):
+                raise
+            if not isinstance(error, httpx.HTTPError) and not is_away():
+                raise
+            log.warning("Prefect's server %s went away: %s goes on without it", _address(), self.name)
+        return self._ends[-1].value() if self._ends else self.body(*arguments, **named)
+
+    def _watched(self) -> Callable[P, R]:
+        """Return the body for Prefect's engine: it tells first what was missed, and keeps last what is missed now."""
+
+        @wraps(self.body)
+        def body(*arguments: P.args, **named: P.kwargs) -> R:
+            report()
+            try:
+                end = _End(self.body(*arguments, **named))
+            except Exception as error:  # noqa: BLE001 - value() raises it again
+                end = _End(error=error)
+            self._ends.append(end)
+            if is_away():
+                _keep(end.error)
+            return end.value()
+
+        return body
+
+
+def is_away() -> bool:
+    """Say whether there is a server to report to that doesn't answer."""
+    address = _address()
+    if address is None:
+        return False
+    try:
+        answer = httpx.get(f"{address}/health", timeout=_PATIENCE_S, verify=False)  # noqa: S501 - nothing is sent
+    except httpx.TransportError:
+        return True
+    return answer.status_code >= _FIRST_FAULT_OF_A_SERVER
+
+
+def tell(action: Callable[[], R]) -> R | None:
+    """Show something on Prefect's pages; where the server is away, nobody sees it."""
+    if is_away():
+        return None
+    try:
+        return action()
+    except httpx.HTTPError as error:
+        log.warning("Prefect's server %s did not take something for its pages: %s", _address(), error)
+        return None
+
+
+def report() -> None:
+    """Tell the server how runs ended while it was away."""
+    for path in sorted(_kept().glob("*.json")):
+        note = json.loads(path.read_text(encoding="utf-8"))
+        if note["server"] != _address():
+            continue
+        with get_client(sync_client=True) as client:
+            try:
+                found = client.read_flow_run(UUID(path.stem))
+                if found.state is None or found.state.type != note["state"]["type"]:
+                    client.set_flow_run_state(found.id, State.model_validate(note["state"]), force=True)
+            except ObjectNotFound:
+                log.warning("Prefect's server knows no run %s any more", path.stem)
+            except httpx.HTTPError:
+                return
+        path.unlink()
+
+
+def _keep(error: Exception | None) -> None:
+    message = "It ended while Prefect's server was away." + (f" {error}" if error else "")
+    state = {"type": "FAILED" if error else "COMPLETED", "message": message}
+    write_json(_kept() / f"{flow_run.id}.json", {"server": _address(), "state": state})
+
+
+def _kept() -> Path:
+    return Path(os.environ["PREFECT_HOME"]) / "unreported"
+
+
+def _address() -> str | None:
+    return get_current_settings().api.url
