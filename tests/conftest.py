@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-pytest_plugins = ["tests.shop"]
+pytest_plugins = ["tests.clone", "tests.shop"]
 
 OWN_CODE = '''
 import torch

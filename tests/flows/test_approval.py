@@ -5,14 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,47 +15,11 @@ import pytest
 
 from tasks import registry
 from tasks.environment import REPOSITORY
+from tests.live import ask, prefect_server, started, wait_until
 
 pytestmark = pytest.mark.slow
 
-LONGEST_S = 240.0
 SERVE = "from flows.promote import promote; promote.serve('by-hand')"
-
-
-@contextmanager
-def started(command: list[str], root: Path, environment: dict[str, str], log: Path) -> Iterator[None]:
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command, cwd=root, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        yield
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def ask(url: str, body: Any = None) -> Any:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as response:
-        return json.loads(response.read() or b"null")
-
-
-def wait_until(what: str, holds: Callable[[], bool], log: Path) -> None:
-    deadline = time.monotonic() + LONGEST_S
-    while time.monotonic() < deadline:
-        try:
-            if holds():
-                return
-        except OSError:
-            pass
-        time.sleep(0.5)
-    pytest.fail(f"{what}: not within {LONGEST_S:.0f} s\n{log.read_text(errors='replace')[-3000:]}")
 
 
 @pytest.fixture
@@ -69,10 +28,6 @@ def api(shop: Any, tmp_path: Path) -> Iterator[str]:
     for name in ("pruning", "zoo", "tasks", "flows"):
         shutil.copytree(REPOSITORY / name, shop.root / name, ignore=shutil.ignore_patterns("__pycache__"))
     shop.change(lambda s: s["promote"].update(require_approval=True))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"http://127.0.0.1:{port}/api"
     tools = Path(sys.executable).parent
     environment = {
         **{name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "DVC_STAGE")},
@@ -80,10 +35,7 @@ def api(shop: Any, tmp_path: Path) -> Iterator[str]:
         "PREFECT_HOME": str(tmp_path / "prefect"),
         "PYTHONPATH": str(shop.root),
     }
-    server = [str(tools / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    log = tmp_path / "server.log"
-    with started(server, shop.root, environment, log):
-        wait_until("the server", lambda: ask(f"{address}/health") is True, log)
+    with prefect_server(shop.root, environment, tmp_path / "server.log") as address:
         environment["PREFECT_API_URL"] = address
         with started([sys.executable, "-c", SERVE], shop.root, environment, tmp_path / "serve.log"):
             named = f"{address}/deployments/name/promote/by-hand"

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -22,113 +21,22 @@ from typing import Any
 import psutil
 import pytest
 
-from tasks.environment import REPOSITORY
+from tests.clone import LONGEST_S, Clone
 
 pytestmark = pytest.mark.slow
 
-CODE = (
-    *("pruning", "zoo", "tasks", "flows", "dvc.yaml", "prefect.yaml", "work-pool.json"),
-    *(".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore"),
-)
-LONGEST_S = 300.0
 
-
-class Clone:
-    """A repository of its own, with the small project in it."""
-
-    def __init__(self, root: Path, code: Path, writer: Callable[..., Path], home: Path) -> None:
-        self.root = root
-        shutil.copytree(code, root, dirs_exist_ok=True)
-        writer(root)
-        tools = str(Path(sys.executable).parent)
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-            "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
-            "PREFECT_HOME": str(home),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-        self.run("git", "init", "-q")
-        self.run("git", "add", "-A")
-        self.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "start")
-
-    def run(self, *command: str) -> str:
-        done = subprocess.run(
-            command, cwd=self.root, env=self.environment, capture_output=True, text=True, timeout=LONGEST_S, check=False
-        )
-        assert done.returncode == 0, f"{command}: {done.stdout}\n{done.stderr}"
-        return done.stdout + done.stderr
-
-    def flow(self, name: str = "compress") -> str:
-        return self.run(sys.executable, "-m", f"flows.{name}")
-
-    def killed(self, *command: str) -> None:
-        """Start a command and kill it, with its children, once the first checkpoint of the loop is there."""
-        process = subprocess.Popen(
-            command,
-            cwd=self.root,
-            env=self.environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + LONGEST_S
-        while not (self.root / "artifacts/iterations/01").is_dir():
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline, "it never reached the first checkpoint"
-            time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        assert not (self.root / "artifacts/iterations/stage.json").exists(), "it ended before it could be killed"
-
-    def status(self) -> str:
-        return self.run("dvc", "status")
-
-    def hashes(self) -> dict[str, str]:
-        """Hash everything that others depend on."""
-        folders = (
-            "data",
-            *(f"artifacts/{name}" for name in ("baseline", "analysis", "iterations", "dense", "onnx", "report")),
-        )
-        files = (path for folder in folders for path in (self.root / folder).rglob("*") if path.is_file())
-        return {str(path.relative_to(self.root)): sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
-
-    def recorded(self, query: str) -> list[Any]:
-        with sqlite3.connect(self.root / "mlflow.db") as store:
-            return store.execute(query).fetchall()
-
-    def assert_tracked_once(self) -> None:
-        ledger = json.loads((self.root / "artifacts/iterations/ledger.json").read_text(encoding="utf-8"))
-        assert self.recorded("select status from runs") == [("FINISHED",)]
-        steps = self.recorded("select step from metrics where key = 'accuracy' order by step")
-        assert steps == [(row["attempt"],) for row in ledger["attempts"]]
-        assert self.recorded("select name, version from model_versions") == [("small", 1)]
-
-
-@pytest.fixture(scope="module")
-def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The code as it is now, once for all clones: an edit between two of them would be a difference of its own."""
-    root = tmp_path_factory.mktemp("code")
-    for place in CODE:
-        source, goal = REPOSITORY / place, root / place
-        goal.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, goal, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copyfile(source, goal)
-    return root
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("prefect")
-
-
-@pytest.fixture(scope="module")
-def new_clone(
-    tmp_path_factory: pytest.TempPathFactory, code: Path, project_writer: Callable[..., Path], home: Path
-) -> Callable[[], Clone]:
-    return lambda: Clone(tmp_path_factory.mktemp("clone"), code, project_writer, home)
+def killed(clone: Clone, *command: str) -> None:
+    """Start a command and kill it, with its children, once the first checkpoint of the loop is there."""
+    process = clone.start(*command)
+    deadline = time.monotonic() + LONGEST_S
+    while not (clone.root / "artifacts/iterations/01").is_dir():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline, "it never reached the first checkpoint"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (clone.root / "artifacts/iterations/stage.json").exists(), "it ended before it could be killed"
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +80,7 @@ def test_repro_gives_the_same_bytes_and_the_next_flow_registers_them(
 
 def test_killed_flow_is_finished_by_repro_with_the_same_bytes(by_flow: Clone, new_clone: Callable[[], Clone]) -> None:
     clone = new_clone()
-    clone.killed(sys.executable, "-m", "flows.compress")
+    killed(clone, sys.executable, "-m", "flows.compress")
     printed = clone.run("dvc", "repro")
     assert "resuming after" in printed or "attempt 1" in printed
     assert clone.hashes() == by_flow.hashes()
@@ -184,7 +92,7 @@ def test_killed_repro_is_finished_by_the_flow_with_the_same_bytes(
     by_flow: Clone, new_clone: Callable[[], Clone]
 ) -> None:
     clone = new_clone()
-    clone.killed("dvc", "repro")
+    killed(clone, "dvc", "repro")
     assert "baseline: is current" in clone.flow()
     assert clone.hashes() == by_flow.hashes()
     assert "up to date" in clone.status()

@@ -105,7 +105,9 @@ def _listen(killer: _Killer) -> None:
     event.listen(Engine, "commit", commit)
 
 
-def _watch(killer: _Killer) -> None:
+def watch(trace: str, point: str) -> None:
+    """Hear of everything from now on."""
+    killer = _Killer(trace, point)
     listening = False
 
     def hook(name: str, arguments: tuple[Any, ...]) -> None:
@@ -122,7 +124,7 @@ def _watch(killer: _Killer) -> None:
             inside = len(arguments) < 2 or arguments[1] in (None, -1)  # else the name is relative to an open folder
             if inside and (place := _place(arguments[0])):
                 killer.happens("remove", place)
-        elif name == "sqlite3.connect" and not listening and str(arguments[0]).endswith("mlflow.db"):
+        elif name == "sqlite3.connect" and not listening and "mlflow.db" in str(arguments[0]):
             listening = True
             _listen(killer)
         elif name == "secateur.step":
@@ -134,4 +136,4 @@ def _watch(killer: _Killer) -> None:
 
 
 if TRACE:
-    _watch(_Killer(TRACE, POINT))
+    watch(TRACE, POINT)
