@@ -1,7 +1,7 @@
 """Which version was in production when, and why: `promotions.jsonl`, one line for each decision, versioned in Git.
 
 A decision is kept as a tag of its version before an alias is moved, and written to the file afterwards. What a kill
-left out of the file is added by whoever decides next.
+left undone is done by whoever decides next.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks import registry
 from tasks.gates import Gate
+from tasks.registry import Version
 from tasks.settings import Settings
 from tasks.workspace import replace_file
 
@@ -106,11 +107,37 @@ def write_down(decision: Decision) -> None:
     _add(decision.line)
 
 
+def about(version: Version | None) -> Decision | None:
+    """Return the last decision about a version; None where there is none."""
+    if version is None or TAG not in version.tags:
+        return None
+    return Decision.model_validate_json(version.tags[TAG])
+
+
 def complete(settings: Settings) -> None:
-    """Add the decision that put the present version into production, where a kill left it out of the file."""
-    current = registry.at(settings, registry.PRODUCTION)
-    if current is not None and TAG in current.tags:
-        _add(current.tags[TAG])
+    """Do what a kill left undone of the last decision: its line in the file, and the alias `previous`.
+
+    That alias follows from the decision that put the present version into production: it is at what was there before,
+    or at nothing after a rollback.
+    """
+    present = about(registry.at(settings, registry.PRODUCTION))
+    if present is not None and present.decision in ("promoted", "rolled back"):
+        write_down(present)
+        before = present.instead_of if present.decision == "promoted" else None
+        _put_previous(settings, before)
+    latest = about(registry.at(settings, registry.CANDIDATE))
+    if latest is not None and latest.decision in ("refused", "declined"):
+        write_down(latest)
+
+
+def _put_previous(settings: Settings, number: str | None) -> None:
+    found = registry.at(settings, registry.PREVIOUS)
+    if (found.number if found else None) == number:
+        return
+    if number in {version.number for version in registry.versions(settings)}:
+        registry.assign(settings, registry.PREVIOUS, str(number))
+    elif found is not None:
+        registry.withdraw(settings, registry.PREVIOUS)
 
 
 def _add(line: str) -> None:

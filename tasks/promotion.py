@@ -2,7 +2,8 @@
 
     gates ─► decision as a tag of the version ─► alias `previous` ─► alias `production` ─► line in promotions.jsonl
 
-A kill at any arrow leaves a version in production, and the next decision adds the line that is missing.
+A kill at any arrow leaves a version in production. A promotion that didn't get to its alias is decided anew; what is
+missing after that, the next decision does first.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ from pydantic import TypeAdapter
 
 from pruning.errors import WorkspaceError
 from tasks import registry
-from tasks.decisions import ROLLED_BACK, Decision, announce, complete, write_down
-from tasks.decisions import TAG as DECIDED
+from tasks.decisions import ROLLED_BACK, Decision, about, announce, complete, write_down
 from tasks.gates import Gate, judge
-from tasks.registry import CANDIDATE, PREVIOUS, PRODUCTION
+from tasks.registry import CANDIDATE, PREVIOUS, PRODUCTION, Version
 from tasks.settings import Settings
 from tasks.side_by_side import measure_side_by_side
 from tasks.workspace import Workspace
@@ -46,9 +46,19 @@ class Case:
 def undecided(settings: Settings) -> str | None:
     """Return the candidate's version where nothing was decided about it yet and nobody is asked."""
     candidate = registry.at(settings, CANDIDATE)
-    if candidate is None or {DECIDED, WAITING} & candidate.tags.keys():
+    if candidate is None or WAITING in candidate.tags:
         return None
-    return candidate.number
+    decision = about(candidate)
+    if decision is None or (decision.decision == "promoted" and _was_cut_off(settings, candidate)):
+        return candidate.number
+    return None
+
+
+def _was_cut_off(settings: Settings, candidate: Version) -> bool:
+    """Say whether a promotion was announced and, because of a kill, never carried out."""
+    production = registry.at(settings, PRODUCTION)
+    in_production = production is not None and production.number == candidate.number
+    return not in_production and ROLLED_BACK not in candidate.tags
 
 
 def examine(settings: Settings, workspace: Workspace) -> Case | None:

@@ -31,9 +31,7 @@ def _become(asked: dict[str, Any]) -> NoReturn:
     os.chdir(os.environ["KILL_ROOT"])  # the folder may be another one by now, of the same name
     os.environ.update(asked["environment"])
     if trace := asked["environment"].get("KILL_TRACE"):
-        import sitecustomize
-
-        sitecustomize.watch(trace, asked["environment"].get("KILL_POINT", ""))
+        importlib.import_module("sitecustomize").watch(trace, asked["environment"].get("KILL_POINT", ""))
     code: object = 0
     try:
         if asked["run"] == "dvc repro":
