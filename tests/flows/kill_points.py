@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-STATES = ("nothing", "prepare", "baseline", "analyze", "prune", "transform", "export", "benchmark", "report")
-"""A project in which these stages have finished, the last one named: what the killed command begins with."""
+from tasks.stages import NAMES
+
+STATES = ("nothing", *NAMES)
+"""A project in which the stages up to this one have finished: what the killed command begins with."""
 
 _UNFINISHED = "artifacts/.training.unfinished"
 _LOOP, _DENSE, _ONNX = "artifacts/iterations", "artifacts/dense", "artifacts/.onnx.partial"
@@ -52,18 +54,18 @@ BOUNDARIES = (
     Point("dvc.lock emptied to be written anew", "baseline", "1 after write dvc.lock"),
     Point("sensitivities half measured", "baseline", f"1 after rename {_CURVES}/0000.json"),
     Point("curves written, not in their place", "baseline", "1 before rename artifacts/analysis"),
-    Point("first epoch of attempt 1", "analyze", "5 before step training"),
-    Point("first epoch of attempt 1, by DVC", "analyze", "5 before step training", killed="repro"),
-    Point("attempt 1, the stage alone under DVC", "analyze", "12 before step training", killed="repro", alone=True),
-    Point("checkpoint of attempt 1 half-written", "analyze", f"1 after write {_LOOP}/.01.partial/meta.json"),
-    Point("attempt 1 accepted, no line in the ledger", "analyze", f"2 before rename {_LOOP}/ledger.json"),
-    Point("line in the ledger, nothing in MLflow", "analyze", f"2 after rename {_LOOP}/ledger.json"),
-    Point("MLflow's tables half made", "analyze", "20 before sql UPDATE alembic_version"),
-    Point("MLflow's run made, no settings", "analyze", "1 after commit runs tags"),
-    Point("attempt 1 half logged", "analyze", "1 before sql INSERT latest_metrics"),
-    Point("attempt 2 half logged", "analyze", "2 before commit latest_metrics metrics"),
-    Point("loop ended, outcome not written", "analyze", "1 before rename artifacts/iterations/outcome.json"),
-    Point("loop sealed, not committed", "analyze", "1 after rename artifacts/iterations/stage.json"),
+    Point("first epoch of attempt 1", "profile", "5 before step training"),
+    Point("first epoch of attempt 1, by DVC", "profile", "5 before step training", killed="repro"),
+    Point("attempt 1, the stage alone under DVC", "profile", "12 before step training", killed="repro", alone=True),
+    Point("checkpoint of attempt 1 half-written", "profile", f"1 after write {_LOOP}/.01.partial/meta.json"),
+    Point("attempt 1 accepted, no line in the ledger", "profile", f"2 before rename {_LOOP}/ledger.json"),
+    Point("line in the ledger, nothing in MLflow", "profile", f"2 after rename {_LOOP}/ledger.json"),
+    Point("MLflow's tables half made", "profile", "20 before sql UPDATE alembic_version"),
+    Point("MLflow's run made, no settings", "profile", "1 after commit runs tags"),
+    Point("attempt 1 half logged", "profile", "1 before sql INSERT latest_metrics"),
+    Point("attempt 2 half logged", "profile", "2 before commit latest_metrics metrics"),
+    Point("loop ended, outcome not written", "profile", "1 before rename artifacts/iterations/outcome.json"),
+    Point("loop sealed, not committed", "profile", "1 after rename artifacts/iterations/stage.json"),
     Point("dense model in its place, no proof", "prune", f"1 before rename {_DENSE}/equivalence.json"),
     Point("dense model written, by DVC", "prune", "1 before rename artifacts/dense", killed="repro"),
     Point("ONNX file half-written", "transform", f"1 after write {_ONNX}/.model.onnx.partial"),
