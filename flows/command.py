@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from pruning.errors import SecateurError
 from tasks.requests import DEFAULT_PARAMS
@@ -17,6 +21,7 @@ from tasks.workspace import DEFAULT_ROOT, Workspace
 REFUSED = 1
 FAULT = 2
 INTERRUPTED = 130
+ENDED_BY_SIGNAL = 128  # and the signal's number
 
 FlowFunction = Callable[[str, str, bool], object]
 
@@ -43,9 +48,12 @@ def main(name: str, run: FlowFunction, summary: str, arguments: Sequence[str] | 
 def execute(name: str, options: argparse.Namespace, action: Callable[[], object]) -> None:
     """Do what a command line asks for, and end the process where that goes wrong.
 
-    A fault of the user's is one message and exit code 2; its traceback is shown with --debug alone.
+    A fault of the user's is one message and exit code 2; its traceback is shown with --debug alone. A signal that asks
+    for the end is one message too: locks are let go of, and programs that were started for this process alone end.
     """
     _say_on_terminal()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, partial(_end, name))
     try:
         action()
     except (SecateurError, OSError) as fault:
@@ -77,6 +85,11 @@ def _commits(options: argparse.Namespace) -> bool:
         return True
     log.info("DVC versions %s and %s/ alone: this run is not committed", DEFAULT_PARAMS, DEFAULT_ROOT)
     return False
+
+
+def _end(name: str, number: int, _frame: object) -> NoReturn:
+    os.write(2, f"\n{name}: {signal.Signals(number).name}; run the same command again to go on\n".encode())
+    sys.exit(ENDED_BY_SIGNAL + number)
 
 
 def _message(fault: SecateurError | OSError, workspace: Path) -> str:

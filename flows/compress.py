@@ -16,7 +16,7 @@ from flows.prepare import prepare
 from flows.profile import profile
 from flows.prune import prune
 from flows.report import report
-from flows.stage import Run
+from flows.stage import Run, recorded_end
 from flows.transform import transform
 from tasks.comparison import Line, as_markdown, as_text, compare, compare_latency
 from tasks.fingerprints import fingerprint
@@ -43,7 +43,7 @@ FLOWS: dict[str, Callable[[str, str, bool], None]] = {
 def compress(params: str = "params.yaml", workspace: str = "artifacts", commit: bool = True) -> None:
     """Run every stage that isn't current, record the result in MLflow, show it."""
     run = Run.begin(params, workspace, commit)
-    with locked(run.workspace):
+    with locked(run.workspace), recorded_end(run):
         bar = ProgressBar("compress-progress", "stages that are done")
         changed = run.versions.changed() if run.versions else frozenset()
         for position, stage in enumerate(STAGES):

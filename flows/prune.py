@@ -6,7 +6,7 @@ import logging
 
 from flows import command
 from flows.engine import PLAIN, ProgressBar, call_as_task, flow, publish_table
-from flows.stage import Run
+from flows.stage import Run, recorded_end
 from pruning.choosing.schedule import Attempt
 from pruning.errors import WorkspaceError
 from tasks.attempt import attempt
@@ -32,7 +32,8 @@ def prune(params: str = "params.yaml", workspace: str = "artifacts", commit: boo
         if is_current(folder, made_by):
             log.info("%s: is current", NAME)
         else:
-            _loop(run)
+            with recorded_end(run):
+                _loop(run)
             seal(folder, made_by)
         if run.versions is not None and NAME in run.versions.changed():
             run.versions.commit(NAME)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.engine import call_as_task
+from flows.engine import PLAIN, call_as_task
+from pruning.errors import WorkspaceError
+from tasks import tracking
 from tasks.fingerprints import fingerprint
+from tasks.ledger import FILE as LEDGER
+from tasks.ledger import read_ledger
 from tasks.lock import locked
+from tasks.prune import FOLDER as LOOP
 from tasks.settings import Settings, load
 from tasks.stages import find_stage
 from tasks.versioning import Versions
@@ -48,6 +54,25 @@ class Run:
         place = Workspace(Path(workspace))
         place.open()
         return cls(Path(params), settings, place, Versions() if commit else None)
+
+
+@contextmanager
+def recorded_end(run: Run) -> Iterator[None]:
+    """Let MLflow's run say so where a signal or a fault ends the block: it would seem to be under way for ever."""
+    try:
+        yield
+    except BaseException as end:
+        if not PLAIN and (run.workspace.folder(LOOP) / LEDGER).exists():
+            _record_end(run, tracking.FAILED if isinstance(end, Exception) else tracking.KILLED)
+        raise
+
+
+def _record_end(run: Run, status: str) -> None:
+    try:
+        ledger = read_ledger(run.workspace.folder(LOOP))
+        tracking.end_early(run.settings, ledger.fingerprint, status)
+    except WorkspaceError as fault:
+        log.warning("MLflow's run doesn't say that it ended: %s", fault)
 
 
 def run_stage(name: str, body: Body, params: str, workspace: str, commit: bool) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 FINGERPRINT = "secateur.fingerprint"
+KILLED, FAILED = "KILLED", "FAILED"
 ARTIFACTS = Path("mlartifacts")
 _SQLITE = "sqlite:///"
 _LONGEST_PARAM, _MOST_PARAMS = 6000, 100  # MLflow's own limits, per value and per batch
@@ -45,12 +46,34 @@ def project(settings: Settings, ledger: Ledger) -> str:
         client = open_store(settings.tracking.uri)
         run = _find_run(client, settings, ledger.fingerprint)
         run_id: str = run.info.run_id
+        if run.info.status in (KILLED, FAILED):
+            client.update_run(run_id, "RUNNING")
         _log_settings(client, run, settings)
         seen = {point.step for point in client.get_metric_history(run_id, "accepted")}
         metrics = [metric for row in ledger.rows if row.attempt not in seen for metric in _metrics(row)]
         if metrics:
             client.log_batch(run_id, metrics=metrics)
     return run_id
+
+
+def end_early(settings: Settings, fingerprint: str, status: str) -> None:
+    """Let the run of a trajectory, if there is one that seems to be under way, say how it ended.
+
+    Args:
+        settings: Of the run.
+        fingerprint: The trajectory's.
+        status: KILLED or FAILED.
+
+    Raises:
+        WorkspaceError: The store can't be used.
+    """
+    with store_faults(settings):
+        client = open_store(settings.tracking.uri)
+        experiment = client.get_experiment_by_name(settings.tracking.experiment)
+        runs = client.search_runs([experiment.experiment_id], _having(fingerprint)) if experiment else []
+        for run in runs:
+            if run.info.status == "RUNNING":
+                client.set_terminated(run.info.run_id, status)
 
 
 def open_store(uri: str) -> MlflowClient:
@@ -136,10 +159,14 @@ def _find_run(client: MlflowClient, settings: Settings, fingerprint: str) -> Run
         experiment = found.experiment_id
     else:
         experiment = client.create_experiment(name, artifact_location=_artifacts(settings))
-    runs = client.search_runs([experiment], f"tags.`{FINGERPRINT}` = '{fingerprint}'", max_results=1)
+    runs = client.search_runs([experiment], _having(fingerprint), max_results=1)
     if runs:
         return runs[0]
     return client.create_run(experiment, run_name=_run_name(settings), tags={FINGERPRINT: fingerprint})
+
+
+def _having(fingerprint: str) -> str:
+    return f"tags.`{FINGERPRINT}` = '{fingerprint}'"
 
 
 def _artifacts(settings: Settings) -> str | None:

@@ -7,14 +7,19 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+
+from tests.clone import Clone
 
 LONGEST_S = 240.0
 
@@ -74,3 +79,70 @@ def wait_until(what: str, holds: Callable[[], bool], log: Path) -> None:
             pass
         time.sleep(0.5)
     pytest.fail(f"{what}: not within {LONGEST_S:.0f} s\n{log.read_text(errors='replace')[-3000:]}")
+
+
+class Served:
+    """A clone's own servers, pool and worker."""
+
+    def __init__(self, clone: Clone, api: str, process: psutil.Process) -> None:
+        self.clone = clone
+        self.api = api
+        self._process = process
+
+    def family(self) -> set[psutil.Process]:
+        """Return the processes of servers, worker and runs."""
+        return set(self._process.children(recursive=True))
+
+    def ask(self, place: str, body: dict[str, Any]) -> tuple[int, Any]:
+        """Post to Prefect's API; return the status and the answer."""
+        request = urllib.request.Request(
+            f"{self.api}/{place}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as refused:
+            return refused.code, refused.read().decode()
+
+    def deployment(self, name: str) -> str:
+        _, found = self.ask("deployments/filter", {"deployments": {"name": {"any_": [name]}}})
+        return str(found[0]["id"])
+
+    def start(self, name: str, **asked: Any) -> tuple[int, Any]:
+        return self.ask(f"deployments/{self.deployment(name)}/create_flow_run", asked)
+
+    def wait_for(self, name: str, count: int, *also: str) -> list[dict[str, Any]]:
+        """Wait until a deployment has so many runs that ended (or are in these states too); the oldest comes first."""
+        wanted = {"deployments": {"name": {"any_": [name]}}, "sort": "START_TIME_ASC"}
+        wanted["flow_runs"] = {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED", *also]}}}
+        deadline = time.monotonic() + LONGEST_S
+        while time.monotonic() < deadline:
+            _, runs = self.ask("flow_runs/filter", wanted)
+            if len(runs) >= count:
+                return list(runs)
+            time.sleep(2)
+        raise AssertionError(f"{name} has not run {count} times: {self.ask('flow_runs/filter', {})}")
+
+
+@contextmanager
+def served(clone: Clone) -> Iterator[Served]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.serve"],
+        cwd=clone.root,
+        env=clone.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    family: list[psutil.Process] = []
+    try:
+        assert process.stdout
+        printed = [line for line in iter(process.stdout.readline, "Ctrl-C ends all of it\n") if line]
+        assert process.poll() is None, printed
+        here = psutil.Process(process.pid)
+        family = here.children(recursive=True)
+        yield Served(clone, f"{printed[0].split()[1]}/api", here)
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 0
+        assert psutil.wait_procs(family, timeout=5)[1] == [], "a child outlived it"

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
-from flows import command
+from flows import command, stage
 from flows.baseline import baseline
 from flows.compress import compress_what_changed
 from flows.prepare import prepare
 from flows.prune import prune
+from tasks import tracking
+from tasks.ledger import read_ledger
+from tasks.lock import locked
+from tasks.workspace import Workspace
 
 Change = Callable[[dict[str, Any]], object]
 Write = Callable[[Change | None], Path]
@@ -179,6 +187,58 @@ def test_baseline_that_was_brought_along_remembers_its_data(
         settings["baseline"]["recipe"] = None
 
     project_writer(copied, change)
-    for stage in (prepare, baseline, analyze):
-        succeeds(stage, "--workspace", "other")
+    for one in (prepare, baseline, analyze):
+        succeeds(one, "--workspace", "other")
     assert "the baseline learned from the data" in fails(capsys, prune, "--workspace", "other")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signal_that_asks_for_the_end_is_one_message_and_lets_go_of_the_workspace(
+    write_params: Write, capfd: Any, number: signal.Signals
+) -> None:
+    write_params(None)
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+
+    def ended(params: str, workspace: str, commit: bool) -> None:
+        with locked(Workspace(Path(workspace))):
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+
+    try:
+        with pytest.raises(SystemExit) as end:
+            command.main("stage", ended, "", ["--no-commit"])
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    assert end.value.code == 128 + number
+    assert capfd.readouterr().err == f"\nstage: {number.name}; run the same command again to go on\n"
+    with FileLock("artifacts/.lock", timeout=0):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("end", "status"), [(SystemExit, "KILLED"), (KeyboardInterrupt, "KILLED"), (ZeroDivisionError, "FAILED")]
+)
+def test_mlflows_run_says_how_it_ended_and_goes_on(
+    shop: Any, monkeypatch: pytest.MonkeyPatch, end: type[BaseException], status: str
+) -> None:
+    monkeypatch.setattr(stage, "PLAIN", False)
+    ledger = read_ledger(shop.workspace.folder("iterations"))
+    client, run_id = tracking.open_store(shop.settings.tracking.uri), tracking.project(shop.settings, ledger)
+
+    def found() -> str:
+        return str(client.get_run(run_id).info.status)
+
+    def run_until_the_end() -> None:
+        with pytest.raises(end), stage.recorded_end(stage.Run.begin("params.yaml", "artifacts", False)):
+            raise end
+
+    run_until_the_end()
+    assert found() == "FINISHED"  # it had ended before: nothing is taken back
+    client.update_run(run_id, "RUNNING")
+    run_until_the_end()
+    assert found() == status
+    assert tracking.project(shop.settings, ledger) == run_id
+    assert found() == "RUNNING"
+    assert shop.register() == "1"
+    assert found() == "FINISHED"

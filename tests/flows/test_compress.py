@@ -9,19 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
 from tests.clone import LONGEST_S, Clone
+from tests.live import served
 
 pytestmark = pytest.mark.slow
 
@@ -118,67 +114,6 @@ def test_fault_inside_the_engine_is_one_message_too(
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("baseline: 'own_project:small' called with")
     assert len(done.stderr.splitlines()) == 1
-
-
-class Served:
-    """A clone's own servers, pool and worker."""
-
-    def __init__(self, clone: Clone, api: str) -> None:
-        self.clone = clone
-        self.api = api
-
-    def ask(self, place: str, body: dict[str, Any]) -> tuple[int, Any]:
-        """Post to Prefect's API; return the status and the answer."""
-        request = urllib.request.Request(
-            f"{self.api}/{place}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return answer.status, json.load(answer)
-        except urllib.error.HTTPError as refused:
-            return refused.code, refused.read().decode()
-
-    def deployment(self, name: str) -> str:
-        _, found = self.ask("deployments/filter", {"deployments": {"name": {"any_": [name]}}})
-        return str(found[0]["id"])
-
-    def start(self, name: str, **asked: Any) -> tuple[int, Any]:
-        return self.ask(f"deployments/{self.deployment(name)}/create_flow_run", asked)
-
-    def wait_for(self, name: str, count: int) -> list[dict[str, Any]]:
-        """Wait until a deployment has so many runs that ended, and return them, the oldest first."""
-        wanted = {"deployments": {"name": {"any_": [name]}}, "sort": "START_TIME_ASC"}
-        wanted["flow_runs"] = {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}}
-        deadline = time.monotonic() + LONGEST_S
-        while time.monotonic() < deadline:
-            _, runs = self.ask("flow_runs/filter", wanted)
-            if len(runs) >= count:
-                return list(runs)
-            time.sleep(2)
-        raise AssertionError(f"{name} has not run {count} times: {self.ask('flow_runs/filter', {})}")
-
-
-@contextmanager
-def served(clone: Clone) -> Iterator[Served]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flows.serve"],
-        cwd=clone.root,
-        env=clone.environment,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    family: list[psutil.Process] = []
-    try:
-        assert process.stdout
-        printed = [line for line in iter(process.stdout.readline, "Ctrl-C ends all of it\n") if line]
-        assert process.poll() is None, printed
-        family = psutil.Process(process.pid).children(recursive=True)
-        yield Served(clone, f"{printed[0].split()[1]}/api")
-    finally:
-        process.send_signal(signal.SIGINT)
-        assert process.wait(120) == 0
-        assert psutil.wait_procs(family, timeout=5)[1] == [], "a child outlived it"
 
 
 def test_schedule_trains_registers_and_promotes_and_does_nothing_where_nothing_changed(
