@@ -6,10 +6,11 @@ import logging
 from dataclasses import dataclass
 
 from pruning.choosing.schedule import Attempt, ScheduleSettings, Stop
-from pruning.errors import DataError, SettingsError
+from pruning.errors import DataError, SettingsError, WorkspaceError
+from pruning.files.checkpoint import check_checkpoint
 from tasks.data import read_description
 from tasks.fingerprints import trajectory_fingerprint
-from tasks.ledger import Ledger, Row, open_ledger
+from tasks.ledger import FILE, Ledger, Row, open_ledger
 from tasks.measured import Measured
 from tasks.models import example_inputs, load_model, measured_in
 from tasks.prune_parts import Kind
@@ -57,7 +58,7 @@ def open_loop(settings: Settings, workspace: Workspace) -> Loop:
         DataError: The data are others than the baseline's.
         SettingsError: The target is no reduction of this baseline.
         WorkspaceError: The ledger is damaged.
-        CheckpointError: The baseline is damaged.
+        CheckpointError: The baseline or an accepted attempt is damaged.
     """
     data = read_description(workspace)
     folder = workspace.folder("baseline")
@@ -73,9 +74,21 @@ def open_loop(settings: Settings, workspace: Workspace) -> Loop:
     schedule = settings.prune.schedule_for(_target_share(settings, baseline))
     fingerprint = trajectory_fingerprint(settings, workspace)
     ledger = open_ledger(workspace.folder(FOLDER), fingerprint, baseline, schedule)
+    _check(ledger)
     if ledger.rows:
         log.info("prune: resuming after %d attempts, %d of them accepted", len(ledger.rows), len(ledger.accepted))
     return Loop(ledger, schedule, baseline.accuracy - settings.prune.max_accuracy_drop, settings.prune.kind)
+
+
+def _check(ledger: Ledger) -> None:
+    """See that every accepted attempt is as it was written: the folder's new record would vouch for it."""
+    for row in ledger.accepted:
+        place = ledger.root / str(row.checkpoint)
+        if check_checkpoint(place) != row.weights_sha256:
+            raise WorkspaceError(
+                f"{place} holds other weights than {ledger.root / FILE} says; bring it back with "
+                f"`dvc checkout {ledger.root}`, or delete {ledger.root} to begin the loop anew"
+            )
 
 
 def close_loop(loop: Loop, stop: Stop, workspace: Workspace) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -84,14 +84,24 @@ def write_json(path: Path, value: Json) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file beside its place, flush it to the disk, rename it into its place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file beside its place, flush it to the disk, rename it into its place.
+
+    Raises:
+        OSError: The system refuses, for want of space perhaps: it names the file, and what was written of it is gone.
+    """
     beside = path.with_name(f".{path.name}.partial")
-    with beside.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    beside.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)
+        raise
 
 
 @contextmanager

@@ -119,6 +119,23 @@ def load_checkpoint(
     return model.eval(), plan, header["meta"]
 
 
+def check_checkpoint(folder: str | Path) -> str:
+    """Compare a checkpoint's files with the hashes that it was written with, without building the model.
+
+    Returns:
+        The sha256 of the weights.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    folder = Path(folder)
+    _put_back(folder)
+    header = _read_header(folder)
+    _read(folder, _PLAN, header["plan_sha256"])
+    _read(folder, _WEIGHTS, header["weights_sha256"])
+    return str(header["weights_sha256"])
+
+
 def _untie(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Keep one name of each tensor; map the others to it."""
     stored: dict[str, Tensor] = {}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pruning import find_groups
 from pruning.errors import CheckpointError
-from pruning.files.checkpoint import load_checkpoint, save_checkpoint
+from pruning.files.checkpoint import check_checkpoint, load_checkpoint, save_checkpoint
 from pruning.structure.plan import Plan
 from pruning.structure.surgery import narrow
 
@@ -131,6 +131,8 @@ def test_damage_names_the_file_and_says_what_to_do(
     expected = "weights.safetensors" if (name, damage) == ("meta.json", "changed") else name
     with pytest.raises(CheckpointError, match=rf"{expected} .*delete the folder and run the stage"):
         load_checkpoint(folder, factory, EXAMPLE)
+    with pytest.raises(CheckpointError, match=rf"{expected} "):
+        check_checkpoint(folder)
 
 
 class Bomb:
