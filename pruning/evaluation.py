@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) -> [N] float: one value per sample; their mean is called the accuracy."""
+
+Forward = Callable[[nn.Module, int, Tensor], Any]
+"""(model, number of the batch, its inputs) -> outputs: how a model is run on a batch of the samples."""
 
 Progress = Callable[[int, int], None]
 """(done, total): called after each batch with the number of batches done and the number in all."""
@@ -42,11 +45,13 @@ class Evaluation:
         accuracy: mean of the metric over the samples, a fraction in [0, 1] for the built-in metric.
         loss: mean of the loss over the samples.
         num_samples: how many samples were seen.
+        losses: the loss of each sample by itself, [N] float64, where it was asked for.
     """
 
     accuracy: float
     loss: float
     num_samples: int
+    losses: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -95,6 +100,11 @@ def check_samples(samples: Samples) -> int:
     return num_inputs
 
 
+def whole_pass(model: nn.Module, _batch: int, inputs: Tensor) -> Any:
+    """Run all of a model."""
+    return model(inputs)
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -103,6 +113,8 @@ def evaluate(
     loss: Loss = cross_entropy,
     metric: Metric = top1,
     batch_size: int = 256,
+    each: bool = False,
+    forward: Forward = whole_pass,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate a model on all samples, in their order.
@@ -113,6 +125,8 @@ def evaluate(
         loss: mean loss of a batch.
         metric: one value per sample.
         batch_size: samples per forward pass.
+        each: whether to give the loss of each sample by itself too.
+        forward: runs the model on a batch.
         progress: told after each batch.
 
     Raises:
@@ -122,12 +136,13 @@ def evaluate(
     num_samples, device = check_samples(samples), device_of(model)
     num_batches = -(-num_samples // batch_size)
     total_loss, total_metric = 0.0, 0.0
+    losses = []
     with restored_modes(model):
         model.eval()
         for index in range(num_batches):
             here = slice(index * batch_size, (index + 1) * batch_size)
             targets = samples.targets[here].to(device)
-            outputs = model(samples.inputs[here].to(device))
+            outputs = forward(model, index, samples.inputs[here].to(device))
             values = metric(outputs, targets)
             if values.shape != (len(targets),):
                 raise ModelError(
@@ -136,6 +151,9 @@ def evaluate(
                 )
             total_metric += values.to(torch.float64).sum().item()
             total_loss += loss(outputs, targets).item() * len(targets)
+            if each:
+                alone = [loss(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(targets))]
+                losses.append(torch.stack(alone).to("cpu", torch.float64))
             if progress is not None:
                 progress(index + 1, num_batches)
     mean_loss = total_loss / num_samples
@@ -144,4 +162,4 @@ def evaluate(
             f"evaluation gave loss {mean_loss} over {num_samples} samples; expected a finite number: "
             "look for inf or nan in the inputs and the weights"
         )
-    return Evaluation(accuracy=total_metric / num_samples, loss=mean_loss, num_samples=num_samples)
+    return Evaluation(total_metric / num_samples, mean_loss, num_samples, torch.cat(losses) if each else None)

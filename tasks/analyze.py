@@ -1,20 +1,26 @@
-"""Measure how much accuracy each channel group costs at each rate: everything else whole, the group masked."""
+"""Measure how much accuracy each channel group costs: everything else whole, the group masked.
+
+Every curve is a file as soon as it is measured: processes share the work, and a run that was killed loses little.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import logging
 import shutil
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
 
 from pydantic import TypeAdapter, ValidationError
 
 import pruning
-from pruning.choosing.sensitivity import Curve, measure_curve
-from pruning.criteria import find_criterion
+from pruning.choosing.sensitivity import Curve, Sensitivity
+from pruning.criteria import find_criterion, order_channels
 from pruning.errors import WorkspaceError
-from pruning.evaluation import evaluate
 from pruning.gathering.statistics import collect
 from tasks.data import read_description, read_split, spread
 from tasks.fingerprints import fingerprint
@@ -28,65 +34,140 @@ FOLDER = "analysis"
 CURVES = "curves.json"
 TABLE = "curves.csv"
 UNFINISHED = ".analysis.unfinished"
+ORDERS = "orders.json"
+PARTS_PER_PROCESS = 4  # so that none waits long for the others at the end
+
+FanOut = Callable[[Callable[..., None], Sequence[tuple[Any, ...]], int], Iterator[int]]
+"""(function, arguments of each call, number of processes) -> how many calls are done, as they are done."""
+
+_FIGURES = ("rate", "removed", "accuracy", "loss", "margin")
 
 log = logging.getLogger("secateur")
 _curves = TypeAdapter(tuple[Curve, ...])
 
 
-def analyze(settings: Settings, workspace: Workspace) -> None:
+def analyze(settings: Settings, workspace: Workspace, fan_out: FanOut | None = None) -> None:
     """Write the curves of all groups; what a killed run had measured is taken over.
+
+    Args:
+        settings: Of the run.
+        workspace: Of the run.
+        fan_out: How to call a function in several processes, where the settings ask for that; in this one if None.
 
     Raises:
         CriterionError: The criterion doesn't apply to one of the groups.
         CheckpointError: The baseline is damaged.
     """
-    begin(settings)
-    data = read_description(workspace)
-    example = example_inputs(workspace, settings)
-    model, _, _ = load_model(workspace.folder("baseline"), settings, data, example)
-    groups = pruning.find_groups(model, example)
-    loss, metric = loss_and_metric(settings)
-    validation = read_split(workspace, "validation")
-    samples = spread(validation, max(1, round(settings.analyze.fraction * len(validation))))
-    criterion = chosen_criterion(settings.analyze.criterion)
-    needs = find_criterion(criterion).needs
-    seen = spread(read_split(workspace, "train"), settings.analyze.criterion_samples)
-    with shown("analyze: statistics") as progress:
-        statistics = collect(groups, needs, seen, loss, seed=settings.run.seed, progress=progress)
-    batch_size = settings.training.batch_size
-    whole = evaluate(model, samples, loss=loss, metric=metric, batch_size=batch_size)
-    kept = workspace.root / UNFINISHED / fingerprint(find_stage("analyze"), settings, workspace)[:16]
-    found: dict[str, Curve] = {}
-    with shown("analyze: groups") as progress:
-        for position, group in enumerate(groups):
-            if not any(group.name in curve.measured_with for curve in found.values()):
-                place = kept / f"{position:04d}.json"
-                curve = _read_curve(place, group.name)
-                if curve is None:
-                    curve = measure_curve(
-                        model,
-                        groups,
-                        group.name,
-                        settings.analyze.rates,
-                        criterion,
-                        samples,
-                        loss=loss,
-                        metric=metric,
-                        batch_size=batch_size,
-                        statistics=statistics,
-                        baseline=whole,
-                    )
-                    replace_file(place, curve.model_dump_json().encode())
-                found[group.name] = curve
-            progress(position + 1, len(groups))
-    curves = tuple(found.values())
+    bench = _Bench(settings, workspace)
+    wanted = [name for name in bench.sensitivity.in_order() if not bench.is_measured(name)]
+    if wanted and fan_out is not None and settings.machine.processes > 1:
+        write_json(bench.place / ORDERS, bench.orders)
+        size = -(-len(wanted) // (PARTS_PER_PROCESS * settings.machine.processes))
+        parts = [(settings, workspace, wanted[first : first + size]) for first in range(0, len(wanted), size)]
+        with shown("analyze: groups") as progress:
+            for done in fan_out(measure_part, parts, settings.machine.processes):
+                progress(min(done * size, len(wanted)), len(wanted))
+    else:
+        with shown("analyze: groups") as progress:
+            for done, name in enumerate(wanted):
+                bench.measure(name)
+                progress(done + 1, len(wanted))
+    curves = tuple(bench.curve(name) for name in sorted(bench.sensitivity.in_order(), key=bench.position))
     with writing(workspace.folder(FOLDER)) as folder:
         write_json(folder / CURVES, [curve.model_dump(mode="json") for curve in curves])
         replace_file(folder / TABLE, _table(curves).encode())
     shutil.rmtree(workspace.root / UNFINISHED, ignore_errors=True)
     log.info(
-        "analyze: %d groups at %d rates, on %d samples", len(groups), len(settings.analyze.rates), whole.num_samples
+        "analyze: %d groups, %d evaluations on %d samples",
+        len(bench.groups),
+        sum(len(curve.points) for curve in curves),
+        bench.sensitivity.whole.num_samples,
     )
+
+
+def measure_part(settings: Settings, workspace: Workspace, names: Sequence[str]) -> None:
+    """Write the curves of some groups, in a process that does nothing else and may be given more of them later."""
+    if not _benches:
+        _benches.append(_Bench(settings, workspace))
+    for name in names:
+        _benches[0].measure(name)
+
+
+class _Bench:
+    """What curves are measured with, and where each is written.
+
+    Attributes:
+        place: The folder of the curves that are finished.
+        groups: Of the baseline.
+    """
+
+    def __init__(self, settings: Settings, workspace: Workspace) -> None:
+        begin(settings)
+        self._settings, self._workspace = settings, workspace
+        example = example_inputs(workspace, settings)
+        folder, data = workspace.folder("baseline"), read_description(workspace)
+        self._model, _, _ = load_model(folder, settings, data, example)
+        self.groups = pruning.find_groups(self._model, example)
+        self._positions = {group.name: position for position, group in enumerate(self.groups)}
+        self.place = workspace.root / UNFINISHED / fingerprint(find_stage("analyze"), settings, workspace)[:16]
+
+    @cached_property
+    def orders(self) -> dict[str, list[int]]:
+        """For each group its channels, the first to go first: read, where another process has found them."""
+        try:
+            return cast(dict[str, list[int]], json.loads((self.place / ORDERS).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            pass
+        settings = self._settings
+        loss, _ = loss_and_metric(settings)
+        criterion = chosen_criterion(settings.analyze.criterion)
+        seen = spread(read_split(self._workspace, "train"), settings.analyze.criterion_samples)
+        with shown("analyze: statistics") as progress:
+            needs = find_criterion(criterion).needs
+            statistics = collect(self.groups, needs, seen, loss, seed=settings.run.seed, progress=progress)
+        return {group.name: list(order_channels(criterion, group, statistics)) for group in self.groups}
+
+    @cached_property
+    def sensitivity(self) -> Sensitivity:
+        settings = self._settings
+        loss, metric = loss_and_metric(settings)
+        validation = read_split(self._workspace, "validation")
+        return Sensitivity(
+            self._model,
+            self.groups,
+            self.orders,
+            settings.analyze.rates,
+            spread(validation, max(1, round(settings.analyze.fraction * len(validation)))),
+            sweep=settings.analyze.sweep,
+            loss=loss,
+            metric=metric,
+            batch_size=settings.training.batch_size,
+        )
+
+    def position(self, name: str) -> int:
+        """Return a group's place in the network."""
+        return self._positions[name]
+
+    def is_measured(self, name: str) -> bool:
+        """Say whether a group's curve is there, whole."""
+        try:
+            return self.curve(name).group == name
+        except (FileNotFoundError, ValidationError):
+            return False
+
+    def measure(self, name: str) -> None:
+        """Write a group's curve."""
+        replace_file(self._file(name), self.sensitivity.curve(name).model_dump_json().encode())
+
+    def curve(self, name: str) -> Curve:
+        """Read a group's curve."""
+        return Curve.model_validate_json(self._file(name).read_bytes())
+
+    def _file(self, name: str) -> Path:
+        return self.place / f"{self.position(name):04d}.json"
+
+
+_benches: list[_Bench] = []  # at most one: what this process has loaded for the parts that it is given
 
 
 def read_curves(workspace: Workspace) -> tuple[Curve, ...]:
@@ -104,19 +185,12 @@ def read_curves(workspace: Workspace) -> tuple[Curve, ...]:
         ) from error
 
 
-def _read_curve(place: Path, group: str) -> Curve | None:
-    try:
-        curve = Curve.model_validate_json(place.read_bytes())
-    except (FileNotFoundError, ValidationError):
-        return None
-    return curve if curve.group == group else None
-
-
 def _table(curves: tuple[Curve, ...]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["group", "size", "rate", "removed", "accuracy", "loss"])
+    writer.writerow(["group", "size", *_FIGURES])
     for curve in curves:
         for point in curve.points:
-            writer.writerow([curve.group, curve.size, point.rate, point.removed, point.accuracy, point.loss])
+            figures = point.model_dump(include=set(_FIGURES))
+            writer.writerow([curve.group, curve.size, *(figures[name] for name in _FIGURES)])
     return stream.getvalue()

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from pruning.choosing.sensitivity import Sweep
 from pruning.errors import SettingsError
 from pruning.training.recipe import Recipe
 from tasks.faults import describe
@@ -22,6 +23,12 @@ class Run(Section):
     seed: int = Field(default=0, ge=0)
     threads: int = Field(default=1, ge=1)
     device: Annotated[str, AfterValidator(usable_device)] = "cpu"
+
+
+class Machine(Section):
+    """What of this machine is used; no output depends on it."""
+
+    processes: int = Field(default=1, ge=1, le=256)
 
 
 class Data(Section):
@@ -73,7 +80,8 @@ class Analyze(Section):
     """How the sensitivity of each group is measured."""
 
     criterion: CriterionName = "l2_norm"
-    rates: tuple[Share, ...] = (0.2, 0.4, 0.6, 0.8)
+    rates: tuple[Share, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    sweep: Sweep = "knee"
     fraction: float = Field(default=1.0, ge=0.5, le=1)
     criterion_samples: int = Field(default=1024, ge=1)
 
@@ -142,6 +150,7 @@ class Settings(Section):
     benchmark: Benchmark = Benchmark()
     tracking: Tracking = Tracking()
     tidy: Tidy = Tidy()
+    machine: Machine = Machine()
     promote: Promote = Promote()
 
     @model_validator(mode="after")

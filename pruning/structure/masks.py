@@ -86,9 +86,14 @@ def apply_masks(
     Raises:
         PlanError: The plan doesn't fit the model.
     """
+    return masked_copy(model, parameter_masks(groups_for(model, plan, example_inputs, groups), plan))
+
+
+def masked_copy(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
+    """Return a copy of a model with the values zeroed that the masks of its parameters don't keep."""
     masked = deepcopy(model)
     parameters = dict(masked.named_parameters())
     with torch.no_grad():
-        for name, mask in parameter_masks(groups_for(model, plan, example_inputs, groups), plan).items():
+        for name, mask in masks.items():
             parameters[name].mul_(mask.to(parameters[name].device))
     return masked

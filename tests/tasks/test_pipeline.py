@@ -15,7 +15,7 @@ import torch
 
 import pruning
 from pruning.choosing.schedule import Attempt, Stop
-from pruning.choosing.sensitivity import measure_curve
+from pruning.choosing.sensitivity import Sensitivity
 from pruning.errors import VerificationError
 from pruning.recovery.widening import widen
 from tasks import analyze, attempt, baseline, benchmark, export, prepare, profile, prune, report, transform
@@ -214,23 +214,23 @@ def test_analysis_takes_over_what_a_killed_run_had_measured(
     written = finished.bytes_of("analysis")
     shutil.rmtree("artifacts/analysis")
     measured: list[str] = []
-    whole = measure_curve
+    whole = Sensitivity.curve
 
-    def killed_in_the_second(model: Any, groups: Any, name: str, *rest: Any, **options: Any) -> Any:
+    def killed_in_the_second(self: Sensitivity, name: str) -> Any:
         if measured:
             raise KeyboardInterrupt
         measured.append(name)
-        return whole(model, groups, name, *rest, **options)
+        return whole(self, name)
 
-    monkeypatch.setattr(analyze, "measure_curve", killed_in_the_second)
+    monkeypatch.setattr(Sensitivity, "curve", killed_in_the_second)
     with pytest.raises(KeyboardInterrupt):
         finished.run("analyze")
 
-    def counted(model: Any, groups: Any, name: str, *rest: Any, **options: Any) -> Any:
+    def counted(self: Sensitivity, name: str) -> Any:
         measured.append(name)
-        return whole(model, groups, name, *rest, **options)
+        return whole(self, name)
 
-    monkeypatch.setattr(analyze, "measure_curve", counted)
+    monkeypatch.setattr(Sensitivity, "curve", counted)
     finished.run("analyze")
     assert len(measured) == len(set(measured)) == len(analyze.read_curves(finished.workspace))
     assert finished.bytes_of("analysis") == written
