@@ -29,6 +29,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 
+from flows.abandoned import end_abandoned
 from tasks.workspace import write_json
 
 P = ParamSpec("P")
@@ -77,6 +78,8 @@ class Flow(prefect.Flow[P, R]):
             log.warning("Prefect's server %s doesn't answer: %s goes on without it", _address(), self.name)
             return self.body(*arguments, **named)
         self._ends.clear()
+        if _address() is None and flow_run.id is None:
+            end_abandoned()
         try:
             return super().__call__(*arguments, **named)
         except Exception as error:
