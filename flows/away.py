@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import Generic, ParamSpec, TypeVar
 from uuid import UUID
@@ -105,6 +106,8 @@ class Flow(prefect.Flow[P, R]):
                 _keep(end.error)
             return end.value()
 
+        # Prefect would look for the names of the types in this module.
+        body.__signature__ = signature(self.body, eval_str=True)  # type: ignore[attr-defined]
         return body
 
 

@@ -18,8 +18,10 @@ from tasks.environment import REPOSITORY
 def schema() -> dict[str, Any]:
     """The form that Prefect makes of the flow, in a process of its own: flows are plain functions in this one."""
     code = (
-        "import json; from flows.deployed import compress; from prefect.utilities.callables import parameter_schema;"
-        "print(json.dumps(parameter_schema(compress).model_dump()))"
+        "import json; from flows import deployed; from prefect.utilities.callables import parameter_schema;"
+        "deployed.compress.validate_parameters({'trial': {'name': 'half', 'target': 0.5}});"
+        "deployed.rollback.validate_parameters({'version': 2}); deployed.restore.validate_parameters({'version': 2});"
+        "print(json.dumps(parameter_schema(deployed.compress).model_dump()))"
     )
     environment = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}
     done = subprocess.run(
