@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from inspect import signature
+from multiprocessing import get_context
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -12,6 +16,9 @@ import tasks  # noqa: F401  # sets the environment before Prefect is imported
 from tasks.versioning import inside_dvc
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+Submit = Callable[..., Callable[[], Any]]
+"""(function, arguments) -> a function that waits for what it returned."""
 
 PLAIN = inside_dvc()
 _PAGE = 100
@@ -53,6 +60,31 @@ def call_as_task(function: Callable[..., Any], name: str, *arguments: Any) -> An
 
     task = prefect.task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)(function)
     return task(*arguments)
+
+
+@contextmanager
+def process_pool(processes: int, initializer: Callable[[], None]) -> Iterator[Submit]:
+    """Give a function that has another one called in a process of a pool: as a task of the flow's run, if there is one.
+
+    Args:
+        processes: How many there are.
+        initializer: Called in each of them first.
+    """
+    if run_id() is None:
+        with ProcessPoolExecutor(processes, get_context("spawn"), initializer) as pool:
+            yield lambda function, *arguments: pool.submit(function, *arguments).result
+    else:
+        import prefect
+        from prefect.cache_policies import NO_CACHE
+        from prefect.task_runners import ProcessPoolTaskRunner
+
+        with ProcessPoolTaskRunner(processes, initializer=initializer) as runner:
+
+            def submit(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+                task = prefect.task(cache_policy=NO_CACHE, persist_result=False)(function)
+                return runner.submit(task, signature(function).bind(*arguments).arguments).result
+
+            yield submit
 
 
 def _show(make: str, **given: Any) -> Any:

@@ -1,0 +1,77 @@
+"""Calls in several processes: their faults, their end, and that an analysis comes out the same."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.fan_out import in_processes
+from pruning.errors import WorkspaceError
+from tasks.analyze import analyze
+from tasks.environment import REPOSITORY
+from tests.shop import Shop
+
+ASKING = """
+import time
+from flows.fan_out import in_processes
+list(in_processes(time.sleep, [(0.0,), (600.0,), (600.0,)], 2))
+"""
+
+
+def test_killed_process_is_told_clearly_and_leaves_none_behind() -> None:
+    with pytest.raises(WorkspaceError, match=r"one of 2 processes at work was killed.*machine\.processes"):
+        list(in_processes(os._exit, [(9,), (9,)], 2))
+    assert not multiprocessing.active_children()
+
+
+def test_fault_of_one_call_ends_the_others() -> None:
+    begin = time.monotonic()
+    with pytest.raises(ValueError, match="non-negative"):
+        list(in_processes(time.sleep, [(-1.0,), (300.0,)], 2))
+    assert time.monotonic() - begin < 200
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_processes_end_when_the_one_that_asked_for_them_is_killed() -> None:
+    asking = subprocess.Popen([sys.executable, "-c", ASKING], cwd=REPOSITORY)
+    workers: list[psutil.Process] = []
+    until = time.monotonic() + 120
+    while len(workers) < 3 and time.monotonic() < until:  # two, and the tracker of what they share
+        time.sleep(0.5)
+        workers = psutil.Process(asking.pid).children()
+    time.sleep(10)
+    asking.send_signal(signal.SIGKILL)
+    asking.wait()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert len(workers) >= 3
+    assert not alive
+
+
+@pytest.mark.slow
+def test_analysis_in_two_processes_gives_the_same_bytes(shop: Shop) -> None:
+    folder = shop.workspace.folder("analysis")
+    kept = {path.name: path.read_bytes() for path in folder.glob("curves.*")}
+    shutil.rmtree(folder)
+    shop.change(lambda settings: settings.update(machine={"processes": 2}))
+    calls: list[int] = []
+
+    def counted(*arguments: object) -> object:
+        for done in in_processes(*arguments):  # type: ignore[arg-type]
+            calls.append(done)
+            yield done
+
+    analyze(shop.settings, shop.workspace, counted)  # type: ignore[arg-type]
+    assert len(kept) == 2
+    assert calls == [1, 2]
+    assert {path.name: path.read_bytes() for path in folder.glob("curves.*")} == kept
+    assert not Path("artifacts/.analysis.unfinished").exists()
