@@ -18,6 +18,7 @@ from pruning.training.epochs import finetune
 from pruning.training.recipe import Recipe
 from tasks.baseline import epoch_folder
 from tasks.data import Description, read_description, read_split
+from tasks.goals import LATENCY, goals_of
 from tasks.kinds import Situation, Step, take_step
 from tasks.ledger import Ledger, Row
 from tasks.measured import Measured
@@ -32,6 +33,7 @@ from tasks.models import (
     save_model,
 )
 from tasks.progress import shown
+from tasks.quickness import Quickness, quickness_of
 from tasks.resuming import EpochKeeper, unfinished
 from tasks.settings import Settings
 from tasks.workspace import Workspace
@@ -99,14 +101,18 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, step: Atte
         return Row(attempt=step.number, goal=step.goal, reached=reached, accepted=False, refused="; ".join(faults))
     best = max(candidates, key=lambda one: (one.measured.accuracy, -one.measured.loss))
     accepted = best.measured.accuracy >= floor - _ROUNDING
+    measured = accepted and settings.prune.measure_latency
+    quickness = quickness_of(best.model, teacher, settings, workspace, example, measured=measured)
     row = Row(
         attempt=step.number,
         goal=step.goal,
-        reached=_reached(taken, best.measured, ledger, settings),
+        reached=_reached(taken, best.measured, quickness, step, ledger, settings),
         accepted=accepted,
         measured=best.measured,
         recipe=best.recipe,
         recipes={one.recipe: one.measured.accuracy for one in candidates},
+        predicted_ms=quickness.predicted_ms if quickness else None,
+        latency_ratio=quickness.ratio if quickness else None,
     )
     if not accepted:
         return row
@@ -135,10 +141,19 @@ def _as_it_is(settings: Settings, workspace: Workspace, taken: Step, example: Te
     return _Candidate("no training", taken.model, measured)
 
 
-def _reached(taken: Step, measured: Measured, ledger: Ledger, settings: Settings) -> float:
+def _reached(
+    taken: Step, measured: Measured, quickness: Quickness | None, step: Attempt, ledger: Ledger, settings: Settings
+) -> float:
     if taken.reached is not None:
         return taken.reached
-    return measured.reduction_from(ledger.baseline)[settings.prune.target.kind]
+    reductions, whole_ms = measured.reduction_from(ledger.baseline), None
+    if quickness is not None:
+        whole_ms = quickness.predicted_ms / quickness.predicted_share
+    goals = goals_of(settings.prune.target, ledger.baseline, whole_ms)
+    if quickness is not None:
+        asked = goals.at(step.goal)
+        reductions |= {kind: quickness.reduction(asked[kind]) for kind in LATENCY if kind in asked}
+    return goals.reached(reductions)
 
 
 def _recover(

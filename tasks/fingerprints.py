@@ -39,9 +39,16 @@ def _fingerprint(stage: Stage, settings: Settings, workspace: Workspace, spared:
         "settings": dumped,
         "code": _code_digest(stage.code),
         "own_code": _own_code(settings, stage.sections),
-        "reads": {need: dict(contents(workspace.folder(find_stage(need).folder), need)) for need in stage.needs},
+        "reads": {
+            need: dict(contents(workspace.folder(find_stage(need).folder), need)) for need in _needs(stage, settings)
+        },
     }
     return digest(body)
+
+
+def _needs(stage: Stage, settings: Settings) -> list[str]:
+    """Return the stages that a stage reads with these settings: a loop that looks at no latency reads no profile."""
+    return [need for need in stage.needs if need != "profile" or stage.name != "prune" or settings.prune.reads_profile]
 
 
 def _code_digest(places: tuple[str, ...]) -> str:

@@ -40,6 +40,8 @@ class Row(BaseModel):
         checkpoint: The folder of an accepted attempt, below `iterations/`.
         weights_sha256: Of the checkpoint's weights.
         refused: Why no plan reaches the goal.
+        predicted_ms: The latency that the profile predicts, where the target names one.
+        latency_ratio: Where it was measured too: its share of the baseline's latency, over the predicted share.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,6 +56,8 @@ class Row(BaseModel):
     checkpoint: str | None = None
     weights_sha256: str | None = None
     refused: str | None = None
+    predicted_ms: float | None = None
+    latency_ratio: float | None = None
 
     @property
     def outcome(self) -> Outcome:
@@ -74,6 +78,11 @@ class Ledger:
     def accepted(self) -> list[Row]:
         """The accepted attempts in order."""
         return [row for row in self.rows if row.accepted]
+
+    @property
+    def latency_ratio(self) -> float:
+        """By how much latencies are longer than predicted, as was measured last; 1 where nothing was."""
+        return next((row.latency_ratio for row in reversed(self.accepted) if row.latency_ratio), 1.0)
 
     def next(self, schedule: ScheduleSettings) -> Attempt | Stop:
         """Derive what to do now."""

@@ -73,6 +73,13 @@ def usable_device(value: str) -> str:
     return value
 
 
+def _count_or_auto(value: int | str) -> int | str:
+    if value != "auto" and (isinstance(value, str) or value < 1):
+        raise ValueError("expected a number of 1 or more, or auto")
+    return value
+
+
 ImportString = Annotated[str, AfterValidator(_importable)]
 CriterionName = Annotated[str, AfterValidator(_known_criterion)]
+RoundTo = Annotated[int | str, AfterValidator(_count_or_auto)]
 Share = Annotated[float, Field(gt=0, lt=1)]

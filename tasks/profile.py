@@ -81,6 +81,22 @@ def read_profile(workspace: Workspace) -> Profiles:
     return read_profiles(workspace.folder(FOLDER) / PROFILE)
 
 
+def latency_cost(settings: Settings, workspace: Workspace, groups: pruning.Groups) -> LatencyCost | None:
+    """Return what predicts the latency that plans are made by; None where they look at none, or nothing was profiled.
+
+    Raises:
+        ProfileError: The profile is damaged, or of another network.
+    """
+    found = read_profile(workspace).profiles if settings.prune.reads_profile else ()
+    return LatencyCost(groups, found[0]) if found else None
+
+
+def baseline_ms(settings: Settings, workspace: Workspace) -> float | None:
+    """Return the predicted latency of the baseline, where the target names a latency and there is a profile."""
+    found = read_profile(workspace).profiles if settings.prune.target.names_latency else ()
+    return found[0].whole_ms if found else None
+
+
 def _brought_along(path: Path, groups: pruning.Groups) -> Profiles:
     found = read_profiles(path)
     if not found.profiles:

@@ -6,13 +6,15 @@ import logging
 from dataclasses import dataclass
 
 from pruning.choosing.schedule import Attempt, ScheduleSettings, Stop
-from pruning.errors import DataError, SettingsError, WorkspaceError
+from pruning.errors import DataError, WorkspaceError
 from pruning.files.checkpoint import check_checkpoint
 from tasks.data import read_description
 from tasks.fingerprints import trajectory_fingerprint
+from tasks.goals import goals_of
 from tasks.ledger import FILE, Ledger, Row, open_ledger
 from tasks.measured import Measured
 from tasks.models import example_inputs, load_model, measured_in
+from tasks.profile import baseline_ms
 from tasks.prune_parts import Kind
 from tasks.resuming import forget
 from tasks.settings import Settings
@@ -71,7 +73,9 @@ def open_loop(settings: Settings, workspace: Workspace) -> Loop:
             "set prune.allow_other_data if it is meant"
         )
     baseline = measured_in(meta, folder)
-    schedule = settings.prune.schedule_for(_target_share(settings, baseline))
+    schedule = settings.prune.schedule_for(
+        goals_of(settings.prune.target, baseline, baseline_ms(settings, workspace)).total
+    )
     fingerprint = trajectory_fingerprint(settings, workspace)
     ledger = open_ledger(workspace.folder(FOLDER), fingerprint, baseline, schedule)
     _check(ledger)
@@ -118,16 +122,3 @@ def describe(row: Row) -> str:
         f"attempt {row.attempt + 1}: goal {row.goal:.1%}, reached {row.reached:.1%}, accuracy "
         f"{row.measured.accuracy:.2%} by {row.recipe}: {'accepted' if row.accepted else 'rejected'}"
     )
-
-
-def _target_share(settings: Settings, baseline: Measured) -> float:
-    target = settings.prune.target
-    if target.share is not None:
-        return target.share
-    assert target.size_bytes is not None
-    if target.size_bytes >= baseline.size_bytes:
-        raise SettingsError(
-            f"prune.target.size_bytes is {target.size_bytes:,}, but the baseline takes {baseline.size_bytes:,} "
-            "already; ask for less"
-        )
-    return 1 - target.size_bytes / baseline.size_bytes

@@ -22,7 +22,7 @@ class Pattern(NamedTuple):
 Kind = Literal["structured", "unstructured", "n_m", "dynamic"]
 
 TARGETS: dict[Kind, tuple[str, ...]] = {
-    "structured": ("mac_reduction", "parameter_reduction", "size_bytes"),
+    "structured": ("mac_reduction", "parameter_reduction", "size_bytes", "latency_reduction", "latency_ms"),
     "unstructured": ("weight_sparsity",),
     "n_m": ("pattern",),
     "dynamic": ("mac_reduction",),
@@ -30,33 +30,42 @@ TARGETS: dict[Kind, tuple[str, ...]] = {
 
 
 class Target(Section):
-    """How small the model is to become, against the baseline: exactly one of these."""
+    """What the model is to come down to, against the baseline: one of these, or several at once."""
 
     mac_reduction: Share | None = None
     parameter_reduction: Share | None = None
     size_bytes: int | None = Field(default=None, gt=0)
+    latency_reduction: Share | None = None
+    latency_ms: float | None = Field(default=None, gt=0)
     weight_sparsity: Share | None = None
     pattern: Annotated[Pattern, BeforeValidator(as_pattern)] | None = None
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        given = [name for name, value in self if value is not None]
-        if len(given) != 1:
-            found = " and ".join(given) or "none"
-            raise ValueError(f"expected exactly one of {', '.join(type(self).model_fields)}; found {found}")
+    def _at_least_one(self) -> Self:
+        if not self.kinds:
+            raise ValueError(f"expected at least one of {', '.join(type(self).model_fields)}; found none")
+        if self.latency_ms is not None and self.latency_reduction is not None:
+            raise ValueError("latency_ms and latency_reduction say the same thing twice; expected one of them")
         return self
 
     @property
-    def kind(self) -> str:
-        """Which of them is given."""
-        return next(name for name, value in self if value is not None)
+    def kinds(self) -> tuple[str, ...]:
+        """Which of them are given."""
+        return tuple(name for name, value in self if value is not None)
 
     @property
-    def share(self) -> float | None:
-        """The target as a share of the baseline; None for `size_bytes`, which only the baseline can tell."""
-        if self.pattern is not None:
-            return 1 - self.pattern.num_kept / self.pattern.of
-        return self.mac_reduction or self.parameter_reduction or self.weight_sparsity
+    def names_latency(self) -> bool:
+        """Whether milliseconds are asked for."""
+        return self.latency_ms is not None or self.latency_reduction is not None
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Those that are given as shares of the baseline; bytes and milliseconds only the baseline can tell."""
+        found = {} if self.pattern is None else {"pattern": 1 - self.pattern.num_kept / self.pattern.of}
+        for name in ("mac_reduction", "parameter_reduction", "latency_reduction", "weight_sparsity"):
+            if (share := getattr(self, name)) is not None:
+                found[name] = share
+        return found
 
 
 class Allocation(Section):

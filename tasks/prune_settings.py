@@ -11,7 +11,7 @@ from pruning.criteria import find_criterion
 from pruning.errors import unknown_name
 from pruning.fine_grained.weight_criteria import weight_criterion_names
 from pruning.training.recipe import Recipe
-from tasks.names import CriterionName, Share
+from tasks.names import CriterionName, RoundTo, Share
 from tasks.prune_parts import TARGETS, Allocation, Gates, Kind, Recover, Start, Target, Weights
 from tasks.section import Section
 
@@ -29,9 +29,10 @@ class Prune(Section):
     smallest_step: Share = 0.02
     max_attempts: int = Field(default=12, ge=1)
     max_accuracy_drop: float = Field(default=0.01, ge=0, lt=1)
-    max_group_rate: Share = 0.9
+    max_group_rate: Share = 0.75
     keep_at_least: int = Field(default=1, ge=1)
-    round_to: int = Field(default=1, ge=1)
+    round_to: RoundTo = "auto"
+    measure_latency: bool = True
     ignore: tuple[str, ...] = ()
     criterion_samples: int = Field(default=1024, ge=1)
     allocation: Allocation = Allocation()
@@ -53,9 +54,10 @@ class Prune(Section):
 
     @model_validator(mode="after")
     def _target_criterion_and_recipes_suit_the_kind(self) -> Self:
-        if self.target.kind not in TARGETS[self.kind]:
+        kinds, suitable = self.target.kinds, TARGETS[self.kind]
+        if not set(kinds) <= set(suitable):
             raise ValueError(
-                f"the target of kind {self.kind!r} is {' or '.join(TARGETS[self.kind])}; found {self.target.kind}"
+                f"the target of kind {self.kind!r} is {' or '.join(suitable)}; found {' and '.join(kinds)}"
             )
         by_weight = self.kind in ("unstructured", "n_m")
         if by_weight and ":" not in self.criterion and self.criterion not in weight_criterion_names():
@@ -96,10 +98,17 @@ class Prune(Section):
 
     @model_validator(mode="after")
     def _schedule_holds(self) -> Self:
-        share = self.target.share
-        if share is not None and self.first_step is not None and self.first_step > share:
+        shares = self.target.shares
+        known = len(shares) == len(self.target.kinds)
+        if known and self.first_step is not None and self.first_step > max(shares.values()):
+            share = max(shares.values())
             raise ValueError(f"first_step ({self.first_step:g}) must not be above the target ({share:g})")
         return self
+
+    @property
+    def reads_profile(self) -> bool:
+        """Whether what goes depends on predicted latencies."""
+        return self.kind == "structured" and (self.target.names_latency or self.round_to == "auto")
 
     def schedule_for(self, target: float) -> ScheduleSettings:
         """Return the schedule that rises to a total reduction."""

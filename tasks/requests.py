@@ -111,12 +111,12 @@ def _changed(file: Path, trial: Trial) -> dict[str, Any]:
     settings, changed = load(file), read_mapping(file)
     target = settings.prune.target
     if trial.target is not None:
-        if target.share is None or target.pattern is not None:
+        if len(target.kinds) > 1 or target.pattern is not None or not target.shares:
             raise SettingsError(
-                f"trial.target is a share, but {file} has the target {target.kind}; leave it empty, or write another "
-                "settings file"
+                f"trial.target is a share, but {file} has the target {' and '.join(target.kinds)}; leave it empty, or "
+                "write another settings file"
             )
-        changed["prune"]["target"] = {target.kind: trial.target}
+        changed["prune"]["target"] = {target.kinds[0]: trial.target}
     numbers = trial.model_dump(include={"iterations", "max_accuracy_drop", "max_attempts"}, exclude_none=True)
     changed["prune"].update(numbers)
     if trial.seed is not None:

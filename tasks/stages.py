@@ -66,9 +66,19 @@ STAGES = (
     Stage(
         "prune",
         "iterations",
-        ("prepare", "baseline", "analyze"),
+        ("prepare", "baseline", "analyze", "profile"),
         ("run", "model", "training", "prune"),
-        ("tasks/prune.py", "tasks/attempt.py", "tasks/kinds", "tasks/ledger.py", *_SHARED, "zoo"),
+        (
+            "tasks/prune.py",
+            "tasks/attempt.py",
+            "tasks/goals.py",
+            "tasks/kinds",
+            "tasks/ledger.py",
+            "tasks/profile.py",
+            "tasks/quickness.py",
+            *_SHARED,
+            "zoo",
+        ),
     ),
     Stage(
         "transform",

@@ -69,6 +69,8 @@ PARAMS: dict[str, Any] = {
         "target": {"mac_reduction": 0.6},
         "iterations": 3,
         "max_accuracy_drop": 0.2,
+        "round_to": 1,
+        "max_group_rate": 0.9,
         "recipes": [
             {"name": "distil", "epochs": 2, "learning_rate": 0.02, "batch_size": 32, "distillation": 0.5},
             {"name": "plain", "epochs": 2, "learning_rate": 0.02, "batch_size": 32},

@@ -1,9 +1,19 @@
 """Decide how much each group gives: least predicted damage for the cost that has to go.
 
-Each bundle b that loses c channels does damage D_b(c), read off its sensitivity curve, and saves S_b(c) of the cost.
-For a price λ it gives the c that minimises D_b(c) − λ · S_b(c); λ rises, by bisection, until the exact cost of all that
-is given meets the target. Savings are taken with the other groups as they are; the cost that is compared with the
-target is the exact one.
+A knapsack: each bundle b that loses c channels does damage D_b(c), read off its sensitivity curve, and saves S_b(c) of
+the cost. Solved in three steps, each of them deterministic:
+
+    1. for a price λ every bundle gives the c that minimises D_b(c) − λ · S_b(c); λ rises, by bisection, until the exact
+       cost of all that is given meets the target
+    2. between the two last prices single steps are taken, the one of least damage per saving first
+    3. as long as it lowers the damage, a step of one bundle is given back and cheaper ones of others are taken for it
+
+Savings are taken with the other groups at where they ended before, at first whole, and all is done again while that
+lowers the damage. The cost that is compared with the target is the exact one.
+
+Source: the price is Lagrange's multiplier for discrete choices, Everett 1963, Operations Research 11(3). Latency as the
+knapsack's weight, in groups of as many channels as the hardware takes at a time, is after Shen et al. 2022 (HALP),
+arXiv 2210.06659; ours takes curves of the loss for the worth and exact costs, which multiply between layers.
 """
 
 from __future__ import annotations
@@ -15,16 +25,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pruning.choosing.landing import Landing, Measure, Target
+from pruning.choosing.landing import Landing
 from pruning.choosing.sensitivity import Curve
 from pruning.errors import TargetError
-from pruning.structure.bundles import Bundle, Limits, find_bundles
+from pruning.structure.bundles import Bundle
 from pruning.structure.groups import Groups
 from pruning.structure.plan import Plan
 
 _BISECTIONS = 100
 _PRIOR = 0.01  # share of the typical damage, see _offers
 _COSTS_PER_GROUP = 17  # between these the saving is taken as linear; it is a polynomial of low degree
+_ROUNDS = 4  # of savings taken anew
 
 _log = logging.getLogger(__name__)
 
@@ -42,65 +53,70 @@ class _Offer:
         return int(np.flatnonzero(value == value.min())[-1])
 
 
-def allocate(
-    groups: Groups,
-    curves: Sequence[Curve],
-    orders: Mapping[str, Sequence[int]],
-    *,
-    measure: Measure,
-    at_most: float,
-    name: str = "the target",
-    max_group_rate: float = 0.9,
-    keep_at_least: int = 1,
-    round_to: int = 1,
-    ignore: Sequence[str] = (),
-) -> Plan:
-    """Make the plan that meets a cost with the least predicted loss.
+def allocate(groups: Groups, landing: Landing, curves: Sequence[Curve], orders: Mapping[str, Sequence[int]]) -> Plan:
+    """Make the plan that meets a target with the least predicted loss.
 
     The curves may have been measured on a wider ancestor of the model at hand (same group names, more channels): damage
     is then counted from where the group stands on its curve. A group without points on a curve stays whole.
 
     Args:
         groups: of the model at hand.
-        curves: sensitivity of its groups; a bundle of tied groups needs one for one of them.
+        landing: bundles and target.
+        curves: sensitivity of the groups; a bundle of tied groups needs one for one of them.
         orders: for each group its channels, the first to go first (`criteria.order_channels`).
-        measure: the cost of any counts, such as `Cost(groups).macs`.
-        at_most: the cost to come down to, in the measure's own unit.
-        name: what messages call the target.
-        max_group_rate: largest share of its channels, as its curve knows it, that a group may lose in all.
-        keep_at_least: channels that each group keeps.
-        round_to: kept counts are multiples of this.
-        ignore: names, prefixes or patterns of modules or parameters; groups produced there stay whole.
 
     Returns:
-        A plan whose cost is at most `at_most`, by no more than 0.5 % of the whole where single channels allow it; empty
-        if the model at hand meets the target already.
+        A plan that meets the target, by no more than 0.5 % of the whole where single channels allow it; empty if the
+        model at hand meets it already.
 
     Raises:
         TargetError: the target can't be met (the text says how far it got and what stands in the way), or a curve was
             measured on a narrower model.
-        SettingsError: an entry of `ignore` matches nothing, or a limit is out of bounds.
     """
     by_group = {member: curve for curve in curves if curve.points for member in curve.measured_with}
     by_group |= {curve.group: curve for curve in curves if curve.points}
-    sizes = {one.name: by_group[one.name].size for one in groups if one.name in by_group}
-    _check_sizes(groups, sizes)
-    limits = Limits(ignore, round_to, keep_at_least, max_group_rate)
-    bundles = [_held_without_curve(bundle, by_group) for bundle in find_bundles(groups, limits, original_sizes=sizes)]
-    landing = Landing(bundles, Target(name, measure, at_most))
-    nothing = [0] * len(bundles)
+    _check_sizes(groups, {one.name: by_group[one.name].size for one in groups if one.name in by_group})
+    landing = Landing([_held_without_curve(bundle, by_group) for bundle in landing.bundles], landing.target)
+    nothing = [0] * len(landing.bundles)
     if landing.met(nothing):
         return landing.plan(groups, nothing, orders)
     landing.lowest()
-    offers = _offers(landing, by_group)
+    damages = _damages(landing, by_group)
+    best, around, least = nothing, nothing, float("inf")
+    for _ in range(_ROUNDS):
+        found = _solve(landing, damages, around)
+        damage = _total(damages, found)
+        if damage >= least:
+            break
+        best, around, least = found, found, damage
+    return landing.plan(groups, best, orders)
+
+
+def _solve(landing: Landing, damages: Sequence[NDArray[np.float64]], around: Sequence[int]) -> list[int]:
+    """Return levels that meet the target, with savings taken around some levels."""
+    offers = [_Offer(damage, saving) for damage, saving in zip(damages, _savings(landing, around), strict=True)]
     below, enough = _bisect(landing, offers)
 
     def price(index: int, level: int) -> float:
         return _ratio(offers[index], level)
 
-    reached = landing.climb(below, price, enough) or enough
-    levels = landing.settle(reached, price, worth=price)
-    return landing.plan(groups, levels, orders)
+    levels = landing.settle(landing.climb(below, price, enough) or enough, price, worth=price)
+    highest = [len(bundle.counts) - 1 for bundle in landing.bundles]
+    while True:
+        exchanged = []
+        for index in (index for index, level in enumerate(levels) if level):
+            start = [level - (place == index) for place, level in enumerate(levels)]
+            found = landing.climb(start, price, highest, without=index)
+            if found is not None:
+                found = landing.give_back(found, worth=price)
+                exchanged.append((_total(damages, found), index, found))
+        if not exchanged or min(exchanged)[0] >= _total(damages, levels) * (1 - 1e-9):
+            return levels
+        levels = min(exchanged)[2]
+
+
+def _total(damages: Sequence[NDArray[np.float64]], levels: Sequence[int]) -> float:
+    return float(sum(damage[level] for damage, level in zip(damages, levels, strict=True)))
 
 
 def predicted_damage(curve: Curve, removed: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -119,24 +135,16 @@ def predicted_damage(curve: Curve, removed: NDArray[np.float64]) -> NDArray[np.f
     return damage
 
 
-def _offers(landing: Landing, curves: Mapping[str, Curve]) -> list[_Offer]:
-    """Tabulate damage and saving of every bundle at every level.
+def _damages(landing: Landing, curves: Mapping[str, Curve]) -> list[NDArray[np.float64]]:
+    """Tabulate the damage of every bundle at every level.
 
     A share of the typical damage, growing with the square of the rate, is added to every curve: where the curves are
     silent, all groups give alike, and nothing is given for nothing.
     """
     ends = [predicted_damage(curve, np.array([float(curve.size)]))[0] for curve in curves.values()]
     prior = _PRIOR * float(np.median([end for end in ends if end > 0])) if any(ends) else 1.0
-    whole = landing.cost([0] * len(landing.bundles))
-    offers = []
-    for index, bundle in enumerate(landing.bundles):
-        sampled = np.unique(np.linspace(0, len(bundle.counts) - 1, _COSTS_PER_GROUP).round().astype(int))
-        costs = []
-        for level in sampled.tolist():
-            levels = [0] * len(landing.bundles)
-            levels[index] = level
-            costs.append(landing.cost(levels))
-        saving = (whole - np.interp(np.arange(len(bundle.counts)), sampled, costs)) / whole
+    found = []
+    for bundle in landing.bundles:
         damage = np.zeros(len(bundle.counts))
         if len(bundle.counts) > 1:
             member, size = next(
@@ -146,8 +154,27 @@ def _offers(landing: Landing, curves: Mapping[str, Curve]) -> list[_Offer]:
             gone = curve.size - size + np.array(bundle.counts, dtype=np.float64)
             total = predicted_damage(curve, gone) + prior * (gone / curve.size) ** 2
             damage = total - total[0]
-        offers.append(_Offer(damage, saving))
-    return offers
+        found.append(damage)
+    return found
+
+
+def _savings(landing: Landing, around: Sequence[int]) -> list[NDArray[np.float64]]:
+    """Tabulate the share of the cost that every bundle saves at every level, the others being at some levels.
+
+    Of several targets, those that are not met yet count alike.
+    """
+    target, nothing = landing.target, [0] * len(landing.bundles)
+    parts = [Landing(landing.bundles, part) for part in target.parts or (target,)]
+    wholes = {part: part.cost(nothing) for part in parts if not part.met(nothing)}
+    savings = []
+    for index, bundle in enumerate(landing.bundles):
+        sampled = np.unique(np.linspace(0, len(bundle.counts) - 1, _COSTS_PER_GROUP).round().astype(int))
+        saving = np.zeros(len(bundle.counts))
+        for part, whole in wholes.items():
+            costs = [part.cost([*around[:index], level, *around[index + 1 :]]) for level in sampled.tolist()]
+            saving += (costs[0] - np.interp(np.arange(len(bundle.counts)), sampled, costs)) / whole
+        savings.append(saving)
+    return savings
 
 
 def _bisect(landing: Landing, offers: Sequence[_Offer]) -> tuple[list[int], list[int]]:

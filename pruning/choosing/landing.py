@@ -27,15 +27,28 @@ class Target:
         name: what messages call it, such as "mac_reduction 0.5".
         measure: the cost of any counts.
         at_most: the cost to reach.
+        parts: the targets that it joins, where it joins several.
     """
 
     name: str
     measure: Measure
     at_most: float
+    parts: tuple[Target, ...] = ()
 
     def met(self, cost: float) -> bool:
         """Say whether a cost is low enough; rounding in the last digits is forgiven."""
         return cost <= self.at_most + 1e-9 * abs(self.at_most)
+
+
+def joined(targets: Sequence[Target]) -> Target:
+    """Return the target that is met where all of these are: the largest of their costs as shares of what is asked."""
+    if len(targets) == 1:
+        return targets[0]
+
+    def measure(kept: Mapping[str, int]) -> float:
+        return max(one.measure(kept) / one.at_most for one in targets)
+
+    return Target(" and ".join(one.name for one in targets), measure, 1.0, tuple(targets))
 
 
 class Landing:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
-from pruning.choosing.landing import Landing, Target
+from pruning.choosing.landing import Landing, Target, joined
+from pruning.choosing.rounding import faster_counts
 from pruning.errors import TargetError
 from pruning.structure.bundles import Bundle
 from pruning.structure.plan import Plan
@@ -14,26 +14,13 @@ from pruning.timing.latency_cost import LatencyCost
 _ATTEMPTS = 8
 
 
-def rewarded(bundles: Sequence[Bundle], cost: LatencyCost) -> tuple[Bundle, ...]:
-    """Leave to each bundle the counts at which the model is faster than at every smaller one, all others being whole.
-
-    No block size is assumed: where the profile shows steps of 16, what is left are multiples of 16.
-    """
-    found = []
-    for bundle in bundles:
-        fastest, counts = float("inf"), []
-        for removed in bundle.counts:
-            kept = {name: size - removed for name, size in zip(bundle.names, bundle.sizes, strict=True)}
-            ms = cost.predict(kept)
-            if ms < fastest:
-                fastest = ms
-                counts.append(removed)
-        found.append(replace(bundle, counts=tuple(counts), obstacle=f"{bundle.obstacle}, widths that gain speed"))
-    return tuple(found)
-
-
 def plan_for_latency(
-    bundles: Sequence[Bundle], cost: LatencyCost, at_most: float, name: str, choose: Callable[[Landing], Plan]
+    bundles: Sequence[Bundle],
+    cost: LatencyCost,
+    at_most: float,
+    name: str,
+    choose: Callable[[Landing], Plan],
+    beside: Sequence[Target] = (),
 ) -> Plan:
     """Let a way of choosing land on a latency, and see to it that the plan is predicted to meet it as it is.
 
@@ -46,16 +33,14 @@ def plan_for_latency(
         at_most: milliseconds per batch.
         name: what messages call the target.
         choose: makes a plan that meets a landing's target.
+        beside: other targets to meet along with it.
 
     Raises:
-        TargetError: the model meets the target as it is, or no plan was found that does.
+        TargetError: no plan was found that meets it.
     """
-    now = cost.predict({})
-    if now <= at_most:
-        raise TargetError(f"{name} is met already: the model is predicted to take {now:.4g} ms; ask for less")
-    offered, goal = rewarded(bundles, cost), at_most
+    offered, goal = faster_counts(bundles, cost), at_most
     for _ in range(_ATTEMPTS):
-        plan = choose(Landing(offered, Target(name, cost, goal)))
+        plan = choose(Landing(offered, joined([*beside, Target(name, cost, goal)])))
         found = cost.predict({group: size - len(plan.removed[group]) for group, size in plan.sizes.items()})
         if found <= at_most * (1 + 1e-9):
             return plan

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pruning.choosing.landing import Landing, Target
 from pruning.choosing.latency_target import plan_for_latency
+from pruning.choosing.ranking import Ranking
 from pruning.choosing.thresholds import NORMALISATIONS, normalised, one_threshold, sets_of, steps_of, thresholds_by_set
-from pruning.criteria import Criterion, find_criterion, order_channels, score_channels
+from pruning.criteria import Criterion, find_criterion
 from pruning.errors import SettingsError, TargetError, unknown_name
 from pruning.evaluation import Loss, Samples, cross_entropy
 from pruning.gathering.statistics import Statistics, collect
@@ -68,7 +69,7 @@ def make_plan(
     ignore: Sequence[Entry] = (),
     round_to: int = 1,
     keep_at_least: int = 1,
-    max_sparsity: float = 1.0,
+    max_sparsity: float = 0.75,
     statistics: Statistics | None = None,
     samples: Samples | Tensor | None = None,
     loss: Loss = cross_entropy,
@@ -109,7 +110,7 @@ def make_plan(
             produced there stay whole.
         round_to: kept counts are multiples of this; a group not above it stays whole, with a warning in the log.
         keep_at_least: channels that each group keeps.
-        max_sparsity: largest share that a group may lose.
+        max_sparsity: largest share that a group may lose, so that no layer collapses; 1 leaves only `keep_at_least`.
         statistics: what the criterion needs, where it was gathered already.
         samples: for criteria that look at data; inputs alone where they don't look at the loss.
         loss: for criteria that look at gradients.
@@ -143,15 +144,18 @@ def make_plan(
         raise TargetError(f"{name} {share:g} can't be met: no group can lose a channel ({held}). See groups.report()")
     if statistics is None:
         statistics = collect(groups, find_criterion(criterion).needs, samples, loss, seed=seed)
+    ranking = Ranking(groups, criterion, statistics)
     if profile is not None:
         cost = LatencyCost(groups, profile)
-        at_most = share if name == "latency_ms" else (1 - share) * cost({})
-        plan = plan_for_latency(
-            bundles, cost, at_most, f"{name} {share:g}", lambda one: choose(groups, criterion, statistics, one, choice)
-        )
+        now = cost.predict({})
+        at_most = share if name == "latency_ms" else (1 - share) * now
+        if now <= at_most:
+            raise TargetError(f"{name} is met already: the model is predicted to take {now:.4g} ms; ask for less")
+        label = f"{name} {share:g}"
+        plan = plan_for_latency(bundles, cost, at_most, label, lambda one: choose(ranking, one, choice))
     else:
         landing = Landing(bundles, _target(groups, bundles, name, share))
-        plan = choose(groups, criterion, statistics, landing, choice, share if name == "channel_sparsity" else None)
+        plan = choose(ranking, landing, choice, share if name == "channel_sparsity" else None)
     if not plan.removed:
         largest = max(max(bundle.sizes) for bundle in bundles if len(bundle.counts) > 1)
         raise TargetError(
@@ -161,20 +165,11 @@ def make_plan(
     return plan
 
 
-def choose(
-    groups: Groups,
-    criterion: str | Criterion,
-    statistics: Statistics,
-    landing: Landing,
-    choice: Choice,
-    share: float | None = None,
-) -> Plan:
+def choose(ranking: Ranking, landing: Landing, choice: Choice, share: float | None = None) -> Plan:
     """Make a plan that meets a landing's target, by one criterion.
 
     Args:
-        groups: found on the model to be pruned.
-        criterion: which channels go.
-        statistics: what it needs.
+        ranking: which channels go.
         landing: bundles and target.
         choice: how many channels each group gives.
         share: of the channels that each group (or each set) gives, where that itself is the target.
@@ -184,12 +179,10 @@ def choose(
         CriterionError: the criterion doesn't apply to a group.
         SettingsError: an entry of the scopes matches nothing.
     """
-    bundles = landing.bundles
-    free = [name for bundle in bundles if len(bundle.counts) > 1 for name in bundle.names]
-    orders = {name: order_channels(criterion, groups[name], statistics) for name in free}
+    groups, bundles = ranking.groups, landing.bundles
+    orders = ranking.orders(bundles)
     if choice.scope != "local":
-        scores = {name: score_channels(criterion, groups[name], statistics) for name in free}
-        steps = steps_of(bundles, orders, normalised(scores, groups, choice.normalise))
+        steps = steps_of(bundles, orders, normalised(ranking.scores(bundles), groups, choice.normalise))
         if choice.scope == "global":
             levels = one_threshold(landing, steps)
         else:

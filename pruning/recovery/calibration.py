@@ -50,7 +50,7 @@ def calibrate(
     ignore: Sequence[Entry] = (),
     round_to: int = 1,
     keep_at_least: int = 1,
-    max_sparsity: float = 1.0,
+    max_sparsity: float = 0.75,
     ridge: float = RIDGE,
     recalibrate_norms: bool = False,
     batch_size: int = 64,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,25 +14,28 @@ from pruning.errors import ProfileError
 from pruning.structure.groups import Groups
 from pruning.timing.profiles import Profile, Surface
 
-_ODD = -1
-
 
 class SurfaceTimes:
     """The times of a layer at any widths: bilinear between measured widths of the same class.
 
-    A runtime that works in granules is slower just beside a multiple of its granule than on it, and one that holds
-    several of them faster at some multiples than at others, so no straight line leads from any width to any other.
+    A runtime that holds several granules is faster at some multiples of its granule than at others, so straight lines
+    lead only between multiples that hold the same place in the pattern. A width between two multiples takes as long as
+    the next one, times what such widths were measured to take above it.
     """
 
     def __init__(self, surface: Surface, granule: int, period: int) -> None:
         self._ms = np.array(surface.ms)
         self._knots = (np.array(surface.inputs), np.array(surface.outputs))
         self._granule, self._periods = granule, (granule, period)  # sums over inputs have no pattern but the granule
-        self._classes = [
-            np.array([self._class(place, int(one)) for one in knots]) for place, knots in enumerate(self._knots)
-        ]
         self._rows: dict[tuple[int, int], NDArray[np.float64]] = {}
         self._found: dict[tuple[int, int], float] = {}
+        self._between = [1.0, 1.0]
+        self._between = [self._above_the_next(place) for place in (0, 1)]
+
+    @property
+    def widest(self) -> tuple[int, int]:
+        """The widths of the layer that was profiled."""
+        return int(self._knots[0][-1]), int(self._knots[1][-1])
 
     def at(self, inputs: int, outputs: int) -> float:
         """Return milliseconds at these widths, as measured or interpolated; constant beyond the last of a class."""
@@ -47,31 +51,43 @@ class SurfaceTimes:
             self._found[key] = float((self._wider(0, inputs) @ self._ms @ self._wider(1, outputs).T).min())
         return self._found[key]
 
-    def _class(self, place: int, width: int) -> int:
-        return _ODD if width % self._granule else width % self._periods[place]
-
     def _wider(self, place: int, width: int) -> NDArray[np.float64]:
         """Return the weights of the knots, [candidates, knots]: of a width, the next of each class, all wider knots."""
         if (place, width) not in self._rows:
-            knots = self._knots[place]
-            near = range(width, min(width + self._periods[place], int(knots[-1])) + 1)
-            first = {self._class(place, one): one for one in reversed(near)}
-            candidates = sorted({width, *first.values(), *knots[knots > width].tolist()})
+            knots, granule = self._knots[place], self._granule
+            furthest = min(width + self._periods[place], int(knots[-1]))
+            multiples = range(-(-width // granule) * granule, furthest + 1, granule)
+            candidates = sorted({width, *multiples, *knots[knots > width].tolist()})
             self._rows[place, width] = np.stack([self._weights(place, one) for one in candidates])
         return self._rows[place, width]
 
     def _weights(self, place: int, width: int) -> NDArray[np.float64]:
         """Return the weights of the knots from which the time at a width follows."""
-        knots = self._knots[place]
-        own = np.flatnonzero(self._classes[place] == self._class(place, width))
-        chosen = own if len(own) else np.arange(len(knots))
+        knots, granule = self._knots[place], self._granule
+        weights = np.zeros(len(knots))
+        if width in knots:
+            weights[int(np.searchsorted(knots, width))] = 1
+            return weights
+        if width % granule:
+            return self._between[place] * self._weights(place, min(-(-width // granule) * granule, int(knots[-1])))
+        same = (knots % granule == 0) & (knots % self._periods[place] == width % self._periods[place])
+        chosen = np.flatnonzero(same if same.any() else np.full(len(knots), True))
         right = int(np.searchsorted(knots[chosen], width))
         left, right = chosen[max(right - 1, 0)], chosen[min(right, len(chosen) - 1)]
         share = min(max((width - knots[left]) / max(knots[right] - knots[left], 1), 0.0), 1.0)
-        weights = np.zeros(len(knots))
         weights[left] += 1 - share
         weights[right] += share
         return weights
+
+    def _above_the_next(self, place: int) -> float:
+        """Return how much longer widths between two multiples take than the next multiple: their median, 1 at least."""
+        knots, times = self._knots[place], self._ms.sum(axis=1 - place)
+        ratios = [
+            times[index] / float(self._weights(place, -(-width // self._granule) * self._granule) @ times)
+            for index, width in enumerate(knots.tolist())
+            if width % self._granule and width < knots[-1] - knots[-1] % self._granule
+        ]
+        return max(1.0, float(np.median(ratios))) if ratios else 1.0
 
 
 @dataclass(frozen=True)
@@ -140,16 +156,20 @@ class LatencyCost:
     def surcharge(self, kept: Mapping[str, int]) -> float:
         """Return how much longer than their share of the MACs the layers take that these groups touch.
 
-        1 is a runtime that gives back in time what goes in MACs. Counted are the layers' own times.
+        1 is a runtime that gives back in time what goes in MACs. Counted are the layers' own times, with axes of other
+        groups as wide as they were profiled, however narrow the model at hand is.
         """
         sizes = {self._atoms[name]: number for name, number in kept.items()}
         taken, due = 0.0, 0.0
         for call in self._calls:
-            if not sizes.keys().isdisjoint(leaves(call.inputs)) or not sizes.keys().isdisjoint(leaves(call.outputs)):
-                inputs, outputs = count(call.inputs, sizes), count(call.outputs, sizes)
-                taken += call.times.at(inputs, outputs)
-                share = inputs * outputs / (call.inputs.size * call.outputs.size)
-                due += call.times.at(call.inputs.size, call.outputs.size) * share
+            whole = call.times.widest
+            now = [
+                full if sizes.keys().isdisjoint(leaves(axis)) else count(axis, sizes)
+                for axis, full in zip((call.inputs, call.outputs), whole, strict=True)
+            ]
+            if now != list(whole):
+                taken += call.times.at(*now)
+                due += call.times.at(*whole) * prod(now) / prod(whole)
         return taken / due if due else 1.0
 
     def _total(self, kept: Mapping[str, int], *, envelope: bool) -> float:

@@ -65,7 +65,7 @@ def analysed(tmp_path_factory: pytest.TempPathFactory, project_writer: Writer) -
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         project = make(root, project_writer, _settled)
-        for name in ("prepare", "baseline", "analyze"):
+        for name in ("prepare", "baseline", "analyze", "profile"):
             project.run(name)
     return root
 

@@ -63,9 +63,20 @@ def test_global_scores_are_relative_to_the_group() -> None:
 def test_global_scope_never_empties_a_group() -> None:
     groups = mlp(2, 4, 40, 3)
     scores = {"0.weight:0": [0.0, 0, 0, 1e-9], "1.weight:0": [1.0 + i for i in range(40)]}
-    plan = make_plan(groups, weighted(scores), channel_sparsity=0.8, scope="global")
+    plan = make_plan(groups, weighted(scores), channel_sparsity=0.8, scope="global", max_sparsity=1.0)
     assert len(plan.removed["0.weight:0"]) == 3
     assert sum(map(len, plan.removed.values())) == round(0.8 * 44)
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_no_group_falls_below_a_quarter_unless_asked(residual: Groups, scope: Literal["local", "global"]) -> None:
+    """Scores that differ by magnitudes between groups would take all of some and none of others."""
+
+    def lopsided(group: Group, _statistics: object) -> torch.Tensor:
+        return torch.full((group.size,), 10.0 ** -len(group.name) * group.size, dtype=torch.float64)
+
+    plan = make_plan(residual, lopsided, mac_reduction=0.7, scope=scope, normalise="none")
+    assert all(kept >= 0.25 * residual[name].size for name, kept in plan.kept_sizes(residual).items())
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])
@@ -202,7 +213,7 @@ def test_criterion_is_not_asked_about_ignored_groups() -> None:
 
 def test_target_out_of_reach_says_how_far_it_got_and_what_stood_in_the_way(residual: Groups) -> None:
     with pytest.raises(TargetError) as caught:
-        make_plan(residual, mac_reduction=0.95, keep_at_least=8)
+        make_plan(residual, mac_reduction=0.95, keep_at_least=8, max_sparsity=1.0)
     text = str(caught.value)
     assert "mac_reduction 0.95 can't be met" in text
     assert "% less) is the least" in text
@@ -261,7 +272,13 @@ def test_scoped_thresholds_take_the_same_share_of_each_set() -> None:
     groups = mlp(2, 4, 8, 8, 3)
     scores = {"0.weight:0": [1.0, 2, 3, 4], "1.weight:0": [10.0 + i for i in range(8)], "2.weight:0": [20.0] * 8}
     plan = make_plan(
-        groups, weighted(scores), channel_sparsity=0.5, scope="scoped", normalise="none", scopes={"late": ["1", "2"]}
+        groups,
+        weighted(scores),
+        channel_sparsity=0.5,
+        scope="scoped",
+        normalise="none",
+        scopes={"late": ["1", "2"]},
+        max_sparsity=1.0,
     )
     assert plan.removed == {"0.weight:0": (0, 1), "1.weight:0": (0, 1, 2, 3, 4, 5, 6), "2.weight:0": (0,)}
 

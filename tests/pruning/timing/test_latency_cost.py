@@ -13,7 +13,8 @@ from torch import nn
 from pruning import find_groups, make_plan
 from pruning.choosing.allocation import allocate
 from pruning.choosing.landing import Landing, Target
-from pruning.choosing.latency_target import rewarded
+from pruning.choosing.ranking import Ranking
+from pruning.choosing.rounding import faster_counts
 from pruning.choosing.search import search
 from pruning.choosing.selection import Choice, Scope, choose
 from pruning.choosing.sensitivity import Curve, Point
@@ -109,9 +110,9 @@ def test_plan_keeps_multiples_of_the_profiles_block_without_rounding(way: str) -
     def make() -> dict[str, int]:
         landing = Landing(find_bundles(groups, Limits()), target)
         if way == "allocate":
-            plan = allocate(groups, [curve(one) for one in orders], orders, measure=cost, at_most=target.at_most)
+            plan = allocate(groups, landing, [curve(one) for one in orders], orders)
         elif way == "local":
-            plan = choose(groups, "l2_norm", collect(groups, ["weights"]), landing, Choice())
+            plan = choose(Ranking(groups, "l2_norm", collect(groups, ["weights"])), landing, Choice())
         else:
             plan = search(groups, landing, orders, lambda plan: -len(str(plan.removed)), candidates=3)
         return plan.kept_sizes(groups)
@@ -193,7 +194,7 @@ def test_latency_is_a_target_of_a_plan(scope: Scope, target: dict[str, float]) -
 
 def test_bundles_keep_the_widths_that_gain_speed() -> None:
     groups = network()
-    first, _ = rewarded(find_bundles(groups, Limits()), LatencyCost(groups, synthetic()))
+    first, _ = faster_counts(find_bundles(groups, Limits()), LatencyCost(groups, synthetic()))
     assert first.counts == (0, 16, 32, 48)
 
 
