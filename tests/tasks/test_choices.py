@@ -29,6 +29,7 @@ ONCE = {
     "iterations": 1,
     "max_attempts": 1,
     "max_accuracy_drop": 0.9,
+    "round_to": 1,
     "recipes": [{"name": "plain", "epochs": 2, "learning_rate": 0.02, "batch_size": 32}],
 }
 CHOICES: dict[str, dict[str, Any]] = {
