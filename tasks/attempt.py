@@ -111,6 +111,7 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, step: Atte
         measured=best.measured,
         recipe=best.recipe,
         recipes={one.recipe: one.measured.accuracy for one in candidates},
+        unrounded=dict(taken.unrounded) if taken.unrounded else None,
         predicted_ms=quickness.predicted_ms if quickness else None,
         latency_ratio=quickness.ratio if quickness else None,
     )

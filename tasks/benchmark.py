@@ -1,44 +1,105 @@
-"""Measure the latency of baseline and dense model, in turns. Nothing depends on this stage: times differ every run."""
+"""Measure the latency of baseline and dense model, in turns, beside what the profile predicted.
+
+Nothing depends on this stage: times differ every run.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import asdict
 
-from pruning.timing.latency import measure_latency
+import pruning
+from pruning.dynamic.gates import GatedModel
+from pruning.timing.latency import Latency, measure_latency
+from pruning.timing.latency_cost import LatencyCost
+from pruning.timing.profiles import Profiles
+from pruning.timing.profiling import runtime_here
 from tasks import export
-from tasks.models import begin
+from tasks.data import read_description
+from tasks.models import begin, example_inputs, load_model
+from tasks.profile import read_profile
 from tasks.progress import shown
 from tasks.settings import Settings
-from tasks.workspace import Workspace, write_json, writing
+from tasks.workspace import Json, Workspace, write_json, writing
 
 FOLDER = "latency"
 FILE = "latency.json"
+FAR_OFF = 0.15
+"""Of a predicted share of the baseline's latency: a measured one that is further off is worth a warning."""
+
+MODELS = ("baseline", "dense")
 
 log = logging.getLogger("secateur")
 
 
 def benchmark(settings: Settings, workspace: Workspace) -> None:
-    """Write `latency.json`: median and quartiles in milliseconds a batch, for each model and batch size.
+    """Write `latency.json`: median and quartiles in milliseconds a batch, by model, number of threads and batch size.
+
+    Where the profile is of this machine, what it predicts stands beside. Judged are shares of the baseline's latency:
+    the load of a machine changes both models' times alike.
 
     Raises:
         ExportError: An ONNX file is missing or damaged.
+        ProfileError: The profile is damaged.
     """
     begin(settings)
     chosen = settings.benchmark
-    files = {name: workspace.folder(export.FOLDER) / export.FILES[name] for name in ("baseline", "dense")}
-    with shown("benchmark") as progress:
-        found = measure_latency(
-            files, batch_sizes=chosen.batch_sizes, num_threads=chosen.threads, rounds=chosen.rounds, progress=progress
-        )
+    files = {name: workspace.folder(export.FOLDER) / export.FILES[name] for name in MODELS}
+    groups = {name: _groups(settings, workspace, name) for name in MODELS}
+    profiles = read_profile(workspace)
+    rows = []
+    for threads in dict.fromkeys(one or os.cpu_count() or 1 for one in chosen.threads):
+        with shown(f"benchmark, {threads} threads") as progress:
+            found = measure_latency(
+                files, batch_sizes=chosen.batch_sizes, num_threads=threads, rounds=chosen.rounds, progress=progress
+            )
+        for latency in found:
+            predicted_ms = _predicted_ms(profiles, groups[latency.model], threads, latency)
+            rows.append({**asdict(latency), "threads": threads, "predicted_ms": predicted_ms})
+    for baseline, dense in zip(rows[::2], rows[1::2], strict=True):
+        _say(baseline, dense)
     with writing(workspace.folder(FOLDER)) as folder:
-        write_json(folder / FILE, {"threads": chosen.threads, "latencies": [asdict(latency) for latency in found]})
-    for batch_size in chosen.batch_sizes:
-        medians = {latency.model: latency.median_ms for latency in found if latency.batch_size == batch_size}
-        log.info(
-            "benchmark: batch %d takes %.3f ms, the baseline %.3f ms: %.2f times as fast",
-            batch_size,
-            medians["dense"],
-            medians["baseline"],
-            medians["baseline"] / medians["dense"],
+        write_json(folder / FILE, {"latencies": rows})
+
+
+def _groups(settings: Settings, workspace: Workspace, name: str) -> pruning.Groups | None:
+    """Return the groups of a model; None where gates take time that no profile knows."""
+    example = example_inputs(workspace, settings)
+    model, _, _ = load_model(workspace.folder(name), settings, read_description(workspace), example)
+    return None if isinstance(model, GatedModel) else pruning.find_groups(model, example)
+
+
+def _predicted_ms(profiles: Profiles, groups: pruning.Groups | None, threads: int, latency: Latency) -> float | None:
+    """Return what the profile predicts; None where there is none of this machine with these threads and batch size."""
+    found = profiles.find(num_threads=threads, batch_size=latency.batch_size)
+    here = runtime_here(num_threads=threads, batch_size=latency.batch_size)
+    if found is None or groups is None or found.runtime != here:
+        return None
+    return LatencyCost(groups, found).predict({})
+
+
+def _say(baseline: Json, dense: Json) -> None:
+    """Log what was measured of both models, and how far from it the prediction is."""
+    measured = dense["median_ms"] / baseline["median_ms"]
+    log.info(
+        "benchmark: batch %d, threads %d: %.3f ms, the baseline %.3f ms: %.2f times as fast",
+        dense["batch_size"],
+        dense["threads"],
+        dense["median_ms"],
+        baseline["median_ms"],
+        1 / measured,
+    )
+    if dense["predicted_ms"] is None or baseline["predicted_ms"] is None:
+        return
+    predicted = dense["predicted_ms"] / baseline["predicted_ms"]
+    if abs(measured / predicted - 1) > FAR_OFF:
+        log.warning(
+            "benchmark: batch %d, threads %d: the dense model takes %.2f of the baseline's latency where %.2f was "
+            "predicted. If the machine was busy, measure again; else have the profile made anew: delete its folder and "
+            "run `python -m flows.profile`",
+            dense["batch_size"],
+            dense["threads"],
+            measured,
+            predicted,
         )

@@ -61,20 +61,22 @@ def compare(summary: Json) -> list[Line]:
 
 
 def compare_latency(workspace: Workspace) -> list[Line]:
-    """Return one line for every batch size of the benchmark."""
-    found = workspace.read_json(benchmark.FOLDER, benchmark.FILE, "benchmark")
-    medians: dict[int, dict[str, float]] = {}
-    for latency in found["latencies"]:
-        medians.setdefault(latency["batch_size"], {})[latency["model"]] = latency["median_ms"]
-    return [
-        Line(
-            f"latency, batch {batch_size}",
-            f"{both['baseline']:.3f} ms",
-            f"{both['dense']:.3f} ms",
-            f"{both['baseline'] / both['dense']:.2f} × as fast",
-        )
-        for batch_size, both in medians.items()
-    ]
+    """Return one line for every number of threads and batch size of the benchmark."""
+    found = workspace.read_json(benchmark.FOLDER, benchmark.FILE, "benchmark")["latencies"]
+    return [_latency_line(before, after) for before, after in zip(found[::2], found[1::2], strict=True)]
+
+
+def _latency_line(before: Json, after: Json) -> Line:
+    predicted = ""
+    if before["predicted_ms"] and after["predicted_ms"]:
+        predicted = f" ({before['predicted_ms'] / after['predicted_ms']:.2f} predicted)"
+    threads = "" if after["threads"] == 1 else f", {after['threads']} threads"
+    return Line(
+        f"latency, batch {after['batch_size']}{threads}",
+        f"{before['median_ms']:.3f} ms",
+        f"{after['median_ms']:.3f} ms",
+        f"{before['median_ms'] / after['median_ms']:.2f} × as fast{predicted}",
+    )
 
 
 def as_text(lines: list[Line]) -> str:

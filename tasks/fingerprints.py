@@ -48,7 +48,8 @@ def _fingerprint(stage: Stage, settings: Settings, workspace: Workspace, spared:
 
 def _needs(stage: Stage, settings: Settings) -> list[str]:
     """Return the stages that a stage reads with these settings: a loop that looks at no latency reads no profile."""
-    return [need for need in stage.needs if need != "profile" or stage.name != "prune" or settings.prune.reads_profile]
+    spared = {} if settings.prune.reads_profile else {"prune": "profile", "report": "profile"}
+    return [need for need in stage.needs if need != spared.get(stage.name)]
 
 
 def _code_digest(places: tuple[str, ...]) -> str:

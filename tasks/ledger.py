@@ -40,6 +40,7 @@ class Row(BaseModel):
         checkpoint: The folder of an accepted attempt, below `iterations/`.
         weights_sha256: Of the checkpoint's weights.
         refused: Why no plan reaches the goal.
+        unrounded: Channels that each group would have kept in the last step, had its count not been rounded.
         predicted_ms: The latency that the profile predicts, where the target names one.
         latency_ratio: Where it was measured too: its share of the baseline's latency, over the predicted share.
     """
@@ -56,6 +57,7 @@ class Row(BaseModel):
     checkpoint: str | None = None
     weights_sha256: str | None = None
     refused: str | None = None
+    unrounded: dict[str, int] | None = None
     predicted_ms: float | None = None
     latency_ratio: float | None = None
 

@@ -6,6 +6,7 @@ import logging
 
 from torch import nn
 
+import pruning
 from pruning.dynamic.gates import GatedModel
 from tasks import export, transform
 from tasks.analyze import read_curves
@@ -16,7 +17,9 @@ from tasks.measured import Measured
 from tasks.models import begin, example_inputs, load_model, measure
 from tasks.page import render
 from tasks.plots import as_png, draw_attempts, draw_sensitivity, draw_widths
+from tasks.profile import latency_cost
 from tasks.prune import read_outcome
+from tasks.rounding import describe_rounding, rounding_of
 from tasks.settings import Settings
 from tasks.workspace import Json, Workspace, replace_file, write_json, writing
 
@@ -52,6 +55,11 @@ def report(settings: Settings, workspace: Workspace) -> None:
         "measure": data.measure,
         **summarise(scores["baseline"], scores["dense"], ledger, outcome, workspace),
     }
+    if any(row.unrounded for row in ledger.accepted):
+        groups, dense = (pruning.find_groups(models[name], example) for name in ("baseline", "dense"))
+        kept = {group.name: dense[group.name].size for group in groups if group.name in dense}
+        latency = latency_cost(settings, workspace, groups)
+        summary["rounding"] = rounding_of(ledger.accepted[-1], kept, groups, latency)
     whole = curves[0].baseline_accuracy if curves else ledger.baseline.accuracy
     figures = (
         draw_sensitivity(curves, whole),
@@ -117,6 +125,7 @@ def _remarks(summary: Json, outcome: Json, num_test: int) -> list[str]:
         f"set, {num_test:,} samples that no decision has seen.",
         f"Relative differences: dense against masked {parity['dense_vs_masked']:.1e}, ONNX Runtime against torch "
         f"{parity['onnx_vs_torch']:.1e}.",
+        *([describe_rounding(summary["rounding"])] if summary.get("rounding") else ()),
         *_TRUTH.get(outcome["kind"], ()),
     ]
 

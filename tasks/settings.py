@@ -105,7 +105,7 @@ class Benchmark(Section):
     """How latency is measured."""
 
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 32), min_length=1)
-    threads: int = Field(default=1, ge=1)
+    threads: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(1, 0), min_length=1)
     rounds: int = Field(default=50, ge=1)
 
 

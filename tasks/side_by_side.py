@@ -68,7 +68,11 @@ def _latencies(settings: Settings, files: Mapping[str, Path]) -> dict[str, dict[
     chosen = settings.benchmark
     with shown("side by side") as progress:
         found = measure_latency(
-            files, batch_sizes=chosen.batch_sizes, num_threads=chosen.threads, rounds=chosen.rounds, progress=progress
+            files,
+            batch_sizes=chosen.batch_sizes,
+            num_threads=chosen.threads[0],
+            rounds=chosen.rounds,
+            progress=progress,
         )
     medians: dict[str, dict[int, float]] = {name: {} for name in files}
     for latency in found:

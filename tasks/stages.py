@@ -97,14 +97,14 @@ STAGES = (
     Stage(
         "benchmark",
         "latency",
-        ("prepare", "export"),
-        ("run", "benchmark"),
-        ("tasks/benchmark.py", *_SHARED),
+        ("prepare", "baseline", "profile", "transform", "export"),
+        ("run", "model", "benchmark"),
+        ("tasks/benchmark.py", "tasks/profile.py", *_SHARED, "zoo"),
     ),
     Stage(
         "report",
         "report",
-        ("prepare", "baseline", "analyze", "prune", "transform", "export"),
+        ("prepare", "baseline", "analyze", "profile", "prune", "transform", "export"),
         ("run", "model", "training"),
         (
             "tasks/report.py",
@@ -112,6 +112,8 @@ STAGES = (
             "tasks/plots.py",
             "tasks/page.py",
             "tasks/ledger.py",
+            "tasks/profile.py",
+            "tasks/rounding.py",
             *_SHARED,
             "zoo",
         ),

@@ -77,7 +77,7 @@ PARAMS: dict[str, Any] = {
         ],
     },
     "export": {"opset": 20},
-    "benchmark": {"batch_sizes": [1, 4], "threads": 1, "rounds": 5},
+    "benchmark": {"batch_sizes": [1, 4], "threads": [1], "rounds": 5},
     "tracking": {"uri": "sqlite:///mlflow.db", "experiment": "tests", "model_name": "small"},
     "promote": {"max_accuracy_drop": 0.3, "max_more_latency": 100.0},  # so small a network gains no time
 }

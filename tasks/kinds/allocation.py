@@ -34,8 +34,11 @@ from tasks.progress import shown
 _JUDGED_ON = 512  # validation samples that tell one candidate of a search from another
 
 
-def choose_channels(situation: Situation, groups: Groups) -> tuple[Plan, Statistics]:
+def choose_channels(situation: Situation, groups: Groups) -> tuple[Plan, Mapping[str, int] | None, Statistics]:
     """Let the criterion decide which channels go, and the allocation how many; return what was looked at too.
+
+    Between the two stands what each group would keep if counts were not rounded: None where none was, or where to know
+    it would mean another search.
 
     Widths are rounded to what the runtime rewards, see `pruning.choosing.rounding`. A latency is come down to by the
     widths that gain speed; the ratio of measured to predicted latency that the loop found last corrects it.
@@ -62,6 +65,7 @@ def choose_channels(situation: Situation, groups: Groups) -> tuple[Plan, Statist
     whole = Landing(bundles, joined(targets)) if targets else None
     met = whole is None or whole.met([0] * len(bundles))
     is_slow = latency is not None and latency.predict({}) > at_most_ms
+    unrounded: dict[str, int] | None = None
     choose_by = partial(_choose_by, situation, ranking, curves)
     if latency is not None and is_slow:
         plan = plan_for_latency(bundles, latency, at_most_ms, latency_name, choose_by, targets)
@@ -69,9 +73,12 @@ def choose_channels(situation: Situation, groups: Groups) -> tuple[Plan, Statist
         plan = Plan.of(groups, {})
     elif chosen.round_to == "auto":
         plan = choose_by(rounded(bundles, whole.target, latency, sizes))
+        if chosen.allocation.by != "search":
+            kept = choose_by(whole).kept_sizes(groups)
+            unrounded = {group.name: kept.get(group.name, group.size) for group in groups}
     else:
         plan = choose_by(whole)
-    return plan, statistics
+    return plan, unrounded, statistics
 
 
 def _choose_by(situation: Situation, ranking: Ranking, curves: Sequence[Curve], landing: Landing) -> Plan:

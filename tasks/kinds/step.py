@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,9 +55,11 @@ class Step:
         plan: Which channels of the last model are gone.
         train: Trains a copy of `model`, by a recipe, so that it stays what the step made it.
         reached: The reduction that it comes to; None where that is to be measured.
+        unrounded: Channels that each group would have kept, had its count not been rounded; None where none was.
     """
 
     model: nn.Module
     plan: Plan
     train: Callable[[nn.Module, Recipe, Train], None]
     reached: float | None = None
+    unrounded: Mapping[str, int] | None = None

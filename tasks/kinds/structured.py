@@ -20,7 +20,7 @@ def narrow_channels(situation: Situation) -> Step:
     """
     settings, example = situation.settings, situation.example
     groups = pruning.find_groups(situation.model, example)
-    chosen, statistics = choose_channels(situation, groups)
+    chosen, unrounded, statistics = choose_channels(situation, groups)
     if situation.start is None:
         narrowed = pruning.narrow(situation.model, chosen, example, groups=groups)
     else:
@@ -31,4 +31,4 @@ def narrow_channels(situation: Situation) -> Step:
         sparsity = sparsity_training(recipe, model, example, settings.prune.ignore)
         finetune(model=model, after_step=sparsity, memory=sparsity)
 
-    return Step(narrowed, chosen, train)
+    return Step(narrowed, chosen, train, unrounded=unrounded)

@@ -14,7 +14,8 @@ import pytest
 from pruning.errors import SettingsError
 from pruning.timing.latency import Latency
 from pruning.timing.profiling import runtime_here
-from tasks import prune, quickness
+from tasks import benchmark, prune, quickness
+from tasks.comparison import compare_latency
 from tasks.data import read_description
 from tasks.goals import Goals, goals_of
 from tasks.ledger import Ledger, read_ledger
@@ -182,3 +183,41 @@ def test_what_is_measured_within_the_tolerance_counts_as_asked() -> None:
     assert quickness.Quickness(1.0, 0.5, 1.01).reduction(0.5) == 0.5
     assert quickness.Quickness(1.0, 0.5, 1.1).reduction(0.5) == pytest.approx(0.45)
     assert quickness.Quickness(1.0, 0.4, None).reduction(0.5) == pytest.approx(0.6)
+
+
+def test_benchmark_stands_beside_the_prediction_and_warns_where_it_is_far_off(
+    loop: Callable[..., Project], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    project = loop("here.json", target={"mac_reduction": 0.5}, iterations=1)
+    for name in ("transform", "export"):
+        project.run(name)
+
+    def measured(files: Mapping[str, Path], *, batch_sizes: tuple[int, ...], **_: Any) -> tuple[Latency, ...]:
+        times = {"baseline": 1.0, "dense": 0.9}
+        return tuple(Latency(name, size, times[name], 0.5, 1.5, 1) for size in batch_sizes for name in files)
+
+    monkeypatch.setattr(benchmark, "measure_latency", measured)
+    project.run("benchmark")
+    rows = project.json("latency", "latency.json")["latencies"]
+    cases = [(row["model"], row["batch_size"], row["threads"]) for row in rows[:2]]
+    assert cases == [("baseline", 1, 1), ("dense", 1, 1)]
+    whole_ms = json.loads(Path("here.json").read_text(encoding="utf-8"))["profiles"][0]["whole_ms"]
+    assert rows[0]["predicted_ms"] == pytest.approx(whole_ms)
+    assert rows[1]["predicted_ms"] < 0.7 * whole_ms
+    assert rows[2]["predicted_ms"] is None, "nothing was profiled with this batch size"
+    assert "the dense model takes 0.90 of the baseline's latency where 0." in caplog.text
+    first, second = compare_latency(project.workspace)
+    assert first.change.startswith("1.11 × as fast (")
+    assert second.change == "1.11 × as fast"
+
+
+def test_report_says_what_rounding_cost_and_brought(loop: Callable[..., Project]) -> None:
+    project = loop("here.json", target={"mac_reduction": 0.55}, iterations=1)
+    for name in ("transform", "export", "report"):
+        project.run(name)
+    found = project.json("report", "summary.json")["rounding"]
+    assert all(width % 8 == 0 for width in _widths(project))
+    assert 0.55 <= found["unrounded_mac_reduction"] < found["mac_reduction"]
+    assert found["predicted_ms"] < found["unrounded_ms"] < found["baseline_ms"]
+    page = (project.workspace.folder("report") / "report.html").read_text(encoding="utf-8")
+    assert "Widths are rounded to what the runtime is fast at" in page
