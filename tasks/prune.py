@@ -12,7 +12,6 @@ from tasks.data import read_description
 from tasks.fingerprints import trajectory_fingerprint
 from tasks.goals import goals_of
 from tasks.ledger import FILE, Ledger, Row, open_ledger
-from tasks.measured import Measured
 from tasks.models import example_inputs, load_model, measured_in
 from tasks.profile import baseline_ms
 from tasks.prune_parts import Kind
