@@ -83,7 +83,7 @@ def loop(
 
         project = make(tmp_path, project_writer, change)
         project.run("profile")
-        project.prune()
+        project.run("prune")
         return project
 
     return begin
@@ -110,7 +110,7 @@ def test_loop_comes_down_to_a_predicted_latency_and_writes_the_same_bytes_twice(
     assert all(width % 8 == 0 for width in _widths(project))
     written = project.bytes_of("iterations")
     shutil.rmtree("artifacts/iterations")
-    project.prune()
+    project.run("prune")
     assert project.bytes_of("iterations") == written
 
 
