@@ -11,6 +11,7 @@ from torch import Tensor
 from pruning.choosing.landing import Landing, Target
 from pruning.choosing.latency_target import plan_for_latency
 from pruning.choosing.ranking import Ranking
+from pruning.choosing.rounding import rounded
 from pruning.choosing.thresholds import NORMALISATIONS, normalised, one_threshold, sets_of, steps_of, thresholds_by_set
 from pruning.criteria import Criterion, find_criterion
 from pruning.errors import SettingsError, TargetError, unknown_name
@@ -67,7 +68,7 @@ def make_plan(
     normalise: Normalise = "mean",
     scopes: Mapping[str, Sequence[str]] | None = None,
     ignore: Sequence[Entry] = (),
-    round_to: int = 1,
+    round_to: int | Literal["auto"] = 1,
     keep_at_least: int = 1,
     max_sparsity: float = 0.75,
     statistics: Statistics | None = None,
@@ -102,13 +103,15 @@ def make_plan(
         parameter_reduction: 1 − parameters after / before, over the whole model.
         latency_reduction: 1 − latency after / before, as predicted from the profile.
         latency_ms: milliseconds per batch of the profile's size, as predicted from it.
-        profile: of the model, or of one that it was narrowed from; where the target is a latency, and only there.
+        profile: of the model, or of one that it was narrowed from; where the target is a latency, or counts are rounded
+            by it.
         scope: "local", "global" or "scoped".
         normalise: how scores of different groups are made comparable, see `thresholds.normalised`; not for "local".
         scopes: for "scoped": name of a set -> names, prefixes or patterns of its modules or parameters.
         ignore: names, prefixes or patterns ("fc", "layer1.*") of modules or parameters, or modules themselves; groups
             produced there stay whole.
         round_to: kept counts are multiples of this; a group not above it stays whole, with a warning in the log.
+            "auto": the counts that the runtime rewards, see `rounding.rounded`; by the profile, if one is given.
         keep_at_least: channels that each group keeps.
         max_sparsity: largest share that a group may lose, so that no layer collapses; 1 leaves only `keep_at_least`.
         statistics: what the criterion needs, where it was gathered already.
@@ -131,12 +134,13 @@ def make_plan(
         "latency_ms": latency_ms,
     }
     name, share = _only_target(asked)
-    if (profile is not None) != name.startswith("latency"):
+    in_time, auto = name.startswith("latency"), round_to == "auto"
+    if (profile is None and in_time) or (profile is not None and not in_time and not auto):
         raise TargetError(
             f"the target is {name} and a profile is {'missing' if profile is None else 'given'}; expected one, made by "
-            "pruning.timing.profiling.profile, where the target is a latency and only there"
+            "pruning.timing.profiling.profile, where the target is a latency or round_to is 'auto', and only there"
         )
-    limits = Limits(ignore, round_to, keep_at_least, max_sparsity)
+    limits = Limits(ignore, round_to if isinstance(round_to, int) else 1, keep_at_least, max_sparsity)
     bundles = find_bundles(groups, limits)
     choice = Choice(scope=scope, normalise=normalise, scopes=scopes or {})
     if not any(len(bundle.counts) > 1 for bundle in bundles):
@@ -145,8 +149,8 @@ def make_plan(
     if statistics is None:
         statistics = collect(groups, find_criterion(criterion).needs, samples, loss, seed=seed)
     ranking = Ranking(groups, criterion, statistics)
-    if profile is not None:
-        cost = LatencyCost(groups, profile)
+    cost = LatencyCost(groups, profile) if profile is not None else None
+    if cost is not None and in_time:
         now = cost.predict({})
         at_most = share if name == "latency_ms" else (1 - share) * now
         if now <= at_most:
@@ -154,7 +158,8 @@ def make_plan(
         label = f"{name} {share:g}"
         plan = plan_for_latency(bundles, cost, at_most, label, lambda one: choose(ranking, one, choice))
     else:
-        landing = Landing(bundles, _target(groups, bundles, name, share))
+        target = _target(groups, bundles, name, share)
+        landing = rounded(bundles, target, cost, {}) if auto else Landing(bundles, target)
         plan = choose(ranking, landing, choice, share if name == "channel_sparsity" else None)
     if not plan.removed:
         largest = max(max(bundle.sizes) for bundle in bundles if len(bundle.counts) > 1)

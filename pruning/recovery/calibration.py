@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ def calibrate(
     normalise: Normalise = "mean",
     scopes: Mapping[str, Sequence[str]] | None = None,
     ignore: Sequence[Entry] = (),
-    round_to: int = 1,
+    round_to: int | Literal["auto"] = 1,
     keep_at_least: int = 1,
     max_sparsity: float = 0.75,
     ridge: float = RIDGE,

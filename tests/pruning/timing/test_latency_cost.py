@@ -204,6 +204,8 @@ def test_latency_without_profile_profile_without_latency_and_what_is_met_already
         make_plan(groups, latency_reduction=0.5)
     with pytest.raises(TargetError, match="mac_reduction and a profile is given"):
         make_plan(groups, mac_reduction=0.5, profile=synthetic())
+    rounded = make_plan(groups, mac_reduction=0.5, profile=synthetic(), round_to="auto").kept_sizes(groups)
+    assert all(number % 16 == 0 for number in rounded.values()), rounded
     with pytest.raises(TargetError, match=r"met already: the model is predicted to take 24.5 ms"):
         make_plan(groups, latency_ms=30, profile=synthetic())
     with pytest.raises(TargetError, match=r"latency_ms 0.5 can't be met: from 24.5 now to 0.5 was asked"):

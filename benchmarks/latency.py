@@ -1,0 +1,155 @@
+"""Milliseconds: what the default's MACs give back, half the latency, predictions. A table and a plot.
+
+    python -m benchmarks.latency --json latency.json --markdown docs/latency-results.md --plot docs/latency-results.png
+    python -m benchmarks.latency --only shares predictions
+    python -m benchmarks.latency --peer torch-pruning        # Torch-Pruning at the same measured latency
+
+Parts that the JSON file holds already are not measured again. Times are shares of the baseline's, measured in turns; on
+a machine that others use too the spread says how far to trust them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+
+from benchmarks.contest.terms import Terms
+from benchmarks.speed.duel import half_the_latency
+from benchmarks.speed.shares import default_at_shares, predictions
+from pruning.timing.measuring import cpu_name
+
+PARTS = ("shares", "duel", "predictions")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return 0."""
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(1)
+    terms = Terms(3000, 8, options.epochs, 512, 1024, options.cache)
+    found = json.loads(options.json.read_text(encoding="utf-8")) if options.json and options.json.exists() else {}
+    seen = terms.data.train.take(torch.arange(options.seen))
+    parts: dict[str, Callable[[], Sequence[Any]]] = {
+        "shares": lambda: default_at_shares(options.widths, seen, terms.data.num_classes),
+        "duel": lambda: half_the_latency(terms, options.seed, peer=bool(options.peer)),
+        "predictions": predictions,
+    }
+    for part in options.only:
+        if part not in found:
+            rows = [one.as_dict() for one in parts[part]()]
+            found[part] = {"rows": rows, "measured": datetime.now(UTC).date().isoformat(), "on": _machine()}
+            if options.json:
+                options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    table = as_markdown(found)
+    print(table)
+    if options.markdown:
+        options.markdown.write_text(table, encoding="utf-8")
+    if options.plot:
+        draw(found, options.plot)
+    return 0
+
+
+def as_markdown(found: dict[str, Any]) -> str:
+    """Write the parts that were measured as tables."""
+    lines = ["# Latency, measured", ""]
+    for part, title in (
+        ("shares", "The default of params.yaml at shares of the MACs. One thread."),
+        ("predictions", "Predictions, half the MACs gone from each network of the zoo. One thread."),
+    ):
+        if part in found:
+            lines += [f"{title} {_when(found[part])}", "", *_times(found[part]["rows"]), ""]
+    if "duel" in found:
+        lines += [
+            f"Half the latency at batch 1, one thread: ResNet-20 on glyphs. {_when(found['duel'])}",
+            "",
+            "| way | latency | predicted | MACs | least kept of a layer | no training | fine-tuned | baseline |",
+            "|---|--:|--:|--:|--:|--:|--:|--:|",
+            *(
+                f"| {row['name']} | {row['share']:.3f} | {row['predicted']:.3f} | {row['macs_share']:.3f} "
+                f"| {row['least_kept']:.0%} | {row['recovered']:.2%} | {row['tuned']:.2%} | {row['baseline']:.2%} |"
+                for row in found["duel"]["rows"]
+            ),
+        ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Draw measured against predicted shares, and time against MACs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4.6))
+    for panel, part, across, label in (
+        (left, "shares", "macs_share", "share of the MACs"),
+        (right, "predictions", "predicted", "predicted share of the latency"),
+    ):
+        for size, color in ((1, "#1f6f8b"), (32, "#c8553d")):
+            rows = [row for row in found.get(part, {"rows": []})["rows"] if row["batch_size"] == size]
+            panel.errorbar(
+                [row[across] for row in rows],
+                [row["share"] for row in rows],
+                yerr=[row["spread"] * row["share"] for row in rows],
+                fmt="o",
+                color=color,
+                markersize=5,
+                label=f"batch {size}",
+            )
+        panel.plot([0, 1], [0, 1.15], color="#999999", linewidth=0.8, linestyle="--", label="15 % longer")
+        panel.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
+        panel.set(xlim=(0, 1), ylim=(0, 1), xlabel=label, ylabel="measured share of the latency")
+        panel.grid(alpha=0.25)
+    left.set_title("the default at 50, 70, 85 % of MACs removed", fontsize=10)
+    right.set_title("predictions on the zoo", fontsize=10)
+    left.legend(fontsize=8, frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _times(rows: Sequence[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| network | batch | MACs | latency | predicted | latency / MACs | latency / predicted | spread |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {row['network']} | {row['batch_size']} | {row['macs_share']:.3f} | {row['share']:.3f} "
+        f"| {row['predicted']:.3f} | {row['share'] / row['macs_share']:.2f} "
+        f"| {row['share'] / row['predicted']:.2f} | {row['spread']:.0%} |"
+        for row in rows
+    ]
+    return lines
+
+
+def _when(part: dict[str, Any]) -> str:
+    return f"{part['measured']}, {part['on']}."
+
+
+def _machine() -> str:
+    return f"ONNX Runtime {onnxruntime.__version__} on {cpu_name()}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--widths", nargs="+", type=int, default=[16, 64], help="of ResNet-20's first stage")
+    parser.add_argument("--seen", type=int, default=256, help="images that the criterion looks at")
+    parser.add_argument("--epochs", type=int, default=2, help="of fine-tuning")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--peer", choices=["torch-pruning"])
+    parser.add_argument("--cache", type=Path, default=Path(".benchmark"), help="folder of the baselines")
+    parser.add_argument("--json", type=Path, help="what was measured; goes on from it")
+    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--plot", type=Path)
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,170 @@
+"""Half the latency: Secateur by a profile, Torch-Pruning by rounding to 8 at the same measured latency."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+import pruning
+from benchmarks.contest.terms import Terms, accuracy
+from benchmarks.speed.race import Time, profiled, race
+from pruning.criteria import find_criterion
+from pruning.gathering.statistics import collect
+from pruning.recovery.recalibration import recalibrate
+from pruning.recovery.reconstruction import reconstruct
+from pruning.timing.profiles import Profiles
+from pruning.training.epochs import finetune
+from pruning.training.recipe import Recipe
+from tasks.environment import REPOSITORY
+from tasks.settings import load
+
+_BISECTIONS = 6
+_WITHIN = 0.02  # of what was asked: where the loop's correction ends too
+_ROUND_TO = 8
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a way came to.
+
+    Attributes:
+        name: Whose, and which.
+        share: Measured latency over the baseline's, batch 1, one thread.
+        predicted: The same by the profile.
+        macs_share: MACs over the baseline's.
+        recovered: Accuracy on the test split before training.
+        tuned: After fine-tuning, the same number of epochs for all.
+        baseline: Accuracy of the baseline.
+        least_kept: The least share of its channels that a layer kept.
+    """
+
+    name: str
+    share: float
+    predicted: float
+    macs_share: float
+    recovered: float
+    tuned: float
+    baseline: float
+    least_kept: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return asdict(self)
+
+
+def half_the_latency(terms: Terms, seed: int, *, peer: bool, share: float = 0.5) -> list[Outcome]:
+    """Come down to a share of the baseline's latency, and fine-tune.
+
+    Args:
+        terms: Data, baselines, number of epochs.
+        seed: Of baseline and training.
+        peer: Whether Torch-Pruning takes part; it has to be installed.
+        share: Of the baseline's latency, batch 1, one thread.
+    """
+    baseline, example = terms.baseline(seed), terms.data.test.inputs[:1]
+    groups = pruning.find_groups(baseline, example)
+    profiles = profiled(groups, [1])
+    settings = load(REPOSITORY / "params.yaml").prune
+    statistics = collect(groups, find_criterion(settings.criterion).needs, terms.seen, seed=seed)
+
+    def ours(asked: float) -> nn.Module:
+        plan = pruning.make_plan(
+            groups,
+            settings.criterion,
+            latency_reduction=1 - asked,
+            profile=profiles.profiles[0],
+            scope="global",
+            normalise=settings.allocation.normalise,
+            statistics=statistics,
+            keep_at_least=settings.keep_at_least,
+            max_sparsity=settings.max_group_rate,
+        )
+        dense = pruning.narrow(baseline, plan, example, groups=groups)
+        reconstruct(dense, baseline, plan, groups, terms.unlabelled, ridge=settings.recover.ridge)
+        return dense
+
+    dense, asked = ours(share), share
+    for _ in range(2):  # the loop corrects its goal by what it measured, see tasks/quickness.py
+        found = _time(baseline, dense, terms, profiles)
+        if abs(found.share / share - 1) <= _WITHIN:
+            break
+        asked *= share / found.share
+        dense = ours(asked)
+    recipe = settings.recipes[0].model_copy(update={"epochs": terms.epochs})
+    outcomes = [_outcome("secateur, latency 0.5", dense, baseline, terms, profiles, recipe, seed)]
+    if peer:
+        for name, everywhere in (("magnitude, local", False), ("magnitude, global", True)):
+            model = _to_share(terms, baseline, profiles, outcomes[0].share, everywhere)
+            recalibrate(model, terms.seen, num_samples=len(terms.unlabelled))
+            called = f"torch-pruning, {name}, round_to={_ROUND_TO}"
+            outcomes.append(_outcome(called, model, baseline, terms, profiles, terms.recipe, seed))
+    return outcomes
+
+
+def _time(baseline: nn.Module, model: nn.Module, terms: Terms, profiles: Profiles) -> Time:
+    (found,) = race(baseline, {"model": model}, terms.data.test.inputs[:1], profiles)
+    return found
+
+
+def _outcome(
+    name: str, model: nn.Module, baseline: nn.Module, terms: Terms, profiles: Profiles, recipe: Recipe, seed: int
+) -> Outcome:
+    time, recovered = _time(baseline, model, terms, profiles), accuracy(model, terms.data.test)
+    finetune(model, terms.data.train, recipe, seed=seed, teacher=baseline if recipe.distillation else None)
+    kept = [
+        len(after) / len(before)
+        for before, after in zip(baseline.parameters(), model.parameters(), strict=True)
+        if before.ndim == 4
+    ]
+    return Outcome(
+        name,
+        time.share,
+        time.predicted,
+        time.macs_share,
+        recovered,
+        accuracy(model, terms.data.test),
+        accuracy(baseline, terms.data.test),
+        min(kept),
+    )
+
+
+def _to_share(terms: Terms, baseline: nn.Module, profiles: Profiles, share: float, everywhere: bool) -> nn.Module:
+    """Bisect Torch-Pruning's ratio for the largest network whose measured latency is at most a share."""
+    low, high = 0.0, 1.0
+    best: tuple[float, nn.Module] | None = None
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        model = _theirs(terms, baseline, middle, everywhere)
+        found = _time(baseline, model, terms, profiles)
+        if found.share <= share * (1 + _WITHIN):
+            high = middle
+            if best is None or found.share > best[0]:
+                best = (found.share, model)
+        else:
+            low = middle
+    if best is None:
+        raise ValueError(f"no ratio comes down to {share:.0%} of the latency")
+    return best[1]
+
+
+def _theirs(terms: Terms, baseline: nn.Module, ratio: float, everywhere: bool) -> nn.Module:
+    torch_pruning = import_module("torch_pruning")
+    model = deepcopy(baseline)
+    importance: Callable[..., Any] = torch_pruning.importance.MagnitudeImportance(p=2)
+    pruner = torch_pruning.pruner.BasePruner(
+        model,
+        terms.data.test.inputs[:1],
+        importance=importance,
+        global_pruning=everywhere,
+        pruning_ratio=ratio,
+        max_pruning_ratio=0.9 if everywhere else 1.0,
+        round_to=_ROUND_TO,
+        ignored_layers=[layer for layer in model.modules() if isinstance(layer, nn.Linear)],
+    )
+    pruner.step()
+    return model
