@@ -18,7 +18,10 @@ from tasks.environment import REPOSITORY
 def schema() -> dict[str, Any]:
     """The form that Prefect makes of the flow, in a process of its own: flows are plain functions in this one."""
     code = (
-        "import json; from flows import deployed; from prefect.utilities.callables import parameter_schema;"
+        "import json; from prefect.flows import load_flow_from_entrypoint as load_as_a_worker_does;"
+        "load_as_a_worker_does('flows/deployed.py:compress');"
+        "import cProfile;"  # of Python's own profile, which a file of ours must not hide
+        "from flows import deployed; from prefect.utilities.callables import parameter_schema;"
         "deployed.compress.validate_parameters({'trial': {'name': 'half', 'target': 0.5}});"
         "deployed.rollback.validate_parameters({'version': 2}); deployed.restore.validate_parameters({'version': 2});"
         "print(json.dumps(parameter_schema(deployed.compress).model_dump()))"
