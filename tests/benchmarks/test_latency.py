@@ -1,0 +1,35 @@
+"""The latency benchmark: its tables and its plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.latency import as_markdown, draw
+from benchmarks.speed.duel import Outcome
+from benchmarks.speed.race import Time
+
+
+def found() -> dict[str, Any]:
+    times = [Time("narrow", size, 0.5, 0.55, 0.02, 0.5, 2.0).as_dict() for size in (1, 32)]
+    duel = [Outcome("ours", 0.49, 0.5, 0.4, 0.95, 0.97, 0.975, 0.25).as_dict()]
+    about = {"measured": "2026-01-01", "on": "a machine"}
+    return {
+        "shares": {"rows": times, **about},
+        "predictions": {"rows": times, **about},
+        "duel": {"rows": duel, **about},
+    }
+
+
+def test_tables_show_time_over_macs_and_over_the_prediction() -> None:
+    table = as_markdown(found())
+    assert "| narrow | 32 | 0.500 | 0.550 | 0.500 | 1.10 | 1.10 | 2% |" in table
+    assert "| ours | 0.490 | 0.500 | 0.400 | 25% | 95.00% | 97.00% | 97.50% |" in table
+    assert table.count("2026-01-01, a machine.") == 3
+
+
+def test_parts_that_were_not_measured_are_left_out(tmp_path: Path) -> None:
+    only = {"shares": found()["shares"]}
+    assert "Predictions" not in as_markdown(only)
+    draw(only, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
