@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.contest.terms import Terms
 from benchmarks.speed.duel import half_the_latency
+from benchmarks.speed.race import BATCHES
 from benchmarks.speed.shares import default_at_shares, predictions
 from pruning.timing.measuring import cpu_name
 
@@ -36,9 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = json.loads(options.json.read_text(encoding="utf-8")) if options.json and options.json.exists() else {}
     seen = terms.data.train.take(torch.arange(options.seen))
     parts: dict[str, Callable[[], Sequence[Any]]] = {
-        "shares": lambda: default_at_shares(options.widths, seen, terms.data.num_classes),
+        "shares": lambda: default_at_shares(options.widths, seen, terms.data.num_classes, options.batch_sizes),
         "duel": lambda: half_the_latency(terms, options.seed, peer=bool(options.peer)),
-        "predictions": predictions,
+        "predictions": lambda: predictions(options.batch_sizes),
     }
     for part in options.only:
         if part not in found:
@@ -140,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--widths", nargs="+", type=int, default=[16, 64], help="of ResNet-20's first stage")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=list(BATCHES))
     parser.add_argument("--seen", type=int, default=256, help="images that the criterion looks at")
     parser.add_argument("--epochs", type=int, default=2, help="of fine-tuning")
     parser.add_argument("--seed", type=int, default=0)

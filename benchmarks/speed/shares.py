@@ -25,13 +25,14 @@ ZOO: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def default_at_shares(widths: Sequence[int], seen: Samples, num_classes: int) -> list[Time]:
+def default_at_shares(widths: Sequence[int], seen: Samples, num_classes: int, batch_sizes: Sequence[int]) -> list[Time]:
     """Measure what the default of params.yaml makes of ResNet-20 at shares of the MACs.
 
     Args:
         widths: Of the first stage; each is a network, with the weights that it was made with.
         seen: What the criterion looks at.
         num_classes: Of the data.
+        batch_sizes: Samples per pass; the default rounds by the first.
     """
     settings = load(REPOSITORY / "params.yaml").prune
     times = []
@@ -41,7 +42,7 @@ def default_at_shares(widths: Sequence[int], seen: Samples, num_classes: int) ->
         channels, height, breadth = example.shape[1:]
         model = resnet20(input_shape=(channels, height, breadth), num_classes=num_classes, width=width).eval()
         groups = pruning.find_groups(model, example)
-        profiles = profiled(groups)
+        profiles = profiled(groups, batch_sizes)
         networks = {}
         for reduction in REDUCTIONS:
             try:
@@ -67,15 +68,20 @@ def default_at_shares(widths: Sequence[int], seen: Samples, num_classes: int) ->
     return times
 
 
-def predictions(reduction: float = 0.5) -> list[Time]:
-    """Measure four networks with the same share of every group gone, and compare with what the profile says."""
+def predictions(batch_sizes: Sequence[int], reduction: float = 0.5) -> list[Time]:
+    """Measure four networks with the same share of every group gone, and compare with what the profile says.
+
+    Args:
+        batch_sizes: Samples per pass.
+        reduction: Share of the MACs that go.
+    """
     times = []
     for name, make in ZOO.items():
         torch.manual_seed(0)
         example = torch.randn(1, 3, 32, 32)
         model = make(input_shape=(3, 32, 32), num_classes=10).eval()
         groups = pruning.find_groups(model, example)
-        profiles = profiled(groups)
+        profiles = profiled(groups, batch_sizes)
         networks = {}
         for kind, round_to in (("rounded", "auto"), ("multiples of 8", 8)):
             plan = pruning.make_plan(
