@@ -29,13 +29,14 @@ def prune(params: str = "params.yaml", workspace: str = "artifacts", commit: boo
     folder = run.workspace.folder(FOLDER)
     with locked(run.workspace):
         made_by = fingerprint(find_stage(NAME), run.settings, run.workspace)
-        if is_current(folder, made_by):
+        done = is_current(folder, made_by)
+        if done:
             log.info("%s: is current", NAME)
         else:
             with recorded_end(run):
                 _loop(run)
             seal(folder, made_by)
-        if run.versions is not None and NAME in run.versions.changed():
+        if run.versions is not None and (not done or NAME in run.versions.changed()):
             run.versions.commit(NAME)
 
 

@@ -90,11 +90,12 @@ def run_stage(name: str, body: Body, params: str, workspace: str, commit: bool) 
     folder = run.workspace.folder(stage.folder)
     with locked(run.workspace):
         made_by = fingerprint(stage, run.settings, run.workspace)
-        if is_current(folder, made_by):
+        done = is_current(folder, made_by)
+        if done:
             log.info("%s: is current", name)
         else:
             call_as_task(_run_and_seal, name, body, run.settings, run.workspace, folder, made_by)
-        if run.versions is not None and name in run.versions.changed():
+        if run.versions is not None and (not done or name in run.versions.changed()):
             run.versions.commit(name)
 
 

@@ -16,7 +16,6 @@ from tasks.ledger import Ledger, read_ledger
 from tasks.measured import Measured
 from tasks.models import begin, example_inputs, load_model, measure
 from tasks.page import render
-from tasks.plots import as_png, draw_attempts, draw_sensitivity, draw_widths
 from tasks.profile import latency_cost
 from tasks.prune import read_outcome
 from tasks.rounding import describe_rounding, rounding_of
@@ -38,6 +37,8 @@ def report(settings: Settings, workspace: Workspace) -> None:
         WorkspaceError: An earlier stage hasn't run.
         CheckpointError: A checkpoint is damaged.
     """
+    from tasks.plots import as_png, draw_attempts, draw_sensitivity, draw_widths  # only now: Matplotlib takes its time
+
     begin(settings)
     data = read_description(workspace)
     example = example_inputs(workspace, settings)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from sklearn.datasets import load_digits
 
 from zoo.datasets.splits import Samples, Splits, stratified_split
 
@@ -24,6 +23,8 @@ def digits(fractions: Sequence[float] = (0.6, 0.2, 0.2), seed: int = 0) -> Split
 
     Source: Alpaydin & Kaynak, "Optical recognition of handwritten digits", UCI repository, 1998 (its test part).
     """
+    from sklearn.datasets import load_digits  # seconds, with SciPy: only whoever loads these data waits for them
+
     images, labels = load_digits(return_X_y=True)
     inputs = torch.from_numpy(images).float().reshape(-1, 1, 8, 8) / LARGEST_VALUE
     samples = Samples((inputs - MEAN) / STD, torch.from_numpy(labels).long())

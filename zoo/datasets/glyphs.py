@@ -7,7 +7,6 @@ import string
 from functools import cache
 from pathlib import Path
 
-import matplotlib
 import numpy
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -102,6 +101,8 @@ def _draw_block(size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 @cache
 def _alphabet() -> Tensor:
     """Render every character once in every font, large; a tensor [fonts, characters, 1, CANVAS, CANVAS] in [0, 1]."""
+    import matplotlib  # for its fonts alone
+
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     fonts = [ImageFont.truetype(folder / f"{name}.ttf", EM) for name in FONTS]
     return torch.stack([torch.stack([_render(letter, font) for letter in CHARACTERS]) for font in fonts])
