@@ -6,8 +6,8 @@ The same stages from the data to the report, each time in a clone and a process 
     flow     `python -m flows.compress`: engine, DVC's commits, MLflow's run, registration
     again    the same once more, where nothing has changed
 
-What is made once for a machine, the databases of Prefect and MLflow, is made before. With PREFECT_API_URL set, that server
-is used, as a worker does; without, the flow starts one for itself.
+What is made once for a machine, the databases of Prefect and MLflow, is made before. With PREFECT_API_URL set, that
+server is used, as a worker does; without, the flow starts one for itself.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from tasks.environment import REPOSITORY
 from tasks.versioning import INSIDE
 
 ONCE = (
-    "from tasks.settings import load\nfrom tasks.tracking import open_store\n"
-    "open_store(load('params.yaml').tracking.uri)"
+    "from pathlib import Path\nfrom tasks.settings import load\nfrom tasks.tracking import open_store\n"
+    "open_store(load(Path('params.yaml')).tracking.uri)"
 )
 PLAIN = "from flows.compress import FLOWS\nfor run in FLOWS.values():\n    run('params.yaml', 'artifacts', False)"
 SHARE, START_S = 0.1, 15.0

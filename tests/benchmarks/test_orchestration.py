@@ -23,6 +23,6 @@ def test_flow_takes_little_longer_than_its_stages_called_as_functions(
     print(cost)
     assert plain.hashes() == flow.hashes()
     assert cost.flow.processor_s < cost.plain.processor_s * (1 + SHARE) + START_S
-    assert cost.again.processor_s < START_S / 2
+    assert cost.again.processor_s < START_S
     assert (flow.root / "mlflow.db").exists()
     assert not (plain.root / "mlflow.db").exists()
