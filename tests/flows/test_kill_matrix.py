@@ -18,7 +18,7 @@ from tests.flows.kill_place import Place, warm
 from tests.flows.kill_points import BOUNDARIES, STATES, random_points
 from tests.live import prefect_server
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # the first one waits for the undisturbed run
 
 POINTS = [*BOUNDARIES, *random_points(seed=20261121, num_events=6, num_moments=6)]
 ENTRANCES = ("flow", "repro")
