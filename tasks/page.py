@@ -51,20 +51,29 @@ def render(
         *(f'<p class="quiet">{escape(remark)}</p>' for remark in remarks),
         f'<div class="figures">{figures}</div>',
         "<h2>Baseline and dense model</h2>",
-        _table(HEAD.cells, [line.cells for line in lines]),
+        table(HEAD.cells, [line.cells for line in lines]),
         "<h2>Attempts</h2>",
-        _table(_ATTEMPT_HEAD, [_attempt_cells(row) for row in rows]),
+        table(_ATTEMPT_HEAD, [_attempt_cells(row) for row in rows]),
     ]
-    for heading, png in pictures.items():
-        source = f"data:image/png;base64,{b64encode(png).decode()}"
-        parts.append(f'<h2>{escape(heading)}</h2><img alt="{escape(heading)}" src="{source}">')
+    parts += [picture(heading, png) for heading, png in pictures.items()]
+    return document(f"{model}, pruned", parts)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """Return a whole page of parts that are HTML already."""
     return (
         '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(model)}, pruned</title><style>{_STYLE}</style></head>\n<body>\n"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
+
+
+def picture(heading: str, png: bytes) -> str:
+    """Return a picture under its heading."""
+    source = f"data:image/png;base64,{b64encode(png).decode()}"
+    return f'<h2>{escape(heading)}</h2><img alt="{escape(heading)}" src="{source}">'
 
 
 def _card(line: Line) -> str:
@@ -90,7 +99,8 @@ def _attempt_cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table of plain texts."""
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
@@ -128,6 +129,65 @@ def draw_widths(widths: Sequence[tuple[str, int, int]]) -> Figure:
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     _legend_above(axes)
+    return figure
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A model on the plane of one cost and accuracy.
+
+    Attributes:
+        name: Beside it.
+        cost: As a share of the baseline's.
+        accuracy: On the test set.
+        dominated: Whether another is better in one and as good in the other.
+    """
+
+    name: str
+    cost: float
+    accuracy: float
+    dominated: bool
+
+
+def draw_frontier(planes: Mapping[str, Sequence[Mark]], measure: str, baseline: str) -> Figure:
+    """Draw accuracy against each cost, the models that none dominates joined by a line.
+
+    Args:
+        planes: By the name of the cost.
+        measure: What the accuracy is called.
+        baseline: The mark with this name is the baseline.
+    """
+    figure = _figure(max(6.5, 4.6 * len(planes)), 4.4)
+    drawn = figure.subplots(1, len(planes), sharey=True, squeeze=False)[0]
+    for axes, (cost, marks) in zip(drawn, planes.items(), strict=True):
+        front = sorted((mark for mark in marks if not mark.dominated), key=lambda mark: mark.cost)
+        axes.plot([m.cost for m in front], [m.accuracy for m in front], color=AFTER, linewidth=1.2, zorder=2)
+        kinds = (
+            ([m for m in marks if m.name == baseline], "s", INK, "baseline"),
+            ([m for m in marks if m.name != baseline and not m.dominated], "o", AFTER, "on the frontier"),
+            ([m for m in marks if m.name != baseline and m.dominated], "X", REJECTED, "dominated"),
+        )
+        for some, marker, colour, label in kinds:
+            if some:
+                places = [m.cost for m in some], [m.accuracy for m in some]
+                axes.scatter(*places, marker=marker, s=52, color=colour, label=label, zorder=3, linewidths=0)
+        right = 1.12 * max(mark.cost for mark in marks)
+        for mark in (mark for mark in marks if mark.name != baseline):
+            side = 1 if mark.cost < right / 2 else -1  # towards the middle, so that it stays inside
+            axes.annotate(
+                mark.name,
+                (mark.cost, mark.accuracy),
+                xytext=(7, -11) if side == 1 else (-7, 6),
+                textcoords="offset points",
+                ha="left" if side == 1 else "right",
+                fontsize=SMALL - 1,
+            )
+        _dress(axes, f"{cost}, share of the baseline's", measure if axes is drawn[0] else "", "")
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.margins(y=0.16)
+        axes.set_xlim(0, right)
+        _legend_above(axes)
     return figure
 
 

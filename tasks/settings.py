@@ -12,6 +12,7 @@ from pruning.errors import SettingsError
 from pruning.training.recipe import Recipe
 from tasks.faults import describe
 from tasks.names import LOSSES, METRICS, CriterionName, ImportString, Share, existing_file, named, usable_device
+from tasks.prune_parts import Target
 from tasks.prune_settings import Prune
 from tasks.section import Section
 from tasks.yaml_file import read_mapping
@@ -135,6 +136,20 @@ class Tidy(Section):
     keep_days: int = Field(default=30, ge=0, le=36500)
 
 
+class Frontier(Section):
+    """What `flows.frontier` compares: `prune.target` by each of these."""
+
+    targets: tuple[Target, ...] = Field(
+        default=tuple(Target(mac_reduction=share) for share in (0.3, 0.5, 0.7, 0.85)), min_length=1
+    )
+
+    @model_validator(mode="after")
+    def _targets_differ(self) -> Self:
+        if twice := [target for target in self.targets if self.targets.count(target) > 1]:
+            raise ValueError(f"the target {twice[0].model_dump(exclude_none=True)} occurs twice")
+        return self
+
+
 class Settings(Section):
     """All of `params.yaml`."""
 
@@ -151,6 +166,7 @@ class Settings(Section):
     tracking: Tracking = Tracking()
     tidy: Tidy = Tidy()
     machine: Machine = Machine()
+    frontier: Frontier = Frontier()
     promote: Promote = Promote()
 
     @model_validator(mode="after")

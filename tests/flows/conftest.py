@@ -6,6 +6,7 @@ import os
 
 os.environ["DVC_STAGE"] = "tests"
 import flows.compress
+import flows.frontier
 import flows.promote
 import flows.prune
 import flows.restore

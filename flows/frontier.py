@@ -1,0 +1,78 @@
+"""Accuracy against latency and MACs, for several targets in one run: `python -m flows.frontier`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from flows import command
+from flows.compress import FLOWS, compress, nothing_to_run
+from flows.engine import body_of, flow, publish_markdown
+from tasks.data import read_description
+from tasks.frontier import FRONTIER, SHARED, name_of, read_points, take_over, write_frontier, write_settings
+from tasks.lock import locked
+from tasks.settings import Settings, load
+from tasks.workspace import Workspace
+
+log = logging.getLogger("secateur")
+
+NAME = "frontier"
+
+
+@flow(name=NAME)
+def frontier(params: str = "params.yaml", workspace: str = "artifacts", into: str = str(FRONTIER)) -> None:
+    """Run the pipeline for every target of `frontier.targets`, each in a workspace of its own, and compare.
+
+    Args:
+        params: The settings file.
+        workspace: Data, baseline, analysis and profile are taken from here, where they are current; nothing is written.
+        into: A folder with a workspace for each target, one for what they share, and what came out.
+    """
+    settings, root = load(Path(params)), Path(into)
+    workspaces = {name_of(target): Workspace(root / name_of(target)) for target in settings.frontier.targets}
+    files = {
+        name_of(target): write_settings(Path(params), target, workspaces[name_of(target)])
+        for target in settings.frontier.targets
+    }  # all of them first, so that a fault in the last is told before the first is run
+    shared = Workspace(root / "shared")
+    with locked(Workspace(root)):
+        for stage in SHARED:
+            if take_over(stage, settings, Workspace(Path(workspace)), shared):
+                log.info("%s: is current", stage.name)
+            else:
+                FLOWS[stage.name](params, str(shared.root), False)
+        for name, own in workspaces.items():
+            log.info("%s: %s", NAME, name)
+            for stage in SHARED:
+                take_over(stage, settings, shared, own)
+            arguments = (str(files[name]), str(own.root), False)
+            if not nothing_to_run(*arguments):
+                body_of(compress)(*arguments)
+        _conclude(settings, shared, workspaces, root)
+
+
+def _conclude(settings: Settings, shared: Workspace, workspaces: dict[str, Workspace], root: Path) -> None:
+    points = read_points(workspaces)
+    title = f"{settings.model.factory.partition(':')[2]} on {settings.data.factory.partition(':')[2]}: the frontier"
+    write_frontier(points, title, read_description(shared).measure, root)
+    text = (root / "frontier.md").read_text(encoding="utf-8")
+    publish_markdown("frontier", text, title)
+    sys.stdout.write(f"\n{text}\n{root / 'frontier.html'}\n")
+
+
+def main() -> None:
+    """Run the flow from the command line."""
+    given = command.parser(NAME, "Run the pipeline for every target of frontier.targets, and compare.")
+    given.add_argument("--into", type=Path, default=FRONTIER, metavar="DIR", help="where it is written (%(default)s/)")
+    options = given.parse_args()
+
+    def checked() -> None:
+        load(options.params)
+        frontier(str(options.params), str(options.workspace), str(options.into))
+
+    command.execute(NAME, options, checked)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""Several targets beside each other: a workspace for each, what they share, and what came out of all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from html import escape
+from pathlib import Path
+
+from pruning.errors import WorkspaceError
+from tasks import benchmark, report
+from tasks.fingerprints import fingerprint
+from tasks.page import document, picture, table
+from tasks.plots import Mark, as_png, draw_frontier
+from tasks.prune_parts import Target
+from tasks.requests import DEFAULT_PARAMS
+from tasks.settings import Settings, load
+from tasks.stages import STAGES, Stage
+from tasks.workspace import Workspace, is_current, replace_file, write_json
+from tasks.yaml_file import read_mapping, write_mapping
+
+FRONTIER = Path("frontier")
+SHARED = tuple(stage for stage in STAGES if stage.name in ("prepare", "baseline", "analyze", "profile"))
+"""The stages that no target shapes."""
+
+BASELINE = "baseline"
+MACS = "MACs"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model on the plane of accuracy and costs.
+
+    Attributes:
+        name: Of its target and workspace; the baseline's for the baseline.
+        accuracy: On the test set.
+        costs: By what is counted (MACs, latency at each batch size): as a share of the baseline's.
+        macs: Of one sample.
+        latency_ms: By batch size, median.
+        dominated: For each cost, whether another model is at least as accurate at no higher cost, and better in one.
+        stopped_because: How its loop ended.
+    """
+
+    name: str
+    accuracy: float
+    costs: Mapping[str, float]
+    macs: int
+    latency_ms: Mapping[str, float]
+    dominated: Mapping[str, bool]
+    stopped_because: str
+
+
+def name_of(target: Target) -> str:
+    """Return the name of a target, of its workspace too: `mac_reduction-0.5`."""
+    return "+".join(f"{name}-{value:g}" for name, value in target if value is not None)
+
+
+def write_settings(params: Path, target: Target, workspace: Workspace) -> Path:
+    """Write the settings of one target into its workspace; its model is registered beside the one that is in use.
+
+    Returns:
+        The file.
+
+    Raises:
+        SettingsError: The rest of the settings doesn't suit the target.
+    """
+    settings, changed = load(params), read_mapping(params)
+    changed["prune"] = {**changed["prune"], "target": target.model_dump(mode="json", exclude_none=True)}
+    name = f"{settings.tracking.model_name}-frontier"
+    changed["tracking"] = {**changed.get("tracking", {}), "model_name": name}
+    written = workspace.root / DEFAULT_PARAMS
+    write_mapping(written, changed)
+    load(written)
+    return written
+
+
+def take_over(stage: Stage, settings: Settings, source: Workspace, into: Workspace) -> bool:
+    """Bring a stage's folder into a workspace from another one, where it is current there; say whether it is here now.
+
+    Files are linked, not copied, where the disk allows it: no stage writes into a file that is there.
+    """
+    place, folder = into.folder(stage.folder), source.folder(stage.folder)
+    try:
+        made_by = fingerprint(stage, settings, into)
+    except WorkspaceError:  # what it reads isn't there
+        return False
+    if is_current(place, made_by):
+        return True
+    if not is_current(folder, made_by):
+        return False
+    beside = place.with_name(f".{place.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(folder, beside, copy_function=_link)
+    shutil.rmtree(place, ignore_errors=True)
+    beside.replace(place)
+    return True
+
+
+def read_points(workspaces: Mapping[str, Workspace]) -> list[Point]:
+    """Read what came out of every target, and the baseline in front.
+
+    Latencies are compared with the baseline's that was measured in turns with them.
+
+    Raises:
+        WorkspaceError: A target hasn't finished.
+    """
+    points: list[Point] = []
+    for name, workspace in workspaces.items():
+        summary = workspace.read_json(report.FOLDER, report.SUMMARY, "report")
+        medians: dict[str, dict[str, float]] = {}
+        for row in workspace.read_json(benchmark.FOLDER, benchmark.FILE, "benchmark")["latencies"]:
+            medians.setdefault(row["model"], {}).setdefault(f"latency, batch {row['batch_size']}", row["median_ms"])
+        for point, model in ((name, "dense"),) if points else ((BASELINE, "baseline"), (name, "dense")):
+            costs = {MACS: summary[model]["macs"] / summary["baseline"]["macs"]}
+            costs |= {cost: ms / medians["baseline"][cost] for cost, ms in medians[model].items()}
+            points.append(
+                Point(
+                    name=point,
+                    accuracy=summary[model]["accuracy"],
+                    costs=costs,
+                    macs=summary[model]["macs"],
+                    latency_ms=medians[model],
+                    dominated={},
+                    stopped_because="" if model == "baseline" else summary["stopped_because"],
+                )
+            )
+    return mark_dominated(points)
+
+
+def mark_dominated(points: Sequence[Point]) -> list[Point]:
+    """Say for each cost which points are dominated."""
+
+    def beaten(point: Point, cost: str) -> bool:
+        return any(
+            other.accuracy >= point.accuracy
+            and other.costs[cost] <= point.costs[cost]
+            and (other.accuracy > point.accuracy or other.costs[cost] < point.costs[cost])
+            for other in points
+        )
+
+    return [replace(point, dominated={cost: beaten(point, cost) for cost in point.costs}) for point in points]
+
+
+def write_frontier(points: Sequence[Point], title: str, measure: str, folder: Path) -> None:
+    """Write `frontier.json`, `frontier.png`, `frontier.md` and `frontier.html`.
+
+    Args:
+        points: Of all targets, the baseline in front.
+        title: What was pruned.
+        measure: What the share of right answers is called.
+        folder: Where to write them.
+    """
+    marks = {
+        cost: [Mark(one.name, one.costs[cost], one.accuracy, one.dominated[cost]) for one in points]
+        for cost in points[0].costs
+    }
+    png = as_png(draw_frontier(marks, f"{measure} (test)", BASELINE))
+    head, rows = _cells(points, measure)
+    lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+    remark = (
+        "Costs are shares of the baseline's; a star marks a model that is dominated: another is at least as accurate "
+        "at no higher cost, and better in one of the two."
+    )
+    write_json(folder / "frontier.json", {"measure": measure, "points": [asdict(point) for point in points]})
+    replace_file(folder / "frontier.png", png)
+    replace_file(folder / "frontier.md", (f"# {title}\n\n{remark}\n\n" + "\n".join(lines) + "\n").encode())
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="quiet">{escape(remark)}</p>',
+        picture("Accuracy against cost", png),
+        "<h2>All targets</h2>",
+        table(head, rows),
+    ]
+    replace_file(folder / "frontier.html", document(title, parts).encode())
+
+
+def _cells(points: Sequence[Point], measure: str) -> tuple[list[str], list[list[str]]]:
+    costs, latencies = list(points[0].costs), list(points[0].latency_ms)
+    head = ["target", measure, *costs, *(f"{name}, ms" for name in latencies), "ended because"]
+    rows = [
+        [
+            one.name,
+            f"{one.accuracy:.2%}",
+            *(f"{one.costs[cost]:.1%}{' *' if one.dominated[cost] else ''}" for cost in costs),
+            *(f"{one.latency_ms[name]:.3f}" for name in latencies),
+            one.stopped_because or "–",
+        ]
+        for one in points
+    ]
+    return head, rows
+
+
+def _link(source: str, place: str) -> str:
+    try:
+        os.link(source, place)
+    except OSError:  # another disk
+        shutil.copy2(source, place)
+    return place

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flows.compress import FLOWS
+from flows.frontier import frontier
+from tests.shop import Shop
+
+
+@pytest.mark.slow
+def test_targets_share_what_no_target_shapes_and_leave_the_workspace_alone(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets = [{"mac_reduction": 0.3}, {"mac_reduction": 0.6}]
+    shop.change(lambda settings: settings.update(frontier={"targets": targets}))
+    before = {path: path.read_bytes() for path in Path("artifacts").rglob("*") if path.is_file()}
+    calls: list[tuple[str, str]] = []
+
+    def watched(name: str) -> None:
+        body = FLOWS[name]
+
+        def run(params: str, workspace: str, commit: bool) -> None:
+            calls.append((name, workspace))
+            assert not commit
+            body(params, workspace, commit)
+
+        monkeypatch.setitem(FLOWS, name, run)
+
+    for name in list(FLOWS):
+        watched(name)
+    frontier()
+    one, two = "frontier/mac_reduction-0.3", "frontier/mac_reduction-0.6"
+    own = [name for name in FLOWS if name not in ("prepare", "baseline", "analyze", "profile")]
+    assert [call for call in calls if call[1] != "frontier/shared"] == [(n, w) for w in (one, two) for n in own]
+    assert {name for name, place in calls if place == "frontier/shared"} <= {"profile"}
+    assert {path: path.read_bytes() for path in before} == before
+    points = json.loads(Path("frontier/frontier.json").read_text(encoding="utf-8"))["points"]
+    assert [point["name"] for point in points] == ["baseline", "mac_reduction-0.3", "mac_reduction-0.6"]
+    assert points[1]["costs"]["MACs"] > points[2]["costs"]["MACs"]
+
+    calls.clear()
+    Path(two, "report", "stage.json").unlink()
+    frontier()
+    assert calls == [("report", two)], "what had finished is not run again"
