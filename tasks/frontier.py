@@ -54,7 +54,7 @@ class Point:
 
 def name_of(target: Target) -> str:
     """Return the name of a target, of its workspace too: `mac_reduction-0.5`."""
-    return "+".join(f"{name}-{value:g}" for name, value in target if value is not None)
+    return "+".join(f"{name}-{value}".replace(":", "-") for name, value in _plain(target).items())
 
 
 def write_settings(params: Path, target: Target, workspace: Workspace) -> Path:
@@ -67,7 +67,7 @@ def write_settings(params: Path, target: Target, workspace: Workspace) -> Path:
         SettingsError: The rest of the settings doesn't suit the target.
     """
     settings, changed = load(params), read_mapping(params)
-    changed["prune"] = {**changed["prune"], "target": target.model_dump(mode="json", exclude_none=True)}
+    changed["prune"] = {**changed["prune"], "target": _plain(target)}
     name = f"{settings.tracking.model_name}-frontier"
     changed["tracking"] = {**changed.get("tracking", {}), "model_name": name}
     written = workspace.root / DEFAULT_PARAMS
@@ -111,7 +111,8 @@ def read_points(workspaces: Mapping[str, Workspace]) -> list[Point]:
         summary = workspace.read_json(report.FOLDER, report.SUMMARY, "report")
         medians: dict[str, dict[str, float]] = {}
         for row in workspace.read_json(benchmark.FOLDER, benchmark.FILE, "benchmark")["latencies"]:
-            medians.setdefault(row["model"], {}).setdefault(f"latency, batch {row['batch_size']}", row["median_ms"])
+            cost = f"latency, batch {row['batch_size']}, threads {row['threads']}"
+            medians.setdefault(row["model"], {})[cost] = row["median_ms"]
         for point, model in ((name, "dense"),) if points else ((BASELINE, "baseline"), (name, "dense")):
             costs = {MACS: summary[model]["macs"] / summary["baseline"]["macs"]}
             costs |= {cost: ms / medians["baseline"][cost] for cost, ms in medians[model].items()}
@@ -190,6 +191,12 @@ def _cells(points: Sequence[Point], measure: str) -> tuple[list[str], list[list[
         for one in points
     ]
     return head, rows
+
+
+def _plain(target: Target) -> dict[str, object]:
+    """Return a target as the settings file says it."""
+    given = {name: value for name, value in target if value is not None}
+    return {name: "{}:{}".format(*value) if name == "pattern" else value for name, value in given.items()}
 
 
 def _link(source: str, place: str) -> str:

@@ -21,6 +21,7 @@ INK, QUIET, LINE = "#1f2933", "#6b7785", "#d5dbe1"
 BEFORE, AFTER, REJECTED = "#cfd8e3", "#1f7a5c", "#c2410c"
 LONGEST_NAME = 34
 SMALL = 8
+PLANES_ACROSS = 3
 MARGIN_INCHES = 1.3
 
 
@@ -157,8 +158,12 @@ def draw_frontier(planes: Mapping[str, Sequence[Mark]], measure: str, baseline: 
         measure: What the accuracy is called.
         baseline: The mark with this name is the baseline.
     """
-    figure = _figure(max(6.5, 4.6 * len(planes)), 4.4)
-    drawn = figure.subplots(1, len(planes), sharey=True, squeeze=False)[0]
+    across = min(len(planes), PLANES_ACROSS)
+    down = -(-len(planes) // across)
+    figure = _figure(max(6.5, 4.6 * across), 4.4 * down)
+    drawn = figure.subplots(down, across, sharey=True, squeeze=False).flatten().tolist()
+    while len(drawn) > len(planes):
+        drawn.pop().remove()
     for axes, (cost, marks) in zip(drawn, planes.items(), strict=True):
         front = sorted((mark for mark in marks if not mark.dominated), key=lambda mark: mark.cost)
         axes.plot([m.cost for m in front], [m.accuracy for m in front], color=AFTER, linewidth=1.2, zorder=2)
@@ -182,7 +187,7 @@ def draw_frontier(planes: Mapping[str, Sequence[Mark]], measure: str, baseline: 
                 ha="left" if side == 1 else "right",
                 fontsize=SMALL - 1,
             )
-        _dress(axes, f"{cost}, share of the baseline's", measure if axes is drawn[0] else "", "")
+        _dress(axes, f"{cost}, share of the baseline's", measure if axes.get_subplotspec().is_first_col() else "", "")
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.margins(y=0.16)

@@ -62,6 +62,8 @@ def test_page_and_table_name_every_target_and_star_the_dominated(tmp_path: Path)
 def test_a_target_has_a_name_that_can_be_a_folder() -> None:
     assert name_of(Target(mac_reduction=0.85)) == "mac_reduction-0.85"
     assert name_of(Target(size_bytes=100000)) == "size_bytes-100000"
+    assert name_of(Target.model_validate({"pattern": "2:4"})) == "pattern-2-4"
+    assert name_of(Target(mac_reduction=0.5, latency_ms=1.5)) == "mac_reduction-0.5+latency_ms-1.5"
 
 
 def test_settings_of_a_target_are_those_of_the_file_but_for_target_and_registered_name(shop: Shop) -> None:
