@@ -21,6 +21,9 @@ TOLERANCE = 0.02
 """Of a share of the baseline's latency: measured ones that differ by less from what was asked count as it."""
 
 _ROUNDS = 41
+_BUSY = 0.1
+"""Of the median: on a machine that is busier, long passes are interrupted more often than short ones, and the ratio of
+two times says little."""
 
 log = logging.getLogger("secateur")
 
@@ -33,7 +36,7 @@ class Quickness:
         predicted_ms: From the profile.
         predicted_share: Of the baseline's predicted latency.
         ratio: The measured share over the predicted one; 1 where they differ by no more than `TOLERANCE`, None where
-            nothing was measured.
+            nothing was measured, or the machine was too busy.
     """
 
     predicted_ms: float
@@ -80,6 +83,14 @@ def quickness_of(
             provider=runtime.provider,
             rounds=_ROUNDS,
         )
+    spread = max((one.upper_quartile_ms - one.lower_quartile_ms) / 2 / one.median_ms for one in (whole, now))
+    if spread > _BUSY:
+        log.warning(
+            "prune: the machine is too busy to measure latency (quartiles %.0f %% off the median); "
+            "the prediction counts",
+            100 * spread,
+        )
+        return Quickness(predicted, predicted / whole_ms, None)
     share = now.lower_quartile_ms / whole.lower_quartile_ms
     ratio = share / (predicted / whole_ms)
     log.info("prune: measured at %.3f of the baseline's latency, predicted %.3f", share, predicted / whole_ms)

@@ -157,6 +157,20 @@ def test_measured_ratio_corrects_the_steps_that_follow(
     assert "measured at" in caplog.text
 
 
+def test_busy_machine_corrects_nothing(
+    loop: Callable[..., Project], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def measured(files: Mapping[str, Path], **_: Any) -> tuple[Latency, ...]:
+        return tuple(Latency(name, 1, 1.0, 0.9, 1.3, 1) for name in files)
+
+    monkeypatch.setattr(quickness, "measure_latency", measured)
+    monkeypatch.setattr(quickness, "export_onnx", lambda *given, **_: given[2])
+    rows = _ledger(loop("here.json", iterations=1)).accepted
+    assert all(row.latency_ratio is None for row in rows)
+    assert rows[-1].reached >= 0.5
+    assert "too busy to measure latency (quartiles 20 % off the median)" in caplog.text
+
+
 def test_latency_without_a_profile_is_refused_before_anything_runs(write_params: Callable[..., Path]) -> None:
     with pytest.raises(SettingsError, match="names a latency, but there is no profile"):
         goals_of(Target(latency_reduction=0.5), WHOLE, None)
