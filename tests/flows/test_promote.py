@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
+
 from flows import promote, restore, rollback
+from flows.compress import compress
 from tasks import registry
+from tasks.environment import REPOSITORY
 from tasks.lock import deciding
 
 
@@ -75,3 +81,27 @@ def test_second_promotion_at_the_same_time_is_one_message(shop: Any, capsys: Any
         code, _, err = ended(capsys, promote.main)
     assert (code, production(shop)) == (2, None)
     assert "another promotion or rollback is at work here" in err
+
+
+@pytest.mark.slow
+def test_model_that_deserves_it_passes_the_gates_of_params_yaml_as_they_are(write_params: Any, capsys: Any) -> None:
+    """A net wide enough that the narrowed one gains time, as any that is worth narrowing."""
+    gates = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))["promote"]
+
+    def change(settings: dict[str, Any]) -> None:
+        settings["data"]["arguments"] = {"step": 1}  # one test scan of 359 is less than the gate lets go
+        settings["model"]["arguments"] = {"width": 64}
+        settings["analyze"]["rates"] = [0.5]
+        settings["prune"].update(target={"mac_reduction": 0.5}, iterations=1, max_accuracy_drop=0.005)
+        settings["prune"]["recipes"] = [settings["prune"]["recipes"][0] | {"epochs": 6}]
+        settings["benchmark"].update(batch_sizes=[1, 32], rounds=50)
+        settings["promote"] = gates
+
+    write_params(change)
+    compress("params.yaml", "artifacts", False)
+    code, out, _ = ended(capsys, promote.main)
+    assert code == 0, out
+    assert "FAILED" not in out
+    assert "latency, batch 32" in out
+    shown = json.loads(Path("promotions.jsonl").read_text(encoding="utf-8"))
+    assert (shown["decision"], shown["version"]) == ("promoted", "1")
