@@ -40,8 +40,8 @@ def scop(group: Group, statistics: Statistics) -> Tensor:
     from ½ with the weights frozen. A channel that the loss can't tell from its knockoff scores 0, a worse one less. |γ|
     is added up over the group's batch norms, and is 1 where there is none.
 
-    Source: Tang et al. 2020, arXiv 2010.10732. The paper makes knockoffs by a generative model; ours takes the
-    channel's values of other samples, shuffled, and learns β in the one pass over the samples.
+    Source: Tang et al. 2020, arXiv 2010.10732. The paper makes knockoff images by a generative model and reads
+    their features in the whole network; ours takes other samples, shuffled, and learns β in the one pass over them.
 
     Raises:
         CriterionError: a consumer is no convolution or linear module; the text names it.

@@ -13,16 +13,19 @@ from pruning.gathering.gatherer import Batch, Gathered, Gatherer
 from pruning.structure.groups import Groups
 
 NEEDS = ("knockoffs",)
-_RATE = 0.05
+_RATE = 0.02
+_STEPS = 16  # of a minibatch, each with another shuffle
 _MOMENTUM = 0.9
+_ENOUGH = 0.1  # of the loss that mixing costs at first; later every share comes to 1, and they tell nothing any more
 
 
 class KnockoffGatherer(Gatherer):
-    """Learns β, one per channel, from ½, by one step per minibatch, the weights being frozen.
+    """Learns β, one per channel, from ½, by some steps per minibatch, the weights being frozen.
 
-    What a consumer reads becomes β A + (1 − β) Ã; the knockoff Ã is A of other samples of the minibatch, in a shuffled
-    order: it has the channel's distribution, and tells nothing of the sample. A step goes against the gradient of the
-    loss divided by its root mean square over the group, with momentum; β stays in [0, 1].
+    What a consumer reads becomes β A + (1 − β) Ã; the knockoff Ã is what the whole model's consumer reads of other
+    samples of the minibatch, in a shuffled order: it has the channel's distribution, and tells nothing of the sample. A
+    step goes against the gradient of the loss divided by its root mean square over the group, with momentum; β stays in
+    [0, 1]. Learning ends when a tenth of the loss that the knockoffs brought is left.
     """
 
     def __init__(self, groups: Groups, loss: Loss) -> None:
@@ -32,18 +35,41 @@ class KnockoffGatherer(Gatherer):
         self._unowned = {group.name: unowned(groups.model, group) for group in groups}
         self._scales = {group.name: torch.full((group.size,), 0.5, dtype=torch.float64) for group in groups}
         self._momenta = {name: torch.zeros_like(scale) for name, scale in self._scales.items()}
+        self._cost: float | None = None  # of mixing at first: the loss that it adds
+        self._learned = False
 
     def see(self, batch: Batch) -> None:
-        """Take one step."""
+        """Take some steps."""
         if len(batch.inputs) < 2:  # there is no other sample to shuffle in
             return
-        order = torch.randperm(len(batch.inputs), generator=batch.generator).to(batch.inputs.device)
+        whole, read = self._whole(batch)
+        for _ in range(_STEPS):
+            if self._learned:
+                return
+            order = torch.randperm(len(batch.inputs), generator=batch.generator).to(batch.inputs.device)
+            self._step(batch, {weight: [one[order] for one in calls] for weight, calls in read.items()}, whole)
+
+    def _whole(self, batch: Batch) -> tuple[float, dict[str, list[Tensor]]]:
+        """Return the whole model's loss, and what each of its consumers reads, call by call."""
+        read: dict[str, list[Tensor]] = {}
+
+        def keep(weight: str, inputs: Tensor, axis: int) -> Tensor:
+            if len(inputs) != len(batch.inputs) or axis == 0:
+                for group, _ in self._readers[weight]:
+                    self._unowned[group.name] = f"the samples do not lie on axis 0 of what {weight} reads"
+            else:
+                read.setdefault(weight, []).append(inputs.clone())
+            return inputs
+
+        with torch.no_grad(), changed_inputs(self._model, self._readers, keep):
+            return float(self._loss(self._model(batch.inputs), batch.labels())), read
+
+    def _step(self, batch: Batch, knockoffs: dict[str, list[Tensor]], whole: float) -> None:
+        """Take one step, unless what is left of the knockoffs' cost says that all is learned."""
         scales = {name: scale.clone().requires_grad_(True) for name, scale in self._scales.items()}
 
         def mix(weight: str, inputs: Tensor, axis: int) -> Tensor:
-            if len(inputs) != len(order) or axis == 0:
-                for group, _ in self._readers[weight]:
-                    self._unowned[group.name] = f"the samples do not lie on axis 0 of what {weight} reads"
+            if weight not in knockoffs:
                 return inputs
             share = inputs.new_ones(inputs.shape[axis])
             module = owner_of(self._model, weight)
@@ -52,13 +78,16 @@ class KnockoffGatherer(Gatherer):
                 at = module_channels(module, piece).to(inputs.device)
                 share = torch.where(at < 0, share, scales[group.name].to(inputs)[at.clamp(min=0)])
             share = share.reshape([-1 if position == axis else 1 for position in range(inputs.ndim)])
-            return share * inputs + (1 - share) * inputs[order]
+            return share * inputs + (1 - share) * knockoffs[weight].pop(0)
 
         with torch.enable_grad(), changed_inputs(self._model, self._readers, mix):
             value = self._loss(self._model(batch.inputs), batch.labels())
-            if not value.requires_grad:  # no group's consumers could be hooked
-                return
-            found = torch.autograd.grad(value, list(scales.values()), allow_unused=True)
+        cost = float(value.detach()) - whole
+        self._cost = cost if self._cost is None else self._cost
+        self._learned = not value.requires_grad or cost < _ENOUGH * self._cost  # no gradient: nothing could be hooked
+        if self._learned:
+            return
+        found = torch.autograd.grad(value, list(scales.values()), allow_unused=True)
         for name, gradient in zip(scales, found, strict=True):
             if gradient is not None:
                 size = gradient.square().mean().sqrt().clamp(min=1e-12)

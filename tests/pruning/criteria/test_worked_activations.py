@@ -128,6 +128,18 @@ def test_knockoffs_of_a_channel_that_tells_the_class_are_found_worse_than_it() -
     assert shares[1] == 0.5  # the classes don't depend on it
 
 
+def test_knockoffs_are_of_the_whole_model_so_that_they_tell_as_much_deep_down() -> None:
+    model = nn.Sequential(*(linear(torch.eye(2).tolist()) for _ in range(8)), linear([[3.0, 0], [-3, 0]]))
+    inputs = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    samples = SimpleNamespace(inputs=inputs, targets=(inputs[:, 0] < 0).long())
+    groups = find_groups(model, inputs[:1])
+    statistics = collect(groups, {"knockoffs"}, samples, batch_size=32)
+    for group in groups:
+        telling, idle = statistics.of("knockoffs", group).tolist()
+        assert telling > 0.7
+        assert idle == 0.5
+
+
 class Functional(nn.Module):
     def __init__(self) -> None:
         super().__init__()
