@@ -18,7 +18,7 @@ from pruning.choosing.schedule import Attempt, Stop
 from pruning.choosing.sensitivity import Sensitivity
 from pruning.errors import VerificationError
 from pruning.recovery.widening import widen
-from tasks import analyze, attempt, baseline, benchmark, export, prepare, profile, prune, report, transform
+from tasks import analyze, attempt, prune, report, transform
 from tasks.comparison import as_markdown, as_text, compare, compare_latency
 from tasks.data import read_description, read_split
 from tasks.fingerprints import fingerprint, trajectory_fingerprint
@@ -27,17 +27,7 @@ from tasks.models import example_inputs, load_model, make_factory, size_bytes
 from tasks.settings import Settings, load
 from tasks.stages import NAMES, find_stage
 from tasks.workspace import Workspace, seal
-
-BODIES: dict[str, Callable[[Settings, Workspace], None]] = {
-    "prepare": prepare.prepare,
-    "baseline": baseline.baseline,
-    "analyze": analyze.analyze,
-    "profile": profile.profile,
-    "transform": transform.transform,
-    "export": export.export,
-    "benchmark": benchmark.benchmark,
-    "report": report.report,
-}
+from tests.shop import BODIES
 
 
 @dataclass(frozen=True)

@@ -14,23 +14,17 @@ from mlflow.tracking import MlflowClient
 from pruning.choosing.schedule import Attempt
 from pruning.errors import WorkspaceError
 from tasks import (
-    analyze,
     attempt,
-    baseline,
-    benchmark,
-    export,
-    prepare,
     prune,
     registration,
-    report,
     tracking,
-    transform,
 )
 from tasks.fingerprints import fingerprint
 from tasks.ledger import Ledger, read_ledger
 from tasks.settings import Settings, load
 from tasks.stages import find_stage
 from tasks.workspace import Workspace, seal
+from tests.shop import BODIES
 
 
 @dataclass(frozen=True)
@@ -59,8 +53,8 @@ def tracked(tmp_path_factory: pytest.TempPathFactory, project_writer: Callable[.
             stage = find_stage(name)
             seal(workspace.folder(stage.folder), fingerprint(stage, settings, workspace))
 
-        for name, body in (("prepare", prepare.prepare), ("baseline", baseline.baseline), ("analyze", analyze.analyze)):
-            body(settings, workspace)
+        for name in ("prepare", "baseline", "analyze", "profile"):
+            BODIES[name](settings, workspace)
             finish(name)
         loop = prune.open_loop(settings, workspace)
         while isinstance(step := loop.next(), Attempt):
@@ -68,13 +62,8 @@ def tracked(tmp_path_factory: pytest.TempPathFactory, project_writer: Callable[.
             run_id = tracking.project(settings, loop.ledger)
         prune.close_loop(loop, step, workspace)
         finish("prune")
-        for name, body in (
-            ("transform", transform.transform),
-            ("export", export.export),
-            ("benchmark", benchmark.benchmark),
-            ("report", report.report),
-        ):
-            body(settings, workspace)
+        for name in ("transform", "export", "benchmark", "report"):
+            BODIES[name](settings, workspace)
             finish(name)
         version = registration.register(settings, workspace, Path("params.yaml"))
         place = tracking.absolute(settings.tracking.uri)
