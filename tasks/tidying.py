@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pruning.errors import WorkspaceError
+from tasks.frontier import FRONTIER
 from tasks.lock import locked
 from tasks.record import FILE, Record
 from tasks.registry import ONNX_HASH, RECORD_HASH, record_place
@@ -33,9 +34,15 @@ log = logging.getLogger("secateur")
 
 
 def remove_trials(before: datetime, *, dry_run: bool) -> list[Path]:
-    """Remove the workspaces of trials in which nothing was written since, and return them; one in use stays."""
+    """Remove workspaces of trials and of the frontier's targets in which nothing was written since; return them.
+
+    The frontier's table and pictures stay.
+
+    Raises:
+        WorkspaceError: One of them is in use; what was removed before it is gone.
+    """
     removed = []
-    for folder in sorted(path for path in TRIALS.glob("*") if path.is_dir()):
+    for folder in sorted(path for place in (TRIALS, FRONTIER) for path in place.glob("*") if path.is_dir()):
         latest = max(path.lstat().st_mtime for path in [folder, *folder.rglob("*")])
         if datetime.fromtimestamp(latest, UTC) >= before:
             continue

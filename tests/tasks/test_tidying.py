@@ -20,8 +20,8 @@ NOW = datetime.now(UTC)
 LATER = NOW + timedelta(days=1)
 
 
-def make_trial(name: str, age_days: float) -> Path:
-    folder = Path("trials") / name
+def make_trial(name: str, age_days: float, place: str = "trials") -> Path:
+    folder = Path(place) / name
     folder.mkdir(parents=True)
     (folder / "params.yaml").write_text("{}", encoding="utf-8")
     then = (NOW - timedelta(days=age_days)).timestamp()
@@ -34,11 +34,15 @@ def test_old_trials_go_and_young_ones_stay(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     old, young = make_trial("old", 31), make_trial("young", 1)
     before = NOW - timedelta(days=30)
-    assert tidying.remove_trials(before, dry_run=True) == [old]
+    target, page = make_trial("mac_reduction-0.5", 31, "frontier"), Path("frontier/frontier.html")
+    page.write_text("", encoding="utf-8")
+    assert tidying.remove_trials(before, dry_run=True) == [target, old]
     assert old.exists()
-    assert tidying.remove_trials(before, dry_run=False) == [old]
+    assert tidying.remove_trials(before, dry_run=False) == [target, old]
     assert not old.exists()
+    assert not target.exists()
     assert young.exists()
+    assert page.exists()
 
 
 @pytest.mark.slow
