@@ -29,11 +29,13 @@ from torch import nn
 import pruning
 from flows.fan_out import in_processes
 from pruning.choosing.allocation import allocate
+from pruning.choosing.landing import Landing, Target
 from pruning.choosing.sensitivity import Sensitivity, Sweep
 from pruning.criteria import find_criterion, order_channels
 from pruning.evaluation import evaluate
 from pruning.gathering.statistics import collect
 from pruning.recovery.reconstruction import reconstruct
+from pruning.structure.bundles import Limits, find_bundles
 from pruning.structure.cost import Cost
 from pruning.training.epochs import finetune
 from pruning.training.recipe import Recipe
@@ -115,13 +117,15 @@ def compare(name: str, cache: Path, epochs: int) -> list[Found]:
     statistics = collect(groups, find_criterion("l2_norm").needs, seen)
     orders = {group.name: order_channels("l2_norm", group, statistics) for group in groups}
     cost, whole = Cost(groups), pruning.count_macs(groups)
+    target = Target("MACs", cost.macs, (1 - TARGET) * whole)
+    landing = Landing(find_bundles(groups, Limits(keep_at_least=4)), target)
     found = []
     for sweep, share in (("full", False), ("knee", True)):
         begin = time.process_time()
         measuring = Sensitivity(model, groups, orders, RATES, data.validation, sweep=sweep, share=share)  # type: ignore[arg-type]
         curves = [measuring.curve(group) for group in measuring.in_order()]
         seconds = time.process_time() - begin
-        plan = allocate(groups, curves, orders, measure=cost.macs, at_most=(1 - TARGET) * whole, keep_at_least=4)
+        plan = allocate(groups, landing, curves, orders)
         dense = pruning.narrow(model, plan, example, groups=groups)
         reconstruct(dense, model, plan, groups, seen.inputs)
         refitted = evaluate(dense, data.test).accuracy

@@ -21,6 +21,7 @@ import pruning
 from pruning.choosing.sensitivity import Curve, Sensitivity
 from pruning.criteria import find_criterion, order_channels
 from pruning.errors import WorkspaceError
+from pruning.files.writing import replace_file
 from pruning.gathering.statistics import collect
 from tasks.data import read_description, read_split, spread
 from tasks.fingerprints import fingerprint
@@ -28,7 +29,7 @@ from tasks.models import begin, chosen_criterion, example_inputs, load_model, lo
 from tasks.progress import shown
 from tasks.settings import Settings
 from tasks.stages import find_stage
-from tasks.workspace import Workspace, replace_file, write_json, writing
+from tasks.workspace import Workspace, write_json, writing
 
 FOLDER = "analysis"
 CURVES = "curves.json"

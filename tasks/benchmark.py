@@ -1,6 +1,6 @@
 """Measure the latency of baseline and dense model, in turns, beside what the profile predicted.
 
-Nothing depends on this stage: times differ every run.
+Nothing but the report depends on this stage: times differ every run.
 """
 
 from __future__ import annotations

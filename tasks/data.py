@@ -15,7 +15,8 @@ from safetensors.torch import save as format_safetensors
 from torch import Tensor
 
 from pruning.errors import DataError
-from tasks.workspace import Workspace, contents, replace_file, write_json
+from pruning.files.writing import replace_file
+from tasks.workspace import Workspace, contents, write_json
 from zoo.datasets.splits import Samples, Splits
 
 FOLDER = "data"

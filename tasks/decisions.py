@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from pruning.files.writing import replace_file
 from tasks import registry
 from tasks.gates import Gate
 from tasks.registry import Version
 from tasks.settings import Settings
-from tasks.workspace import replace_file
 
 FILE = Path("promotions.jsonl")
 TAG = "secateur.decision"

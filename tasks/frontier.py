@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 
 from pruning.errors import WorkspaceError
+from pruning.files.writing import replace_file
 from tasks import benchmark, report
 from tasks.fingerprints import fingerprint
 from tasks.page import document, picture, table
@@ -18,7 +19,7 @@ from tasks.prune_parts import Target
 from tasks.requests import DEFAULT_PARAMS
 from tasks.settings import Settings, load
 from tasks.stages import STAGES, Stage
-from tasks.workspace import Workspace, is_current, replace_file, write_json
+from tasks.workspace import Workspace, is_current, write_json
 from tasks.yaml_file import read_mapping, write_mapping
 
 FRONTIER = Path("frontier")

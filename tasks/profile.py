@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pruning
 from pruning.errors import ProfileError
+from pruning.files.writing import replace_file
 from pruning.timing.latency_cost import LatencyCost
 from pruning.timing.measuring import MANIFEST, PROFILE
 from pruning.timing.profiles import Profiles, read_profiles
@@ -17,7 +18,7 @@ from tasks.data import read_description
 from tasks.models import begin, example_inputs, make_factory
 from tasks.progress import shown
 from tasks.settings import Settings
-from tasks.workspace import Workspace, replace_file, writing
+from tasks.workspace import Workspace, writing
 
 FOLDER = "profile"
 QUESTIONS = "questions"

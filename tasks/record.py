@@ -22,11 +22,12 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from safetensors.torch import save as format_safetensors
 
 from pruning.files.export import open_session
+from pruning.files.writing import replace_file
 from tasks import export, source, versioning
 from tasks.data import FOLDER as DATA
 from tasks.data import read_inputs
 from tasks.settings import Settings
-from tasks.workspace import DEFAULT_ROOT, RECORD, Workspace, contents, replace_file, write_json
+from tasks.workspace import DEFAULT_ROOT, RECORD, Workspace, contents, write_json
 
 FILE = "record.json"
 BATCH = "batch.safetensors"

@@ -8,9 +8,10 @@ from torch import nn
 
 import pruning
 from pruning.dynamic.gates import GatedModel
+from pruning.files.writing import replace_file
 from tasks import export, transform
 from tasks.analyze import read_curves
-from tasks.comparison import compare
+from tasks.comparison import compare, compare_latency
 from tasks.data import read_description, read_split
 from tasks.ledger import Ledger, read_ledger
 from tasks.measured import Measured
@@ -20,7 +21,7 @@ from tasks.profile import latency_cost
 from tasks.prune import read_outcome
 from tasks.rounding import describe_rounding, rounding_of
 from tasks.settings import Settings
-from tasks.workspace import Json, Workspace, replace_file, write_json, writing
+from tasks.workspace import Json, Workspace, write_json, writing
 
 FOLDER = "report"
 SUMMARY = "summary.json"
@@ -68,7 +69,7 @@ def report(settings: Settings, workspace: Workspace) -> None:
         draw_widths(widths(models["baseline"], models["dense"])),
     )
     pictures = {name: as_png(figure) for name, figure in zip(PICTURES, figures, strict=True)}
-    lines = compare(summary)
+    lines = [*compare(summary), *compare_latency(workspace)]
     page = render(
         model=f"{settings.model.factory.partition(':')[2]} on {settings.data.factory.partition(':')[2]}",
         lines=lines,

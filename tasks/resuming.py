@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as format_safetensors
 from torch import Tensor, nn
 
+from pruning.files.writing import replace_file
 from pruning.training.epochs import Memory
-from tasks.workspace import Workspace, replace_file
+from tasks.workspace import Workspace
 
 UNFINISHED = ".training.unfinished"
 

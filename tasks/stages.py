@@ -104,7 +104,7 @@ STAGES = (
     Stage(
         "report",
         "report",
-        ("prepare", "baseline", "analyze", "profile", "prune", "transform", "export"),
+        ("prepare", "baseline", "analyze", "profile", "prune", "transform", "export", "benchmark"),
         ("run", "model", "training"),
         (
             "tasks/report.py",

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from pruning.errors import CheckpointError, WorkspaceError
+from pruning.files.writing import replace_file
 
 DEFAULT_ROOT = Path("artifacts")
 RECORD = "stage.json"
@@ -81,27 +81,6 @@ class Workspace:
 def write_json(path: Path, value: Json) -> None:
     """Write JSON, sorted and indented, whole or not at all."""
     replace_file(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file beside its place, flush it to the disk, rename it into its place.
-
-    Raises:
-        OSError: The system refuses, for want of space perhaps: it names the file, and what was written of it is gone.
-    """
-    beside = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        error.filename = error.filename or str(path)
-        raise
 
 
 @contextmanager

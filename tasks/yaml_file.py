@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from pruning.errors import SettingsError
-from tasks.workspace import replace_file
+from pruning.files.writing import replace_file
 
 MOST_BYTES = 1_000_000
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from pruning.choosing.schedule import Attempt
+from pruning.files.writing import replace_file
 from tasks import (
     analyze,
     attempt,
@@ -31,7 +32,7 @@ from tasks import (
 from tasks.fingerprints import fingerprint
 from tasks.settings import Settings, load
 from tasks.stages import STAGES, find_stage
-from tasks.workspace import Workspace, is_current, replace_file, seal
+from tasks.workspace import Workspace, is_current, seal
 
 Change = Callable[[dict[str, Any]], object]
 

@@ -1,1 +1,1 @@
-"""What is written and read back: ONNX, checkpoints, weights; never a pickle."""
+"""What is written and read back, whole or not at all: ONNX, checkpoints, weights; never a pickle."""

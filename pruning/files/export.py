@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from pruning.errors import ExportError, unknown_name
 from pruning.evaluation import device_of, restored_modes
+from pruning.files.writing import replace_file
 
 _LARGEST_FILE = 2**31 - 2**20  # a protobuf holds 2 GiB at most
 
@@ -102,7 +102,7 @@ def export_onnx(
     proto = program.model_proto
     _strip_metadata(proto)
     _check(proto, opset)
-    _write(path, proto.SerializeToString(deterministic=True))
+    replace_file(path, proto.SerializeToString(deterministic=True))
     return path
 
 
@@ -210,16 +210,6 @@ def _check(proto: onnx.ModelProto, opset: int) -> None:
         raise ExportError(
             "the exporter fixed the batch axis: somewhere in its forward the model uses the batch size as a constant"
         )
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 @contextmanager

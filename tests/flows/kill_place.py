@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from tests.clone import Clone
+from tests.clone import MEASURED, Clone
 from tests.flows.kill_points import STATES, Point
 
 KILLER = Path(__file__).parent / "killing"
@@ -164,13 +164,18 @@ class Place:
         """Return everything that is the same every time."""
         root, rows = self.clone.root, self.clone.recorded
         lock = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))
-        lock["stages"]["benchmark"].pop("outs")
+        for stage in ("benchmark", "report"):
+            lock["stages"][stage].pop("outs")
+        lock["stages"]["report"]["deps"] = [
+            found for found in lock["stages"]["report"]["deps"] if found["path"] != "artifacts/latency"
+        ]
         places = (path for folder in ("data", "artifacts") for path in (root / folder).rglob("*") if path.is_file())
-        volatile = ("artifacts/latency", "artifacts/.lock")
+        volatile = (*MEASURED, "artifacts/.lock")
         files = {path.relative_to(root).as_posix(): sha256(path.read_bytes()).hexdigest() for path in places}
         (record,) = (root / "mlartifacts").rglob("record.json")
         recorded = json.loads(record.read_text(encoding="utf-8"))
-        recorded["outputs"].pop("artifacts/latency")
+        for folder in ("artifacts/latency", "artifacts/report"):
+            recorded["outputs"].pop(folder)
         del recorded["tree"], recorded["patch_sha256"]  # of dvc.lock too, which isn't committed
         (source,) = rows("select storage_location from model_versions")
         model = Path(source[0].removeprefix("file://")) / "model.onnx"

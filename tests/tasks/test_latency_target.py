@@ -221,13 +221,14 @@ def test_benchmark_stands_beside_the_prediction_and_warns_where_it_is_far_off(
     assert rows[2]["predicted_ms"] is None, "nothing was profiled with this batch size"
     assert "the dense model takes 0.90 of the baseline's latency where 0." in caplog.text
     first, second = compare_latency(project.workspace)
-    assert first.change.startswith("1.11 × as fast (")
-    assert second.change == "1.11 × as fast"
+    assert first.change == second.change == "1.11 × as fast"
+    assert first.remark.endswith("predicted)")
+    assert not second.remark
 
 
 def test_report_says_what_rounding_cost_and_brought(loop: Callable[..., Project]) -> None:
     project = loop("here.json", target={"mac_reduction": 0.55}, iterations=1)
-    for name in ("transform", "export", "report"):
+    for name in ("transform", "export", "benchmark", "report"):
         project.run(name)
     found = project.json("report", "summary.json")["rounding"]
     assert all(width % 8 == 0 for width in _widths(project))

@@ -174,6 +174,7 @@ def test_report_holds_pictures_figures_and_nothing_from_outside(inside: Project)
     assert "http" not in page.replace("http-equiv", "")
     summary = inside.json("report", "summary.json")
     assert f"{summary['dense']['macs']:,}" in page
+    assert "latency, batch 4" in page
     for name in report.PICTURES:
         assert (inside.workspace.folder("report") / name).stat().st_size > 5000
 

@@ -11,9 +11,9 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from pruning.errors import WorkspaceError
+from pruning.files.writing import replace_file
 from tasks import decisions, promotion, registry
 from tasks.promotion import Case
-from tasks.workspace import replace_file
 
 
 def number(shop: Any, alias: str) -> str | None:
