@@ -65,6 +65,11 @@ def as_markdown(found: dict[str, Any]) -> str:
     ):
         if part in found:
             lines += [f"{title} {_when(found[part])}", "", *_times(found[part]["rows"]), ""]
+    if "shares" in found:
+        lines += [
+            "*fastest*: latency / MACs of the fastest widths, as predicted, whatever they do to accuracy.",
+            "",
+        ]
     if "duel" in found:
         lines += [
             f"Half the latency at batch 1, one thread: ResNet-20 on glyphs. {_when(found['duel'])}",
@@ -117,13 +122,14 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 def _times(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
-        "| network | batch | MACs | latency | predicted | latency / MACs | latency / predicted | spread |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| network | batch | MACs | latency | predicted | latency / MACs | latency / predicted | spread | fastest |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     lines += [
         f"| {row['network']} | {row['batch_size']} | {row['macs_share']:.3f} | {row['share']:.3f} "
         f"| {row['predicted']:.3f} | {row['share'] / row['macs_share']:.2f} "
-        f"| {row['share'] / row['predicted']:.2f} | {row['spread']:.0%} |"
+        f"| {row['share'] / row['predicted']:.2f} | {row['spread']:.0%} "
+        f"| {'–' if row['least'] is None else format(row['least'] / row['macs_share'], '.2f')} |"
         for row in rows
     ]
     return lines

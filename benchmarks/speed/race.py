@@ -34,6 +34,7 @@ class Time:
         spread: Half the distance of the quartiles over the median, of the noisier of the two.
         predicted: The same share by the profile.
         baseline_ms: Lower quartile of the baseline.
+        least: Share predicted of the fastest network found with as many MACs; None where none was looked for.
     """
 
     network: str
@@ -43,6 +44,7 @@ class Time:
     spread: float
     predicted: float
     baseline_ms: float
+    least: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""

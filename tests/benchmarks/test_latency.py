@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from benchmarks.latency import as_markdown, draw
 from benchmarks.speed.duel import Outcome
 from benchmarks.speed.race import Time
+from benchmarks.speed.shares import fastest
+from pruning import count_macs
+from pruning.structure.cost import Cost
+from pruning.timing.latency_cost import LatencyCost
+from tests.pruning.timing.test_latency_cost import network, synthetic
 
 
 def found() -> dict[str, Any]:
-    times = [Time("narrow", size, 0.5, 0.55, 0.02, 0.5, 2.0).as_dict() for size in (1, 32)]
+    times = [Time("narrow", size, 0.5, 0.55, 0.02, 0.5, 2.0, 0.49).as_dict() for size in (1, 32)]
     duel = [Outcome("ours", 0.49, 0.5, 0.4, 0.95, 0.97, 0.975, 0.25).as_dict()]
     about = {"measured": "2026-01-01", "on": "a machine"}
     return {
@@ -23,7 +31,7 @@ def found() -> dict[str, Any]:
 
 def test_tables_show_time_over_macs_and_over_the_prediction() -> None:
     table = as_markdown(found())
-    assert "| narrow | 32 | 0.500 | 0.550 | 0.500 | 1.10 | 1.10 | 2% |" in table
+    assert "| narrow | 32 | 0.500 | 0.550 | 0.500 | 1.10 | 1.10 | 2% | 0.98 |" in table
     assert "| ours | 0.490 | 0.500 | 0.400 | 25% | 95.00% | 97.00% | 97.50% |" in table
     assert table.count("2026-01-01, a machine.") == 3
 
@@ -33,3 +41,14 @@ def test_parts_that_were_not_measured_are_left_out(tmp_path: Path) -> None:
     assert "Predictions" not in as_markdown(only)
     draw(only, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_fastest_widths_are_the_best_of_all_where_all_can_be_tried() -> None:
+    groups = network()
+    cost, macs, whole = LatencyCost(groups, synthetic()), Cost(groups).macs, count_macs(groups)
+    first, second = (group.name for group in groups)
+    tried = [{first: i, second: o} for i, o in product(range(16, 65, 16), repeat=2)]
+    for asked in tried:
+        share = macs(asked) / whole
+        best = min(cost.predict(kept) for kept in tried if 0.97 * share <= macs(kept) / whole <= share)
+        assert fastest(groups, cost, share, 0.75) == pytest.approx(best / cost.predict({}))
