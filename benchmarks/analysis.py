@@ -41,7 +41,7 @@ from pruning.training.epochs import finetune
 from pruning.training.recipe import Recipe
 from tasks import analyze, baseline, prepare
 from tasks.fingerprints import fingerprint
-from tasks.settings import load
+from tasks.params.settings import load
 from tasks.stages import find_stage
 from tasks.workspace import Workspace, seal
 from zoo.datasets import digits, glyphs

@@ -149,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--widths", nargs="+", type=int, default=[16, 64], help="of ResNet-20's first stage")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=list(BATCHES))
     parser.add_argument("--seen", type=int, default=256, help="images that the criterion looks at")
-    parser.add_argument("--epochs", type=int, default=2, help="of fine-tuning")
+    parser.add_argument("--epochs", type=int, default=6, help="of fine-tuning, as in params.yaml")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--peer", choices=["torch-pruning"])
     parser.add_argument("--cache", type=Path, default=Path(".benchmark"), help="folder of the baselines")

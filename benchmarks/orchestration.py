@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.environment import REPOSITORY
-from tasks.versioning import INSIDE
+from tasks.production.versioning import INSIDE
 
 ONCE = (
     "from pathlib import Path\nfrom tasks.settings import load\nfrom tasks.tracking import open_store\n"

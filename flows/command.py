@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from pruning.errors import SecateurError
-from tasks.requests import DEFAULT_PARAMS
-from tasks.settings import load
-from tasks.versioning import inside_dvc
+from tasks.params.requests import DEFAULT_PARAMS
+from tasks.params.settings import load
+from tasks.production.versioning import inside_dvc
 from tasks.workspace import DEFAULT_ROOT, Workspace
 
 REFUSED = 1

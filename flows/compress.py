@@ -18,9 +18,9 @@ from flows.prune import prune
 from flows.report import report
 from flows.stage import Run, recorded_end
 from flows.transform import transform
-from tasks.comparison import Line, as_markdown, as_text, compare, compare_latency
 from tasks.fingerprints import fingerprint
 from tasks.lock import locked
+from tasks.showing.comparison import Line, as_markdown, as_text, compare, compare_latency
 from tasks.stages import STAGES, Stage
 from tasks.workspace import is_current
 
@@ -91,7 +91,7 @@ def _lines(run: Run) -> list[Line]:
 
 
 def _record(run: Run) -> str:
-    from tasks.registration import register
+    from tasks.production.registration import register
 
     return register(run.settings, run.workspace, run.params)
 

@@ -1,7 +1,7 @@
 """What `prefect.yaml` deploys: asked for by a schedule, by an event, or by the form on Prefect's page.
 
 The parameters' types make the form; the server checks them, and so does the flow. No form takes code, or a path
-outside the repository: `tasks.requests` says what may be asked.
+outside the repository: `tasks.params.requests` says what may be asked.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from flows.engine import body_of, flow, send_event
 from flows.promote import promote as promote_flow
 from flows.restore import restore as restore_flow
 from flows.rollback import rollback as rollback_flow
-from tasks import promotion
-from tasks.requests import DEFAULT_PARAMS, SettingsFile, Trial, accept
-from tasks.settings import load
+from tasks.params.requests import DEFAULT_PARAMS, SettingsFile, Trial, accept
+from tasks.params.settings import load
+from tasks.production import promotion
 
 RESTORED = Path("restored")
 REGISTERED = "secateur.candidate.registered"

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import tasks  # noqa: F401  # sets the environment before Prefect is imported
-from tasks.versioning import inside_dvc
+from tasks.production.versioning import inside_dvc
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

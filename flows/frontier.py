@@ -12,7 +12,7 @@ from flows.engine import body_of, flow, publish_markdown
 from tasks.data import read_description
 from tasks.frontier import FRONTIER, SHARED, name_of, read_points, take_over, write_frontier, write_settings
 from tasks.lock import locked
-from tasks.settings import Settings, load
+from tasks.params.settings import Settings, load
 from tasks.workspace import Workspace
 
 log = logging.getLogger("secateur")

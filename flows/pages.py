@@ -8,8 +8,8 @@ from collections.abc import Callable
 from flows.command import FAULT
 from flows.servers import Programs, mlflow_server, prefect_server, programs
 from pruning.errors import SecateurError
-from tasks.requests import DEFAULT_PARAMS
-from tasks.settings import Settings, load
+from tasks.params.requests import DEFAULT_PARAMS
+from tasks.params.settings import Settings, load
 
 
 def show_pages(settings: Settings, started: Programs) -> str:

@@ -10,11 +10,11 @@ from pathlib import Path
 from flows import command
 from flows.engine import ask_person, call_as_task, flow, is_deployed, publish_markdown, run_id
 from pruning.errors import WorkspaceError
-from tasks import promotion
-from tasks.gates import as_rows
 from tasks.lock import deciding
-from tasks.promotion import Case, as_markdown, as_text
-from tasks.settings import Settings, load
+from tasks.params.settings import Settings, load
+from tasks.production import promotion
+from tasks.production.gates import as_rows
+from tasks.production.promotion import Case, as_markdown, as_text
 from tasks.workspace import Workspace
 
 log = logging.getLogger("secateur")

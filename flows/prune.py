@@ -9,10 +9,10 @@ from flows.engine import PLAIN, ProgressBar, call_as_task, flow, publish_table
 from flows.stage import Run, recorded_end
 from pruning.choosing.schedule import Attempt
 from pruning.errors import WorkspaceError
-from tasks.attempt import attempt
 from tasks.fingerprints import fingerprint
-from tasks.ledger import Row
 from tasks.lock import locked
+from tasks.loop.attempt import attempt
+from tasks.loop.ledger import Row
 from tasks.prune import FOLDER, Loop, close_loop, describe, open_loop
 from tasks.stages import find_stage
 from tasks.workspace import is_current, seal
@@ -59,7 +59,7 @@ def _track(run: Run, loop: Loop) -> None:
     """Bring MLflow up to date; where it is away, whoever comes next does that, from the ledger."""
     if PLAIN:
         return
-    from tasks import tracking
+    from tasks.production import tracking
 
     try:
         tracking.project(run.settings, loop.ledger)

@@ -10,8 +10,8 @@ from pathlib import Path
 from flows import command
 from flows.engine import call_as_task, flow
 from pruning.errors import SettingsError, unknown_name
-from tasks import registry, restoring
-from tasks.settings import load
+from tasks.params.settings import load
+from tasks.production import registry, restoring
 from tasks.workspace import Workspace
 
 log = logging.getLogger("secateur")

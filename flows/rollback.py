@@ -8,9 +8,9 @@ from pathlib import Path
 
 from flows import command
 from flows.engine import flow
-from tasks import promotion
 from tasks.lock import deciding
-from tasks.settings import load
+from tasks.params.settings import load
+from tasks.production import promotion
 
 log = logging.getLogger("secateur")
 

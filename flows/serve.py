@@ -18,8 +18,8 @@ from filelock import FileLock, Timeout
 from flows.pages import show_pages, until_interrupted
 from flows.servers import Programs, ServiceError, installed
 from tasks.environment import REPOSITORY
-from tasks.settings import Settings
-from tasks.versioning import Versions
+from tasks.params.settings import Settings
+from tasks.production.versioning import Versions
 
 POOL = "secateur"
 JOB_TEMPLATE = REPOSITORY / "work-pool.json"

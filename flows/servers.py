@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 import psutil
 
 from pruning.errors import SecateurError
-from tasks.settings import Settings
-from tasks.tracking import absolute, is_server, open_store
+from tasks.params.settings import Settings
+from tasks.production.store import absolute, is_server, open_store
 
 HOST = "127.0.0.1"
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000

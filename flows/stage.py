@@ -10,15 +10,15 @@ from pathlib import Path
 
 from flows.engine import PLAIN, call_as_task
 from pruning.errors import WorkspaceError
-from tasks import tracking
 from tasks.fingerprints import fingerprint
-from tasks.ledger import FILE as LEDGER
-from tasks.ledger import read_ledger
 from tasks.lock import locked
+from tasks.loop.ledger import FILE as LEDGER
+from tasks.loop.ledger import read_ledger
+from tasks.params.settings import Settings, load
+from tasks.production import tracking
+from tasks.production.versioning import Versions
 from tasks.prune import FOLDER as LOOP
-from tasks.settings import Settings, load
 from tasks.stages import find_stage
-from tasks.versioning import Versions
 from tasks.workspace import Workspace, is_current, seal
 
 log = logging.getLogger("secateur")

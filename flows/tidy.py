@@ -10,10 +10,10 @@ from pydantic import Field
 
 from flows import command
 from flows.engine import PLAIN, flow, remove_flow_runs
-from tasks import tidying
 from tasks.lock import locked
-from tasks.requests import DEFAULT_PARAMS
-from tasks.settings import load
+from tasks.params.requests import DEFAULT_PARAMS
+from tasks.params.settings import load
+from tasks.production import tidying
 from tasks.workspace import DEFAULT_ROOT, Workspace
 
 NAME = "tidy"

@@ -26,8 +26,8 @@ from pruning.gathering.statistics import collect
 from tasks.data import read_description, read_split, spread
 from tasks.fingerprints import fingerprint
 from tasks.models import begin, chosen_criterion, example_inputs, load_model, loss_and_metric
+from tasks.params.settings import Settings
 from tasks.progress import shown
-from tasks.settings import Settings
 from tasks.stages import find_stage
 from tasks.workspace import Workspace, write_json, writing
 

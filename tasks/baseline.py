@@ -30,9 +30,9 @@ from tasks.models import (
     save_model,
     sparsity_training,
 )
+from tasks.params.settings import Settings
 from tasks.progress import shown
 from tasks.resuming import EpochKeeper, forget, unfinished
-from tasks.settings import Settings
 from tasks.stages import find_stage
 from tasks.workspace import Workspace
 from zoo.datasets.splits import Samples

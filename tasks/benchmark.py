@@ -18,9 +18,9 @@ from pruning.timing.profiling import runtime_here
 from tasks import export
 from tasks.data import read_description
 from tasks.models import begin, example_inputs, load_model
+from tasks.params.settings import Settings
 from tasks.profile import read_profile
 from tasks.progress import shown
-from tasks.settings import Settings
 from tasks.workspace import Json, Workspace, write_json, writing
 
 FOLDER = "latency"

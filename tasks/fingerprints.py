@@ -10,7 +10,7 @@ from typing import Any
 from pruning.timing.measuring import cpu_name
 from tasks import imports
 from tasks.environment import REPOSITORY
-from tasks.settings import Settings
+from tasks.params.settings import Settings
 from tasks.stages import STOP_ONLY, Stage, find_stage
 from tasks.workspace import Workspace, contents, digest
 

@@ -13,14 +13,14 @@ from pruning.errors import WorkspaceError
 from pruning.files.writing import replace_file
 from tasks import benchmark, report
 from tasks.fingerprints import fingerprint
-from tasks.page import document, picture, table
-from tasks.plots import Mark, as_png, draw_frontier
-from tasks.prune_parts import Target
-from tasks.requests import DEFAULT_PARAMS
-from tasks.settings import Settings, load
+from tasks.params.prune_parts import Target
+from tasks.params.requests import DEFAULT_PARAMS
+from tasks.params.settings import Settings, load
+from tasks.params.yaml_file import read_mapping, write_mapping
+from tasks.showing.page import document, picture, table
+from tasks.showing.plots import Mark, as_png, draw_frontier
 from tasks.stages import STAGES, Stage
 from tasks.workspace import Workspace, is_current, write_json
-from tasks.yaml_file import read_mapping, write_mapping
 
 FRONTIER = Path("frontier")
 SHARED = tuple(stage for stage in STAGES if stage.name in ("prepare", "baseline", "analyze", "profile"))

@@ -27,7 +27,7 @@ from pruning.training.sparsity import SparsityTraining
 from tasks import imports
 from tasks.data import Description, read_inputs
 from tasks.measured import Measured
-from tasks.settings import Settings
+from tasks.params.settings import Settings
 from tasks.workspace import Json, Workspace
 
 

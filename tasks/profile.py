@@ -16,8 +16,8 @@ from pruning.timing.profiling import answer, runtime_here
 from pruning.timing.questions import ask
 from tasks.data import read_description
 from tasks.models import begin, example_inputs, make_factory
+from tasks.params.settings import Settings
 from tasks.progress import shown
-from tasks.settings import Settings
 from tasks.workspace import Workspace, writing
 
 FOLDER = "profile"

@@ -10,13 +10,13 @@ from pruning.errors import DataError, WorkspaceError
 from pruning.files.checkpoint import check_checkpoint
 from tasks.data import read_description
 from tasks.fingerprints import trajectory_fingerprint
-from tasks.goals import goals_of
-from tasks.ledger import FILE, Ledger, Row, open_ledger
+from tasks.loop.goals import goals_of
+from tasks.loop.ledger import FILE, Ledger, Row, open_ledger
 from tasks.models import example_inputs, load_model, measured_in
+from tasks.params.prune_parts import Kind
+from tasks.params.settings import Settings
 from tasks.profile import baseline_ms
-from tasks.prune_parts import Kind
 from tasks.resuming import forget
-from tasks.settings import Settings
 from tasks.workspace import Json, Workspace, write_json
 
 FOLDER = "iterations"

@@ -11,16 +11,16 @@ from pruning.dynamic.gates import GatedModel
 from pruning.files.writing import replace_file
 from tasks import export, transform
 from tasks.analyze import read_curves
-from tasks.comparison import compare, compare_latency
 from tasks.data import read_description, read_split
-from tasks.ledger import Ledger, read_ledger
+from tasks.loop.ledger import Ledger, read_ledger
 from tasks.measured import Measured
 from tasks.models import begin, example_inputs, load_model, measure
-from tasks.page import render
+from tasks.params.settings import Settings
 from tasks.profile import latency_cost
 from tasks.prune import read_outcome
-from tasks.rounding import describe_rounding, rounding_of
-from tasks.settings import Settings
+from tasks.showing.comparison import compare, compare_latency
+from tasks.showing.page import render
+from tasks.showing.rounding import describe_rounding, rounding_of
 from tasks.workspace import Json, Workspace, write_json, writing
 
 FOLDER = "report"
@@ -38,7 +38,12 @@ def report(settings: Settings, workspace: Workspace) -> None:
         WorkspaceError: An earlier stage hasn't run.
         CheckpointError: A checkpoint is damaged.
     """
-    from tasks.plots import as_png, draw_attempts, draw_sensitivity, draw_widths  # only now: Matplotlib takes its time
+    from tasks.showing.plots import (  # only now: Matplotlib takes its time
+        as_png,
+        draw_attempts,
+        draw_sensitivity,
+        draw_widths,
+    )
 
     begin(settings)
     data = read_description(workspace)

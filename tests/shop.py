@@ -15,22 +15,11 @@ import yaml
 
 from pruning.choosing.schedule import Attempt
 from pruning.files.writing import replace_file
-from tasks import (
-    analyze,
-    attempt,
-    baseline,
-    benchmark,
-    export,
-    prepare,
-    profile,
-    prune,
-    registration,
-    report,
-    tracking,
-    transform,
-)
+from tasks import analyze, baseline, benchmark, export, prepare, profile, prune, report, transform
 from tasks.fingerprints import fingerprint
-from tasks.settings import Settings, load
+from tasks.loop import attempt
+from tasks.params.settings import Settings, load
+from tasks.production import registration, store
 from tasks.stages import STAGES, find_stage
 from tasks.workspace import Workspace, is_current, seal
 
@@ -128,7 +117,7 @@ def finished_project(tmp_path_factory: pytest.TempPathFactory, project_writer: C
         project_writer(root, _small)
         shop = Shop(root, Workspace(Path("artifacts")))
         shop.run()
-        tracking.open_store(shop.settings.tracking.uri).search_experiments()
+        store.open_store(shop.settings.tracking.uri).search_experiments()
     return root
 
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 
 from pruning.criteria import criterion_names
-from tasks.prune_parts import Allocation, Kind, Recover, Start
+from tasks.params.prune_parts import Allocation, Kind, Recover, Start
 
 PAGE = (Path(__file__).parent.parent / "docs" / "choices.md").read_text(encoding="utf-8")
 

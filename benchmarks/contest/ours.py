@@ -21,7 +21,7 @@ from pruning.recovery.reconstruction import reconstruct
 from pruning.structure.plan import Plan
 from pruning.training.recipe import Recipe
 from tasks.environment import REPOSITORY
-from tasks.settings import load
+from tasks.params.settings import load
 
 TOOL = "secateur"
 MAX_SPARSITY = 0.9  # of a group, where one threshold serves all

@@ -21,7 +21,7 @@ from pruning.timing.profiles import Profiles
 from pruning.training.epochs import finetune
 from pruning.training.recipe import Recipe
 from tasks.environment import REPOSITORY
-from tasks.settings import load
+from tasks.params.settings import load
 
 _BISECTIONS = 6
 _WITHIN = 0.02  # of what was asked: where the loop's correction ends too
@@ -89,7 +89,7 @@ def half_the_latency(terms: Terms, seed: int, *, peer: bool, share: float = 0.5)
         return dense
 
     dense, asked = ours(share), share
-    for _ in range(2):  # the loop corrects its goal by what it measured, see tasks/quickness.py
+    for _ in range(2):  # the loop corrects its goal by what it measured, see tasks/loop/quickness.py
         found = _time(baseline, dense, terms, profiles)
         if abs(found.share / share - 1) <= _WITHIN:
             break

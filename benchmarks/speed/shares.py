@@ -17,7 +17,7 @@ from pruning.structure.bundles import Limits, find_bundles
 from pruning.structure.cost import Cost
 from pruning.timing.latency_cost import LatencyCost
 from tasks.environment import REPOSITORY
-from tasks.settings import load
+from tasks.params.settings import load
 from zoo.models import densenet, mobilenet, resnet20, vgg11
 
 REDUCTIONS = (0.5, 0.7, 0.85)

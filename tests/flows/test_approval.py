@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tasks import registry
 from tasks.environment import REPOSITORY
+from tasks.production import registry
 from tests.live import ask, prefect_server, started, wait_until
 
 pytestmark = pytest.mark.slow

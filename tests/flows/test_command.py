@@ -18,9 +18,9 @@ from flows.baseline import baseline
 from flows.compress import compress_what_changed
 from flows.prepare import prepare
 from flows.prune import prune
-from tasks import tracking
-from tasks.ledger import read_ledger
 from tasks.lock import locked
+from tasks.loop.ledger import read_ledger
+from tasks.production import store, tracking
 from tasks.workspace import Workspace
 
 Change = Callable[[dict[str, Any]], object]
@@ -224,7 +224,7 @@ def test_mlflows_run_says_how_it_ended_and_goes_on(
 ) -> None:
     monkeypatch.setattr(stage, "PLAIN", False)
     ledger = read_ledger(shop.workspace.folder("iterations"))
-    client, run_id = tracking.open_store(shop.settings.tracking.uri), tracking.project(shop.settings, ledger)
+    client, run_id = store.open_store(shop.settings.tracking.uri), tracking.project(shop.settings, ledger)
 
     def found() -> str:
         return str(client.get_run(run_id).info.status)

@@ -24,8 +24,8 @@ import pytest
 from flows import command
 from flows.compress import compress_what_changed
 from flows.prune import prune
-from tasks import decisions, promotion, registry
 from tasks.environment import REPOSITORY
+from tasks.production import decisions, promotion, registry
 
 HOLD = """
 import sys

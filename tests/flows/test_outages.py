@@ -18,8 +18,8 @@ import flows.prune
 from flows import command
 from flows.compress import compress_what_changed
 from pruning.errors import WorkspaceError
-from tasks import registry, tracking
-from tasks.ledger import read_ledger
+from tasks.loop.ledger import read_ledger
+from tasks.production import registry, store
 
 AT_ONCE_S = 5.0
 
@@ -105,7 +105,7 @@ def test_loop_goes_on_without_mlflow_and_the_next_run_records_it(
         assert code == 0
         assert "registered       small, version 2, alias candidate" in out
     assert before == {path: path.stat().st_mtime_ns for path in Path("artifacts").rglob("*.safetensors")}
-    client = tracking.open_store(there)
+    client = store.open_store(there)
     run_id = registry.find(shop.settings, alias="candidate").run_id
     steps = [point.step for point in client.get_metric_history(run_id, "accepted")]
     assert steps == [row.attempt for row in read_ledger(Path("artifacts/iterations")).rows] == [0]

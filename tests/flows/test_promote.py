@@ -13,9 +13,9 @@ import yaml
 
 from flows import promote, restore, rollback
 from flows.compress import compress
-from tasks import registry
 from tasks.environment import REPOSITORY
 from tasks.lock import deciding
+from tasks.production import registry
 
 
 def ended(capsys: Any, command: Callable[[list[str]], None], *arguments: str) -> tuple[int, str, str]:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tasks import registry
 from tasks.environment import REPOSITORY
+from tasks.production import registry
 
 pytestmark = pytest.mark.slow
 

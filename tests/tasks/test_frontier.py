@@ -8,8 +8,8 @@ import pytest
 from pruning.errors import SettingsError, WorkspaceError
 from tasks import frontier as subject
 from tasks.frontier import BASELINE, MACS, Point, mark_dominated, name_of, read_points, take_over, write_frontier
-from tasks.prune_parts import Target
-from tasks.settings import load
+from tasks.params.prune_parts import Target
+from tasks.params.settings import load
 from tasks.stages import find_stage
 from tasks.workspace import Workspace, contents
 from tests.shop import Shop

@@ -18,13 +18,14 @@ from pruning.choosing.schedule import Attempt, Stop
 from pruning.choosing.sensitivity import Sensitivity
 from pruning.errors import VerificationError
 from pruning.recovery.widening import widen
-from tasks import analyze, attempt, prune, report, transform
-from tasks.comparison import as_markdown, as_text, compare, compare_latency
+from tasks import analyze, prune, report, transform
 from tasks.data import read_description, read_split
 from tasks.fingerprints import fingerprint, trajectory_fingerprint
-from tasks.ledger import read_ledger
+from tasks.loop import attempt
+from tasks.loop.ledger import read_ledger
 from tasks.models import example_inputs, load_model, make_factory, size_bytes
-from tasks.settings import Settings, load
+from tasks.params.settings import Settings, load
+from tasks.showing.comparison import as_markdown, as_text, compare, compare_latency
 from tasks.stages import NAMES, find_stage
 from tasks.workspace import Workspace, seal
 from tests.shop import BODIES

@@ -14,8 +14,8 @@ from pruning.timing.measuring import PROFILE
 from pruning.timing.profiling import runtime_here
 from tasks import prepare
 from tasks.fingerprints import fingerprint
+from tasks.params.settings import Settings, load
 from tasks.profile import profile, read_profile
-from tasks.settings import Settings, load
 from tasks.stages import find_stage
 from tasks.workspace import Workspace, seal
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +7,7 @@ import yaml
 
 from pruning.errors import SettingsError
 from tasks.environment import REPOSITORY
-from tasks.settings import Settings
+from tasks.params.settings import Settings
 from tasks.stages import NAMES, STAGES, STOP_ONLY, Stage, find_stage
 from tasks.workspace import DEFAULT_ROOT, Workspace
 
@@ -42,14 +41,13 @@ def test_code_that_a_stage_names_exists(stage: Stage) -> None:
 
 def test_every_module_of_the_tasks_shapes_a_stage_or_none_of_its_output() -> None:
     """A new module has to be given a place: what a stage computes with belongs to its code."""
-    aside = {"__init__", "environment", "settings", "faults", "yaml_file", "stages", "fingerprints", "lock", "progress"}
-    aside |= {"names", "prune_parts", "prune_settings", "requests", "resuming", "section", "source", "tracking"}
-    aside |= {"decisions", "gates", "promotion", "record", "registration", "registry", "restoring", "side_by_side"}
-    aside |= {"frontier", "tidying", "versioning"}
-    named = {Path(place).stem for stage in STAGES for place in stage.code if place.startswith("tasks/")}
-    modules = {path.stem for path in (REPOSITORY / "tasks").iterdir() if not path.name.startswith("__pycache")}
-    assert modules == named | aside
-    assert not named & aside
+    aside = {"environment", "fingerprints", "frontier", "lock", "progress", "resuming", "stages"}
+    aside |= {"params", "production"}
+    named = {place.removeprefix("tasks/") for stage in STAGES for place in stage.code if place.startswith("tasks/")}
+    modules = {path.relative_to(REPOSITORY / "tasks").as_posix() for path in (REPOSITORY / "tasks").rglob("*.py")}
+    modules -= {"__init__.py"}
+    unnamed = {one for one in modules if not any(one == place or one.startswith(f"{place}/") for place in named)}
+    assert {one.partition("/")[0].removesuffix(".py") for one in unnamed} == aside
 
 
 def test_sections_and_stop_settings_exist() -> None:

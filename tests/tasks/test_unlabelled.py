@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from pruning.errors import DataError
-from tasks.comparison import as_text, compare
 from tasks.data import ANSWERS, read_description, read_split
 from tasks.models import example_inputs, load_model
+from tasks.showing.comparison import as_text, compare
 from tasks.stages import NAMES
 from tests.tasks.test_pipeline import Project, make
 

@@ -1,0 +1,186 @@
+"""One attempt of the loop: take a step, fine-tune by each recipe, measure, judge."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+
+import pruning
+from pruning.choosing.schedule import Attempt
+from pruning.errors import ModelError, TargetError
+from pruning.files.checkpoint import save_checkpoint
+from pruning.recovery.widening import widen
+from pruning.training.epochs import finetune
+from pruning.training.recipe import Recipe
+from tasks.baseline import epoch_folder
+from tasks.data import Description, read_description, read_split
+from tasks.loop.goals import LATENCY, goals_of
+from tasks.loop.kinds import Situation, Step, take_step
+from tasks.loop.ledger import Ledger, Row
+from tasks.loop.quickness import Quickness, quickness_of
+from tasks.measured import Measured
+from tasks.models import (
+    augmentation,
+    begin,
+    example_inputs,
+    load_model,
+    loss_and_metric,
+    make_factory,
+    measure,
+    save_model,
+)
+from tasks.params.settings import Settings
+from tasks.progress import shown
+from tasks.resuming import EpochKeeper, unfinished
+from tasks.workspace import Workspace
+
+WHOLE = "whole"
+"""Folder below a checkpoint: the model of the original's shape, where channels may come back."""
+
+_ROUNDING = 1e-9
+
+log = logging.getLogger("secateur")
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A recipe's result."""
+
+    recipe: str
+    model: nn.Module
+    measured: Measured
+
+
+def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, step: Attempt, floor: float) -> Row:
+    """Go from the last accepted model to the step's goal, and judge.
+
+    Args:
+        settings: Of the run.
+        workspace: An accepted attempt's checkpoint is written into it.
+        ledger: What came before; not changed.
+        step: Number and goal of this attempt.
+        floor: The lowest accuracy on the validation set that is accepted.
+
+    Returns:
+        The ledger's new row.
+    """
+    begin(settings, offset=1 + step.number)
+    data = read_description(workspace)
+    example = example_inputs(workspace, settings)
+    baseline_folder, iterations = workspace.folder("baseline"), workspace.folder("iterations")
+    last = ledger.accepted[-1] if ledger.accepted else None
+    parent = iterations / last.checkpoint if last and last.checkpoint else baseline_folder
+    if settings.prune.reversible and last:
+        parent = parent / WHOLE
+    model, plan, _ = load_model(parent, settings, data, example)
+    teacher, _, _ = load_model(baseline_folder, settings, data, example)
+    start = _start(settings, workspace, data, example)
+    try:
+        reference = teacher if settings.prune.reversible else model
+        taken = take_step(Situation(settings, workspace, ledger, step.goal, model, plan, example, reference, start))
+    except TargetError as error:
+        reached = last.reached if last else 0.0
+        return Row(attempt=step.number, goal=step.goal, reached=reached, accepted=False, refused=str(error))
+    under_way = unfinished(workspace, f"{ledger.fingerprint[:16]}-{step.number}")
+    candidates, faults = [], []
+    for recipe in settings.prune.recipes:
+        try:
+            kept = EpochKeeper(under_way / f"{recipe.name}.safetensors")
+            candidates.append(_recover(settings, workspace, taken, recipe, teacher, step.number, example, kept))
+        except (ModelError, TargetError) as error:  # a recipe that diverges or misses has lost; the others go on
+            faults.append(f"{recipe.name}: {error}")
+            log.warning("attempt %d: recipe %s", step.number + 1, faults[-1])
+    if not settings.prune.recipes:
+        candidates.append(_as_it_is(settings, workspace, taken, example))
+    if not candidates:
+        reached = last.reached if last else 0.0
+        return Row(attempt=step.number, goal=step.goal, reached=reached, accepted=False, refused="; ".join(faults))
+    best = max(candidates, key=lambda one: (one.measured.accuracy, -one.measured.loss))
+    accepted = best.measured.accuracy >= floor - _ROUNDING
+    measured = accepted and settings.prune.measure_latency
+    quickness = quickness_of(best.model, teacher, settings, workspace, example, measured=measured)
+    row = Row(
+        attempt=step.number,
+        goal=step.goal,
+        reached=_reached(taken, best.measured, quickness, step, ledger, settings),
+        accepted=accepted,
+        measured=best.measured,
+        recipe=best.recipe,
+        recipes={one.recipe: one.measured.accuracy for one in candidates},
+        unrounded=dict(taken.unrounded) if taken.unrounded else None,
+        predicted_ms=quickness.predicted_ms if quickness else None,
+        latency_ratio=quickness.ratio if quickness else None,
+    )
+    if not accepted:
+        return row
+    name = f"{len(ledger.accepted) + 1:02d}"
+    digest = save_model(iterations / name, best.model, plan.then(taken.plan), best.measured, data.fingerprint)
+    if settings.prune.reversible:
+        whole = widen(best.model, taken.plan, pruning.find_groups(model, example))
+        save_checkpoint(iterations / name / WHOLE, whole, plan)
+    return row.model_copy(update={"checkpoint": name, "weights_sha256": digest})
+
+
+def _start(settings: Settings, workspace: Workspace, data: Description, example: Tensor) -> nn.Module | None:
+    """Return the model whose weights training begins with; None keeps the last ones."""
+    start = settings.prune.start
+    if start.weights == "keep":
+        return None
+    if start.epoch is not None:
+        model, _, _ = load_model(epoch_folder(workspace, start.epoch), settings, data, example)
+        return model
+    return make_factory(settings, data)().to(settings.run.device)
+
+
+def _as_it_is(settings: Settings, workspace: Workspace, taken: Step, example: Tensor) -> _Candidate:
+    """Measure what a step made, where nothing is trained."""
+    measured = measure(taken.model, read_split(workspace, "validation"), settings, example)
+    return _Candidate("no training", taken.model, measured)
+
+
+def _reached(
+    taken: Step, measured: Measured, quickness: Quickness | None, step: Attempt, ledger: Ledger, settings: Settings
+) -> float:
+    if taken.reached is not None:
+        return taken.reached
+    reductions, whole_ms = measured.reduction_from(ledger.baseline), None
+    if quickness is not None:
+        whole_ms = quickness.predicted_ms / quickness.predicted_share
+    goals = goals_of(settings.prune.target, ledger.baseline, whole_ms)
+    if quickness is not None:
+        asked = goals.at(step.goal)
+        reductions |= {kind: quickness.reduction(asked[kind]) for kind in LATENCY if kind in asked}
+    return goals.reached(reductions)
+
+
+def _recover(
+    settings: Settings,
+    workspace: Workspace,
+    taken: Step,
+    recipe: Recipe,
+    teacher: nn.Module,
+    number: int,
+    example: Tensor,
+    keeper: EpochKeeper,
+) -> _Candidate:
+    """Fine-tune a copy by one recipe and measure it; a training that was killed goes on after its last epoch."""
+    model = copy.deepcopy(taken.model)
+    loss, _ = loss_and_metric(settings)
+    with shown(f"attempt {number + 1}: {recipe.name}") as progress:
+        train = partial(
+            finetune,
+            samples=read_split(workspace, "train"),
+            recipe=recipe,
+            loss=loss,
+            seed=settings.run.seed + 1 + number,
+            teacher=teacher,
+            augment=augmentation(settings),
+            progress=progress,
+            keeper=keeper,
+        )
+        taken.train(model, recipe, train)
+    return _Candidate(recipe.name, model, measure(model, read_split(workspace, "validation"), settings, example))

@@ -1,0 +1,121 @@
+"""Parts of the section `prune`: the target, what goes, how it is shared, how the model recovers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, NamedTuple, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from pruning.choosing.selection import Normalise
+from pruning.recovery.reconstruction import RIDGE
+from tasks.params.names import Share, as_pattern
+from tasks.params.section import Section
+
+
+class Pattern(NamedTuple):
+    """N of every M weights stay."""
+
+    num_kept: int
+    of: int
+
+
+Kind = Literal["structured", "unstructured", "n_m", "dynamic"]
+
+TARGETS: dict[Kind, tuple[str, ...]] = {
+    "structured": ("mac_reduction", "parameter_reduction", "size_bytes", "latency_reduction", "latency_ms"),
+    "unstructured": ("weight_sparsity",),
+    "n_m": ("pattern",),
+    "dynamic": ("mac_reduction",),
+}
+
+
+class Target(Section):
+    """What the model is to come down to, against the baseline: one of these, or several at once."""
+
+    mac_reduction: Share | None = None
+    parameter_reduction: Share | None = None
+    size_bytes: int | None = Field(default=None, gt=0)
+    latency_reduction: Share | None = None
+    latency_ms: float | None = Field(default=None, gt=0)
+    weight_sparsity: Share | None = None
+    pattern: Annotated[Pattern, BeforeValidator(as_pattern)] | None = None
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> Self:
+        if not self.kinds:
+            raise ValueError(f"expected at least one of {', '.join(type(self).model_fields)}; found none")
+        if self.latency_ms is not None and self.latency_reduction is not None:
+            raise ValueError("latency_ms and latency_reduction say the same thing twice; expected one of them")
+        return self
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Which of them are given."""
+        return tuple(name for name, value in self if value is not None)
+
+    @property
+    def names_latency(self) -> bool:
+        """Whether milliseconds are asked for."""
+        return self.latency_ms is not None or self.latency_reduction is not None
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Those that are given as shares of the baseline; bytes and milliseconds only the baseline can tell."""
+        found = {} if self.pattern is None else {"pattern": 1 - self.pattern.num_kept / self.pattern.of}
+        for name in ("mac_reduction", "parameter_reduction", "latency_reduction", "weight_sparsity"):
+            if (share := getattr(self, name)) is not None:
+                found[name] = share
+        return found
+
+
+class Allocation(Section):
+    """How the reduction is shared among the groups, where `kind` is structured."""
+
+    by: Literal["sensitivity", "local", "global", "scoped", "search"] = "sensitivity"
+    normalise: Normalise = "mean"
+    scopes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    candidates: int = Field(default=50, ge=1)
+
+    @model_validator(mode="after")
+    def _scopes_are_given_where_they_are_used(self) -> Self:
+        if bool(self.scopes) != (self.by == "scoped"):
+            raise ValueError(
+                f"scopes are {'given' if self.scopes else 'missing'} and by is {self.by!r}; expected scopes, named "
+                "sets of modules such as {early: [layer1.*], late: [layer2.*]}, where by is 'scoped' and only there"
+            )
+        return self
+
+
+class Recover(Section):
+    """What is done to a narrowed model before it is trained; it looks at inputs alone."""
+
+    method: Literal["none", "recalibrate", "absorb_means", "fold", "reconstruct"] = "recalibrate"
+    num_samples: int = Field(default=1024, ge=2)
+    ridge: float = Field(default=RIDGE, gt=0)
+
+
+class Start(Section):
+    """With which weights training begins after a step: the last ones, earlier ones, or fresh ones."""
+
+    weights: Literal["keep", "rewind", "random"] = "keep"
+    epoch: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _rewinds_to_an_epoch(self) -> Self:
+        if (self.epoch is None) == (self.weights == "rewind"):
+            raise ValueError("expected an epoch where weights is 'rewind', and only there")
+        return self
+
+
+class Weights(Section):
+    """How single weights are chosen, where `kind` is unstructured."""
+
+    scope: Literal["local", "global"] = "global"
+    max_layer_sparsity: Share = 0.99
+
+
+class Gates(Section):
+    """How gates learn, where `kind` is dynamic."""
+
+    weight: float = Field(default=100.0, gt=0)
+    ramp: float = Field(default=0.5, gt=0, le=1)

@@ -1,0 +1,123 @@
+"""The section `prune` of the settings."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from pruning.choosing.schedule import ScheduleSettings
+from pruning.criteria import find_criterion
+from pruning.errors import unknown_name
+from pruning.fine_grained.weight_criteria import weight_criterion_names
+from pruning.training.recipe import Recipe
+from tasks.params.names import CriterionName, RoundTo, Share
+from tasks.params.prune_parts import TARGETS, Allocation, Gates, Kind, Recover, Start, Target, Weights
+from tasks.params.section import Section
+
+
+class Prune(Section):
+    """The loop: target, pace, floor, what is left alone, how a step is recovered."""
+
+    kind: Kind = "structured"
+    target: Target
+    criterion: CriterionName = "l2_norm"
+    schedule: Literal["linear", "geometric", "cubic"] = "linear"
+    iterations: int = Field(default=4, ge=1)
+    first_step: Share | None = None
+    backoff: Share = 0.5
+    smallest_step: Share = 0.02
+    max_attempts: int = Field(default=12, ge=1)
+    max_accuracy_drop: float = Field(default=0.01, ge=0, lt=1)
+    max_group_rate: Share = 0.75
+    keep_at_least: int = Field(default=1, ge=1)
+    round_to: RoundTo = "auto"
+    measure_latency: bool = True
+    ignore: tuple[str, ...] = ()
+    criterion_samples: int = Field(default=1024, ge=1)
+    allocation: Allocation = Allocation()
+    start: Start = Start()
+    reversible: bool = False
+    weights: Weights = Weights()
+    gates: Gates = Gates()
+    recover: Recover = Recover()
+    recipes: tuple[Recipe, ...]
+    allow_other_data: bool = False
+
+    @model_validator(mode="after")
+    def _recipe_names_differ(self) -> Self:
+        names = [recipe.name for recipe in self.recipes]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two recipes are named {', '.join(map(repr, twice))}; give each its own name")
+        return self
+
+    @model_validator(mode="after")
+    def _target_criterion_and_recipes_suit_the_kind(self) -> Self:
+        kinds, suitable = self.target.kinds, TARGETS[self.kind]
+        if not set(kinds) <= set(suitable):
+            raise ValueError(
+                f"the target of kind {self.kind!r} is {' or '.join(suitable)}; found {' and '.join(kinds)}"
+            )
+        by_weight = self.kind in ("unstructured", "n_m")
+        if by_weight and ":" not in self.criterion and self.criterion not in weight_criterion_names():
+            raise ValueError(
+                f"kind {self.kind!r}: {unknown_name('criterion', self.criterion, weight_criterion_names())} "
+                "(these score single weights)"
+            )
+        penalised = [recipe.name for recipe in self.recipes if recipe.sparsity is not None]
+        if penalised and self.kind != "structured":
+            raise ValueError(
+                f"recipe {penalised[0]!r} names sparsity, which brings channels to zero; expected kind 'structured'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _recovery_suits_what_went_before(self) -> Self:
+        if self.recover.method == "fold" and (":" in self.criterion or find_criterion(self.criterion).folding is None):
+            raise ValueError(
+                f"recover.method is 'fold', but criterion {self.criterion!r} has no solution to fold into the layers "
+                "that follow; expected one of greedy_forward, lasso, reduce_and_reuse, structured_obs, or 'reconstruct'"
+            )
+        if self.start.weights != "keep":
+            if self.recover.method not in ("none", "recalibrate"):
+                raise ValueError(
+                    f"start.weights is {self.start.weights!r}, so recover.method {self.recover.method!r} would be "
+                    "undone; expected 'none' or 'recalibrate'"
+                )
+            if self.kind == "dynamic" or self.reversible or not self.recipes:
+                raise ValueError(
+                    f"start.weights is {self.start.weights!r}; expected a kind other than 'dynamic', reversible false, "
+                    "and recipes to train by"
+                )
+        if self.reversible and self.kind != "structured":
+            raise ValueError("reversible lets channels come back; expected kind 'structured'")
+        if not self.recipes and self.kind == "dynamic":
+            raise ValueError("gates have to learn; expected a recipe at least")
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_holds(self) -> Self:
+        shares = self.target.shares
+        known = len(shares) == len(self.target.kinds)
+        if known and self.first_step is not None and self.first_step > max(shares.values()):
+            share = max(shares.values())
+            raise ValueError(f"first_step ({self.first_step:g}) must not be above the target ({share:g})")
+        return self
+
+    @property
+    def reads_profile(self) -> bool:
+        """Whether what goes depends on predicted latencies."""
+        return self.kind == "structured" and (self.target.names_latency or self.round_to == "auto")
+
+    def schedule_for(self, target: float) -> ScheduleSettings:
+        """Return the schedule that rises to a total reduction."""
+        return ScheduleSettings(
+            target=target,
+            iterations=self.iterations,
+            shape=self.schedule,
+            first_step=self.first_step,
+            backoff=self.backoff,
+            smallest_step=self.smallest_step,
+            max_attempts=self.max_attempts,
+        )

@@ -1,0 +1,1 @@
+"""Versions: how they are recorded, registered, judged, promoted, restored and cleared away."""

@@ -1,0 +1,146 @@
+"""Which version was in production when, and why: `promotions.jsonl`, one line for each decision, versioned in Git.
+
+A decision is kept as a tag of its version before an alias is moved, and written to the file afterwards. What a kill
+left undone is done by whoever decides next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from pruning.files.writing import replace_file
+from tasks.params.settings import Settings
+from tasks.production import registry
+from tasks.production.gates import Gate
+from tasks.production.registry import Version
+
+FILE = Path("promotions.jsonl")
+TAG = "secateur.decision"
+REASON = "secateur.refused."
+ROLLED_BACK = "secateur.rolled_back"
+
+Verdict = Literal["promoted", "refused", "declined", "rolled back"]
+"""Declined: a person said no. Refused: a gate did."""
+
+
+class Decision(BaseModel):
+    """One line of the file.
+
+    Attributes:
+        time: In UTC, to the second.
+        decision: What was decided.
+        model: The registered model's name.
+        version: The version that it is about; after a rollback the one that is in production again.
+        instead_of: The version that was in production.
+        gates: Each figure of both models, the limit, and whether it was passed.
+        reasons: Why not.
+        approved: Who or what said yes, where a person had to.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    time: str
+    decision: Verdict
+    model: str
+    version: str
+    instead_of: str | None
+    gates: list[dict[str, Any]] = []
+    reasons: list[str] = []
+    approved: str | None = None
+
+    @classmethod
+    def now(
+        cls,
+        verdict: Verdict,
+        settings: Settings,
+        version: str,
+        instead_of: str | None,
+        gates: Sequence[Gate] = (),
+        reasons: Sequence[str] = (),
+        approved: str | None = None,
+    ) -> Decision:
+        """Make a decision of this moment."""
+        return cls(
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+            decision=verdict,
+            model=settings.tracking.model_name,
+            version=version,
+            instead_of=instead_of,
+            gates=[
+                {
+                    "gate": gate.name,
+                    "candidate": gate.candidate,
+                    "reference": gate.reference,
+                    "limit": gate.limit,
+                    "passed": gate.passed,
+                }
+                for gate in gates
+            ],
+            reasons=list(reasons),
+            approved=approved,
+        )
+
+    @property
+    def line(self) -> str:
+        """The line, without its end."""
+        return self.model_dump_json()
+
+
+def announce(settings: Settings, decision: Decision) -> None:
+    """Keep a decision with its version, before anything is done about it; reasons of an earlier one go."""
+    tags = {TAG: decision.line}
+    tags |= {f"{REASON}{number}": reason for number, reason in enumerate(decision.reasons, 1)}
+    there = registry.find(settings, number=decision.version).tags
+    stale = [key for key in there if key.startswith(REASON)]
+    if decision.decision == "rolled back":
+        stale.append(ROLLED_BACK)  # whoever puts a version back by hand means it
+    registry.tag(settings, decision.version, tags, without=stale)
+
+
+def write_down(decision: Decision) -> None:
+    """Add a decision to the file, whole or not at all, unless it is there."""
+    _add(decision.line)
+
+
+def about(version: Version | None) -> Decision | None:
+    """Return the last decision about a version; None where there is none."""
+    if version is None or TAG not in version.tags:
+        return None
+    return Decision.model_validate_json(version.tags[TAG])
+
+
+def complete(settings: Settings) -> None:
+    """Do what a kill left undone of the last decision: its line in the file, and the alias `previous`.
+
+    That alias follows from the decision that put the present version into production: it is at what was there before,
+    or at nothing after a rollback.
+    """
+    present = about(registry.at(settings, registry.PRODUCTION))
+    if present is not None and present.decision in ("promoted", "rolled back"):
+        write_down(present)
+        before = present.instead_of if present.decision == "promoted" else None
+        _put_previous(settings, before)
+    latest = about(registry.at(settings, registry.CANDIDATE))
+    if latest is not None and latest.decision in ("refused", "declined"):
+        write_down(latest)
+
+
+def _put_previous(settings: Settings, number: str | None) -> None:
+    found = registry.at(settings, registry.PREVIOUS)
+    if (found.number if found else None) == number:
+        return
+    if number in {version.number for version in registry.versions(settings)}:
+        registry.assign(settings, registry.PREVIOUS, str(number))
+    elif found is not None:
+        registry.withdraw(settings, registry.PREVIOUS)
+
+
+def _add(line: str) -> None:
+    before = FILE.read_text(encoding="utf-8") if FILE.exists() else ""
+    if line not in before.splitlines():
+        replace_file(FILE, f"{before}{line}\n".encode())

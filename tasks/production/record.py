@@ -1,0 +1,126 @@
+"""What is kept of a version: every file by its hash, a copy of all but the data, and answers to a fixed batch.
+
+    versions/<hash of the ONNX file>/      an artefact folder of the run
+        record.json                        place in the repository -> sha256; DVC's and Git's ids
+        params.yaml                        the settings, byte for byte
+        artifacts/{baseline,dense,onnx}/   weights, plans, ONNX files
+        batch.safetensors                  inputs, and what the ONNX file answered
+        uncommitted.patch                  from Git's commit to the code as it was
+
+Data are too large for a copy: DVC has them. Places are those of the default workspace, wherever the files lay.
+"""
+
+from __future__ import annotations
+
+import shutil
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, model_validator
+from safetensors.torch import save as format_safetensors
+
+from pruning.files.export import open_session
+from pruning.files.writing import replace_file
+from tasks import export
+from tasks.data import FOLDER as DATA
+from tasks.data import read_inputs
+from tasks.params.settings import Settings
+from tasks.production import source, versioning
+from tasks.workspace import DEFAULT_ROOT, RECORD, Workspace, contents, write_json
+
+FILE = "record.json"
+BATCH = "batch.safetensors"
+PATCH = "uncommitted.patch"
+NUM_ANSWERS = 8
+_LOGGED = {"baseline": "baseline", "dense": "transform", "onnx": "export"}
+_PLACES = Workspace(DEFAULT_ROOT)
+
+
+class Record(BaseModel):
+    """What `record.json` holds.
+
+    Attributes:
+        params: The settings file's place.
+        files: Place in the repository -> sha256.
+        outputs: Folder -> DVC's md5 of it, where DVC had it.
+        commit: Git's commit that was checked out; None outside Git.
+        tree: Git's id of the code as it was; None outside Git, or where the patch was too large to be kept.
+        patch_sha256: Of the edits that were not committed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    params: str
+    files: dict[str, str]
+    outputs: dict[str, str] = {}
+    commit: str | None = None
+    tree: str | None = None
+    patch_sha256: str | None = None
+
+    @model_validator(mode="after")
+    def _places_lie_inside(self) -> Self:
+        for place in (self.params, *self.files, *self.outputs):
+            if Path(place).is_absolute() or ".." in Path(place).parts:
+                raise ValueError(f"{place!r} lies outside the repository")
+        return self
+
+    def inside(self, folder: str) -> dict[str, str]:
+        """Return the files of a stage's folder: place -> sha256."""
+        start = f"{_PLACES.folder(folder).as_posix()}/"
+        return {place: found for place, found in self.files.items() if place.startswith(start)}
+
+
+def make_record(settings: Settings, workspace: Workspace, params: Path, folder: Path) -> Record:
+    """Fill an empty folder with a version's record.
+
+    Raises:
+        WorkspaceError: A stage hasn't finished.
+        ExportError: The ONNX file is missing or damaged.
+    """
+    logged = {_place(params, "params.yaml"): params}
+    if settings.model.weights is not None:
+        logged[_place(settings.model.weights, f"weights/{settings.model.weights.name}")] = settings.model.weights
+    for name, maker in _LOGGED.items():
+        for file in (*contents(workspace.folder(name), maker), RECORD):
+            logged[(_PLACES.folder(name) / file).as_posix()] = workspace.folder(name) / file
+    for place, path in logged.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / place)
+    replace_file(folder / BATCH, _answered_batch(workspace))
+    files = {place: sha256((folder / place).read_bytes()).hexdigest() for place in (*logged, BATCH)}
+    data = {**contents(workspace.folder(DATA), "prepare"), RECORD: _hash(workspace.folder(DATA) / RECORD)}
+    files |= {(_PLACES.folder(DATA) / file).as_posix(): found for file, found in data.items()}
+    code = source.snapshot()
+    kept = code is not None and len(code.patch) <= source.LARGEST_PATCH
+    if code is not None and kept:
+        replace_file(folder / PATCH, code.patch)
+    record = Record(
+        params=_place(params, "params.yaml"),
+        files=files,
+        outputs=versioning.outputs() if workspace.root == DEFAULT_ROOT else {},
+        commit=code.commit if code else None,
+        tree=code.tree if code and kept else None,
+        patch_sha256=sha256(code.patch).hexdigest() if code and kept else None,
+    )
+    write_json(folder / FILE, record.model_dump(mode="json"))
+    return record
+
+
+def _place(path: Path, otherwise: str) -> str:
+    """Return where a file lies below the current folder; where it lies outside, another name."""
+    here, found = Path.cwd().resolve(), path.resolve()
+    return found.relative_to(here).as_posix() if found.is_relative_to(here) else otherwise
+
+
+def _hash(path: Path) -> str:
+    return sha256(path.read_bytes()).hexdigest()
+
+
+def _answered_batch(workspace: Workspace) -> bytes:
+    inputs = read_inputs(workspace, "validation")[:NUM_ANSWERS].contiguous()
+    session = open_session(workspace.folder(export.FOLDER) / export.FILES["dense"])
+    (answers, *_) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+    return format_safetensors({"inputs": inputs, "answers": torch.from_numpy(answers)})

@@ -1,0 +1,126 @@
+"""Register a finished pipeline as a version of the model in MLflow.
+
+A version is looked up by the hash of its ONNX file before it is made, and made with all its tags in one step, so that
+registering can be repeated after a kill.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks import analyze, export, report
+from tasks.data import read_description, read_inputs
+from tasks.loop.ledger import Ledger, read_ledger
+from tasks.params.settings import Settings
+from tasks.production.record import FILE, make_record
+from tasks.production.registry import CANDIDATE, ONNX_HASH, RECORD_HASH, give_alias, record_place, set_tags
+from tasks.production.store import open_store, store_faults
+from tasks.production.tracking import FINGERPRINT, project
+from tasks.workspace import DEFAULT_ROOT, Workspace
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+
+def register(settings: Settings, workspace: Workspace, params: Path) -> str:
+    """Record a finished pipeline: pictures with the run, the ONNX file as a version, alias `candidate`.
+
+    Args:
+        settings: Of the run.
+        workspace: Where the pipeline has finished.
+        params: The file that the settings were read from.
+
+    Returns:
+        The version. A file that is registered already keeps its version.
+
+    Raises:
+        WorkspaceError: The store can't be used.
+    """
+    ledger = read_ledger(workspace.folder("iterations"))
+    run_id = project(settings, ledger)
+    path = workspace.folder(export.FOLDER) / export.FILES["dense"]
+    onnx_hash = sha256(path.read_bytes()).hexdigest()
+    name = settings.tracking.model_name
+    with store_faults(settings):
+        client = open_store(settings.tracking.uri)
+        known = client.search_model_versions(f"name = '{name}' and tags.`{ONNX_HASH}` = '{onnx_hash}'")
+        if known and RECORD_HASH in known[0].tags:
+            version = str(known[0].version)
+        else:
+            _log_pictures(client, run_id, workspace)
+            tags = {**_lineage(settings, workspace, ledger), ONNX_HASH: onnx_hash}
+            tags |= _log_record(client, run_id, settings, workspace, params, onnx_hash)
+            if known:  # registered before records were kept
+                version = str(known[0].version)
+                set_tags(client, name, version, tags)
+            else:
+                version = _create_version(client, run_id, settings, workspace, path, tags)
+        give_alias(client, name, CANDIDATE, version)
+        if client.get_run(run_id).info.status != "FINISHED":
+            client.set_terminated(run_id)
+    return version
+
+
+def _log_pictures(client: MlflowClient, run_id: str, workspace: Workspace) -> None:
+    pictures = [workspace.folder(report.FOLDER) / name for name in (*report.PICTURES, report.PAGE, report.SUMMARY)]
+    tables = [workspace.folder(analyze.FOLDER) / analyze.TABLE, workspace.folder("iterations") / "ledger.json"]
+    for path in (*pictures, *tables, workspace.folder("dense") / "plan.json"):
+        client.log_artifact(run_id, str(path))
+
+
+def _log_record(
+    client: MlflowClient, run_id: str, settings: Settings, workspace: Workspace, params: Path, onnx_hash: str
+) -> dict[str, str]:
+    """Log the record, and return the tags that lead to it."""
+    with tempfile.TemporaryDirectory() as folder:
+        record = make_record(settings, workspace, params, Path(folder))
+        client.log_artifacts(run_id, folder, record_place(onnx_hash))
+        digest = sha256((Path(folder) / FILE).read_bytes()).hexdigest()
+    return {RECORD_HASH: digest, "secateur.git_commit": record.commit or "none"}
+
+
+def _create_version(
+    client: MlflowClient, run_id: str, settings: Settings, workspace: Workspace, path: Path, tags: Mapping[str, str]
+) -> str:
+    import mlflow
+    import onnx
+    import onnxruntime
+    from mlflow.models import infer_signature
+
+    example = read_inputs(workspace, "validation")[:2].numpy()
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    outputs = session.run(None, {session.get_inputs()[0].name: example})[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on pinning requirements, which are given
+        with mlflow.start_run(run_id=run_id):
+            logged = mlflow.onnx.log_model(
+                onnx.load(path),
+                name="model",
+                signature=infer_signature(example, outputs),
+                pip_requirements=[f"onnxruntime=={onnxruntime.__version__}", f"onnx=={onnx.__version__}"],
+                onnx_execution_providers=["CPUExecutionProvider"],
+                save_as_external_data=False,
+            )
+    name = settings.tracking.model_name
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    made = client.create_model_version(name, logged.model_uri, run_id, tags=dict(tags), model_id=logged.model_id)
+    return str(made.version)
+
+
+def _lineage(settings: Settings, workspace: Workspace, ledger: Ledger) -> dict[str, str]:
+    """Return what leads from a version back to the exact files that it came from."""
+    lock = Path("dvc.lock") if workspace.root == DEFAULT_ROOT else None  # DVC versions no other
+    weights = workspace.folder("dense") / "weights.safetensors"
+    return {
+        FINGERPRINT: ledger.fingerprint,
+        "secateur.data_fingerprint": read_description(workspace).fingerprint,
+        "secateur.weights_sha256": sha256(weights.read_bytes()).hexdigest(),
+        "secateur.dvc_lock_sha256": sha256(lock.read_bytes()).hexdigest() if lock and lock.exists() else "none",
+        "secateur.model_factory": settings.model.factory,
+    }

@@ -1,0 +1,1 @@
+"""What people look at: the comparison, the plots, the page."""

@@ -1,0 +1,168 @@
+"""The whole pipeline by every criterion and every choice of the section `prune`, on the scanned digits."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import pruning
+from pruning.criteria import criterion_names
+from pruning.errors import SettingsError
+from pruning.files.checkpoint import load_checkpoint
+from tasks.baseline import epoch_folder
+from tasks.data import read_description
+from tasks.loop.attempt import WHOLE
+from tasks.loop.ledger import read_ledger
+from tasks.models import example_inputs, load_model, make_factory
+from tasks.params.settings import load
+from tasks.workspace import Workspace
+from tests.tasks.test_pipeline import Project, make
+
+Writer = Callable[..., Path]
+ONCE = {
+    "target": {"mac_reduction": 0.5},
+    "iterations": 1,
+    "max_attempts": 1,
+    "max_accuracy_drop": 0.9,
+    "round_to": 1,
+    "recipes": [{"name": "plain", "epochs": 2, "learning_rate": 0.02, "batch_size": 32}],
+}
+CHOICES: dict[str, dict[str, Any]] = {
+    "local": {"allocation": {"by": "local"}},
+    "global": {"allocation": {"by": "global", "normalise": "macs"}},
+    "scoped": {"allocation": {"by": "scoped", "scopes": {"first": ["0"], "second": ["3"]}}},
+    "search": {"allocation": {"by": "search", "candidates": 4}},
+    "nothing recovered": {"recover": {"method": "none"}},
+    "means absorbed": {"recover": {"method": "absorb_means", "num_samples": 64}},
+    "folded": {"recover": {"method": "fold"}, "criterion": "lasso"},
+    "reconstructed": {"recover": {"method": "reconstruct", "num_samples": 64}},
+    "rewound": {"start": {"weights": "rewind", "epoch": 3}},
+    "fresh": {"start": {"weights": "random"}},
+    "reversible": {"reversible": True, "iterations": 2, "max_attempts": 2},
+    "reversible, reconstructed": {
+        "reversible": True, "iterations": 2, "max_attempts": 2, "recover": {"method": "reconstruct", "num_samples": 64}
+    },
+    "calibrated": {"recipes": [], "recover": {"method": "reconstruct", "num_samples": 64}},
+    "sparse, rewound": {
+        "kind": "unstructured", "target": {"weight_sparsity": 0.5}, "start": {"weights": "rewind", "epoch": 3}
+    },
+}  # fmt: skip
+
+
+def _settled(settings: dict[str, Any]) -> None:
+    settings["baseline"]["keep_epochs"] = [3]
+    settings["prune"] = {**ONCE}
+
+
+@pytest.fixture(scope="module")
+def analysed(tmp_path_factory: pytest.TempPathFactory, project_writer: Writer) -> Path:
+    """A project whose baseline is trained and analysed."""
+    root = tmp_path_factory.mktemp("analysed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        project = make(root, project_writer, _settled)
+        for name in ("prepare", "baseline", "analyze", "profile"):
+            project.run(name)
+    return root
+
+
+@pytest.fixture
+def go_on(
+    analysed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project_writer: Writer
+) -> Callable[[dict[str, Any]], Project]:
+    """Return a function that runs the rest of the pipeline with other settings of `prune`."""
+    shutil.copytree(analysed, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+
+    def run(change: dict[str, Any]) -> Project:
+        def settled(settings: dict[str, Any]) -> None:
+            _settled(settings)
+            settings["prune"].update(change)
+
+        project = make(tmp_path, project_writer, settled)
+        for name in ("prune", "transform", "export", "benchmark", "report"):
+            project.run(name)
+        return project
+
+    return run
+
+
+def _accepted(project: Project, target: float = 0.5) -> float:
+    """Check that the target was reached and proven; return the accuracy on validation."""
+    last = read_ledger(project.workspace.folder("iterations")).accepted[-1]
+    assert last.reached >= target - 1e-6
+    assert last.measured is not None
+    summary = project.json("report", "summary.json")
+    assert all(0 <= value < 1e-4 for value in summary["parity"].values())
+    return last.measured.accuracy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("criterion", criterion_names())
+def test_every_criterion_goes_through_the_whole_pipeline(
+    go_on: Callable[[dict[str, Any]], Project], criterion: str
+) -> None:
+    assert _accepted(go_on({"criterion": criterion})) > 0.5
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_every_choice_goes_through_the_whole_pipeline(go_on: Callable[[dict[str, Any]], Project], name: str) -> None:
+    project = go_on(CHOICES[name])
+    assert _accepted(project) > 0.4
+    row = read_ledger(project.workspace.folder("iterations")).accepted[-1]
+    assert row.recipe == ("no training" if name == "calibrated" else "plain")
+
+
+def test_the_whole_model_lies_beside_one_whose_channels_may_come_back(
+    go_on: Callable[[dict[str, Any]], Project],
+) -> None:
+    project = go_on(CHOICES["reversible"])
+    iterations, data = project.workspace.folder("iterations"), read_description(project.workspace)
+    example = example_inputs(project.workspace, project.settings)
+    first, plan, _ = load_model(iterations / "01", project.settings, data, example)
+    whole = load_model(iterations / "01" / WHOLE, project.settings, data, example)[0]
+    for name, tensor in pruning.narrow(whole, plan, example).state_dict().items():
+        assert torch.equal(first.state_dict()[name], tensor), name
+    second = load_model(iterations / "02", project.settings, data, example)[1]
+    assert second.sizes == plan.sizes  # a plan of the original, not of what the first left
+
+
+def test_training_begins_with_the_weights_that_the_settings_name(
+    analysed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(analysed)
+    project = Project(analysed, load(analysed / "params.yaml"), Workspace(Path("artifacts")))
+    data, example = read_description(project.workspace), example_inputs(project.workspace, project.settings)
+    then, _, _ = load_checkpoint(epoch_folder(project.workspace, 3), make_factory(project.settings, data), example)
+    now, _, _ = load_model(project.workspace.folder("baseline"), project.settings, data, example)
+    assert any(not torch.equal(a, b) for a, b in zip(then.parameters(), now.parameters(), strict=True))
+
+
+FAULTS: list[tuple[dict[str, Any], str]] = [
+    ({"recover": {"method": "fold"}}, "criterion 'l2_norm' has no solution to fold"),
+    ({"start": {"weights": "rewind"}}, "expected an epoch where weights is 'rewind'"),
+    ({"start": {"weights": "rewind", "epoch": 5}}, "prune.start.epoch is 5, but baseline.keep_epochs keeps 3"),
+    ({"start": {"weights": "random"}, "recover": {"method": "reconstruct"}}, "would be undone"),
+    ({"start": {"weights": "random"}, "reversible": True}, "reversible false"),
+    ({"allocation": {"by": "scoped"}}, "scopes are missing"),
+    ({"kind": "unstructured", "target": {"weight_sparsity": 0.5}, "reversible": True}, "expected kind 'structured'"),
+    ({"kind": "dynamic", "recipes": []}, "gates have to learn"),
+]
+
+
+@pytest.mark.parametrize(("change", "text"), FAULTS, ids=[text[:30] for _, text in FAULTS])
+def test_choices_that_contradict_each_other_are_named(
+    write_params: Callable[..., Path], change: dict[str, Any], text: str
+) -> None:
+    def settled(settings: dict[str, Any]) -> None:
+        _settled(settings)
+        settings["prune"].update(change)
+
+    with pytest.raises(SettingsError) as caught:
+        load(write_params(settled))
+    assert text in str(caught.value)

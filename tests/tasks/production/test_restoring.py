@@ -1,0 +1,167 @@
+"""What a registered version leads back to: every file with its hash, from MLflow, the workspace, DVC and Git."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pruning.errors import WorkspaceError
+from tasks.production import registry, restoring, source
+from tasks.production.record import Record
+from tasks.production.versioning import Versions
+
+STAGES = """
+stages:
+  prepare:
+    cmd: none
+    outs: [data]
+  transform:
+    cmd: none
+    outs: [artifacts/dense]
+"""
+IDENTITY = ("-c", "user.name=t", "-c", "user.email=t@t")
+
+
+def git(*command: str) -> str:
+    return subprocess.run(["git", *IDENTITY, *command], capture_output=True, text=True, check=True).stdout
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def put_back(shop: Any, number: str = "1", without: tuple[str, ...] = ()) -> restoring.Restored:
+    version = registry.find(shop.settings, number=number)
+    return restoring.restore(shop.settings, version, Path("back"), shop.workspace, without)
+
+
+def versioned(shop: Any) -> None:
+    """Make the project a repository of Git and DVC, its data and dense model committed, with a remote."""
+    git("init", "-q")
+    from dvc.repo import Repo
+
+    Repo.init().close()
+    Path("dvc.yaml").write_text(STAGES, encoding="utf-8")
+    Path(".gitignore").write_text(
+        "/artifacts/\n/data/\n/mlflow.db\n/mlartifacts/\n/remote/\n/back/\n", encoding="utf-8"
+    )
+    with Path(".dvc/config").open("a", encoding="utf-8") as config:
+        config.write("[core]\n    remote = here\n    analytics = false\n['remote \"here\"']\n    url = ../remote\n")
+    git("add", "-A")
+    git("commit", "-qm", "start")
+    shop.workspace.folder("data").joinpath("stage.json").touch()
+    for stage in ("prepare", "transform"):
+        Versions().commit(stage)
+    Repo().push()
+
+
+@pytest.mark.slow
+def test_files_of_an_earlier_version_come_back_after_others_and_without_the_workspace(shop: Any) -> None:
+    versioned(shop)
+    objects = git("count-objects")
+    Path("own_project.py").write_text(Path("own_project.py").read_text() + "\n# edited, not committed\n")
+    Path("new.py").write_text("not tracked\n", encoding="utf-8")
+    shop.same_model_again()
+    assert shop.register() == "2"
+    wanted = {name: hashes(Path(name)) for name in ("data", "artifacts/baseline", "artifacts/dense", "artifacts/onnx")}
+    code = {name: Path(name).read_text(encoding="utf-8") for name in ("params.yaml", "own_project.py", "new.py")}
+    status = git("status", "--porcelain")
+    for number in ("3", "4", "5"):
+        shop.same_model_again()
+        assert shop.register() == number
+    for name in ("data", "artifacts", ".dvc/cache"):
+        shutil.rmtree(name)
+    Path("new.py").unlink()
+    back = put_back(shop, "2")
+    assert {name: hashes(Path("back") / name) for name in wanted} == wanted
+    assert {name: (Path("back") / name).read_text(encoding="utf-8") for name in code} == code
+    assert {place for place, name in back.sources.items() if name == "DVC"} == {
+        f"data/{name}" for name in hashes(Path("back/data"))
+    }
+    assert status != git("status", "--porcelain")
+    assert git("count-objects") == objects
+    summary = json.loads(Path("back/restored.json").read_text(encoding="utf-8"))
+    assert summary["version"] == "2"
+    assert summary["code"].startswith(f"commit {git('rev-parse', 'HEAD').strip()} and what was not committed")
+
+
+@pytest.mark.slow
+def test_everything_that_is_missing_is_named_and_nothing_is_written(shop: Any) -> None:
+    versioned(shop)
+    shop.same_model_again()
+    assert shop.register() == "2"
+    for name in ("data", ".dvc/cache", "remote"):
+        shutil.rmtree(name)
+    git("commit", "-qm", "other", "--allow-empty", "--amend")
+    git("reflog", "expire", "--expire=now", "--all")
+    git("gc", "-q", "--prune=now")
+    with pytest.raises(WorkspaceError) as raised:
+        put_back(shop, "2")
+    text = str(raised.value)
+    for part in (
+        "nothing was written",
+        "Git has no commit",
+        "data/test.safetensors: nowhere",
+        "data/train.safetensors",
+    ):
+        assert part in text
+    assert not Path("back").exists()
+    assert not [path for path in Path().iterdir() if "back" in path.name]
+    put_back(shop, "2", ("code", "data"))
+    assert not Path("back/data").exists()
+    assert Path("back/artifacts/dense/weights.safetensors").exists()
+
+
+def test_file_that_mlflow_damaged_is_taken_from_elsewhere_or_refused(shop: Any) -> None:
+    (damaged,) = Path("mlartifacts").rglob("versions/*/artifacts/dense/weights.safetensors")
+    damaged.unlink()
+    damaged.write_bytes(b"something else")
+    assert put_back(shop).sources["artifacts/dense/weights.safetensors"] == "workspace"
+    with pytest.raises(WorkspaceError, match="is there already"):
+        put_back(shop)
+    shutil.rmtree("back")
+    shutil.rmtree(shop.workspace.folder("dense"))
+    with pytest.raises(WorkspaceError, match=r"artifacts/dense/weights.safetensors: nowhere with sha256"):
+        put_back(shop)
+
+
+def test_record_that_was_edited_is_refused(shop: Any) -> None:
+    (path,) = Path("mlartifacts").rglob("versions/*/record.json")
+    path.write_text(path.read_text(encoding="utf-8").replace("params.yaml", "params.yml"), encoding="utf-8")
+    with pytest.raises(WorkspaceError, match=r"record.json .* was changed"):
+        put_back(shop)
+
+
+@pytest.mark.parametrize("place", ["../outside", "/etc/outside", "artifacts/../../outside"])
+def test_record_that_leads_outside_is_refused(place: str) -> None:
+    with pytest.raises(ValueError, match="lies outside the repository"):
+        Record(params="params.yaml", files={place: "0"})
+
+
+def test_version_that_is_not_there_names_those_that_are(shop: Any) -> None:
+    with pytest.raises(WorkspaceError, match="has no version 7; there are: 1"):
+        put_back(shop, "7")
+
+
+def test_code_outside_git_is_not_recorded_and_says_so(shop: Any) -> None:
+    assert source.snapshot() is None
+    assert put_back(shop).code.startswith("not recorded")
+
+
+def test_restored_folder_is_a_workspace_whose_stages_are_whole(shop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_back(shop)
+    wanted = hashes(shop.workspace.folder("dense"))
+    shutil.copyfile("own_project.py", "back/own_project.py")
+    monkeypatch.chdir("back")
+    from tasks.data import read_split
+    from tasks.workspace import DEFAULT_ROOT, Workspace, contents
+
+    assert len(read_split(Workspace(DEFAULT_ROOT), "test")) > 0
+    assert dict(contents(Path("artifacts/dense"), "transform")).items() <= wanted.items()
