@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import onnxruntime
@@ -38,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seen = terms.data.train.take(torch.arange(options.seen))
     parts: dict[str, Callable[[], Sequence[Any]]] = {
         "shares": lambda: default_at_shares(options.widths, seen, terms.data.num_classes, options.batch_sizes),
-        "duel": lambda: half_the_latency(terms, options.seed, peer=bool(options.peer)),
+        "duel": lambda: [
+            one for seed in options.seeds for one in half_the_latency(terms, seed, peer=bool(options.peer))
+        ],
         "predictions": lambda: predictions(options.batch_sizes),
     }
     for part in options.only:
@@ -74,15 +77,29 @@ def as_markdown(found: dict[str, Any]) -> str:
         lines += [
             f"Half the latency at batch 1, one thread: ResNet-20 on glyphs. {_when(found['duel'])}",
             "",
-            "| way | latency | predicted | MACs | least kept of a layer | no training | fine-tuned | baseline |",
-            "|---|--:|--:|--:|--:|--:|--:|--:|",
-            *(
-                f"| {row['name']} | {row['share']:.3f} | {row['predicted']:.3f} | {row['macs_share']:.3f} "
-                f"| {row['least_kept']:.0%} | {row['recovered']:.2%} | {row['tuned']:.2%} | {row['baseline']:.2%} |"
-                for row in found["duel"]["rows"]
-            ),
+            "| way | seeds | latency | predicted | MACs | least kept | no training | fine-tuned | baseline |",
+            "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+            *_duellists(found["duel"]["rows"]),
         ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _duellists(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Write one line for each way, of means and standard deviations over the seeds."""
+    lines = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        of_it = [row for row in rows if row["name"] == name]
+
+        def mean(key: str, form: str, of_it: Sequence[dict[str, Any]] = of_it) -> str:
+            values = [row[key] for row in of_it]
+            spread = f" ± {stdev(values):{form}}" if len(values) > 1 else ""
+            return f"{fmean(values):{form}}{spread}"
+
+        cells = [name, str(len(of_it)), *(mean(key, ".3f") for key in ("share", "predicted", "macs_share"))]
+        cells += [f"{min(row['least_kept'] for row in of_it):.0%}"]
+        cells += [mean(key, ".2%") for key in ("recovered", "tuned", "baseline")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
@@ -150,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=list(BATCHES))
     parser.add_argument("--seen", type=int, default=256, help="images that the criterion looks at")
     parser.add_argument("--epochs", type=int, default=6, help="of fine-tuning, as in params.yaml")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the duel")
     parser.add_argument("--peer", choices=["torch-pruning"])
     parser.add_argument("--cache", type=Path, default=Path(".benchmark"), help="folder of the baselines")
     parser.add_argument("--json", type=Path, help="what was measured; goes on from it")

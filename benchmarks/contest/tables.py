@@ -6,7 +6,7 @@ import json
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, quantiles, stdev
 
 from benchmarks.contest.terms import Result
 
@@ -84,8 +84,13 @@ def draw(results: Sequence[Result], path: Path) -> None:
             panel.plot(fmean(100 * one.recovered for one in row), place, "|", color=color, markersize=8, alpha=0.7)
         line = 100 * fmean(one.baseline for one in results)
         panel.axvline(line, color="#999999", linewidth=0.8, linestyle="--")
-        best = [100 * one.tuned for row in rows.values() for one in row if one.target == target]
-        panel.set_xlim(min(best) - 4, line + 1)
+        reached = {key: [100 * one.tuned for one in row if one.target == target] for key, row in rows.items()}
+        means = {key: fmean(values) for key, values in reached.items() if values}
+        left = _left_end(list(means.values()))
+        panel.set_xlim(left, line + 0.04 * (line - left))
+        for place, key in enumerate(order):
+            if means.get(key, line) < left:
+                panel.annotate(f"◂ {means[key]:.1f}", (left, place), fontsize=7, va="center", color="#555555")
         panel.set_title(f"{target:.0%} of MACs removed", fontsize=10)
         panel.set_xlabel("test accuracy, %")
         panel.grid(axis="x", alpha=0.25)
@@ -100,6 +105,13 @@ def draw(results: Sequence[Result], path: Path) -> None:
     figure.tight_layout(rect=(0, 0.02, 1, 1))
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def _left_end(means: Sequence[float]) -> float:
+    """Return where an axis may begin without what lies far off the others (by Tukey's rule) pressing them together."""
+    first, _, third = quantiles(means, n=4) if len(means) > 1 else (means[0],) * 3
+    fence = first - 1.5 * (third - first)
+    return min(one for one in means if one >= fence) - 0.15 * (max(means) - fence) - 0.2
 
 
 def _by_entry(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:

@@ -20,7 +20,8 @@ from tests.pruning.timing.test_latency_cost import network, synthetic
 
 def found() -> dict[str, Any]:
     times = [Time("narrow", size, 0.5, 0.55, 0.02, 0.5, 2.0, 0.49).as_dict() for size in (1, 32)]
-    duel = [Outcome("ours", 0.49, 0.5, 0.4, 0.95, 0.97, 0.975, 0.25).as_dict()]
+    tuned = (0.96, 0.98)
+    duel = [Outcome("ours", seed, 0.49, 0.5, 0.4, 0.95, one, 0.975, 0.25).as_dict() for seed, one in enumerate(tuned)]
     about = {"measured": "2026-01-01", "on": "a machine"}
     return {
         "shares": {"rows": times, **about},
@@ -32,7 +33,9 @@ def found() -> dict[str, Any]:
 def test_tables_show_time_over_macs_and_over_the_prediction() -> None:
     table = as_markdown(found())
     assert "| narrow | 32 | 0.500 | 0.550 | 0.500 | 1.10 | 1.10 | 2% | 0.98 |" in table
-    assert "| ours | 0.490 | 0.500 | 0.400 | 25% | 95.00% | 97.00% | 97.50% |" in table
+    assert (
+        "| ours | 2 | 0.490 ± 0.000 | 0.500 ± 0.000 | 0.400 ± 0.000 | 25% | 95.00% ± 0.00% | 97.00% ± 1.41% |" in table
+    )
     assert table.count("2026-01-01, a machine.") == 3
 
 
