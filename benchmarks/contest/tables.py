@@ -87,7 +87,8 @@ def draw(results: Sequence[Result], path: Path) -> None:
         reached = {key: [100 * one.tuned for one in row if one.target == target] for key, row in rows.items()}
         means = {key: fmean(values) for key, values in reached.items() if values}
         left = _left_end(list(means.values()))
-        panel.set_xlim(left, line + 0.04 * (line - left))
+        right = max(line, *(means[key] + (stdev(reached[key]) if len(reached[key]) > 1 else 0) for key in means))
+        panel.set_xlim(left, right + 0.03 * (right - left))
         for place, key in enumerate(order):
             if means.get(key, line) < left:
                 panel.annotate(f"◂ {means[key]:.1f}", (left, place), fontsize=7, va="center", color="#555555")
@@ -98,7 +99,8 @@ def draw(results: Sequence[Result], path: Path) -> None:
     figure.text(
         0.01,
         0.005,
-        "dot: after fine-tuning, with standard deviation over seeds · tick: before it · dashed: baseline",
+        "dot: after fine-tuning, with standard deviation over seeds · tick: before it, where it is that high "
+        "· ◂ lower still · dashed: baseline",
         fontsize=8,
         color="#555555",
     )
