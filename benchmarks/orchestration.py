@@ -28,7 +28,7 @@ from tasks.environment import REPOSITORY
 from tasks.production.versioning import INSIDE
 
 ONCE = (
-    "from pathlib import Path\nfrom tasks.settings import load\nfrom tasks.tracking import open_store\n"
+    "from pathlib import Path\nfrom tasks.params.settings import load\nfrom tasks.production.store import open_store\n"
     "open_store(load(Path('params.yaml')).tracking.uri)"
 )
 PLAIN = "from flows.compress import FLOWS\nfor run in FLOWS.values():\n    run('params.yaml', 'artifacts', False)"
