@@ -11,8 +11,10 @@ from torch import nn
 
 import pruning
 from benchmarks.speed.race import Time, profiled, race
+from pruning.criteria import find_criterion
 from pruning.errors import TargetError
 from pruning.evaluation import Samples
+from pruning.gathering.statistics import collect
 from pruning.structure.bundles import Limits, find_bundles
 from pruning.structure.cost import Cost
 from pruning.timing.latency_cost import LatencyCost
@@ -49,6 +51,7 @@ def default_at_shares(widths: Sequence[int], seen: Samples, num_classes: int, ba
         model = resnet20(input_shape=(channels, height, breadth), num_classes=num_classes, width=width).eval()
         groups = pruning.find_groups(model, example)
         profiles = profiled(groups, batch_sizes)
+        statistics = collect(groups, find_criterion(settings.criterion).needs, seen)
         networks = {}
         for reduction in REDUCTIONS:
             try:
@@ -62,7 +65,7 @@ def default_at_shares(widths: Sequence[int], seen: Samples, num_classes: int, ba
                     profile=profiles.profiles[0],
                     keep_at_least=settings.keep_at_least,
                     max_sparsity=settings.max_group_rate,
-                    samples=seen,
+                    statistics=statistics,
                 )
             except TargetError as fault:
                 print(f"width {width}, {reduction:.0%}: {fault}")

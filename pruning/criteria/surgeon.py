@@ -11,6 +11,8 @@ from pruning.gathering.moments import damped
 from pruning.gathering.statistics import Statistics
 from pruning.structure.groups import Group
 
+_MOST_DEAD = 0.125  # share of columns that were removed: beyond it they cost more than to copy what is left
+
 
 class _Surgery:
     """One consumer's weights and inverse Hessian, while channels go."""
@@ -18,6 +20,7 @@ class _Surgery:
     def __init__(self, matrix: Tensor, covariance: Tensor, columns: Tensor) -> None:
         self.matrix, self.columns = matrix.clone(), columns
         self.inverse = torch.linalg.inv(damped(covariance, RIDGE))
+        self._stays = torch.ones(len(covariance), dtype=torch.bool)
 
     def costs(self, left: Tensor) -> Tensor:
         """Return Σ_i W_{i,M} ((H⁻¹)_MM)⁻¹ W_{i,M}ᵀ for each channel M that is left, [left]."""
@@ -34,12 +37,25 @@ class _Surgery:
         rows = self.inverse[at]
         solved = torch.linalg.solve(rows[:, at], rows)
         self.matrix -= self.matrix[:, at] @ solved
-        self.inverse = self.inverse - rows.T @ solved
-        self.matrix[:, at] = 0
+        self.inverse.addmm_(rows.T, solved, alpha=-1)
+        self._stays[at] = False
+        if int(self._stays.sum()) < (1 - _MOST_DEAD) * len(self._stays):
+            self._forget()
+
+    def _forget(self) -> None:
+        """Drop the columns that were taken out: they are never looked at again."""
+        self.columns = (self._stays.cumsum(0) - 1)[self.columns]
+        self.matrix = self.matrix[:, self._stays]
+        self.inverse = self.inverse[self._stays][:, self._stays]
+        self._stays = torch.ones(len(self.inverse), dtype=torch.bool)
 
 
 def remove_one_by_one(group: Group, statistics: Statistics) -> tuple[list[int], Tensor]:
     """Return the channels in the order in which they go, and what each costs when it goes, [size] by channel."""
+    return statistics.once(("surgery", group.name), lambda: _remove_one_by_one(group, statistics))
+
+
+def _remove_one_by_one(group: Group, statistics: Statistics) -> tuple[list[int], Tensor]:
     surgeries = [_Surgery(one.matrix, one.covariance, one.columns) for one in readings(group, statistics)]
     left = torch.arange(group.size)
     order: list[int] = []

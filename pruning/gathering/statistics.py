@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from pruning.gathering.observation import Layer
 from pruning.structure.groups import Group, Groups, Slice
 from pruning.structure.slices import rows_of
 from pruning.tracing.watch import state_of
+
+Result = TypeVar("Result")
 
 _WITH_LOSS = (*gradients.NEEDS, *curvature.NEEDS, *knockoffs.NEEDS)
 _WITHOUT_LOSS = (*activations.NEEDS, *inversions.NEEDS, *second_moments.NEEDS)
@@ -36,6 +39,7 @@ class Statistics:
         gathered: need -> group name -> [size] values, or the reason why the group has none.
         layers: where "moments" were asked for: the layers that consume groups, by their weights.
         moments: likewise, of these layers' unfolded inputs.
+        worked_out: what `once` keeps.
     """
 
     tensors: Mapping[str, Tensor]
@@ -43,6 +47,19 @@ class Statistics:
     gathered: Mapping[str, Mapping[str, Tensor | str]] = field(default_factory=dict)
     layers: Mapping[str, Layer] = field(default_factory=dict)
     moments: Mapping[str, Moments] = field(default_factory=dict)
+    worked_out: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def once(self, what: Hashable, work: Callable[[], Result]) -> Result:
+        """Return what was worked out from these statistics, or work it out: for criteria that are asked twice.
+
+        Args:
+            what: Its name, which nothing else has.
+            work: Gives it.
+        """
+        if what not in self.worked_out:
+            self.worked_out[what] = work()
+        found: Result = self.worked_out[what]
+        return found
 
     def of(self, need: str, group: Group) -> Tensor:
         """Return what was gathered of a group, [size] float64 on the CPU.
