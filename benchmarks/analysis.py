@@ -40,6 +40,7 @@ from pruning.structure.cost import Cost
 from pruning.training.epochs import finetune
 from pruning.training.recipe import Recipe
 from tasks import analyze, baseline, prepare
+from tasks.environment import REPOSITORY
 from tasks.fingerprints import fingerprint
 from tasks.params.settings import load
 from tasks.stages import find_stage
@@ -117,8 +118,11 @@ def compare(name: str, cache: Path, epochs: int) -> list[Found]:
     statistics = collect(groups, find_criterion("l2_norm").needs, seen)
     orders = {group.name: order_channels("l2_norm", group, statistics) for group in groups}
     cost, whole = Cost(groups), pruning.count_macs(groups)
+    guard = load(REPOSITORY / "params.yaml").prune
     target = Target("MACs", cost.macs, (1 - TARGET) * whole)
-    landing = Landing(find_bundles(groups, Limits(keep_at_least=4)), target)
+    landing = Landing(
+        find_bundles(groups, Limits(keep_at_least=guard.keep_at_least, max_rate=guard.max_group_rate)), target
+    )
     found = []
     for sweep, share in (("full", False), ("knee", True)):
         begin = time.process_time()

@@ -57,7 +57,8 @@ def allocate(groups: Groups, landing: Landing, curves: Sequence[Curve], orders: 
     """Make the plan that meets a target with the least predicted loss.
 
     The curves may have been measured on a wider ancestor of the model at hand (same group names, more channels): damage
-    is then counted from where the group stands on its curve. A group without points on a curve stays whole.
+    is then counted from where the group stands on its curve. A group without points on a curve stays whole; none goes
+    beyond the last point of its curve, unless the target can't be met otherwise.
 
     Args:
         groups: of the model at hand.
@@ -81,6 +82,7 @@ def allocate(groups: Groups, landing: Landing, curves: Sequence[Curve], orders: 
     if landing.met(nothing):
         return landing.plan(groups, nothing, orders)
     landing.lowest()
+    landing = _as_measured(landing, by_group)
     damages = _damages(landing, by_group)
     best, around, least = nothing, nothing, float("inf")
     for _ in range(_ROUNDS):
@@ -213,6 +215,29 @@ def _held_without_curve(bundle: Bundle, curves: Mapping[str, Curve]) -> Bundle:
         return bundle
     _log.warning("group %s stays whole: it has no sensitivity curve", bundle.names[0])
     return replace(bundle, counts=(0,), obstacle="no sensitivity curve")
+
+
+def _as_measured(landing: Landing, curves: Mapping[str, Curve]) -> Landing:
+    """Leave to each bundle the counts up to where its curve ends: beyond lies a guess, and there networks collapse.
+
+    Where the target is out of their reach, all counts stay.
+    """
+    measured = []
+    for bundle in landing.bundles:
+        ends = [
+            curves[name].points[-1].removed - (curves[name].size - size)
+            for name, size in zip(bundle.names, bundle.sizes, strict=True)
+            if name in curves
+        ]
+        counts = tuple(count for count in bundle.counts if not count or count <= min(ends, default=0))
+        measured.append(replace(bundle, counts=counts, obstacle=f"{bundle.obstacle}, as far as its curve goes"))
+    found = Landing(measured, landing.target)
+    if found.met([len(bundle.counts) - 1 for bundle in measured]):
+        return found
+    _log.warning(
+        "%s is out of reach of what the sensitivity curves measured; they are extrapolated", landing.target.name
+    )
+    return landing
 
 
 def _check_sizes(groups: Groups, sizes: Mapping[str, int]) -> None:

@@ -100,6 +100,39 @@ def test_sensitive_groups_give_less(residual: Groups) -> None:
     assert sum(found[name] for name in found if name not in gentle) == 0
 
 
+def test_no_group_goes_beyond_what_was_measured_unless_it_has_to(
+    residual: Groups, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The gentlest groups were looked at up to half of their channels: beyond that their curves are a guess."""
+    gentle = [group.name for group in residual][1::2]
+    curves = []
+    for group in residual:
+        harmless, half = group.name in gentle, group.size // 2
+        ends = (half,) if harmless else (half, group.size - 1)
+        points = tuple(
+            Point(rate=gone / group.size, removed=gone, accuracy=0.9, loss=0.1 + gone / group.size * (not harmless))
+            for gone in ends
+        )
+        names = (group.name,)
+        curves.append(
+            Curve(
+                group=group.name,
+                measured_with=names,
+                size=group.size,
+                baseline_accuracy=0.9,
+                baseline_loss=0.1,
+                points=points,
+            )
+        )
+    cost = Cost(residual)
+    plan = allocate(residual, curves, orders(residual), measure=cost.macs, at_most=0.6 * cost.macs({}))
+    assert max(shares(residual, plan)[name] for name in gentle) == 0.5
+    assert "extrapolated" not in caplog.text
+    plan = allocate(residual, curves, orders(residual), measure=cost.macs, at_most=0.03 * cost.macs({}))
+    assert max(shares(residual, plan)[name] for name in gentle) > 0.5
+    assert "the target is out of reach of what the sensitivity curves measured" in caplog.text
+
+
 def test_silent_curves_spread_the_loss_over_all_groups(residual: Groups) -> None:
     curves = [curve(group.name, group.size, [0.0, -0.01, 0.0]) for group in residual]
     cost = Cost(residual)
