@@ -228,12 +228,12 @@ def test_benchmark_stands_beside_the_prediction_and_warns_where_it_is_far_off(
 
 
 def test_report_says_what_rounding_cost_and_brought(loop: Callable[..., Project]) -> None:
-    project = loop("here.json", target={"mac_reduction": 0.55}, iterations=1)
+    project = loop("here.json", target={"mac_reduction": 0.4}, iterations=1)
     for name in ("transform", "export", "benchmark", "report"):
         project.run(name)
     found = project.json("report", "summary.json")["rounding"]
     assert all(width % 8 == 0 for width in _widths(project))
-    assert 0.55 <= found["unrounded_mac_reduction"] < found["mac_reduction"]
+    assert 0.4 <= found["unrounded_mac_reduction"] < found["mac_reduction"]
     assert found["predicted_ms"] < found["unrounded_ms"] < found["baseline_ms"]
     page = (project.workspace.folder("report") / "report.html").read_text(encoding="utf-8")
     assert "Widths are rounded to what the runtime is fast at" in page
