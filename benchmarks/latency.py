@@ -4,8 +4,8 @@
     python -m benchmarks.latency --only shares predictions
     python -m benchmarks.latency --peer torch-pruning        # Torch-Pruning at the same measured latency
 
-Parts that the JSON file holds already are not measured again. Times are shares of the baseline's, measured in turns; on
-a machine that others use too the spread says how far to trust them.
+What the JSON file holds already, each part and each seed of the duel, is not measured again. Times are shares of the
+baseline's, measured in turns; on a machine that others use too the spread says how far to trust them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -37,16 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     terms = Terms(3000, 8, options.epochs, 512, 1024, options.cache)
     found = json.loads(options.json.read_text(encoding="utf-8")) if options.json and options.json.exists() else {}
     seen = terms.data.train.take(torch.arange(options.seen))
-    parts: dict[str, Callable[[], Sequence[Any]]] = {
-        "shares": lambda: default_at_shares(options.widths, seen, terms.data.num_classes, options.batch_sizes),
-        "duel": lambda: [
-            one for seed in options.seeds for one in half_the_latency(terms, seed, peer=bool(options.peer))
-        ],
-        "predictions": lambda: predictions(options.batch_sizes),
-    }
-    for part in options.only:
-        if part not in found:
-            rows = [one.as_dict() for one in parts[part]()]
+    duelled = {row["seed"] for row in found.get("duel", {"rows": []})["rows"]}
+    jobs: list[tuple[str, Callable[[], Sequence[Any]]]] = [
+        ("shares", lambda: default_at_shares(options.widths, seen, terms.data.num_classes, options.batch_sizes)),
+        ("predictions", lambda: predictions(options.batch_sizes)),
+    ]
+    jobs = [job for job in jobs if job[0] not in found]
+    for seed in sorted(set(options.seeds) - duelled):
+        jobs.append(("duel", partial(half_the_latency, terms, seed, peer=bool(options.peer))))
+    for part, measure in jobs:
+        if part in options.only:
+            rows = [*found.get(part, {"rows": []})["rows"], *(one.as_dict() for one in measure())]
             found[part] = {"rows": rows, "measured": datetime.now(UTC).date().isoformat(), "on": _machine()}
             if options.json:
                 options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
