@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -29,6 +30,9 @@ from benchmarks.speed.shares import default_at_shares, predictions
 from pruning.timing.measuring import cpu_name
 
 PARTS = ("shares", "duel", "predictions")
+_MARKERS = "os^Dv"
+_COLORS = {1: "#1f6f8b", 32: "#c8553d"}
+"""By batch size."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -116,27 +120,37 @@ def draw(found: dict[str, Any], path: Path) -> None:
         (left, "shares", "macs_share", "share of the MACs"),
         (right, "predictions", "predicted", "predicted share of the latency"),
     ):
-        for size, color in ((1, "#1f6f8b"), (32, "#c8553d")):
-            rows = [row for row in found.get(part, {"rows": []})["rows"] if row["batch_size"] == size]
+        measured = found.get(part, {"rows": []})["rows"]
+        whose = list(dict.fromkeys(_family(row) for row in measured))
+        for (name, marker), (size, color) in product(zip(whose, _MARKERS, strict=False), _COLORS.items()):
+            rows = [row for row in measured if row["batch_size"] == size and _family(row) == name]
             panel.errorbar(
                 [row[across] for row in rows],
                 [row["share"] for row in rows],
                 yerr=[row["spread"] * row["share"] for row in rows],
-                fmt="o",
+                fmt=marker,
                 color=color,
                 markersize=5,
-                label=f"batch {size}",
+                label=f"{name}, batch {size}",
             )
         panel.plot([0, 1], [0, 1.15], color="#999999", linewidth=0.8, linestyle="--", label="15 % longer")
         panel.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
-        panel.set(xlim=(0, 1), ylim=(0, 1), xlabel=label, ylabel="measured share of the latency")
+        end = max([0.8, *(row["share"] + 0.05 for row in measured)])
+        panel.set(xlim=(0, end), ylim=(0, end), xlabel=label, ylabel="measured share of the latency")
         panel.grid(alpha=0.25)
     left.set_title("the default at 50, 70, 85 % of MACs removed", fontsize=10)
     right.set_title("predictions on the zoo", fontsize=10)
-    left.legend(fontsize=8, frameon=False)
+    for panel in (left, right):
+        panel.legend(fontsize=7, frameon=False, loc="upper left")
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def _family(row: dict[str, Any]) -> str:
+    """Return the network that a row's was narrowed from: its name up to how."""
+    name: str = row["network"]
+    return name.rpartition(", ")[0] or name
 
 
 def _times(rows: Sequence[dict[str, Any]]) -> list[str]:
