@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from math import log
 from typing import Any
 
 import numpy as np
@@ -231,10 +232,10 @@ def test_curves_of_a_narrower_model_are_refused() -> None:
         allocate(groups, [wrong], orders(groups), measure=Cost(groups).macs, at_most=20)
 
 
-def test_predicted_damage_is_the_monotone_envelope_and_goes_on_as_steeply() -> None:
+def test_predicted_damage_is_monotone_a_square_then_powers_and_goes_on_as_steeply() -> None:
     points = curve("a", 9, [0.4, 0.2, 1.0, 1.0])  # at 2, 4, 6, 8 channels
     found = predicted_damage(points, np.array([0.0, 1, 2, 4, 5, 6, 8, 9]))
-    assert found.tolist() == pytest.approx([0, 0.2, 0.4, 0.4, 0.7, 1.0, 1.0, 1.3])
+    assert found.tolist() == pytest.approx([0, 0.4 / 4, 0.4, 0.4, 0.4 * 1.25 ** (log(2.5) / log(1.5)), 1.0, 1.0, 1.3])
     better = curve("a", 9, [-0.4, -0.2, 0.0, 0.1])
     assert predicted_damage(better, np.array([2.0, 6, 8])).tolist() == pytest.approx([0, 0, 0.1])
 
