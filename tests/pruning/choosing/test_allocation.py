@@ -12,7 +12,7 @@ from torch import nn
 
 from pruning import find_groups
 from pruning.choosing import allocation
-from pruning.choosing.allocation import predicted_damage
+from pruning.choosing.damage import predicted_damage
 from pruning.choosing.landing import Landing, Measure, Target
 from pruning.choosing.sensitivity import Curve, Point
 from pruning.errors import TargetError
