@@ -30,10 +30,10 @@ def frontier(params: str = "params.yaml", workspace: str = "artifacts", into: st
         into: A folder with a workspace for each target, one for what they share, and what came out.
     """
     settings, root = load(Path(params)), Path(into)
-    workspaces = {name_of(target): Workspace(root / name_of(target)) for target in settings.frontier.targets}
+    targets = {name_of(target): target for target in settings.frontier.targets}
+    workspaces = {name: Workspace(root / name) for name in targets}
     files = {
-        name_of(target): write_settings(Path(params), target, workspaces[name_of(target)])
-        for target in settings.frontier.targets
+        name: write_settings(Path(params), target, workspaces[name]) for name, target in targets.items()
     }  # all of them first, so that a fault in the last is told before the first is run
     shared = Workspace(root / "shared")
     with locked(Workspace(root)):
@@ -54,7 +54,7 @@ def frontier(params: str = "params.yaml", workspace: str = "artifacts", into: st
 
 def _conclude(settings: Settings, shared: Workspace, workspaces: dict[str, Workspace], root: Path) -> None:
     points = read_points(workspaces)
-    title = f"{settings.model.factory.partition(':')[2]} on {settings.data.factory.partition(':')[2]}: the frontier"
+    title = f"{settings.subject}: the frontier"
     write_frontier(points, title, read_description(shared).measure, root)
     text = (root / "frontier.md").read_text(encoding="utf-8")
     publish_markdown("frontier", text, title)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from flows import command
 from flows.engine import PLAIN, ProgressBar, call_as_task, flow, publish_table
-from flows.stage import Run, recorded_end
+from flows.stage import Run, recorded_end, unless_current
 from pruning.choosing.schedule import Attempt
 from pruning.errors import WorkspaceError
-from tasks.fingerprints import fingerprint
-from tasks.lock import locked
 from tasks.loop.attempt import attempt
 from tasks.loop.ledger import Row
-from tasks.prune import FOLDER, Loop, close_loop, describe, open_loop
-from tasks.stages import find_stage
-from tasks.workspace import is_current, seal
+from tasks.prune import Loop, close_loop, describe, open_loop
+from tasks.workspace import seal
 
 log = logging.getLogger("secateur")
 
@@ -25,19 +23,13 @@ NAME = "prune"
 @flow(name=NAME)
 def prune(params: str = "params.yaml", workspace: str = "artifacts", commit: bool = True) -> None:
     """Run the loop, from where the ledger says it stands."""
-    run = Run.begin(params, workspace, commit)
-    folder = run.workspace.folder(FOLDER)
-    with locked(run.workspace):
-        made_by = fingerprint(find_stage(NAME), run.settings, run.workspace)
-        done = is_current(folder, made_by)
-        if done:
-            log.info("%s: is current", NAME)
-        else:
-            with recorded_end(run):
-                _loop(run)
-            seal(folder, made_by)
-        if run.versions is not None and (not done or NAME in run.versions.changed()):
-            run.versions.commit(NAME)
+    unless_current(NAME, _make, params, workspace, commit)
+
+
+def _make(run: Run, folder: Path, made_by: str) -> None:
+    with recorded_end(run):
+        _loop(run)
+    seal(folder, made_by)
 
 
 def _loop(run: Run) -> None:

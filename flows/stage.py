@@ -24,6 +24,8 @@ from tasks.workspace import Workspace, is_current, seal
 log = logging.getLogger("secateur")
 
 Body = Callable[[Settings, Workspace], None]
+Work = Callable[["Run", Path, str], None]
+"""(what was asked for, the stage's folder, fingerprint to seal it with)"""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,23 @@ def run_stage(name: str, body: Body, params: str, workspace: str, commit: bool) 
         workspace: The workspace's folder.
         commit: Whether to commit the stage to DVC when it is done.
     """
+
+    def work(run: Run, folder: Path, made_by: str) -> None:
+        call_as_task(_run_and_seal, name, body, run.settings, run.workspace, folder, made_by)
+
+    unless_current(name, work, params, workspace, commit)
+
+
+def unless_current(name: str, work: Work, params: str, workspace: str, commit: bool) -> None:
+    """Have a stage's folder made and sealed, unless it is there and was made by the same settings, code and inputs.
+
+    Args:
+        name: The stage.
+        work: Makes and seals it.
+        params: The settings file.
+        workspace: The workspace's folder.
+        commit: Whether to commit the stage to DVC when it is done.
+    """
     run = Run.begin(params, workspace, commit)
     stage = find_stage(name)
     folder = run.workspace.folder(stage.folder)
@@ -94,7 +113,7 @@ def run_stage(name: str, body: Body, params: str, workspace: str, commit: bool) 
         if done:
             log.info("%s: is current", name)
         else:
-            call_as_task(_run_and_seal, name, body, run.settings, run.workspace, folder, made_by)
+            work(run, folder, made_by)
         if run.versions is not None and (not done or name in run.versions.changed()):
             run.versions.commit(name)
 

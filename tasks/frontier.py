@@ -20,7 +20,7 @@ from tasks.params.yaml_file import read_mapping, write_mapping
 from tasks.showing.page import document, picture, table
 from tasks.showing.plots import Mark, as_png, draw_frontier
 from tasks.stages import STAGES, Stage
-from tasks.workspace import Workspace, is_current, write_json
+from tasks.workspace import Workspace, is_current, write_json, writing
 
 FRONTIER = Path("frontier")
 SHARED = tuple(stage for stage in STAGES if stage.name in ("prepare", "baseline", "analyze", "profile"))
@@ -91,11 +91,8 @@ def take_over(stage: Stage, settings: Settings, source: Workspace, into: Workspa
         return True
     if not is_current(folder, made_by):
         return False
-    beside = place.with_name(f".{place.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(folder, beside, copy_function=_link)
-    shutil.rmtree(place, ignore_errors=True)
-    beside.replace(place)
+    with writing(place) as beside:
+        shutil.copytree(folder, beside, copy_function=_link, dirs_exist_ok=True)
     return True
 
 

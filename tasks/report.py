@@ -76,7 +76,7 @@ def report(settings: Settings, workspace: Workspace) -> None:
     pictures = {name: as_png(figure) for name, figure in zip(PICTURES, figures, strict=True)}
     lines = [*compare(summary), *compare_latency(workspace)]
     page = render(
-        model=f"{settings.model.factory.partition(':')[2]} on {settings.data.factory.partition(':')[2]}",
+        model=settings.subject,
         lines=lines,
         rows=ledger.rows,
         pictures={PICTURES[name]: picture for name, picture in pictures.items()},

@@ -11,6 +11,7 @@ from torch import nn
 
 import pruning
 from benchmarks.speed.race import Time, profiled, race
+from pruning.choosing.landing import Landing, Target
 from pruning.criteria import find_criterion
 from pruning.errors import TargetError
 from pruning.evaluation import Samples
@@ -91,22 +92,19 @@ def fastest(groups: pruning.Groups, cost: LatencyCost, macs_share: float, max_ra
         The predicted share of the whole model's latency.
     """
     random, whole = np.random.default_rng(0), pruning.count_macs(groups)
-    macs, whole_ms = Cost(groups).macs, cost.predict({})
     bundles = find_bundles(groups, Limits(round_to=cost.profile.granule, max_rate=max_rate))
+    by_macs = Landing(bundles, Target("MACs", Cost(groups).macs, macs_share * whole))
+    by_time = Landing(bundles, Target("latency", cost.predict, 0.0))
+    whole_ms = cost.predict({})
 
     def judge(levels: Sequence[int]) -> tuple[float, float]:
         """Return the share of the latency, and by how much the share of the MACs is outside of what was asked."""
-        kept = {
-            name: size - bundle.counts[level]
-            for bundle, level in zip(bundles, levels, strict=True)
-            for name, size in zip(bundle.names, bundle.sizes, strict=True)
-        }
-        share = macs(kept) / whole
-        return cost.predict(kept) / whole_ms, max(share - macs_share, 0.97 * macs_share - share, 0.0)
+        share = by_macs.cost(levels) / whole
+        return by_time.cost(levels) / whole_ms, max(share - macs_share, 0.97 * macs_share - share, 0.0)
 
     least = float("inf")
     for _ in range(_RESTARTS):
-        levels = [len(bundle.counts) - 1 for bundle in bundles]
+        levels = by_macs.highest
         at = judge(levels)
         for _ in range(_STEPS):
             other = list(levels)

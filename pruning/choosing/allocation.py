@@ -104,12 +104,11 @@ def _solve(landing: Landing, damages: Sequence[NDArray[np.float64]], around: Seq
         return _ratio(offers[index], level)
 
     levels = landing.settle(landing.climb(below, price, enough) or enough, price, worth=price)
-    highest = [len(bundle.counts) - 1 for bundle in landing.bundles]
     while True:
         exchanged = []
         for index in (index for index, level in enumerate(levels) if level):
             start = [level - (place == index) for place, level in enumerate(levels)]
-            found = landing.climb(start, price, highest, without=index)
+            found = landing.climb(start, price, landing.highest, without=index)
             if found is not None:
                 found = landing.give_back(found, worth=price)
                 exchanged.append((_total(damages, found), index, found))
@@ -217,7 +216,7 @@ def _as_measured(landing: Landing, curves: Mapping[str, Curve]) -> Landing:
         counts = tuple(count for count in bundle.counts if not count or count <= min(ends, default=0))
         measured.append(replace(bundle, counts=counts, obstacle=f"{bundle.obstacle}, as far as its curve goes"))
     found = Landing(measured, landing.target)
-    if found.met([len(bundle.counts) - 1 for bundle in measured]):
+    if found.in_reach():
         return found
     _log.warning(
         "%s is out of reach of what the sensitivity curves measured; they are extrapolated", landing.target.name

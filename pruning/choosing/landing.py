@@ -71,13 +71,22 @@ class Landing:
         """Say whether these levels meet the target."""
         return self.target.met(self.cost(levels))
 
+    @property
+    def highest(self) -> list[int]:
+        """The levels at which every bundle gives all it may."""
+        return [len(bundle.counts) - 1 for bundle in self.bundles]
+
+    def in_reach(self) -> bool:
+        """Say whether the target can be met at all."""
+        return self.met(self.highest)
+
     def lowest(self) -> list[int]:
-        """Return the levels at which every bundle gives all it may.
+        """Return the levels at which the model costs least.
 
         Raises:
             TargetError: they don't meet the target; the text says how far they get and what stands in the way.
         """
-        levels = [len(bundle.counts) - 1 for bundle in self.bundles]
+        levels = self.highest
         if not self.met(levels):
             raise TargetError(self._out_of_reach(levels))
         return levels
@@ -174,14 +183,13 @@ class Landing:
             price: (bundle, level) -> price of the step to that level, for `climb`.
             worth: for `give_back`.
         """
-        highest = [len(bundle.counts) - 1 for bundle in self.bundles]
         enough = self.target.at_most - _TOLERANCE * self.cost([0] * len(self.bundles))
         best = self.give_back(levels, worth=worth)
         while (cost := self.cost(best)) < enough:
             exchanged = []
             for index in (index for index, level in enumerate(best) if level):
                 start = [level - (place == index) for place, level in enumerate(best)]
-                if (found := self.climb(start, price, highest, without=index)) is not None:
+                if (found := self.climb(start, price, self.highest, without=index)) is not None:
                     found = self.give_back(found, worth=worth)
                     exchanged.append((self.cost(found), -index, found))
             if not exchanged or max(exchanged)[0] <= cost:

@@ -60,7 +60,7 @@ def rounded(
         rungs = [_light(bundles, cost, limit) for limit in _SURCHARGES]
     for number, rung in enumerate(rungs):
         landing = Landing(rung, target)
-        if landing.met([len(bundle.counts) - 1 for bundle in rung]):
+        if landing.in_reach():
             if number:
                 _log.info(
                     "%s is out of reach of the widths that the runtime rewards most; others are allowed", target.name

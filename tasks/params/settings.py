@@ -169,6 +169,12 @@ class Settings(Section):
     frontier: Frontier = Frontier()
     promote: Promote = Promote()
 
+    @property
+    def subject(self) -> str:
+        """What is pruned, as people read it: the names of the model's and the data's factories."""
+        model, data = (factory.partition(":")[2] for factory in (self.model.factory, self.data.factory))
+        return f"{model} on {data}"
+
     @model_validator(mode="after")
     def _baseline_comes_from_somewhere(self) -> Self:
         if self.baseline.recipe is None and self.model.weights is None:

@@ -93,8 +93,7 @@ def _artifacts(settings: Settings) -> str | None:
 
 
 def _run_name(settings: Settings) -> str:
-    model, data = (factory.partition(":")[2] for factory in (settings.model.factory, settings.data.factory))
-    return f"{model} on {data}, {settings.prune.criterion}"
+    return f"{settings.subject}, {settings.prune.criterion}"
 
 
 def _log_settings(client: MlflowClient, run: Run, settings: Settings) -> None:
