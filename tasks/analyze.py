@@ -21,6 +21,7 @@ import pruning
 from pruning.choosing.sensitivity import Curve, Sensitivity
 from pruning.criteria import find_criterion, order_channels
 from pruning.errors import WorkspaceError
+from pruning.evaluation import Samples, check_samples
 from pruning.files.writing import replace_file
 from pruning.gathering.statistics import collect
 from tasks.data import read_description, read_split, spread
@@ -36,7 +37,7 @@ CURVES = "curves.json"
 TABLE = "curves.csv"
 UNFINISHED = ".analysis.unfinished"
 ORDERS = "orders.json"
-PARTS_PER_PROCESS = 4  # so that none waits long for the others at the end
+PARTS_PER_PROCESS = 8  # so that none waits long for the others at the end
 
 FanOut = Callable[[Callable[..., None], Sequence[tuple[Any, ...]], int], Iterator[int]]
 """(function, arguments of each call, number of processes) -> how many calls are done, as they are done."""
@@ -82,7 +83,7 @@ def analyze(settings: Settings, workspace: Workspace, fan_out: FanOut | None = N
         "analyze: %d groups, %d evaluations on %d samples",
         len(bench.groups),
         sum(len(curve.points) for curve in curves),
-        bench.sensitivity.whole.num_samples,
+        check_samples(bench.samples),
     )
 
 
@@ -129,16 +130,22 @@ class _Bench:
         return {group.name: list(order_channels(criterion, group, statistics)) for group in self.groups}
 
     @cached_property
+    def samples(self) -> Samples:
+        """What is evaluated on: the share of the validation set that the settings ask for."""
+        validation = read_split(self._workspace, "validation")
+        return spread(validation, max(1, round(self._settings.analyze.fraction * len(validation))))
+
+    @cached_property
     def sensitivity(self) -> Sensitivity:
+        """What measures the curves."""
         settings = self._settings
         loss, metric = loss_and_metric(settings)
-        validation = read_split(self._workspace, "validation")
         return Sensitivity(
             self._model,
             self.groups,
             self.orders,
             settings.analyze.rates,
-            spread(validation, max(1, round(settings.analyze.fraction * len(validation)))),
+            self.samples,
             sweep=settings.analyze.sweep,
             loss=loss,
             metric=metric,

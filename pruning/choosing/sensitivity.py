@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from itertools import pairwise
 from math import log1p, sqrt
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,7 +15,7 @@ from torch import nn
 from pruning.choosing.first_layers import FirstLayers
 from pruning.choosing.pass_order import Unsuitable
 from pruning.errors import SettingsError
-from pruning.evaluation import Evaluation, Loss, Metric, Samples, cross_entropy, evaluate, top1
+from pruning.evaluation import Evaluation, Forward, Loss, Metric, Samples, cross_entropy, evaluate, top1, whole_pass
 from pruning.structure.bundles import tied_names
 from pruning.structure.groups import Groups
 from pruning.structure.masks import masked_copy, parameter_masks
@@ -75,7 +76,6 @@ class Sensitivity:
     """Measures the curves of a model's groups, one after the other.
 
     Attributes:
-        whole: what the model scores with nothing masked.
         num_evaluations: of masked models, so far.
     """
 
@@ -93,7 +93,7 @@ class Sensitivity:
         batch_size: int = 256,
         share: bool = True,
     ) -> None:
-        """Evaluate the whole model.
+        """Look at the order of the model's operators.
 
         Args:
             model: the model that the groups were found on; untouched.
@@ -117,9 +117,13 @@ class Sensitivity:
             )
         self._model, self._groups, self._orders, self._samples = model, groups, orders, samples
         self._sweep, self._loss, self._metric, self._batch_size = sweep, loss, metric, batch_size
-        self.whole = evaluate(model, samples, loss=loss, metric=metric, batch_size=batch_size, each=True)
         self.num_evaluations = 0
         self._first = FirstLayers(model, groups.trace, samples, batch_size) if share else None
+
+    @cached_property
+    def whole(self) -> Evaluation:
+        """What the model scores with nothing masked."""
+        return self._score(self._model)
 
     def in_order(self) -> list[str]:
         """Return one group of each bundle of tied ones: those first of which the first layers are used first."""
@@ -182,14 +186,23 @@ class Sensitivity:
 
     def _evaluate(self, plan: Plan) -> Evaluation:
         masks = parameter_masks(self._groups, plan)
-        arguments: dict[str, Any] = {"loss": self._loss, "metric": self._metric, "batch_size": self._batch_size}
         if self._first is not None:
-            forward, masked = self._first.forward(masks), masked_copy(self._model, masks)
             try:
-                return evaluate(masked, self._samples, forward=forward, each=True, **arguments)
+                return self._score(masked_copy(self._model, masks), self._first.forward(masks))
             except Unsuitable as reason:
                 self._first.give_up(reason)
-        return evaluate(masked_copy(self._model, masks), self._samples, each=True, **arguments)
+        return self._score(masked_copy(self._model, masks))
+
+    def _score(self, model: nn.Module, forward: Forward = whole_pass) -> Evaluation:
+        return evaluate(
+            model,
+            self._samples,
+            loss=self._loss,
+            metric=self._metric,
+            batch_size=self._batch_size,
+            forward=forward,
+            each=True,
+        )
 
     def _shared(self, group_name: str) -> int:
         """The number of operators before the first that sees the group masked."""
