@@ -17,6 +17,7 @@ from tasks.params.prune_parts import Target
 from tasks.params.requests import DEFAULT_PARAMS
 from tasks.params.settings import Settings, load
 from tasks.params.yaml_file import read_mapping, write_mapping
+from tasks.showing.comparison import latency_name
 from tasks.showing.page import document, picture, table
 from tasks.showing.plots import Mark, as_png, draw_frontier
 from tasks.stages import STAGES, Stage
@@ -28,6 +29,7 @@ SHARED = tuple(stage for stage in STAGES if stage.name in ("prepare", "baseline"
 
 BASELINE = "baseline"
 MACS = "MACs"
+_GLUE = "\N{NO-BREAK SPACE}"
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def read_points(workspaces: Mapping[str, Workspace]) -> list[Point]:
         summary = workspace.read_json(report.FOLDER, report.SUMMARY, "report")
         medians: dict[str, dict[str, float]] = {}
         for row in workspace.read_json(benchmark.FOLDER, benchmark.FILE, "benchmark")["latencies"]:
-            cost = f"latency, batch {row['batch_size']}, threads {row['threads']}"
+            cost = latency_name(row["batch_size"], row["threads"])
             medians.setdefault(row["model"], {})[cost] = row["median_ms"]
         for point, model in ((name, "dense"),) if points else ((BASELINE, "baseline"), (name, "dense")):
             costs = {MACS: summary[model]["macs"] / summary["baseline"]["macs"]}
@@ -151,16 +153,20 @@ def write_frontier(points: Sequence[Point], title: str, measure: str, folder: Pa
         measure: What the share of right answers is called.
         folder: Where to write them.
     """
+    numbers = [BASELINE, *map(str, range(1, len(points)))]
     marks = {
-        cost: [Mark(one.name, one.costs[cost], one.accuracy, one.dominated[cost]) for one in points]
+        cost: [
+            Mark(number, one.costs[cost], one.accuracy, one.dominated[cost])
+            for number, one in zip(numbers, points, strict=True)
+        ]
         for cost in points[0].costs
     }
     png = as_png(draw_frontier(marks, f"{measure} (test)", BASELINE))
     head, rows = _cells(points, measure)
     lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
     remark = (
-        "Costs are shares of the baseline's; a star marks a model that is dominated: another is at least as accurate "
-        "at no higher cost, and better in one of the two."
+        "Numbers are those of the plot. Costs are shares of the baseline's; a star marks a model that is dominated: "
+        "another is at least as accurate at no higher cost, and better in one of the two."
     )
     write_json(folder / "frontier.json", {"measure": measure, "points": [asdict(point) for point in points]})
     replace_file(folder / "frontier.png", png)
@@ -176,17 +182,21 @@ def write_frontier(points: Sequence[Point], title: str, measure: str, folder: Pa
 
 
 def _cells(points: Sequence[Point], measure: str) -> tuple[list[str], list[list[str]]]:
-    costs, latencies = list(points[0].costs), list(points[0].latency_ms)
-    head = ["target", measure, *costs, *(f"{name}, ms" for name in latencies), "ended because"]
+    def cell(point: Point, cost: str) -> str:
+        star = f"{_GLUE}*" if point.dominated[cost] else ""
+        ms = f" {point.latency_ms[cost]:.3f}{_GLUE}ms" if cost in point.latency_ms else ""
+        return f"{point.costs[cost]:.1%}{star}{ms}"
+
+    head = ["", "target", measure, *points[0].costs, "ended because"]
     rows = [
         [
+            str(number or ""),
             one.name,
             f"{one.accuracy:.2%}",
-            *(f"{one.costs[cost]:.1%}{' *' if one.dominated[cost] else ''}" for cost in costs),
-            *(f"{one.latency_ms[name]:.3f}" for name in latencies),
+            *(cell(one, cost) for cost in one.costs),
             one.stopped_because or "–",
         ]
-        for one in points
+        for number, one in enumerate(points)
     ]
     return head, rows
 

@@ -34,6 +34,7 @@ class Terms:
         calibration: Training images, without their labels, that recovery without training may look at.
         statistics: Training images that a criterion may look at.
         cache: Folder of the baselines.
+        num_test: Test images.
     """
 
     num_samples: int
@@ -42,11 +43,12 @@ class Terms:
     calibration: int
     statistics: int
     cache: Path
+    num_test: int = 1240
 
     @cached_property
     def data(self) -> Splits:
         """Rendered characters, 62 classes, 32 by 32."""
-        return glyphs(num_samples=self.num_samples, num_validation=620, num_test=1240)
+        return glyphs(num_samples=self.num_samples, num_validation=620, num_test=self.num_test)
 
     def make_model(self) -> nn.Module:
         """Build the network, with weights from the global seed."""

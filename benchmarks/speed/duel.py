@@ -105,7 +105,8 @@ def half_the_latency(terms: Terms, seed: int, *, peer: bool, share: float = 0.5)
             dense = ours(asked)
         return dense
 
-    judge = partial(_outcome, baseline=baseline, terms=terms, profiles=profiles, seed=seed)
+    whole = accuracy(baseline, terms.data.test)
+    judge = partial(_outcome, baseline=baseline, whole=whole, terms=terms, profiles=profiles, seed=seed)
     recipe = settings.recipes[0].model_copy(update={"epochs": terms.epochs})
     outcomes = [judge(f"secateur, latency {share:g}", ours_as_measured(share), recipe=recipe)]
     if peer:
@@ -126,7 +127,15 @@ def _time(baseline: nn.Module, model: nn.Module, terms: Terms, profiles: Profile
 
 
 def _outcome(
-    name: str, model: nn.Module, *, baseline: nn.Module, terms: Terms, profiles: Profiles, recipe: Recipe, seed: int
+    name: str,
+    model: nn.Module,
+    *,
+    baseline: nn.Module,
+    whole: float,
+    terms: Terms,
+    profiles: Profiles,
+    recipe: Recipe,
+    seed: int,
 ) -> Outcome:
     time, recovered = _time(baseline, model, terms, profiles), accuracy(model, terms.data.test)
     finetune(model, terms.data.train, recipe, seed=seed, teacher=baseline if recipe.distillation else None)
@@ -143,7 +152,7 @@ def _outcome(
         time.macs_share,
         recovered,
         accuracy(model, terms.data.test),
-        accuracy(baseline, terms.data.test),
+        whole,
         min(kept),
     )
 

@@ -22,12 +22,12 @@ from pruning.structure.groups import Groups
 from pruning.structure.layers import LayerCall
 from pruning.timing import measuring
 from pruning.timing.profiles import GRANULE, PERIOD, LayerProfile
-from pruning.timing.rows import Shape, write_row
+from pruning.timing.rows import Shape, write_clock, write_row
 
 SCRIPT = "measure.py"
 
 _SYNCHRONOUS = ("CPUExecutionProvider", "DnnlExecutionProvider", "XnnpackExecutionProvider")
-_WHOLE = "whole.onnx"
+_WHOLE, _CLOCK = "whole.onnx", "clock.onnx"
 
 
 def ask(
@@ -80,6 +80,7 @@ def ask(
         "granule": GRANULE,
         "period": PERIOD,
         "shortest_ms": shortest_ms,
+        "clock": write_clock(folder, _CLOCK),
         "largest_weight": max(case.pop("largest_weight") for case in cases),
         "cases": cases,
     }

@@ -1,4 +1,4 @@
-"""Small ONNX files that hold one layer at many widths, to be timed."""
+"""Small ONNX files to be timed: of one layer at many widths, and of operators that do next to nothing."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pruning.timing.measuring import WEIGHTS
 
 _LARGEST_GRAPH = 2**28  # bytes of weights that are loaded together
 _OPSET, _IR_VERSION = 20, 10
+_CLOCK_OPERATORS = 100
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,22 @@ class Shape:
         )
 
 
+def write_clock(folder: Path, name: str) -> dict[str, Any]:
+    """Write a chain of operators on a single number: what a pass of it takes less than its operators say is the clock.
+
+    Returns:
+        The file's name, and the shapes to feed.
+    """
+    nodes = [
+        helper.make_node("Add", [f"o{place - 1}" if place else "x", "x"], [f"o{place}"], name=f"o{place}")
+        for place in range(_CLOCK_OPERATORS)
+    ]
+    values = [helper.make_tensor_value_info(one, TensorProto.FLOAT, [1, 1, 1, 1]) for one in ("x", nodes[-1].output[0])]
+    graph = helper.make_graph(nodes, "clock", values[:1], values[1:])
+    _write(graph, folder / name)
+    return {"file": name, "feeds": {"x": [1, 1, 1, 1]}}
+
+
 def write_row(folder: Path, stem: str, shape: Shape, width: int, outputs: Sequence[int]) -> list[dict[str, Any]]:
     """Write a layer with one input width and all these output widths, side by side, so that they are timed in turns.
 
@@ -106,10 +123,14 @@ def write_row(folder: Path, stem: str, shape: Shape, width: int, outputs: Sequen
             [helper.make_tensor_value_info(f"r{one}", TensorProto.FLOAT, []) for one in part],
             weights,
         )
-        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
-        (folder / name).write_bytes(proto.SerializeToString(deterministic=True))
+        _write(graph, folder / name)
         parts.append({"file": name, "outputs": part, "feeds": feeds})
     return parts
+
+
+def _write(graph: onnx.GraphProto, path: Path) -> None:
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
+    path.write_bytes(proto.SerializeToString(deterministic=True))
 
 
 def _weight(name: str, shape: tuple[int, ...]) -> TensorProto:

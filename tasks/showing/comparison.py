@@ -61,6 +61,11 @@ def compare(summary: Json) -> list[Line]:
     return lines
 
 
+def latency_name(batch_size: int, threads: int) -> str:
+    """Return what a latency is called; one thread goes without saying."""
+    return f"latency, batch {batch_size}{'' if threads == 1 else f', {threads} threads'}"
+
+
 def compare_latency(workspace: Workspace) -> list[Line]:
     """Return one line for every number of threads and batch size of the benchmark."""
     found = workspace.read_json(benchmark.FOLDER, benchmark.FILE, "benchmark")["latencies"]
@@ -71,9 +76,8 @@ def _latency_line(before: Json, after: Json) -> Line:
     remark = ""
     if before["predicted_ms"] and after["predicted_ms"]:
         remark = f" ({before['predicted_ms'] / after['predicted_ms']:.2f} predicted)"
-    threads = "" if after["threads"] == 1 else f", {after['threads']} threads"
     return Line(
-        f"latency, batch {after['batch_size']}{threads}",
+        latency_name(after["batch_size"], after["threads"]),
         f"{before['median_ms']:.3f} ms",
         f"{after['median_ms']:.3f} ms",
         f"{before['median_ms'] / after['median_ms']:.2f} × as fast",

@@ -21,7 +21,7 @@ INK, QUIET, LINE = "#1f2933", "#6b7785", "#d5dbe1"
 BEFORE, AFTER, REJECTED = "#cfd8e3", "#1f7a5c", "#c2410c"
 LONGEST_NAME = 34
 SMALL = 8
-PLANES_ACROSS = 3
+PLANES_ACROSS = 2
 MARGIN_INCHES = 1.3
 
 
@@ -138,7 +138,7 @@ class Mark:
     """A model on the plane of one cost and accuracy.
 
     Attributes:
-        name: Beside it.
+        name: Beside it; short.
         cost: As a share of the baseline's.
         accuracy: On the test set.
         dominated: Whether another is better in one and as good in the other.
@@ -176,22 +176,21 @@ def draw_frontier(planes: Mapping[str, Sequence[Mark]], measure: str, baseline: 
             if some:
                 places = [m.cost for m in some], [m.accuracy for m in some]
                 axes.scatter(*places, marker=marker, s=52, color=colour, label=label, zorder=3, linewidths=0)
-        right = 1.12 * max(mark.cost for mark in marks)
-        for mark in (mark for mark in marks if mark.name != baseline):
-            side = 1 if mark.cost < right / 2 else -1  # towards the middle, so that it stays inside
+        named = sorted((mark for mark in marks if mark.name != baseline), key=lambda mark: mark.cost)
+        for place, mark in enumerate(named):  # above and below in turn, so that neighbours' names don't meet
             axes.annotate(
                 mark.name,
                 (mark.cost, mark.accuracy),
-                xytext=(7, -11) if side == 1 else (-7, 6),
+                xytext=(0, -14 if place % 2 else 7),
                 textcoords="offset points",
-                ha="left" if side == 1 else "right",
-                fontsize=SMALL - 1,
+                ha="center",
+                fontsize=SMALL,
             )
         _dress(axes, f"{cost}, share of the baseline's", measure if axes.get_subplotspec().is_first_col() else "", "")
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.margins(y=0.16)
-        axes.set_xlim(0, right)
+        axes.set_xlim(0, 1.12 * max(mark.cost for mark in marks))
         _legend_above(axes)
     return figure
 

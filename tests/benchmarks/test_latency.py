@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.latency import as_markdown, draw
 from benchmarks.speed.duel import Outcome
 from benchmarks.speed.race import Time
 from benchmarks.speed.shares import fastest
+from benchmarks.speed.sweeps import Found, Wall
+from benchmarks.speed.tables import as_markdown, draw
 from pruning import count_macs
 from pruning.structure.cost import Cost
 from pruning.timing.latency_cost import LatencyCost
@@ -27,6 +28,8 @@ def found() -> dict[str, Any]:
         "shares": {"rows": times, **about},
         "predictions": {"rows": times, **about},
         "duel": {"rows": duel, **about},
+        "sweeps": {"rows": [Found("small", "knee", 4, 12, 3.5, 0.98, 0.5, 0.96, 0.97).as_dict()], **about},
+        "walls": {"rows": [Wall(1, 20.0).as_dict(), Wall(2, 11.0).as_dict()], **about},
     }
 
 
@@ -36,7 +39,9 @@ def test_tables_show_time_over_macs_and_over_the_prediction() -> None:
     assert (
         "| ours | 2 | 0.490 ± 0.000 | 0.500 ± 0.000 | 0.400 ± 0.000 | 25% | 95.00% ± 0.00% | 97.00% ± 1.41% |" in table
     )
-    assert table.count("2026-01-01, a machine.") == 3
+    assert "| small | knee | 4 | 12 | 3.5 s | 50.00% | 96.00% | 97.00% | 98.00% |" in table
+    assert "| 2 | 11.0 s | 0.55 |" in table
+    assert table.count("2026-01-01, a machine.") == 5
 
 
 def test_parts_that_were_not_measured_are_left_out(tmp_path: Path) -> None:

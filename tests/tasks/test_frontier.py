@@ -49,7 +49,7 @@ def test_points_of_equal_figures_do_not_dominate_each_other() -> None:
 def test_page_and_table_name_every_target_and_star_the_dominated(tmp_path: Path) -> None:
     write_frontier(mark_dominated(POINTS), "net <on> data", "accuracy", tmp_path)
     text = (tmp_path / "frontier.md").read_text(encoding="utf-8")
-    assert "| a | 97.00% | 70.0% | 110.0% * |" in text
+    assert "| 1 | a | 97.00% | 70.0% | 110.0% * 1.100 ms |" in text.replace("\N{NO-BREAK SPACE}", " ")
     assert text.count("*") == 3
     page = (tmp_path / "frontier.html").read_text(encoding="utf-8")
     assert "net &lt;on&gt; data" in page

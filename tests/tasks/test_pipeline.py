@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,15 +65,24 @@ def make(root: Path, writer: Callable[..., Path], change: Callable[[dict[str, An
     return Project(root, load(writer(root, change)), Workspace(Path("artifacts")))
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, project_writer: Callable[..., Path]) -> Project:
-    root = tmp_path_factory.mktemp("finished")
+def made(
+    root: Path,
+    writer: Callable[..., Path],
+    names: Iterable[str] = NAMES,
+    change: Callable[[dict[str, Any]], object] | None = None,
+) -> Project:
+    """Make a project and run these of its stages; the working directory is the same afterwards."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        project = make(root, project_writer)
-        for name in NAMES:
+        project = make(root, writer, change)
+        for name in names:
             project.run(name)
     return project
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, project_writer: Callable[..., Path]) -> Project:
+    return made(tmp_path_factory.mktemp("finished"), project_writer)
 
 
 @pytest.fixture

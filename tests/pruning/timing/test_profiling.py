@@ -3,7 +3,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from torch import nn
 from pruning import Plan, find_groups, make_plan, narrow
 from pruning.errors import ProfileError
 from pruning.files.export import export_onnx
+from pruning.timing import measuring
 from pruning.timing.latency import measure_latency
 from pruning.timing.latency_cost import LatencyCost
 from pruning.timing.measuring import MANIFEST, PROFILE
@@ -72,6 +75,18 @@ def test_script_answers_the_questions_without_the_library(tmp_path: Path) -> Non
     assert found.profiles[0].runtime == runtime_here()
     assert LatencyCost(groups, found.profiles[3]).predict({}) == pytest.approx(found.profiles[3].whole_ms)
     assert not list(tmp_path.glob("*.bin"))
+
+
+def test_what_the_runtimes_notes_take_is_not_counted(tmp_path: Path) -> None:
+    ask(find_groups(small(), torch.zeros(1, 3, 8, 8)), tmp_path, shortest_ms=0.05)
+    runtime: Any = {"threads": 1, "provider": "CPUExecutionProvider"}
+    path, feeds = tmp_path / "clock.onnx", {"x": np.ones((1, 1, 1, 1), np.float32)}
+    clock_ms = measuring.clock_cost_ms(path, feeds, **runtime)
+    assert 0 < clock_ms < 0.05
+    noted = measuring.operator_times(path, feeds, shortest_ms=20, **runtime)
+    corrected = measuring.operator_times(path, feeds, shortest_ms=20, clock_ms=clock_ms, **runtime)
+    del noted[""], corrected[""]
+    assert sum(corrected.values()) < 0.5 * sum(noted.values())
 
 
 def test_profile_holds_every_kind_of_layer_and_predicts_a_narrowed_network() -> None:

@@ -21,7 +21,7 @@ from tasks.loop.ledger import read_ledger
 from tasks.models import example_inputs, load_model, make_factory
 from tasks.params.settings import load
 from tasks.workspace import Workspace
-from tests.tasks.test_pipeline import Project, make
+from tests.tasks.test_pipeline import Project, made, make
 
 Writer = Callable[..., Path]
 ONCE = {
@@ -63,12 +63,7 @@ def _settled(settings: dict[str, Any]) -> None:
 def analysed(tmp_path_factory: pytest.TempPathFactory, project_writer: Writer) -> Path:
     """A project whose baseline is trained and analysed."""
     root = tmp_path_factory.mktemp("analysed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        project = make(root, project_writer, _settled)
-        for name in ("prepare", "baseline", "analyze", "profile"):
-            project.run(name)
-    return root
+    return made(root, project_writer, ("prepare", "baseline", "analyze", "profile"), _settled).root
 
 
 @pytest.fixture

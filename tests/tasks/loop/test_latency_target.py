@@ -24,7 +24,7 @@ from tasks.models import example_inputs, load_model
 from tasks.params.prune_parts import Target
 from tasks.profile import latency_cost
 from tasks.showing.comparison import compare_latency
-from tests.tasks.test_pipeline import Project, make
+from tests.tasks.test_pipeline import Project, made, make
 
 Writer = Callable[..., Path]
 WHOLE = Measured(accuracy=1, loss=0, macs=1000, parameters=500, size_bytes=2000)
@@ -58,14 +58,11 @@ def _settled(settings: dict[str, Any]) -> None:
 def profiled(tmp_path_factory: pytest.TempPathFactory, project_writer: Writer) -> Path:
     """A project whose baseline is trained, analysed and profiled, and the profile as of here and of elsewhere."""
     root = tmp_path_factory.mktemp("profiled")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        project = make(root, project_writer, lambda settings: settings.update(profile={"batch_sizes": [1]}))
-        for name in ("prepare", "baseline", "analyze", "profile"):
-            project.run(name)
-        for name, cpu in (("here.json", runtime_here().cpu), ("elsewhere.json", "elsewhere")):
-            shutil.copyfile("artifacts/profile/profile.json", name)
-            _made_up(root / name, cpu)
+    names = ("prepare", "baseline", "analyze", "profile")
+    made(root, project_writer, names, lambda settings: settings.update(profile={"batch_sizes": [1]}))
+    for name, cpu in (("here.json", runtime_here().cpu), ("elsewhere.json", "elsewhere")):
+        shutil.copyfile(root / "artifacts/profile/profile.json", root / name)
+        _made_up(root / name, cpu)
     return root
 
 

@@ -16,6 +16,7 @@ from tasks.production import registry, tidying
 from tasks.production.store import open_store
 from tasks.production.tracking import FINGERPRINT
 from tasks.production.versioning import Versions, outputs
+from tests.tasks.production.conftest import MakeRepository
 
 NOW = datetime.now(UTC)
 LATER = NOW + timedelta(days=1)
@@ -73,15 +74,8 @@ def registry_inputs(shop: Any) -> Any:
 
 
 @pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    subprocess.run(["git", "init", "-q"], check=True)
-    from dvc.repo import Repo
-
-    Repo.init().close()
-    (tmp_path / ".gitignore").write_text("/out\n", encoding="utf-8")
-    (tmp_path / "dvc.yaml").write_text("stages: {first: {cmd: 'true', outs: [out]}}\n", encoding="utf-8")
-    return tmp_path
+def repository(make_repository: MakeRepository) -> Path:
+    return make_repository("stages: {first: {cmd: 'true', outs: [out]}}\n")
 
 
 def write(text: str) -> str:

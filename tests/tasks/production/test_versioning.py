@@ -10,6 +10,7 @@ import pytest
 
 from pruning.errors import WorkspaceError
 from tasks.production.versioning import Versions, inside_dvc
+from tests.tasks.production.conftest import MakeRepository
 
 STAGES = """
 stages:
@@ -25,16 +26,10 @@ stages:
 
 
 @pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    subprocess.run(["git", "init", "-q"], check=True)
-    from dvc.repo import Repo
-
-    Repo.init().close()
-    (tmp_path / ".gitignore").write_text("/out\n/end\n", encoding="utf-8")
-    (tmp_path / "dvc.yaml").write_text(STAGES, encoding="utf-8")
-    (tmp_path / "params.yaml").write_text("one: {a: 1}\n", encoding="utf-8")
-    return tmp_path
+def repository(make_repository: MakeRepository) -> Path:
+    folder = make_repository(STAGES)
+    (folder / "params.yaml").write_text("one: {a: 1}\n", encoding="utf-8")
+    return folder
 
 
 def write(folder: Path, text: str) -> None:

@@ -1,27 +1,16 @@
-"""What the cheap analysis costs and what it is worth: beside the full sweep, and in two processes.
-
-    python -m benchmarks.analysis --markdown docs/analysis.md --json analysis.json
-    python -m benchmarks.analysis --only vgg11 --no-wall
-
-For each network: evaluations and processor time of both sweeps, and the plans that are made from their curves at half
-the MACs, each refitted and fine-tuned alike, with three seeds. Then the stage itself in one process and in two.
-"""
+"""What the cheap analysis costs and what it is worth: beside the full sweep, and in two processes."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import chdir
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 import yaml
@@ -54,7 +43,8 @@ from zoo.models import densenet, resnet20, vgg11
 RATES = tuple(rate / 10 for rate in range(1, 10))
 TARGET = 0.5
 _SEEDS = 3
-GLYPHS = {"num_samples": 3000, "num_validation": 620, "num_test": 1240}
+_SWEEPS: tuple[tuple[Sweep, bool], ...] = (("full", False), ("knee", True))
+GLYPHS = {"num_samples": 3000, "num_validation": 620, "num_test": 6200}
 
 
 @dataclass(frozen=True)
@@ -77,10 +67,14 @@ class Found:
     """What one sweep of one network cost, and what came of its plan.
 
     Attributes:
+        network: Whose curves were measured.
+        sweep: At which rates.
+        groups: The network has so many.
         evaluations: Of masked models.
         seconds: Of processor time.
+        baseline: Accuracy of the network on the test split.
         macs: Share of the MACs that the plan leaves.
-        refitted: Accuracy on the test split without training.
+        refitted: Accuracy of the narrowed network without training.
         tuned: And after fine-tuning, the mean over its seeds.
     """
 
@@ -94,24 +88,21 @@ class Found:
     refitted: float
     tuned: float
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    options = _parser().parse_args(arguments)
-    torch.set_num_threads(1)
-    found = [one for name in options.only or () for one in compare(name, options.cache, options.epochs)]
-    walls = {} if options.no_wall else measure_walls()
-    text = as_markdown(found, walls)
-    print(text)
-    if options.markdown:
-        options.markdown.write_text(text, encoding="utf-8")
-    if options.json:
-        options.json.write_text(json.dumps({"sweeps": [asdict(one) for one in found], "wall_s": walls}, indent=2))
-    return 0
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return asdict(self)
 
 
 def compare(name: str, cache: Path, epochs: int) -> list[Found]:
-    """Measure one network by both sweeps: the full one in whole passes, the cheap one as the pipeline does it."""
+    """Measure one network by both sweeps: the full one in whole passes, the cheap one as the pipeline does it.
+
+    Each plan for half the MACs is refitted and fine-tuned with every seed.
+
+    Args:
+        name: One of `NETWORKS`.
+        cache: Folder of the baselines.
+        epochs: Of fine-tuning.
+    """
     network = NETWORKS[name]
     data = network.data()
     model = _trained(name, network, data, cache)
@@ -127,9 +118,9 @@ def compare(name: str, cache: Path, epochs: int) -> list[Found]:
         find_bundles(groups, Limits(keep_at_least=guard.keep_at_least, max_rate=guard.max_group_rate)), target
     )
     found = []
-    for sweep, share in (("full", False), ("knee", True)):
+    for sweep, share in _SWEEPS:
         begin = time.process_time()
-        measuring = Sensitivity(model, groups, orders, RATES, data.validation, sweep=sweep, share=share)  # type: ignore[arg-type]
+        measuring = Sensitivity(model, groups, orders, RATES, data.validation, sweep=sweep, share=share)
         curves = [measuring.curve(group) for group in measuring.in_order()]
         seconds = time.process_time() - begin
         plan = allocate(groups, landing, curves, orders)
@@ -146,7 +137,7 @@ def compare(name: str, cache: Path, epochs: int) -> list[Found]:
         found.append(
             Found(
                 name,
-                sweep,  # type: ignore[arg-type]
+                sweep,
                 len(groups),
                 measuring.num_evaluations,
                 seconds,
@@ -159,12 +150,29 @@ def compare(name: str, cache: Path, epochs: int) -> list[Found]:
     return found
 
 
-def measure_walls() -> dict[int, float]:
-    """Time the stage on ResNet-20 with fresh weights, in one process and in two: number of processes -> seconds.
+@dataclass(frozen=True)
+class Wall:
+    """How long the stage `analyze` took.
+
+    Attributes:
+        processes: That measured side by side.
+        seconds: By the clock.
+    """
+
+    processes: int
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return asdict(self)
+
+
+def measure_walls() -> list[Wall]:
+    """Time the stage on ResNet-20 with fresh weights, in one process and in two.
 
     The full sweep on 1,500 images: minutes, since each process takes seconds to start.
     """
-    walls = {}
+    walls = []
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         save_file(resnet20((1, 32, 32), 62).state_dict(), "weights.safetensors")
         for processes in (1, 2):
@@ -176,32 +184,8 @@ def measure_walls() -> dict[int, float]:
                 seal(workspace.folder(stage.folder), fingerprint(stage, settings, workspace))
             begin = time.perf_counter()
             analyze.analyze(settings, workspace, in_processes)
-            walls[processes] = time.perf_counter() - begin
+            walls.append(Wall(processes, time.perf_counter() - begin))
     return walls
-
-
-def as_markdown(found: Sequence[Found], walls: dict[int, float]) -> str:
-    """Return the tables, with date and hardware."""
-    date = datetime.now(UTC).date().isoformat()
-    cores, load_average = os.cpu_count(), os.getloadavg()[0]
-    lines = [
-        f"Measured on {date} by `python -m benchmarks.analysis` on {cores} cores ({platform.machine()}) at a load of "
-        f"{load_average:.1f}.",
-        "",
-        "| network | sweep | groups | evaluations | processor time | MACs left | refitted | fine-tuned | baseline |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *(
-            f"| {one.network} | {one.sweep} | {one.groups} | {one.evaluations} | {one.seconds:.1f} s "
-            f"| {one.macs:.2%} | {one.refitted:.2%} | {one.tuned:.2%} | {one.baseline:.2%} |"
-            for one in found
-        ),
-    ]
-    if walls:
-        lines += [
-            "",
-            f"The stage: {walls[1]:.1f} s in one process, {walls[2]:.1f} s in two ({walls[2] / walls[1]:.2f}).",
-        ]
-    return "\n".join(lines) + "\n"
 
 
 def _trained(name: str, network: Network, data: Splits, cache: Path) -> nn.Module:
@@ -226,20 +210,3 @@ def _project(processes: int) -> dict[str, object]:
         "machine": {"processes": processes},
         "prune": {"target": {"mac_reduction": TARGET}, "recipes": []},
     }
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.analysis", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--only", nargs="*", choices=NETWORKS, default=list(NETWORKS), help="these networks alone")
-    parser.add_argument("--epochs", type=int, default=6, help="of fine-tuning, as in params.yaml")
-    parser.add_argument("--no-wall", action="store_true", help="don't time the stage in one process and in two")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--markdown", type=Path, metavar="FILE")
-    parser.add_argument("--cache", type=Path, default=Path(".benchmark"), metavar="FOLDER", help="of the baselines")
-    return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,0 +1,23 @@
+"""Both sweeps and their plans, on a small network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.speed import sweeps
+from zoo.datasets import digits
+from zoo.models import resnet20
+
+
+def test_both_sweeps_lead_to_plans_that_meet_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = sweeps.Network(lambda: digits(), lambda data: resnet20((1, 8, 8), data.num_classes, width=8))
+    monkeypatch.setitem(sweeps.NETWORKS, "small", small)
+    full, cheap = sweeps.compare("small", tmp_path, epochs=1)
+    assert (full.sweep, cheap.sweep) == ("full", "knee")
+    assert 8 * full.groups < full.evaluations <= len(sweeps.RATES) * full.groups
+    assert cheap.evaluations < 0.5 * full.evaluations
+    for found in (full, cheap):
+        assert 0.4 < found.macs <= 0.5
+        assert found.tuned > 0.5
