@@ -50,10 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     table = as_markdown(found)
     print(table)
-    if options.markdown:
-        options.markdown.write_text(table, encoding="utf-8")
     if options.plot:
         draw(found, options.plot)
+        table += f"\n![time against MACs, measured against predicted]({options.plot.name})\n"
+    if options.markdown:
+        options.markdown.write_text(table, encoding="utf-8")
     return 0
 
 

@@ -19,7 +19,7 @@ _COLORS = {1: "#1f6f8b", 32: "#c8553d"}
 
 def as_markdown(parts: Parts) -> str:
     """Write the parts that were measured as tables."""
-    lines = ["# Latency, measured", ""]
+    lines = ["# Latency, measured", "", "Written by `python -m benchmarks.latency` on an otherwise idle machine.", ""]
     for name, title, table in (
         ("shares", "The default of params.yaml at shares of the MACs. One thread.", _times),
         ("predictions", "Predictions, half the MACs gone from each network of the zoo. One thread.", _times),
