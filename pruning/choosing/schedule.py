@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -104,8 +105,9 @@ def goals(settings: ScheduleSettings) -> tuple[float, ...]:
     if start >= settings.target:
         return (settings.target,)
     num_steps = max(1, settings.iterations - 1) if start else settings.iterations
-    rising = [min(_between(settings, start, step / num_steps), settings.target) for step in range(1, num_steps)]
-    return (*([start] if start else []), *rising, settings.target)
+    rising = (min(_between(settings, start, step / num_steps), settings.target) for step in range(1, num_steps))
+    first, *rest = accumulate(rising, max, initial=start)  # rounding must not lead back
+    return (*([first] if start else []), *rest, settings.target)
 
 
 def next_step(settings: ScheduleSettings, history: Sequence[Outcome]) -> Attempt | Stop:

@@ -41,7 +41,7 @@ def test_code_that_a_stage_names_exists(stage: Stage) -> None:
 
 def test_every_module_of_the_tasks_shapes_a_stage_or_none_of_its_output() -> None:
     """A new module has to be given a place: what a stage computes with belongs to its code."""
-    aside = {"environment", "fingerprints", "frontier", "lock", "progress", "resuming", "stages"}
+    aside = {"environment", "fingerprints", "frontier", "lock", "memory", "progress", "resuming", "stages"}
     aside |= {"params", "production"}
     named = {place.removeprefix("tasks/") for stage in STAGES for place in stage.code if place.startswith("tasks/")}
     modules = {path.relative_to(REPOSITORY / "tasks").as_posix() for path in (REPOSITORY / "tasks").rglob("*.py")}
