@@ -78,13 +78,23 @@ def process_pool(processes: int, initializer: Callable[[], None]) -> Iterator[Su
         from prefect.cache_policies import NO_CACHE
         from prefect.task_runners import ProcessPoolTaskRunner
 
-        with ProcessPoolTaskRunner(processes, initializer=initializer) as runner:
+        with _server_named(), ProcessPoolTaskRunner(processes, initializer=initializer) as runner:
 
             def submit(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
                 task = prefect.task(cache_policy=NO_CACHE, persist_result=False)(function)
                 return runner.submit(task, signature(function).bind(*arguments).arguments).result
 
             yield submit
+
+
+@contextmanager
+def _server_named() -> Iterator[None]:
+    """Put the server's address into Prefect's settings: other processes would start a temporary server each."""
+    import prefect
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: str(prefect.get_client(sync_client=True).api_url)}):
+        yield
 
 
 def _show(make: str, **given: Any) -> Any:
