@@ -26,6 +26,25 @@ from flows.fan_out import in_processes
 list(in_processes(time.sleep, [(0.0,), (600.0,), (600.0,)], 2))
 """
 
+IN_A_FLOW = """
+import sys
+from flows.engine import flow
+from flows.fan_out import in_processes
+from tests.flows.test_fan_out import note_server
+
+@flow(name="asking")
+def asking():
+    list(in_processes(note_server, [(place,) for place in sys.argv[1:]], 2))
+
+asking()
+"""
+
+
+def note_server(place: str) -> None:
+    from prefect.settings import PREFECT_API_URL
+
+    Path(place).write_text(str(PREFECT_API_URL.value()), encoding="utf-8")
+
 
 def test_killed_process_is_told_clearly_and_leaves_none_behind() -> None:
     with pytest.raises(WorkspaceError, match=r"one of 2 processes at work was killed.*machine\.processes"):
@@ -55,6 +74,18 @@ def test_processes_end_when_the_one_that_asked_for_them_is_killed() -> None:
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert len(workers) >= 3
     assert not alive
+
+
+@pytest.mark.slow
+def test_processes_of_a_flow_use_its_server_and_start_none(tmp_path: Path) -> None:
+    places = [tmp_path / "one", tmp_path / "two"]
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "home")}
+    environment.pop("PREFECT_API_URL", None)
+    command = [sys.executable, "-c", IN_A_FLOW, *map(str, places)]
+    subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, timeout=300)
+    first, second = (place.read_text(encoding="utf-8") for place in places)
+    assert first == second
+    assert first.startswith("http://127.0.0.1:")
 
 
 @pytest.mark.slow
