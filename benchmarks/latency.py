@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ from tasks.memory import keep_freed_memory
 PARTS = ("shares", "predictions", "duel", "sweeps", "walls")
 
 Measurement = Callable[[], Sequence[Any]]
-"""Returns rows, each with `as_dict`."""
+"""Returns rows, each a dataclass."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     found = json.loads(options.json.read_text(encoding="utf-8")) if options.json and options.json.exists() else {}
     for part, measure in _missing(options, found):
-        rows = [*found.get(part, {"rows": []})["rows"], *(one.as_dict() for one in measure())]
+        rows = [*found.get(part, {"rows": []})["rows"], *map(asdict, measure())]
         found[part] = {"rows": rows, "measured": datetime.now(UTC).date().isoformat(), "on": _machine()}
         if options.json:
             options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from operator import itemgetter
@@ -55,10 +55,6 @@ class Outcome:
     tuned: float
     baseline: float
     least_kept: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
-        return asdict(self)
 
 
 def half_the_latency(terms: Terms, seed: int, *, peer: bool, share: float = 0.5) -> list[Outcome]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -45,10 +44,6 @@ class Time:
     predicted: float
     baseline_ms: float
     least: float | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
-        return asdict(self)
 
 
 def profiled(groups: pruning.Groups, batch_sizes: Iterable[int] = BATCHES) -> Profiles:

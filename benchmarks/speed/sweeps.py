@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable
 from contextlib import chdir
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 import yaml
@@ -88,10 +87,6 @@ class Found:
     refitted: float
     tuned: float
 
-    def as_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
-        return asdict(self)
-
 
 def compare(name: str, cache: Path, epochs: int) -> list[Found]:
     """Measure one network by both sweeps: the full one in whole passes, the cheap one as the pipeline does it.
@@ -161,10 +156,6 @@ class Wall:
 
     processes: int
     seconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
-        return asdict(self)
 
 
 def measure_walls() -> list[Wall]:

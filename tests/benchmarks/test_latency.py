@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,16 @@ from tests.pruning.timing.test_latency_cost import network, synthetic
 
 
 def found() -> dict[str, Any]:
-    times = [Time("narrow", size, 0.5, 0.55, 0.02, 0.5, 2.0, 0.49).as_dict() for size in (1, 32)]
+    times = [asdict(Time("narrow", size, 0.5, 0.55, 0.02, 0.5, 2.0, 0.49)) for size in (1, 32)]
     tuned = (0.96, 0.98)
-    duel = [Outcome("ours", seed, 0.49, 0.5, 0.4, 0.95, one, 0.975, 0.25).as_dict() for seed, one in enumerate(tuned)]
+    duel = [asdict(Outcome("ours", seed, 0.49, 0.5, 0.4, 0.95, one, 0.975, 0.25)) for seed, one in enumerate(tuned)]
     about = {"measured": "2026-01-01", "on": "a machine"}
     return {
         "shares": {"rows": times, **about},
         "predictions": {"rows": times, **about},
         "duel": {"rows": duel, **about},
-        "sweeps": {"rows": [Found("small", "knee", 4, 12, 3.5, 0.98, 0.5, 0.96, 0.97).as_dict()], **about},
-        "walls": {"rows": [Wall(1, 20.0).as_dict(), Wall(2, 11.0).as_dict()], **about},
+        "sweeps": {"rows": [asdict(Found("small", "knee", 4, 12, 3.5, 0.98, 0.5, 0.96, 0.97))], **about},
+        "walls": {"rows": [asdict(Wall(1, 20.0)), asdict(Wall(2, 11.0))], **about},
     }
 
 
