@@ -6,6 +6,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,43 @@ def _accepted(target: Callable[..., Any], offered: Mapping[str, Any]) -> dict[st
     return {name: value for name, value in offered.items() if name in parameters}
 
 
+def made(reference: str) -> Callable[..., Any]:
+    """Return what an import string names, to be called as it is; a class is made first, without arguments.
+
+    So `torch.nn:CrossEntropyLoss` is a loss, and one with arguments is an object of the user's own module,
+    `loss = torch.nn.CrossEntropyLoss(label_smoothing=0.1)`, named `my_package.losses:loss`.
+
+    Raises:
+        SettingsError: It can't be imported, or is a class that this doesn't suit.
+    """
+    target = resolve(reference)
+    if not inspect.isclass(target):
+        return target
+    mend = f"write `mine = {target.__name__}(...)` into a module of your own and name 'package.module:mine'"
+    try:
+        instance = target()
+    except Exception as error:  # a user's class may raise anything
+        raise SettingsError(
+            f"{reference!r} is a class that can't be made without arguments ({type(error).__name__}: {error}); {mend}"
+        ) from error
+    if not callable(instance):
+        raise SettingsError(f"{reference!r} is a class whose instances can't be called; expected a function, or {mend}")
+    return instance
+
+
 def source_digest(reference: str) -> str:
-    """Hash the file in which an import string's target is written: a change there changes what is computed."""
-    source = inspect.getsourcefile(inspect.unwrap(resolve(reference)))
-    return sha256(Path(source).read_bytes()).hexdigest() if source else ""
+    """Hash the file that names an import string's target, and the one that its code is in."""
+    target = inspect.unwrap(resolve(reference))
+    while isinstance(target, partial):
+        target = inspect.unwrap(target.func)
+    written = target if inspect.isroutine(target) or inspect.isclass(target) else type(target)
+    named = sys.modules[reference.partition(":")[0]]
+    files = {file for file in map(_source_file, (named, written)) if file}
+    return sha256(b"".join(sha256(Path(file).read_bytes()).digest() for file in sorted(files))).hexdigest()
+
+
+def _source_file(written: Any) -> str | None:
+    try:
+        return inspect.getsourcefile(written)
+    except TypeError:  # built in
+        return None

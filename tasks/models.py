@@ -138,8 +138,12 @@ def size_bytes(model: nn.Module, *, packed: bool = True) -> int:
 
 
 def loss_and_metric(settings: Settings) -> tuple[Loss, Metric]:
-    """Import the loss and the metric."""
-    return imports.resolve(settings.training.loss), imports.resolve(settings.training.metric)
+    """Import the loss and the metric; tensors that they hold go to the device of the run."""
+    loss, metric = (imports.made(reference) for reference in (settings.training.loss, settings.training.metric))
+    for found in (loss, metric):
+        if isinstance(found, nn.Module):
+            found.to(settings.run.device)
+    return loss, metric
 
 
 def augmentation(settings: Settings) -> Augment | None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import math
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from pruning.errors import SettingsError
-from tasks.imports import call, resolve, source_digest
+from tasks.imports import call, made, resolve, source_digest
 
 
 def test_module_in_the_current_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,3 +74,69 @@ def test_digest_follows_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert source_digest("digested:make") == before
     source.write_text("def make():\n    return 2\n", encoding="utf-8")
     assert source_digest("digested:make") != before
+
+
+CALLABLES = """
+from functools import partial
+import operator
+from torch import nn
+from torch.nn import functional
+
+def plain(outputs, targets):
+    return functional.cross_entropy(outputs, targets)
+
+class Scored:
+    def __call__(self, outputs, targets):
+        return functional.cross_entropy(outputs, targets)
+
+    def method(self, outputs, targets):
+        return functional.cross_entropy(outputs, targets)
+
+smoothed = nn.CrossEntropyLoss(label_smoothing=0.1)
+bound = partial(functional.cross_entropy, label_smoothing=0.1)
+twice = partial(bound, reduction="mean")
+scored = Scored()
+method = scored.method
+built_in = operator.sub
+Renamed = nn.CrossEntropyLoss
+"""
+"""Whatever Python can call."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["plain", "Scored", "smoothed", "bound", "twice", "scored", "method", "scored.method", "built_in", "Renamed"],
+)
+def test_digest_of_any_callable_follows_the_file_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "all_callables", raising=False)
+    source = tmp_path / "all_callables.py"
+    source.write_text(CALLABLES, encoding="utf-8")
+    before = source_digest(f"all_callables:{name}")
+    assert source_digest(f"all_callables:{name}") == before
+    source.write_text(CALLABLES.replace("0.1", "0.2").replace("sub", "add"), encoding="utf-8")
+    assert source_digest(f"all_callables:{name}") != before
+
+
+@pytest.mark.parametrize("name", ["plain", "smoothed", "bound", "twice", "scored", "method", "Scored", "Renamed"])
+def test_any_callable_is_a_loss_and_a_class_is_made_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "all_callables.py").write_text(CALLABLES, encoding="utf-8")
+    loss = made(f"all_callables:{name}")
+    assert float(loss(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))) == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("torch.nn:Linear", "is a class that can't be made without arguments"),
+        ("fractions:Fraction", "is a class whose instances can't be called"),
+    ],
+)
+def test_class_that_is_no_function_of_outputs_and_targets_is_explained(name: str, text: str) -> None:
+    with pytest.raises(SettingsError, match=text):
+        made(name)
