@@ -21,11 +21,12 @@ def resolve(reference: str) -> Callable[..., Any]:
         reference: `package.module:name`. The folder that the command runs in is searched first.
 
     Raises:
-        SettingsError: The module or the name isn't there, or what it names can't be called.
+        SettingsError: The module or the name isn't there, what it names can't be called, or belongs to Python itself.
     """
     module_name, separator, name = reference.partition(":")
     if not separator or not module_name or not name:
         raise SettingsError(f"{reference!r} is no import string; expected 'package.module:name'")
+    _refuse_python(reference, module_name)
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -42,7 +43,7 @@ def resolve(reference: str) -> Callable[..., Any]:
                 f"{reference!r} can't be imported: {module_name} itself needs {error.name!r}, which isn't installed"
             )
         raise SettingsError(message) from error
-    except Exception as error:  # a user's module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # a user's module may raise anything while it is imported
         raise SettingsError(f"{reference!r} can't be imported: {type(error).__name__}: {error}") from error
     target: Any = module
     for part in name.split("."):
@@ -56,7 +57,29 @@ def resolve(reference: str) -> Callable[..., Any]:
         target = getattr(target, part)
     if not callable(target):
         raise SettingsError(f"{reference!r} is a {type(target).__name__}; expected a function or a class")
+    _refuse_python(reference, _home(target))
     return target  # type: ignore[no-any-return]  # getattr is Any
+
+
+def _home(target: Callable[..., Any]) -> str:
+    """Return the module in which what is called was defined: of a partial what it calls, of an instance its class."""
+    while isinstance(target, partial):
+        target = target.func
+    if isinstance(owner := getattr(target, "__objclass__", None), type):  # a method of a class written in C
+        return owner.__module__
+    owner = getattr(target, "__self__", None)
+    if owner is not None and not inspect.ismodule(owner) and not inspect.isfunction(getattr(target, "__func__", None)):
+        return (owner if isinstance(owner, type) else type(owner)).__module__
+    return str(getattr(target, "__module__", None) or type(target).__module__)
+
+
+def _refuse_python(reference: str, module_name: str) -> None:
+    """Refuse what belongs to Python's standard library: no model, data or loss is made there, but commands are run."""
+    if module_name.partition(".")[0] in sys.stdlib_module_names:
+        raise SettingsError(
+            f"{reference!r} is Python's own (module {module_name}); expected a function or a class of a package that "
+            "makes what is asked for, such as your own 'package.module:name'"
+        )
 
 
 def call(reference: str, arguments: Mapping[str, Any], offered: Mapping[str, Any] | None = None) -> Any:
@@ -83,7 +106,7 @@ def call(reference: str, arguments: Mapping[str, Any], offered: Mapping[str, Any
         return target(**given)
     except SecateurError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = f"{reference!r} called with {given} raised {type(error).__name__}: {error}"
         raise SettingsError(text) from error
 

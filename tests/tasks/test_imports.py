@@ -32,8 +32,13 @@ def test_what_is_offered_is_passed_where_it_is_taken_and_settings_win(
         ("json", "is no import string"),
         ("json:", "is no import string"),
         ("jason_absent:loads", "there is no module 'jason_absent'"),
-        ("json:load_s", "did you mean 'loads'"),
-        ("json:__name__", "is a str; expected a function or a class"),
+        ("zoo.models:resnet_20", "did you mean 'resnet20'"),
+        ("zoo.models:__name__", "is a str; expected a function or a class"),
+        ("os:system", "'os:system' is Python's own"),
+        ("builtins:exec", "'builtins:exec' is Python's own"),
+        ("subprocess:run", "'subprocess:run' is Python's own"),
+        ("tasks.imports:importlib.import_module", "'tasks.imports:importlib.import_module' is Python's own"),
+        ("tasks.imports:Path.unlink", "'tasks.imports:Path.unlink' is Python's own"),
     ],
 )
 def test_wrong_reference_is_explained(reference: str, text: str) -> None:
@@ -54,6 +59,42 @@ def test_module_that_raises_while_imported_says_so(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError, match="ZeroDivisionError"):
         resolve("broken_inside:make")
+
+
+@pytest.mark.parametrize("named", ["unbound", "bound", "inside", "partial_of_it"])
+def test_function_of_python_is_recognised_in_a_module_of_ones_own(
+    named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disguise.py").write_text(
+        "import functools, os, pathlib, shutil\n"
+        "unbound, bound = shutil.rmtree, pathlib.Path('x').unlink\n"
+        "class Own:\n    inside = staticmethod(os.system)\n"
+        "inside = Own.inside\npartial_of_it = functools.partial(os.system, 'true')\n",
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=f"'disguise:{named}' is Python's own"):
+        resolve(f"disguise:{named}")
+
+
+def test_partial_of_ones_own_function_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "halved.py").write_text(
+        "import functools\ndef add(a, b):\n    return a + b\nmake = functools.partial(add, 1)\n", encoding="utf-8"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert call("halved:make", {"b": 2}) == 3
+
+
+@pytest.mark.parametrize("place", ["at once", "when called"])
+def test_module_that_ends_the_process_is_one_message(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = "sys.exit(0)" if place == "at once" else "def make():\n    sys.exit(3)"
+    name = f"leaves_{place.replace(' ', '_')}"
+    (tmp_path / f"{name}.py").write_text(f"import sys\n{body}\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=rf"'{name}:make' .*SystemExit"):
+        call(f"{name}:make", {})
 
 
 def test_unknown_argument_names_those_that_are_taken() -> None:
