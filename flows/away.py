@@ -9,7 +9,6 @@ A server that Prefect starts for one process alone is never away.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from prefect.events.worker import EventsWorker
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
+from pydantic import BaseModel
 
 from flows.abandoned import end_abandoned
 from tasks.workspace import write_json
@@ -56,6 +56,13 @@ class _End(Generic[R]):
         if self.error is not None:
             raise self.error
         return self.result  # type: ignore[return-value]  # None only where R is
+
+
+class _Note(BaseModel):
+    """How a run ended, for the server that it was a run of."""
+
+    server: str | None
+    state: State
 
 
 class Flow(prefect.Flow[P, R]):
@@ -137,19 +144,25 @@ def tell(action: Callable[[], R]) -> R | None:
 def report() -> None:
     """Tell the server how runs ended while it was away."""
     for path in sorted(_kept().glob("*.json")):
-        note = json.loads(path.read_text(encoding="utf-8"))
-        if note["server"] != _address():
+        try:
+            run, note = UUID(path.stem), _Note.model_validate_json(path.read_bytes())
+        except FileNotFoundError:  # another flow has told it meanwhile
+            continue
+        except ValueError:
+            log.warning("%s can't be read, so Prefect's page of that run stays as it is; delete the file", path)
+            continue
+        if note.server != _address():
             continue
         with get_client(sync_client=True) as client:
             try:
-                found = client.read_flow_run(UUID(path.stem))
-                if found.state is None or found.state.type != note["state"]["type"]:
-                    client.set_flow_run_state(found.id, State.model_validate(note["state"]), force=True)
+                found = client.read_flow_run(run)
+                if found.state is None or found.state.type != note.state.type:
+                    client.set_flow_run_state(found.id, note.state, force=True)
             except ObjectNotFound:
-                log.warning("Prefect's server knows no run %s any more", path.stem)
+                log.warning("Prefect's server knows no run %s any more", run)
             except httpx.HTTPError:
                 return
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def _keep(error: Exception | None) -> None:

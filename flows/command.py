@@ -34,6 +34,7 @@ def main(name: str, run: FlowFunction, summary: str, arguments: Sequence[str] | 
     Settings and workspace are checked before the engine starts, so that a fault in them costs no waiting.
     """
     given = parser(name, summary)
+    takes_workspace(given)
     given.add_argument("--no-commit", action="store_true", help="leave DVC alone")
     options = given.parse_args(arguments)
 
@@ -59,7 +60,7 @@ def execute(name: str, options: argparse.Namespace, action: Callable[[], object]
     except (SecateurError, OSError) as fault:
         if options.debug:
             raise
-        sys.stderr.write(f"{name}: {_message(fault, options.workspace)}\n")
+        sys.stderr.write(f"{name}: {_message(fault, getattr(options, 'workspace', None))}\n")
         sys.exit(FAULT)
     except KeyboardInterrupt:
         sys.stderr.write(f"\n{name}: interrupted; run the same command again to go on\n")
@@ -67,14 +68,24 @@ def execute(name: str, options: argparse.Namespace, action: Callable[[], object]
 
 
 def parser(name: str, summary: str) -> argparse.ArgumentParser:
+    """Return what every command that reads settings understands; a command takes no option that it doesn't heed."""
+    given = bare_parser(name, summary)
+    given.add_argument("--params", type=Path, default=DEFAULT_PARAMS, metavar="FILE", help="settings (%(default)s)")
+    return given
+
+
+def bare_parser(name: str, summary: str) -> argparse.ArgumentParser:
     """Return what every command understands."""
     given = argparse.ArgumentParser(prog=f"python -m flows.{name}", description=summary)
-    given.add_argument("--params", type=Path, default=DEFAULT_PARAMS, metavar="FILE", help="settings (%(default)s)")
+    given.add_argument("--debug", action="store_true", help="show the traceback of a fault")
+    return given
+
+
+def takes_workspace(given: argparse.ArgumentParser) -> None:
+    """Add the option of every command that works in a workspace."""
     given.add_argument(
         "--workspace", type=Path, default=DEFAULT_ROOT, metavar="DIR", help="where everything is written (%(default)s/)"
     )
-    given.add_argument("--debug", action="store_true", help="show the traceback of a fault")
-    return given
 
 
 def _commits(options: argparse.Namespace) -> bool:
@@ -92,10 +103,10 @@ def _end(name: str, number: int, _frame: object) -> NoReturn:
     sys.exit(ENDED_BY_SIGNAL + number)
 
 
-def _message(fault: SecateurError | OSError, workspace: Path) -> str:
+def _message(fault: SecateurError | OSError, workspace: Path | None) -> str:
     if isinstance(fault, SecateurError):
         return str(fault)
-    place = fault.filename or f"workspace {workspace}"
+    place = fault.filename or (f"workspace {workspace}" if workspace else f"folder {Path.cwd()}")
     return (
         f"the system refused a file operation: {place}: {fault.strerror or fault}. What was finished before is kept; "
         "mend the place or the disk's space and run the same command again"

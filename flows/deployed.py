@@ -16,6 +16,7 @@ from flows.engine import body_of, flow, send_event
 from flows.promote import promote as promote_flow
 from flows.restore import restore as restore_flow
 from flows.rollback import rollback as rollback_flow
+from flows.tidy import tidy as tidy_flow
 from tasks.params.requests import DEFAULT_PARAMS, SettingsFile, Trial, accept
 from tasks.params.settings import load
 from tasks.production import promotion
@@ -24,6 +25,8 @@ RESTORED = Path("restored")
 REGISTERED = "secateur.candidate.registered"
 
 Number = Annotated[int, Field(ge=1, le=1_000_000)]
+Cache = Annotated[bool, Field(description="DVC's cache too; not where other projects share it.")]
+DryRun = Annotated[bool, Field(description="Only say what would be removed.")]
 
 
 @flow(name="compress", typed=True)
@@ -70,3 +73,14 @@ def restore(version: Number | None = None, alias: Literal["candidate", "producti
     into = RESTORED / (f"version-{version}" if alias is None else alias)
     number = None if version is None else str(version)
     body_of(restore_flow)(str(into), number, alias, params=str(DEFAULT_PARAMS))
+
+
+@flow(name="tidy", typed=True)
+def tidy(cache: Cache = False, dry_run: DryRun = False) -> None:
+    """Remove trials and runs that are older than `tidy.keep_days`; never what a version in the registry needs.
+
+    Args:
+        cache: Also remove from DVC's cache what no commit, no version and not the folder itself needs.
+        dry_run: Only say what would be removed.
+    """
+    body_of(tidy_flow)(cache=cache, dry_run=dry_run)

@@ -64,6 +64,7 @@ def _conclude(settings: Settings, shared: Workspace, workspaces: dict[str, Works
 def main() -> None:
     """Run the flow from the command line."""
     given = command.parser(NAME, "Run the pipeline for every target of frontier.targets, and compare.")
+    command.takes_workspace(given)
     given.add_argument("--into", type=Path, default=FRONTIER, metavar="DIR", help="where it is written (%(default)s/)")
     options = given.parse_args()
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from flows.command import FAULT
+from flows.command import FAULT, bare_parser
 from flows.servers import Programs, mlflow_server, prefect_server, programs
 from pruning.errors import SecateurError
 from tasks.params.requests import DEFAULT_PARAMS
@@ -23,8 +23,18 @@ def show_pages(settings: Settings, started: Programs) -> str:
     return api
 
 
-def until_interrupted(name: str, run: Callable[[Settings, Programs], object]) -> None:
-    """Start programs and keep them until Ctrl-C or until one ends by itself, which is a fault."""
+def until_interrupted(
+    name: str, summary: str, run: Callable[[Settings, Programs], object], arguments: Sequence[str] | None = None
+) -> None:
+    """Start programs and keep them until Ctrl-C or until one ends by itself, which is a fault.
+
+    Args:
+        name: The command's.
+        summary: What it does, for its help.
+        run: Starts the programs.
+        arguments: Of the command line; None for the process's own.
+    """
+    options = bare_parser(name, summary).parse_args(arguments)
     try:
         settings = load(DEFAULT_PARAMS)
         with programs() as started:
@@ -35,9 +45,11 @@ def until_interrupted(name: str, run: Callable[[Settings, Programs], object]) ->
     except KeyboardInterrupt:
         sys.stderr.write(f"\n{name}: ended\n")
     except (SecateurError, OSError) as fault:
+        if options.debug:
+            raise
         sys.stderr.write(f"{name}: {fault}\n")
         sys.exit(FAULT)
 
 
 if __name__ == "__main__":
-    until_interrupted("pages", show_pages)
+    until_interrupted("pages", "Show Prefect's and MLflow's pages until Ctrl-C.", show_pages)

@@ -92,6 +92,7 @@ def _show(case: Case) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the flow from the command line: exit code 0 promoted, 1 refused, 2 a fault."""
     given = command.parser(NAME, SUMMARY)
+    command.takes_workspace(given)
     given.add_argument("--approve", action="store_true", help="say yes, where promote.require_approval asks a person")
     options = given.parse_args(arguments)
 

@@ -59,6 +59,7 @@ def restore(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the flow from the command line."""
     given = command.parser(NAME, "Bring back the exact files of a registered version, every hash compared.")
+    command.takes_workspace(given)
     which = given.add_mutually_exclusive_group(required=True)
     which.add_argument("--version", metavar="N", help="a version's number")
     which.add_argument("--alias", metavar="NAME", help="candidate, production, previous")

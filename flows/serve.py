@@ -34,7 +34,7 @@ def serve(settings: Settings, started: Programs) -> None:
         ServiceError: Another `serve` runs here, or a program refuses.
     """
     Versions()
-    _alone(started)
+    stay_alone(started)
     environment = {
         "PREFECT_API_URL": show_pages(settings, started),
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
@@ -48,12 +48,16 @@ def serve(settings: Settings, started: Programs) -> None:
     sys.stdout.write(f"{'worker':<8} runs the deployments of prefect.yaml in {Path.cwd()}\n")
 
 
-def _alone(started: Programs) -> None:
-    """Hold a lock until the process ends: two schedulers on one database would race for its runs."""
+def stay_alone(started: Programs) -> None:
+    """Hold a lock while the programs run: two schedulers on one database would race for its runs.
+
+    Raises:
+        ServiceError: Another process holds it.
+    """
     started.logs.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(started.logs / ".serve.lock", is_singleton=True)
+    lock = FileLock(started.logs / ".serve.lock")
     try:
-        lock.acquire(blocking=False)
+        started.hold(lock)
     except Timeout as error:
         raise ServiceError(f"another `make serve` runs by {lock.lock_file}; end that one first") from error
 
@@ -72,4 +76,4 @@ def _set_up(command: list[str], environment: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    until_interrupted("serve", serve)
+    until_interrupted("serve", "Run what prefect.yaml deploys, with servers and a worker, until Ctrl-C.", serve)

@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
+from filelock import BaseFileLock
 
 from pruning.errors import SecateurError
 from tasks.params.settings import Settings
@@ -41,6 +42,16 @@ class Programs:
 
     logs: Path
     _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _held: list[BaseFileLock] = field(default_factory=list)
+
+    def hold(self, lock: BaseFileLock) -> None:
+        """Hold a lock as long as programs run.
+
+        Raises:
+            Timeout: Another process holds it.
+        """
+        lock.acquire(blocking=False)
+        self._held.append(lock)
 
     def start(self, name: str, command: list[str], environment: Mapping[str, str] | None = None) -> None:
         """Start a program of our environment, in a group of its own, so that Ctrl-C reaches us first."""
@@ -93,6 +104,8 @@ class Programs:
             for process in psutil.wait_procs(left, timeout=PATIENCE_S)[1]:
                 process.kill()
         self._running.clear()
+        while self._held:
+            self._held.pop().release()
 
     def _log(self, name: str) -> Path:
         return self.logs / f"{name.lower()}.log"

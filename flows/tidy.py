@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
-
-from pydantic import Field
+from pathlib import Path
 
 from flows import command
 from flows.engine import PLAIN, flow, remove_flow_runs
+from pruning.errors import SettingsError
 from tasks.lock import locked
 from tasks.params.requests import DEFAULT_PARAMS
 from tasks.params.settings import load
@@ -18,22 +17,26 @@ from tasks.workspace import DEFAULT_ROOT, Workspace
 
 NAME = "tidy"
 
-Cache = Annotated[bool, Field(description="DVC's cache too; not where other projects share it.")]
-DryRun = Annotated[bool, Field(description="Only say what would be removed.")]
 
-
-@flow(name=NAME, typed=True)
-def tidy(cache: Cache = False, dry_run: DryRun = False) -> None:
+@flow(name=NAME)
+def tidy(params: str = "params.yaml", cache: bool = False, dry_run: bool = False) -> None:
     """Remove trials and runs that are older than `tidy.keep_days`; never what a version in the registry needs.
 
     Args:
+        params: The settings file: how long things are kept, and where MLflow's runs are.
         cache: Also remove from DVC's cache what no commit, no version and not the folder itself needs.
         dry_run: Only say what would be removed.
 
     Raises:
+        SettingsError: The cache is to be tidied by the registry of other settings than those that filled it.
         WorkspaceError: A store can't be used, or a run is at work.
     """
-    settings = load(DEFAULT_PARAMS)
+    if cache and Path(params) != DEFAULT_PARAMS:
+        raise SettingsError(
+            f"DVC's cache holds what {DEFAULT_PARAMS} asked for, and the registry that {params} names may not know of "
+            f"all that is needed; leave out --cache, or tidy by {DEFAULT_PARAMS}"
+        )
+    settings = load(Path(params))
     before = datetime.now(UTC) - timedelta(days=settings.tidy.keep_days)
     verb = "would go" if dry_run else "removed"
     trials = tidying.remove_trials(before, dry_run=dry_run)
@@ -53,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.add_argument("--cache", action="store_true", help="DVC's cache too; not where other projects share it")
     given.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     options = given.parse_args(arguments)
-    command.execute(NAME, options, lambda: tidy(options.cache, options.dry_run))
+    command.execute(NAME, options, lambda: tidy(str(options.params), options.cache, options.dry_run))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,12 @@ class Versions:
                 "or add --no-commit"
             ) from error
         except SCMError as error:
+            here = Path.cwd()
+            if not any((folder / ".git").exists() for folder in (here, *here.parents)):
+                raise WorkspaceError(
+                    f"{here} is in no Git repository, which DVC needs (a downloaded archive is none); run `git init` "
+                    "here and the same command again"
+                ) from error
             raise WorkspaceError(
                 f"DVC can't use the Git repository of this folder ({error}); mend it, or add --no-commit"
             ) from error

@@ -63,6 +63,22 @@ def test_end_that_was_kept_stays_until_its_own_server_is_there(
     assert len(list((tmp_path / "unreported").iterdir())) == 2
 
 
+def test_note_that_another_flow_has_just_told_or_that_is_damaged_holds_up_no_flow(
+    nobody_listens: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    notes = tmp_path / "unreported"
+    notes.mkdir()
+    (notes / f"{uuid4()}.json").symlink_to("gone")  # listed, and no longer there when it is read
+    damaged = ["", "[", "null", "[]", '{"server": 1}', '{"server": null, "state": {"type": "NONE"}}', "[" * 100_000]
+    for content in damaged:
+        (notes / f"{uuid4()}.json").write_text(content, encoding="utf-8")
+    (notes / "no-uuid.json").write_text('{"server": null, "state": {"type": "COMPLETED"}}', encoding="utf-8")
+    with caplog.at_level(logging.WARNING, "secateur"):
+        away.report()
+    assert caplog.text.count("can't be read") == len(damaged) + 1
+
+
 def test_server_of_one_process_is_never_away() -> None:
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
         assert not away.is_away()

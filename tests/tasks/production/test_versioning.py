@@ -73,6 +73,17 @@ def test_folder_without_a_repository_is_one_message(tmp_path: Path, monkeypatch:
         Versions()
 
 
+def test_repository_from_an_archive_without_git_says_what_makes_it_one(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(".git")
+    with pytest.raises(WorkspaceError, match=r"in no Git repository.*run `git init`") as refused:
+        Versions()
+    assert "--no-commit" not in str(refused.value)  # `make run` can't take it
+    subprocess.run(["git", "init", "-q"], check=True)
+    assert Versions().changed()
+
+
 def test_folder_comes_back_from_the_cache_and_from_the_remote(repository: Path) -> None:
     versions = Versions()
     write(repository / "out", "1")
