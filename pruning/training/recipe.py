@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, model_validator
 from torch import nn
 
 
@@ -23,15 +23,15 @@ class Sparsity(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     penalty: Literal["group_lasso", "bn_scale"]
-    share: float = Field(gt=0, le=0.9)
-    ramp: float = Field(default=0.5, gt=0, le=1)
+    share: StrictFloat = Field(gt=0, le=0.9)
+    ramp: StrictFloat = Field(default=0.5, gt=0, le=1)
 
 
 class Recipe(BaseModel):
     """How to train: frozen, and unknown keys are refused.
 
     Attributes:
-        name: what reports call it.
+        name: what reports call it, and the file that keeps its training: letters, digits, dashes, dots.
         epochs: passes over the samples.
         learning_rate: the highest rate of the run.
         schedule: the learning rate over the run, see `learning_rate_at`.
@@ -49,19 +49,19 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = "recipe"
-    epochs: int = Field(default=5, ge=1)
-    learning_rate: float = Field(default=0.05, gt=0)
+    name: str = Field(default="recipe", max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
+    epochs: StrictInt = Field(default=5, ge=1, le=100_000)
+    learning_rate: StrictFloat = Field(default=0.05, gt=0, le=1000)
     schedule: Literal["cosine", "linear", "constant", "one_cycle"] = "cosine"
-    warmup_epochs: float = Field(default=0.0, ge=0)
+    warmup_epochs: StrictFloat = Field(default=0.0, ge=0, le=100_000)
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=5e-4, ge=0)
-    batch_size: int = Field(default=128, ge=1)
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    gradient_clip: float | None = Field(default=None, gt=0)
-    distillation: float = Field(default=0.0, ge=0, le=1)
-    temperature: float = Field(default=4.0, gt=0)
+    momentum: StrictFloat = Field(default=0.9, ge=0, lt=1)
+    weight_decay: StrictFloat = Field(default=5e-4, ge=0, le=1000)
+    batch_size: StrictInt = Field(default=128, ge=1, le=1_000_000)
+    label_smoothing: StrictFloat = Field(default=0.0, ge=0, lt=1)
+    gradient_clip: StrictFloat | None = Field(default=None, gt=0, le=1_000_000)
+    distillation: StrictFloat = Field(default=0.0, ge=0, le=1)
+    temperature: StrictFloat = Field(default=4.0, gt=0, le=1000)
     sparsity: Sparsity | None = None
 
     @model_validator(mode="after")

@@ -10,11 +10,15 @@ from pydantic_core import ErrorDetails
 
 from pruning.errors import unknown_name
 
+_MOST = 20  # faults
+_LONGEST = 200  # characters of a value
+
 
 def describe(error: ValidationError, root: type[BaseModel]) -> list[str]:
     """List the faults of a validation, one line each, as `path: what was found, what was expected`."""
     faults = error.errors()
-    return [f"{_path(fault['loc'])}: {_text(fault, root)}" for fault in faults if not _follows(fault, faults)]
+    found = [f"{_path(fault['loc'])}: {_text(fault, root)}" for fault in faults if not _follows(fault, faults)]
+    return found if len(found) <= _MOST else [*found[:_MOST], f"and {len(found) - _MOST} more"]
 
 
 def _follows(fault: ErrorDetails, faults: list[ErrorDetails]) -> bool:
@@ -36,14 +40,25 @@ def _text(fault: ErrorDetails, root: type[BaseModel]) -> str:
         return unknown_name("setting", str(location[-1]), _known(root, location[:-1]))
     if kind == "missing":
         return "is missing"
+    if kind == "invalid_key":
+        return f"the key {location[-1]!r} is no text; expected a name"
     if kind == "literal_error":
         choices = [str(choice) for choice in _literal_choices(root, location)]
         if choices:
             return unknown_name("choice", str(found), choices)
     if kind == "value_error":
         text = str(fault.get("ctx", {}).get("error", fault["msg"]))
-        return text if isinstance(found, Mapping) or repr(found) in text else f"found {found!r}: {text}"
-    return f"found {found!r}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
+        return text if isinstance(found, Mapping) or repr(found) in text else f"found {_shown(found)}: {text}"
+    return f"found {_shown(found)}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def _shown(found: Any) -> str:
+    """Write a value, shortened; a number with too many digits for Python to write is one too."""
+    try:
+        text = repr(found)
+    except ValueError:
+        text = f"{type(found).__name__} of very many digits"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def _known(root: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

@@ -1,13 +1,14 @@
-"""Settings that are names: import strings, built-in losses, metrics and criteria, files, devices."""
+"""Settings by themselves: import strings, built-in losses, metrics and criteria, files, devices, bounded numbers."""
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, StrictFloat, StrictInt
 
 from pruning.criteria import criterion_names
 from pruning.errors import SettingsError, unknown_name
@@ -15,6 +16,9 @@ from tasks import imports
 
 LOSSES = {"cross_entropy": "pruning.evaluation:cross_entropy"}
 METRICS = {"accuracy": "pruning.evaluation:top1"}
+
+MOST_THREADS = 1024
+_WIDEST = 4096  # of the multiples that widths are rounded to
 
 
 def _importable(reference: str) -> str:
@@ -56,9 +60,11 @@ def as_pattern(value: Any) -> tuple[int, int]:
 
 
 def existing_file(value: Path) -> Path:
-    """Accept a file that is there."""
+    """Accept a file that is there; a device or a pipe might never end."""
     if not value.exists():
         raise ValueError(f"there is no file {value}")
+    if not value.is_file():
+        raise ValueError(f"{value} is no file")
     return value
 
 
@@ -76,10 +82,34 @@ def usable_device(value: str) -> str:
 def _count_or_auto(value: int | str) -> int | str:
     if value != "auto" and (isinstance(value, str) or value < 1):
         raise ValueError("expected a number of 1 or more, or auto")
+    if isinstance(value, int) and value > _WIDEST:
+        raise ValueError(f"expected {_WIDEST:,} at most, or auto")
     return value
+
+
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    """Accept what JSON can say: it has one text, by which it is hashed, and the same text again means the same."""
+    if wrong := _not_plain(value, ""):
+        raise ValueError(f"{wrong}; expected texts, finite numbers, true, false, null, lists, and mappings by name")
+    return value
+
+
+def _not_plain(value: Any, place: str) -> str | None:
+    """Return what of a value JSON can't say; None if nothing."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"{place} is {value}"
+    if isinstance(value, dict | list):
+        parts = value if isinstance(value, dict) else dict(enumerate(value))
+        if odd := [key for key in value if isinstance(value, dict) and not isinstance(key, str)]:
+            return f"the key {odd[0]!r} is no text"
+        return next((wrong for key, part in parts.items() if (wrong := _not_plain(part, f"{place}[{key!r}]"))), None)
+    return None if value is None or isinstance(value, str | int) else f"{place} is a {type(value).__name__}, {value!r}"
 
 
 ImportString = Annotated[str, AfterValidator(_importable)]
 CriterionName = Annotated[str, AfterValidator(_known_criterion)]
-RoundTo = Annotated[int | str, AfterValidator(_count_or_auto)]
-Share = Annotated[float, Field(gt=0, lt=1)]
+RoundTo = Annotated[StrictInt | str, AfterValidator(_count_or_auto)]
+Arguments = Annotated[dict[str, Any], AfterValidator(_plain)]
+Share = Annotated[StrictFloat, Field(gt=0, lt=1)]
+Threads = Annotated[StrictInt, Field(ge=0, le=MOST_THREADS)]
+TimedBatch = Annotated[StrictInt, Field(ge=1, le=4096)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, StrictFloat, StrictInt, model_validator
 
 from pruning.choosing.selection import Normalise
 from pruning.recovery.reconstruction import RIDGE
@@ -34,9 +34,9 @@ class Target(Section):
 
     mac_reduction: Share | None = None
     parameter_reduction: Share | None = None
-    size_bytes: int | None = Field(default=None, gt=0)
+    size_bytes: StrictInt | None = Field(default=None, gt=0, le=10**13)
     latency_reduction: Share | None = None
-    latency_ms: float | None = Field(default=None, gt=0)
+    latency_ms: StrictFloat | None = Field(default=None, gt=0, le=10_000_000)
     weight_sparsity: Share | None = None
     pattern: Annotated[Pattern, BeforeValidator(as_pattern)] | None = None
 
@@ -74,7 +74,7 @@ class Allocation(Section):
     by: Literal["sensitivity", "local", "global", "scoped", "search"] = "sensitivity"
     normalise: Normalise = "mean"
     scopes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    candidates: int = Field(default=50, ge=1)
+    candidates: StrictInt = Field(default=50, ge=1, le=100_000)
 
     @model_validator(mode="after")
     def _scopes_are_given_where_they_are_used(self) -> Self:
@@ -90,15 +90,15 @@ class Recover(Section):
     """What is done to a narrowed model before it is trained; it looks at inputs alone."""
 
     method: Literal["none", "recalibrate", "absorb_means", "fold", "reconstruct"] = "recalibrate"
-    num_samples: int = Field(default=1024, ge=2)
-    ridge: float = Field(default=RIDGE, gt=0)
+    num_samples: StrictInt = Field(default=1024, ge=2, le=10_000_000)
+    ridge: StrictFloat = Field(default=RIDGE, gt=0, le=1_000_000)
 
 
 class Start(Section):
     """With which weights training begins after a step: the last ones, earlier ones, or fresh ones."""
 
     weights: Literal["keep", "rewind", "random"] = "keep"
-    epoch: int | None = Field(default=None, ge=1)
+    epoch: StrictInt | None = Field(default=None, ge=1, le=100_000)
 
     @model_validator(mode="after")
     def _rewinds_to_an_epoch(self) -> Self:
@@ -117,5 +117,5 @@ class Weights(Section):
 class Gates(Section):
     """How gates learn, where `kind` is dynamic."""
 
-    weight: float = Field(default=100.0, gt=0)
-    ramp: float = Field(default=0.5, gt=0, le=1)
+    weight: StrictFloat = Field(default=100.0, gt=0, le=1_000_000)
+    ramp: StrictFloat = Field(default=0.5, gt=0, le=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StrictFloat, StrictInt, model_validator
 
 from pruning.choosing.schedule import ScheduleSettings
 from pruning.criteria import find_criterion
@@ -23,25 +23,25 @@ class Prune(Section):
     target: Target
     criterion: CriterionName = "l2_norm"
     schedule: Literal["linear", "geometric", "cubic"] = "linear"
-    iterations: int = Field(default=4, ge=1)
+    iterations: StrictInt = Field(default=4, ge=1, le=1000)
     first_step: Share | None = None
     backoff: Share = 0.5
     smallest_step: Share = 0.02
-    max_attempts: int = Field(default=12, ge=1)
-    max_accuracy_drop: float = Field(default=0.01, ge=0, lt=1)
+    max_attempts: StrictInt = Field(default=12, ge=1, le=10_000)
+    max_accuracy_drop: StrictFloat = Field(default=0.01, ge=0, lt=1)
     max_group_rate: Share = 0.75
-    keep_at_least: int = Field(default=1, ge=1)
+    keep_at_least: StrictInt = Field(default=1, ge=1, le=1_000_000)
     round_to: RoundTo = "auto"
     measure_latency: bool = True
     ignore: tuple[str, ...] = ()
-    criterion_samples: int = Field(default=1024, ge=1)
+    criterion_samples: StrictInt = Field(default=1024, ge=1, le=10_000_000)
     allocation: Allocation = Allocation()
     start: Start = Start()
     reversible: bool = False
     weights: Weights = Weights()
     gates: Gates = Gates()
     recover: Recover = Recover()
-    recipes: tuple[Recipe, ...]
+    recipes: tuple[Recipe, ...] = Field(max_length=100)
     allow_other_data: bool = False
 
     @model_validator(mode="after")

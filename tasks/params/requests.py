@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, StrictFloat, StrictInt
 
 from pruning.errors import SettingsError
 from tasks.params.section import Section
@@ -42,15 +42,19 @@ class Trial(Section):
         max_length=40,
         description="Its workspace is trials/NAME. Lower-case letters, digits, dashes.",
     )
-    target: float | None = Field(
+    target: StrictFloat | None = Field(
         default=None, gt=0, lt=1, description="Share to be removed, of what prune.target names; empty: as in the file."
     )
-    iterations: int | None = Field(default=None, ge=1, le=100, description="Number of goals on the way to the target.")
-    max_accuracy_drop: float | None = Field(
+    iterations: StrictInt | None = Field(
+        default=None, ge=1, le=100, description="Number of goals on the way to the target."
+    )
+    max_accuracy_drop: StrictFloat | None = Field(
         default=None, ge=0, lt=1, description="What validation accuracy may lose, as a fraction."
     )
-    max_attempts: int | None = Field(default=None, ge=1, le=1000, description="The loop ends after so many attempts.")
-    seed: int | None = Field(default=None, ge=0, lt=2**31, description="Of every random choice.")
+    max_attempts: StrictInt | None = Field(
+        default=None, ge=1, le=1000, description="The loop ends after so many attempts."
+    )
+    seed: StrictInt | None = Field(default=None, ge=0, lt=2**31, description="Of every random choice.")
 
 
 @dataclass(frozen=True)

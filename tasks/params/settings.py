@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, StrictFloat, StrictInt, ValidationError, model_validator
 
 from pruning.choosing.sensitivity import Sweep
 from pruning.errors import SettingsError
 from pruning.training.recipe import Recipe
 from tasks.params.faults import describe
-from tasks.params.names import LOSSES, METRICS, CriterionName, ImportString, Share, existing_file, named, usable_device
+from tasks.params.names import (
+    LOSSES,
+    METRICS,
+    MOST_THREADS,
+    Arguments,
+    CriterionName,
+    ImportString,
+    Share,
+    Threads,
+    TimedBatch,
+    existing_file,
+    named,
+    usable_device,
+)
 from tasks.params.prune_parts import Target
 from tasks.params.prune_settings import Prune
 from tasks.params.section import Section
@@ -21,29 +34,29 @@ from tasks.params.yaml_file import read_mapping
 class Run(Section):
     """What holds for every stage."""
 
-    seed: int = Field(default=0, ge=0)
-    threads: int = Field(default=1, ge=1)
+    seed: StrictInt = Field(default=0, ge=0, lt=2**31)
+    threads: StrictInt = Field(default=1, ge=1, le=MOST_THREADS)
     device: Annotated[str, AfterValidator(usable_device)] = "cpu"
 
 
 class Machine(Section):
     """What of this machine is used; no output depends on it."""
 
-    processes: int = Field(default=1, ge=1, le=256)
+    processes: StrictInt = Field(default=1, ge=1, le=256)
 
 
 class Data(Section):
     """Where the samples come from: a function that returns `zoo.datasets.Splits`."""
 
     factory: ImportString
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments: Arguments = Field(default_factory=dict)
 
 
 class Model(Section):
     """Which network: a function that returns a module, and weights that it starts from."""
 
     factory: ImportString
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments: Arguments = Field(default_factory=dict)
     weights: Annotated[Path, AfterValidator(existing_file)] | None = None
 
 
@@ -51,7 +64,7 @@ class Augment(Section):
     """How a batch of inputs is varied while training: a function of the inputs and a generator."""
 
     function: ImportString
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments: Arguments = Field(default_factory=dict)
 
 
 class Training(Section):
@@ -60,14 +73,14 @@ class Training(Section):
     loss: Annotated[str, named("loss", LOSSES)] = LOSSES["cross_entropy"]
     metric: Annotated[str, named("metric", METRICS)] = METRICS["accuracy"]
     augment: Augment | None = None
-    batch_size: int = Field(default=256, ge=1)
+    batch_size: StrictInt = Field(default=256, ge=1, le=1_000_000)
 
 
 class Baseline(Section):
     """How the baseline is trained; without a recipe `model.weights` are taken as they are."""
 
     recipe: Recipe | None = None
-    keep_epochs: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    keep_epochs: tuple[Annotated[StrictInt, Field(ge=1, le=100_000)], ...] = Field(default=(), max_length=1000)
 
     @model_validator(mode="after")
     def _epochs_are_trained(self) -> Self:
@@ -81,33 +94,33 @@ class Analyze(Section):
     """How the sensitivity of each group is measured."""
 
     criterion: CriterionName = "l2_norm"
-    rates: tuple[Share, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    rates: tuple[Share, ...] = Field(default=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), max_length=100)
     sweep: Sweep = "knee"
-    fraction: float = Field(default=1.0, ge=0.5, le=1)
-    criterion_samples: int = Field(default=1024, ge=1)
+    fraction: StrictFloat = Field(default=1.0, ge=0.5, le=1)
+    criterion_samples: StrictInt = Field(default=1024, ge=1, le=10_000_000)
 
 
 class Profile(Section):
     """What latencies are predicted from: measured here, or brought along as a file."""
 
     provider: str = "CPUExecutionProvider"
-    threads: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(1,), min_length=1)
-    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (1, 32)
+    threads: tuple[Threads, ...] = Field(default=(1,), min_length=1, max_length=20)
+    batch_sizes: tuple[TimedBatch, ...] = Field(default=(1, 32), max_length=20)
     path: Annotated[Path, AfterValidator(existing_file)] | None = None
 
 
 class Export(Section):
     """Which ONNX operator set the file uses."""
 
-    opset: int = Field(default=20, ge=18)
+    opset: StrictInt = Field(default=20, ge=18, le=25)
 
 
 class Benchmark(Section):
     """How latency is measured."""
 
-    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 32), min_length=1)
-    threads: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(1, 0), min_length=1)
-    rounds: int = Field(default=50, ge=1)
+    batch_sizes: tuple[TimedBatch, ...] = Field(default=(1, 32), min_length=1, max_length=20)
+    threads: tuple[Threads, ...] = Field(default=(1, 0), min_length=1, max_length=20)
+    rounds: StrictInt = Field(default=50, ge=1, le=100_000)
 
 
 class Tracking(Section):
@@ -122,25 +135,25 @@ class Tracking(Section):
 class Promote(Section):
     """What a candidate has to show against production before it takes its place."""
 
-    max_accuracy_drop: float = Field(default=0.005, ge=0, lt=1)
-    min_parity: float = Field(default=1.0, ge=0, le=1)
-    max_more_macs: float = Field(default=0.0, ge=0)
-    max_more_size: float = Field(default=0.0, ge=0)
-    max_more_latency: float = Field(default=0.1, ge=0)
+    max_accuracy_drop: StrictFloat = Field(default=0.005, ge=0, lt=1)
+    min_parity: StrictFloat = Field(default=1.0, ge=0, le=1)
+    max_more_macs: StrictFloat = Field(default=0.0, ge=0, le=1000)
+    max_more_size: StrictFloat = Field(default=0.0, ge=0, le=1000)
+    max_more_latency: StrictFloat = Field(default=0.1, ge=0, le=1000)
     require_approval: bool = False
 
 
 class Tidy(Section):
     """What `flows.tidy` removes."""
 
-    keep_days: int = Field(default=30, ge=0, le=36500)
+    keep_days: StrictInt = Field(default=30, ge=0, le=36500)
 
 
 class Frontier(Section):
     """What `flows.frontier` compares: `prune.target` by each of these."""
 
     targets: tuple[Target, ...] = Field(
-        default=tuple(Target(mac_reduction=share) for share in (0.3, 0.5, 0.7, 0.85)), min_length=1
+        default=tuple(Target(mac_reduction=share) for share in (0.3, 0.5, 0.7, 0.85)), min_length=1, max_length=100
     )
 
     @model_validator(mode="after")

@@ -1,7 +1,8 @@
-"""Read and write YAML files: plain values only, no key twice, of a size that a person may have written."""
+"""Read and write YAML files: plain values only, no key twice, of a size and depth that a person may have written."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,71 @@ import yaml
 from pruning.errors import SettingsError
 from pruning.files.writing import replace_file
 
-MOST_BYTES = 1_000_000
+MOST_BYTES = 100_000
+MOST_VALUES = 10_000
+"""With those that aliases repeat."""
+DEEPEST = 40
+LONGEST_VALUE = 2_000
+
+_KINDS = {yaml.ScalarNode: "text", yaml.SequenceNode: "list", yaml.MappingNode: "mapping"}
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which would silently let the last of two equal keys win, made to refuse the second."""
+    """PyYAML's safe loader, made to refuse what it takes silently, or takes for ever over: keys twice, alias bombs."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+        self._num_values = 0  # below the node that is being composed
+        self._sizes: dict[int, int] = {}  # values of each node that is composed, itself among them
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        here = self.peek_event()  # type: ignore[no-untyped-call]
+        alias = isinstance(here, yaml.AliasEvent)
+        outer, self._num_values, self._depth = self._num_values, 1, self._depth + 1
+        if self._depth > DEEPEST:
+            raise _fault(f"nested deeper than {DEEPEST} levels", here)
+        node = super().compose_node(parent, index)
+        if alias and id(node) not in self._sizes:
+            raise _fault(f"*{here.anchor} is an alias of what it is part of", here)
+        size = self._sizes.setdefault(id(node), self._num_values)
+        self._num_values, self._depth = outer + size, self._depth - 1
+        if self._num_values > MOST_VALUES:
+            raise _fault(f"with what aliases repeat, it holds more than {MOST_VALUES:,} values", here)
+        return node
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        node = super().compose_scalar_node(anchor)
+        if len(node.value) > LONGEST_VALUE:
+            raise _fault(f"a value has {len(node.value):,} characters; expected at most {LONGEST_VALUE:,}", node)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _fault(f"a key is a {_KINDS[type(key_node)]}; expected a name", key_node)
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                where = f"line {key_node.start_mark.line + 1}"
-                raise yaml.constructor.ConstructorError(None, None, f"{where}: the key {key!r} occurs twice")
+                raise _fault(f"the key {key!r} occurs twice", key_node)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, OverflowError) as error:  # a date that is none, a number that is too long
+            raise _fault(f"{node.value!r} can't be read ({error})", node) from error
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which quotes texts that `_Loader` would take for numbers."""
+
+
+_EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$")  # YAML 1.1 takes 5e-4, without a dot, for a text
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, [*"-+0123456789"])
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -35,6 +86,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
         SettingsError: The file isn't there, is too large, isn't YAML, has a key twice, or holds something else.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device might never end
+            raise SettingsError(f"the settings file {path} is no file; give one with --params FILE")
         if (size := path.stat().st_size) > MOST_BYTES:
             raise SettingsError(f"the settings file {path} has {size:,} bytes; expected at most {MOST_BYTES:,}")
         found = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  # a SafeLoader
@@ -55,7 +108,11 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 def write_mapping(path: Path, value: dict[str, Any]) -> None:
     """Write a file that holds one mapping of plain values, whole or not at all."""
-    replace_file(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode())
+    replace_file(path, yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True).encode())
+
+
+def _fault(problem: str, where: Any) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, where.start_mark)
 
 
 def _one_line(error: yaml.YAMLError) -> str:

@@ -134,5 +134,5 @@ def test_tag_in_a_settings_file_of_the_repository_is_refused(repository: Any) ->
 def test_oversized_settings_file_is_refused_unread(repository: Any) -> None:
     with Path("params.yaml").open("a", encoding="utf-8") as stream:
         stream.write("#" * MOST_BYTES)
-    with pytest.raises(SettingsError, match="expected at most 1,000,000"):
+    with pytest.raises(SettingsError, match="expected at most 100,000"):
         load(Path("params.yaml"))
