@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
 import pruning
 from benchmarks.architectures import Architecture
 from pruning.algebra.axes import SINGLE, leaves
 from pruning.algebra.equation import EXTENT
+from pruning.containers import with_tensors
 from pruning.structure.verification import outputs_of, relative_difference
 
 RATE = 0.3
@@ -166,11 +166,11 @@ def layer_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def in_float64(masked: nn.Module, dense: nn.Module, inputs: Any) -> float:
     """The difference in double precision, where a difference that is rounding vanishes; NaN where it can't be run."""
 
-    def widen(value: Any) -> Any:
-        return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+    def widen(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.double() if tensor.is_floating_point() else tensor
 
     try:
-        wide = tree_map(widen, inputs)
+        wide = with_tensors(inputs, widen)
         return relative_difference(
             outputs_of(deepcopy(masked).double(), wide), outputs_of(deepcopy(dense).double(), wide)
         )

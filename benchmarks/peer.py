@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.architectures import Architecture
@@ -35,6 +34,7 @@ from benchmarks.measure import (
     reset_peak,
 )
 from pruning.algebra.axes import leaves
+from pruning.containers import find_tensors
 from pruning.structure.verification import outputs_of, relative_difference
 from pruning.tracing.trace import trace
 from pruning.tracing.watch import Inputs
@@ -111,7 +111,7 @@ def _make_pruner(model: nn.Module, example: Inputs, ignored: list[str]) -> Any:
 
 
 def _tensors(outputs: Any) -> list[Tensor]:
-    return [t for t in tree_flatten(outputs)[0] if isinstance(t, Tensor) and t.grad_fn is not None]
+    return [t for t in find_tensors(outputs) if t.grad_fn is not None]
 
 
 def _prune(pruner: Any) -> int:

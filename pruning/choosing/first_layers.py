@@ -23,6 +23,7 @@ from torch.utils import deterministic
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning.choosing.pass_order import PassOrder, Unsuitable, address, read_order, tensors_of
+from pruning.containers import find_tensors
 from pruning.evaluation import Forward, Samples, check_samples, device_of, restored_modes, whole_pass
 from pruning.tracing.trace import Trace
 
@@ -104,8 +105,9 @@ class FirstLayers:
                 self._kept[batch] = resumed.taken
             self._cut = cut
             inputs = self._inputs(_PROOF)
-            whole, shared = tensors_of(self._model(inputs)), tensors_of(self._resume(self._model, _PROOF, inputs))
-        if len(whole) != len(shared) or not all(map(torch.equal, whole, shared)):
+            whole = find_tensors(self._model(inputs))
+            shared = find_tensors(self._resume(self._model, _PROOF, inputs))
+        if not whole or len(whole) != len(shared) or not all(map(torch.equal, whole, shared)):
             raise Unsuitable("its outputs would not be the same")
 
     def _resume(self, model: nn.Module, batch: int, inputs: Tensor) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pruning.containers import find_tensors
 from pruning.evaluation import restored_modes
 from pruning.rules.call import operator_name
 
@@ -87,7 +88,7 @@ def read_order(model: nn.Module, inputs: Tensor) -> PassOrder:
     with torch.no_grad(), restored_modes(model):
         model.eval()
         with recorder:
-            outputs = model(inputs)
+            outputs = find_tensors(model(inputs))
     return recorder.order(outputs)
 
 
@@ -103,7 +104,7 @@ def address(tensor: Tensor) -> int:
 
 
 def tensors_of(*values: Any) -> list[Tensor]:
-    """Return the tensors in nested arguments or results."""
+    """Return the tensors in nested arguments or results of an operator."""
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
@@ -169,7 +170,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         self.steps.append(Step(func, kind, reads, makes))
         return result
 
-    def order(self, outputs: Any) -> PassOrder:
-        last = {self.number(tensor) for tensor in tensors_of(outputs)} & self.made_at.keys()
+    def order(self, outputs: list[Tensor]) -> PassOrder:
+        last = {self.number(tensor) for tensor in outputs} & self.made_at.keys()
         read_until = {**self.read_until, **dict.fromkeys(last, len(self.steps))}
         return PassOrder(tuple(self.steps), self.state, self.made_at, read_until, self.num_bytes)

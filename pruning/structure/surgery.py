@@ -11,7 +11,7 @@ from pruning.structure.groups import Groups
 from pruning.structure.masks import apply_masks, groups_for
 from pruning.structure.plan import Plan
 from pruning.structure.rebuilding import rebuild
-from pruning.structure.verification import outputs_of, relative_difference
+from pruning.structure.verification import hold_values, outputs_of, relative_difference
 from pruning.tracing.watch import Inputs
 
 TOLERANCE = 1e-4
@@ -64,6 +64,11 @@ def _verify(
     masked = apply_masks(model, plan, groups=groups)
     expected = outputs_of(masked, example_inputs)
     name = type(model).__name__
+    if not hold_values(expected):
+        raise VerificationError(
+            f"the outputs of {name} hold no value to compare on these inputs (they are empty, or not finite), so the "
+            "narrowed model can't be verified; give inputs for which there are outputs"
+        )
     advice = (
         "The plan was not carried out and the model is as it was. Leave the groups of that module out by "
         "`ignore=[...]`, and please report the model: no group may be offered that can't be narrowed exactly."

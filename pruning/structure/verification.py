@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
+from pruning.containers import outputs_in, with_tensors
 from pruning.tracing.watch import Inputs, as_call
 
 
 def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """Run a model in eval mode without gradients, leaving its modes and the global random state as they were.
+    """Run a model in eval mode without gradients, leaving all of it as it was: modes, inputs, random state.
 
     Returns:
-        The tensors among its outputs.
+        The tensors that its outputs hold.
+
+    Raises:
+        ModelError: They hold none, or the inputs can't be copied.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    args, kwargs = as_call(inputs)
+    args, kwargs = with_tensors(as_call(inputs), lambda tensor: tensor.detach().clone())
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            result = model(*args, **kwargs)
+            return outputs_in(model, model(*args, **kwargs), by_value=True)
     finally:
         for module, training in modes:
             module.training = training
-    return [leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor)]
+
+
+def hold_values(outputs: Sequence[Tensor]) -> bool:
+    """Whether there is a finite value among the outputs, without which a comparison says nothing."""
+    return any(bool(torch.isfinite(_plain(tensor)).any()) for tensor in outputs)
 
 
 def relative_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
@@ -35,21 +43,33 @@ def relative_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> 
 
     Returns:
         max|found − expected| / max|expected|, the largest over the tensors; infinite where shapes or non-finite values
-        differ.
+        differ, and where there is no finite value to compare.
     """
-    if [t.shape for t in expected] != [t.shape for t in found]:
-        return float("inf")
-    worst = 0.0
-    for a, b in zip(expected, found, strict=True):
-        if not a.numel():
-            continue
-        if not (a.is_floating_point() or a.is_complex()):
-            worst = max(worst, 0.0 if torch.equal(a, b) else float("inf"))
-            continue
+    pairs = [(_plain(a), _plain(b)) for a, b in zip(expected, found, strict=False)]
+    if len(expected) != len(found) or any(a.shape != b.shape for a, b in pairs):
+        return inf
+    worst, compared = 0.0, False
+    for a, b in pairs:
         finite = torch.isfinite(a)
         if not torch.equal(finite, torch.isfinite(b)):
-            return float("inf")
-        scale = float(a[finite].abs().max()) if finite.any() else 0.0
-        difference = float((a - b)[finite].abs().max()) if finite.any() else 0.0
-        worst = max(worst, difference / scale if scale else (0.0 if difference == 0.0 else float("inf")))
-    return worst
+            return inf
+        if not finite.any():
+            continue
+        compared = True
+        scale, difference = float(a[finite].abs().max()), float((a - b)[finite].abs().max())
+        exact = not (a.is_floating_point() or a.is_complex())
+        worst = max(worst, 0.0 if difference == 0.0 else inf if exact or scale == 0.0 else difference / scale)
+    return worst if compared else inf
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Turn what PyTorch can't subtract into what it can: values of few bits, truths, nested and sparse tensors."""
+    if tensor.is_nested:
+        tensor = tensor.to_padded_tensor(0.0)
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.to(torch.float64 if tensor.is_floating_point() else torch.int64)

@@ -58,6 +58,9 @@ class Trace:
         return set().union(*(traced.facts.reached for traced in self.passes))
 
 
+_CODE = -1  # stands for a memory: what the model's code knows of values
+
+
 def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     """Trace one forward pass in eval mode, and one in training mode if there are parameters that eval does not use.
 
@@ -73,7 +76,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
             with no_leftovers():
                 branch, more = type_pass(model, example_inputs, known=traced)
         except ModelError as fault:  # it may need targets; what it alone uses stays whole
-            traced.training_fault = str(fault.__cause__)
+            traced.training_fault = str(fault.__cause__ or fault)
         else:
             traced.branches.append(branch)
             outputs += more
@@ -100,7 +103,13 @@ def type_pass(model: nn.Module, example_inputs: Inputs, known: Trace | None = No
         try:
             # On a copy, because a model may keep what it computes, and fake tensors must not stay in it.
             outputs = watch(
-                copy_module(model), example_inputs, typing.begin, typing.on_call, tensors, training=training
+                copy_module(model),
+                example_inputs,
+                typing.begin,
+                typing.on_call,
+                tensors,
+                training=training,
+                on_leaving=typing.on_leaving,
             )
             break
         except ModelError:
@@ -164,6 +173,7 @@ class _Typing:
     def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any, place: Place) -> None:
         call = Call(func, args, kwargs, result, self.typed, self.trace.facts, place.module)
         if not call.outputs:
+            self._flows(call.inputs, _CODE)
             return
         self.flow.append(({_memory(t) for t in call.inputs}, {_memory(t) for t in call.outputs}))
         given = [(t, self.typed(t)) for t in call.inputs]
@@ -190,9 +200,18 @@ class _Typing:
             Operation(call.name, place, constants, inputs, tuple(tuple(found) for found in axes), start_of(call))
         )
 
+    def on_leaving(self, tensor: Tensor, place: Place) -> None:
+        """Keep a tensor whole whose values code takes: arrays and lists are an output that nothing else shows."""
+        freeze_all(self.typed(tensor).axes, f"code {place} takes its values out of PyTorch")
+        self._flows([tensor], _CODE)
+
+    def _flows(self, tensors: Sequence[Tensor], memory: int) -> None:
+        self.flow.append(({_memory(t) for t in tensors}, {memory}))
+        self.trace.facts.operations += 1
+
     def finish(self, outputs: Sequence[Tensor]) -> None:
-        """Mix the axes over which an operator computes a statistic that reaches an output of the model."""
-        needed = {_memory(t) for t in outputs}
+        """Mix the axes over which an operator computes a statistic that reaches an output, or code as a number."""
+        needed = {_CODE, *(_memory(t) for t in outputs)}
         live = set()
         for index in reversed(range(len(self.flow))):
             read, written = self.flow[index]

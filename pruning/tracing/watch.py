@@ -21,8 +21,9 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
+from pruning.containers import find_tensors, outputs_in, with_tensors
 from pruning.rules import find_rule
 from pruning.rules.call import is_pointwise, operator_name, tensors_in
 from pruning.tracing.attention import narrowable
@@ -55,6 +56,17 @@ class Place:
 
 
 OnCall = Callable[[Any, Sequence[Any], dict[str, Any], Any, Place], None]
+
+
+class _Outputs(nn.Module):
+    """Run a model and find the tensors in what it returns while its state is in place, as a generator needs it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        return outputs_in(self.model, self.model(*args, **kwargs))
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -142,6 +154,7 @@ def watch(
     devices: Mapping[str, torch.device] | None = None,
     training: bool = False,
     steady: bool = True,
+    on_leaving: Callable[[Tensor, Place], None] = lambda _tensor, _place: None,
 ) -> list[Tensor]:
     """Run one forward pass, in eval mode unless `training`, without autograd, handing each operator to `on_call`.
 
@@ -155,9 +168,13 @@ def watch(
         training: Run in training mode.
         steady: Where tensors have values, let what may draw random numbers give one half. Dropout and attention do too:
             only what control flow depends on is right then, and no value may be looked at.
+        on_leaving: Called for each tensor whose values are handed to code outside PyTorch.
 
     Returns:
-        The tensors among the outputs.
+        The tensors that the outputs hold.
+
+    Raises:
+        ModelError: They hold none, or the inputs can't be copied.
     """
     real = state_of(model)
     args, kwargs = as_call(example_inputs)
@@ -172,7 +189,7 @@ def watch(
         calls: list[Calls] = []
         stack.enter_context(module_paths(model, path, calls))
         mode = FakeTensorMode(allow_non_fake_inputs=True) if tensors == "fake" else None
-        made: dict[int, Tensor] = {}
+        made: dict[int, Tensor] = {}  # tied tensors stay one, and so does what is an input and in the state
 
         def convert(t: Tensor, device: torch.device) -> Tensor:
             if id(t) not in made:
@@ -180,13 +197,16 @@ def watch(
             return made[id(t)]
 
         state = {name: convert(t, (devices or {}).get(name, t.device)) for name, t in real.items()}
-        args, kwargs = tree_map(lambda v: convert(v, v.device) if isinstance(v, Tensor) else v, (args, kwargs))
+        args, kwargs = with_tensors((args, kwargs), lambda tensor: convert(tensor, tensor.device))
         if mode is not None:
             stack.enter_context(mode)
-        begin(state, [v for v in tree_flatten((args, kwargs))[0] if isinstance(v, Tensor)])
+        begin(state, find_tensors((args, kwargs)))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch._C._AutoDispatchBelowAutograd())
-        listen = stack.enter_context(Listen(calls))
+        listen = stack.enter_context(
+            Listen(calls, lambda tensor, line: on_leaving(tensor, Place(path[-1] if path else "", line)))
+        )
         stack.enter_context(Watch(on_call, tensors, path, listen, steady))
-        result = torch.func.functional_call(model, state, args, kwargs)
-    return [v for v in tree_flatten(result)[0] if isinstance(v, Tensor)]
+        state = {f"model.{name}": tensor for name, tensor in state.items()}
+        found: list[Tensor] = torch.func.functional_call(_Outputs(model), state, (args, kwargs))
+    return found

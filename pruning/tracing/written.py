@@ -12,14 +12,14 @@ import functools
 import linecache
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 _INSIDE = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parent}/", "<")
@@ -53,16 +53,22 @@ class Written:
 Calls = Counter[tuple[str, str]]
 
 
+# Methods that give a tensor's values to code outside PyTorch, where no operator shows what becomes of them.
+_LEAVING = frozenset({"__array__", "__dlpack__", "numpy", "tolist"})
+
+
 class Listen(TorchFunctionMode):
     """Know which function of PyTorch a model's code is calling.
 
     Args:
         calls: One count for each module that is being called, innermost last.
+        on_leaving: Told of each tensor whose values are handed to code outside PyTorch, and of the line that does.
     """
 
-    def __init__(self, calls: Sequence[Calls]) -> None:
+    def __init__(self, calls: Sequence[Calls], on_leaving: Callable[[Tensor, str], None]) -> None:
         super().__init__()
         self.calls = calls
+        self.on_leaving = on_leaving
         self.current: Written | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -73,6 +79,8 @@ class Listen(TorchFunctionMode):
         ordinal = self.calls[-1][here] if self.calls else 0
         for calls in self.calls:
             calls[here] += 1
+        if name in _LEAVING:
+            self.on_leaving(args[0], here[0])
         self.current = Written(name, numbers, frame.f_code, frame.f_lasti, ordinal)
         try:
             return func(*args, **kwargs)

@@ -41,6 +41,10 @@ def _build(name: str, options: Keywords) -> nn.Module:
     if attention:
         config._attn_implementation = attention
     made: nn.Module = model(config)
+    for module in made.modules():  # a cache that is returned is an output, and outputs stay whole
+        own: Any = getattr(module, "config", None)
+        if getattr(own, "use_cache", None):
+            own.use_cache = False
     return made
 
 

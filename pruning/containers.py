@@ -1,0 +1,158 @@
+"""Tensors in values of any kind: what a model is given, and what it returns, may hold them in any container."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from copy import deepcopy
+from dataclasses import dataclass, field
+from numbers import Number
+from types import CodeType, FrameType, FunctionType, MemberDescriptorType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from pruning.errors import ModelError
+
+_DEEPEST = 100  # containers within each other
+_MOST = 1_000_000  # values
+
+# Values that are looked at no further: what has no tensors, and what leads to the rest of the program.
+_PLAIN = (
+    *(str, bytes, bytearray, memoryview, range, Number, type, ModuleType, CodeType, FrameType, io.IOBase),
+    *(np.ndarray, np.generic, torch.dtype, torch.device, torch.Generator, nn.Module),
+)
+
+
+def find_tensors(value: Any, *, by_value: bool = False, consume: bool = True) -> list[Tensor]:
+    """Find the tensors that a value holds, each once, in the order in which it holds them.
+
+    Looked through are dictionaries, whatever can be iterated over (generators too, which are used up by it), attributes
+    and slots of any object, and what a function has closed over; but no modules, so no parameters.
+
+    Args:
+        value: Any value, which may hold itself.
+        by_value: Order what is in sets, which have no order of their own, by what the tensors hold.
+        consume: Iterate over iterators, too.
+
+    Raises:
+        ModelError: The value has no end or is nested too deeply; or it holds an iterator, and none may be used up.
+    """
+    found: dict[int, Tensor] = {}
+    for tensor in _Search(by_value, consume).tensors(value, 0):
+        found.setdefault(id(tensor), tensor)
+    return list(found.values())
+
+
+def outputs_in(model: nn.Module, result: Any, *, by_value: bool = False) -> list[Tensor]:
+    """Find the tensors in what a model returned.
+
+    Raises:
+        ModelError: There is none, so that there is nothing to keep whole and nothing to compare.
+    """
+    found = find_tensors(result, by_value=by_value)
+    if not found:
+        raise ModelError(
+            f"{type(model).__name__} returns {_described(result)}, in which no tensor is found: nothing could be kept "
+            "whole as an output, and nothing compared. Let forward return its tensors, in whatever container"
+        )
+    return found
+
+
+def with_tensors(value: Any, replace: Callable[[Tensor], Tensor]) -> Any:
+    """Copy a value with other tensors in it, one for each; what holds none stays the same object.
+
+    Raises:
+        ModelError: It holds an iterator, which could be read only once; or it can't be copied.
+    """
+    made: dict[int, Tensor] = {}
+
+    def other(tensor: Tensor) -> Tensor:
+        if id(tensor) not in made:
+            made[id(tensor)] = replace(tensor)
+        return made[id(tensor)]
+
+    def copy(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return other(leaf)
+        inner = find_tensors(leaf, consume=False)
+        if not inner:
+            return leaf
+        try:
+            return deepcopy(leaf, {id(tensor): other(tensor) for tensor in inner})
+        except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError) as fault:
+            raise ModelError(
+                f"the inputs hold tensors in {_described(leaf)}, which can't be copied: {fault}. "
+                "Give them in what copy.deepcopy can copy"
+            ) from fault
+
+    return tree_map(copy, value)
+
+
+@dataclass
+class _Search:
+    by_value: bool
+    consume: bool
+    seen: dict[int, Any] = field(default_factory=dict)  # kept alive: an id belongs to a living object
+    count: int = 0
+
+    def tensors(self, value: Any, depth: int) -> Iterator[Tensor]:
+        if isinstance(value, Tensor):
+            yield value
+            return
+        self.count += 1
+        if depth > _DEEPEST or self.count > _MOST:
+            limit = f"nested more than {_DEEPEST} deep" if depth > _DEEPEST else f"more than {_MOST:,} values"
+            raise ModelError(f"looking for tensors in {_described(value)} has no end: {limit}; give and return less")
+        if value is None or isinstance(value, _PLAIN) or id(value) in self.seen:
+            return
+        self.seen[id(value)] = value
+        if isinstance(value, Iterator) and not self.consume:
+            raise ModelError(
+                f"the inputs hold {_described(value)}, which can be read only once, and a model is run several times; "
+                "give a list or a tuple instead"
+            )
+        if isinstance(value, Set):
+            members = [list(self.tensors(member, depth + 1)) for member in value]
+            for member in sorted(members, key=lambda m: [*map(_content, m)]) if self.by_value else members:
+                yield from member
+        else:
+            for inner in _inside(value):
+                yield from self.tensors(inner, depth + 1)
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    """Yield what a value holds: what its attributes and slots hold, and what iterating over it gives."""
+    if isinstance(value, FunctionType):
+        for cell in value.__closure__ or ():
+            try:
+                yield cell.cell_contents
+            except ValueError:  # a name that has no value yet
+                continue
+        return
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield key
+            yield inner
+    elif isinstance(value, Iterable):
+        yield from value
+    yield from getattr(value, "__dict__", {}).values()
+    for kind in type(value).__mro__:
+        for member in vars(kind).values():
+            if isinstance(member, MemberDescriptorType):
+                try:
+                    yield member.__get__(value)
+                except AttributeError:  # a slot that holds nothing
+                    continue
+
+
+def _content(tensor: Tensor) -> tuple[Any, ...]:
+    plain = tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64)
+    return (tuple(tensor.shape), str(tensor.dtype), float(plain.abs().sum()), float(plain.real.sum()))
+
+
+def _described(value: Any) -> str:
+    return "None" if value is None else f"a value of type {type(value).__qualname__}"
