@@ -13,7 +13,7 @@ from pruning.tracing.watch import Inputs, as_call
 
 
 def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """Run a model in eval mode without gradients, leaving all of it as it was: modes, inputs, random state.
+    """Run a model in eval mode without gradients; modes, inputs and random state stay as they were.
 
     Returns:
         The tensors that its outputs hold.

@@ -46,7 +46,7 @@ class Rows:
         self.rows = functools.partial(iter, [logits])
 
     def __iter__(self) -> Iterator[Any]:
-        return self.rows()
+        yield from self.rows()
 
 
 class OwnDict(dict[str, Any]):
