@@ -9,6 +9,7 @@ from torch import nn
 from pruning.errors import ModelError, VerificationError
 from pruning.structure.groups import Groups
 from pruning.structure.masks import apply_masks, groups_for
+from pruning.structure.other_inputs import difference_elsewhere
 from pruning.structure.plan import Plan
 from pruning.structure.rebuilding import rebuild
 from pruning.structure.verification import hold_values, outputs_of, relative_difference
@@ -34,7 +35,8 @@ def narrow(
         example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments, with which the result is
             verified.
         groups: The groups of this model if they are known already; they are found otherwise.
-        verify: Run the masked and the narrowed model on the example inputs and compare.
+        verify: Run the masked and the narrowed model on the example inputs, and on inputs of other batches, lengths and
+            sizes where the model takes them, and compare.
         tolerance: Largest accepted difference, relative to the largest output.
 
     Returns:
@@ -91,4 +93,11 @@ def _verify(
         raise VerificationError(
             f"the narrowed {name} differs from the masked one by {difference:.2e} of the largest output; "
             f"at most {tolerance:.0e} is accepted. {advice}"
+        )
+    difference, shapes = difference_elsewhere(masked, dense, example_inputs)
+    if not difference <= tolerance:
+        raise VerificationError(
+            f"the narrowed {name} computes what the masked one does on the example inputs, and something else on "
+            f"inputs of shapes {shapes}: a difference of {difference:.2e} of the largest output, at most "
+            f"{tolerance:.0e} is accepted. {advice}"
         )

@@ -1,0 +1,194 @@
+"""Inputs of other sizes than the example's: what was read, learned or verified at one size says nothing of others.
+
+Axes of equal size are taken for one extent (the batch, a length, both sides of an image) and change together; first
+axes can be an extent of their own. Which of them a model takes is found by running it, so a size that it refuses (the
+channels of an image, the sides of one that is flattened) costs one attempt and teaches nothing.
+
+`narrow` compares the masked and the narrowed model on all that `other_inputs` yields for the masked one; the fuzzer and
+the coverage table do the same:
+
+    for inputs, expected in other_inputs(masked, example):
+        difference = relative_difference(expected, outputs_of(dense, inputs))
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from pruning.structure.verification import outputs_of, relative_difference
+from pruning.tracing.watch import Inputs, as_call
+
+_MOST_VALUES = 1 << 19  # inputs with more values are only made smaller
+_BATCH = 2  # samples of the example that are looked at
+_LOOKED_AT = 256  # values that tell a mask from numbers
+# What a model raises on a size that it doesn't take; a time-out of the caller's is none of these.
+_REFUSALS = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError,
+    ValueError,
+)  # fmt: skip
+
+Place = tuple[int, int]  # which tensor, which of its axes
+
+
+def other_inputs(model: nn.Module, example: Inputs) -> Iterator[tuple[Inputs, list[Tensor]]]:
+    """Yield inputs of other batches, lengths and sizes that a model takes, with the outputs that it gives.
+
+    Each extent of the example is made larger once and smaller once. The same example gives the same inputs. Of a batch
+    two samples are looked at; where the example has more than half a million values, nothing is made larger.
+
+    Args:
+        model: What the inputs are for, in evaluation; it must be on the CPU, where an index that is out of range is an
+            error and not the end of the device.
+        example: Inputs that the model takes.
+
+    Yields:
+        Inputs, and the tensors among the outputs, all of them finite.
+    """
+    args, kwargs = as_call(example)
+    leaves, structure = tree_flatten((args, kwargs))
+    leaves = _first_samples(model, leaves, structure)
+    for places, size in _extents(leaves):
+        for sizes in ([2 * size, size + size // 2, size + 1], [size // 2, size - 1]):
+            for other in dict.fromkeys(n for n in sizes if n not in (0, size)):
+                if other > size and _values(leaves, places, other / size) > _MOST_VALUES:
+                    continue
+                taken = _run(model, _resized(leaves, places, size, other), structure)
+                if taken is not None:
+                    yield taken
+                    break
+
+
+def difference_elsewhere(expected: nn.Module, found: nn.Module, example: Inputs) -> tuple[float, str]:
+    """Compare two models on inputs of all other sizes that the first one takes.
+
+    A difference in float32 above 1e-4 that vanishes in float64 is rounding and counts as none.
+
+    Returns:
+        The largest relative difference, infinite where the second model fails, and the shapes of the inputs that show
+        it.
+    """
+    everywhere = [*expected.parameters(), *expected.buffers(), *tree_flatten(example)[0]]
+    if any(isinstance(t, Tensor) and t.device.type != "cpu" for t in everywhere):
+        expected, found = deepcopy(expected).cpu(), deepcopy(found).cpu()
+        example = tree_map(lambda v: v.cpu() if isinstance(v, Tensor) else v, example)
+    worst, where = 0.0, ""
+    for inputs, outputs in other_inputs(expected, example):
+        difference = _difference(outputs, found, inputs)
+        if difference > 1e-4:
+            difference = min(difference, _in_float64(expected, found, inputs))
+        if difference > worst:
+            worst, where = difference, _shapes(inputs)
+    return worst, where
+
+
+def _first_samples(model: nn.Module, leaves: list[Any], structure: Any) -> list[Any]:
+    """The first samples of a batch, where all tensors begin with an axis of one size and the model takes fewer."""
+    tensors = [leaf for leaf in leaves if _is_sized(leaf)]
+    batch = {t.shape[0] for t in tensors}
+    if len(batch) != 1 or next(iter(batch)) <= _BATCH:
+        return leaves
+    fewer = [leaf[:_BATCH] if _is_sized(leaf) else leaf for leaf in leaves]
+    return leaves if _run(model, fewer, structure) is None else fewer
+
+
+def _extents(leaves: Sequence[Any]) -> Iterator[tuple[list[Place], int]]:
+    """Yield the axes that may be one extent, and their size: all of a size, then first axes and others apart."""
+    places: dict[int, list[Place]] = {}
+    for index, leaf in enumerate(leaves):
+        for axis, size in enumerate(leaf.shape if _is_sized(leaf) else ()):
+            if size > 1 or axis == 0:
+                places.setdefault(size, []).append((index, axis))
+    for size, every in places.items():
+        first, rest = [p for p in every if p[1] == 0], [p for p in every if p[1] > 0]
+        yield every, size
+        if first and rest:
+            yield first, size
+            yield rest, size
+
+
+def _resized(leaves: Sequence[Any], places: Sequence[Place], size: int, other: int) -> list[Any]:
+    generator = torch.Generator().manual_seed(other)
+    found = list(leaves)
+    for index, axis in places:
+        tensor: Tensor = found[index].movedim(axis, 0)
+        tensor = tensor[:other] if other < size else torch.cat([tensor, _more(tensor, other - size, generator)])
+        found[index] = tensor.movedim(0, axis)
+    if other < size:
+        found = [_shortened(leaf, size, other) for leaf in found]
+    return found
+
+
+def _shortened(leaf: Any, size: int, other: int) -> Any:
+    """Lengths that go up to the size of an extent go up to its new one."""
+    holds_lengths = _is_sized(leaf) and _is_integer(leaf) and leaf.numel() and int(leaf.max()) == size
+    return leaf.clamp(max=other) if holds_lengths else leaf
+
+
+def _more(tensor: Tensor, number: int, generator: torch.Generator) -> Tensor:
+    """Further rows like those of a tensor: no two alike where they hold numbers, going on where they count."""
+    size = len(tensor)
+    first, second = (torch.randint(size, (number,), generator=generator).to(tensor.device) for _ in range(2))
+    if tensor.is_floating_point() and len(set(tensor.flatten()[:_LOOKED_AT].tolist())) > 2:  # no mask
+        share = torch.rand(number, generator=generator).to(tensor).view(-1, *[1] * (tensor.ndim - 1))
+        return share * tensor[first] + (1 - share) * tensor[second]
+    if _is_integer(tensor) and size > 2 and tensor.numel():
+        steps = tensor.diff(dim=0)
+        if bool((steps == steps[:1]).all()) and bool((steps != 0).any()):
+            ahead = torch.arange(1, number + 1, device=tensor.device, dtype=tensor.dtype)
+            return tensor[-1:] + ahead.view(-1, *[1] * (tensor.ndim - 1)) * steps[:1]
+    return tensor[first]
+
+
+def _run(model: nn.Module, leaves: Sequence[Any], structure: Any) -> tuple[Inputs, list[Tensor]] | None:
+    """What a model makes of inputs; None where it refuses them or gives what can't be compared."""
+    args, kwargs = tree_unflatten(leaves, structure)
+    inputs: Inputs = kwargs or args
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            outputs = outputs_of(model, inputs)
+    except _REFUSALS:
+        return None
+    finite = all(bool(torch.isfinite(t).all()) for t in outputs)
+    return (inputs, outputs) if finite else None
+
+
+def _difference(expected: Sequence[Tensor], model: nn.Module, inputs: Inputs) -> float:
+    try:
+        return relative_difference(expected, outputs_of(model, inputs))
+    except _REFUSALS:
+        return float("inf")
+
+
+def _in_float64(expected: nn.Module, found: nn.Module, inputs: Inputs) -> float:
+    """The difference in double precision; infinite where a model insists on another."""
+    wide = tree_map(lambda v: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v, inputs)
+    try:
+        return _difference(outputs_of(deepcopy(expected).double(), wide), deepcopy(found).double(), wide)
+    except _REFUSALS:
+        return float("inf")
+
+
+def _shapes(inputs: Inputs) -> str:
+    return ", ".join(str(tuple(t.shape)) for t in tree_flatten(inputs)[0] if isinstance(t, Tensor))
+
+
+def _is_sized(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.layout == torch.strided and not leaf.is_nested and leaf.ndim > 0
+
+
+def _is_integer(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
+
+
+def _values(leaves: Sequence[Any], places: Sequence[Place], times: float) -> float:
+    """How many values there are once the axes at some places are so many times as long."""
+    tensors = {index: leaf for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
+    return sum(leaf.numel() * times ** sum(at == index for at, _ in places) for index, leaf in tensors.items())
