@@ -130,6 +130,7 @@ class Call:
         names = Names(sizes)
         for pattern, tensor in zip(patterns, present, strict=True):
             names.match(pattern, self.axes(tensor))
+        self.facts.summed.extend(names.axes[name] for name in contracted(equation))
         return names, patterns, outputs, present
 
     def _spatial(self, pattern: Pattern, tensor: Tensor) -> list[Axis]:

@@ -108,6 +108,9 @@ class Facts:
         counts: Numbers in the model's own code that follow an axis.
         constant: Attributes, with the class of their module, that code uses for more than sizes.
         unmasked: Axes of parameters along which zeros would be divided by.
+        summed: Axes over which an operator sums or computes a statistic: what lies there, the pass has read.
+        cuts: For each slice of a tensor that was computed from parameters alone: which tensor and axis, what lies along
+            it, and what the slice reads of that.
     """
 
     contractions: list[Contraction] = field(default_factory=list)
@@ -119,3 +122,5 @@ class Facts:
     unmasked: set[tuple[str, int]] = field(default_factory=set)
     counts: list[Count | Argument] = field(default_factory=list)
     constant: set[tuple[type, str]] = field(default_factory=set)
+    summed: list[Axis] = field(default_factory=list)
+    cuts: list[tuple[tuple[int, int], Axis, Axis]] = field(default_factory=list)

@@ -1,6 +1,9 @@
 """Recurrent layers: all gates of a hidden unit go together, and one unit goes in all layers and directions of a module.
 
 A removed unit stays at zero: its candidate is tanh(0) = 0, so its state never leaves an initial state of zero.
+
+Packing puts the rows of padded sequences under one another, step by step, and leaves out the padding: it permutes rows
+and never features, so layers over packed sequences say what those over padded ones say.
 """
 
 from __future__ import annotations
@@ -11,18 +14,21 @@ from torch import Tensor
 
 from pruning.algebra.axes import Axis, concat
 from pruning.algebra.unification import factor, unify
-from pruning.rules.call import Call, Inapplicable, freeze_all, is_open, rule
+from pruning.rules.call import Call, freeze_all, frozen, is_open, rule
 from pruning.rules.facts import Contraction, OperandAxis
 
+PACKED = "sequences are packed along it"
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu")
 def recurrent(call: Call) -> list[list[Axis]]:
-    """time batch i, (GATE h) i, (GATE h) h, (GATE h), (GATE h) -> time batch h+h, layers batch h"""
-    if call["input"] is None:
-        raise Inapplicable("packed sequences carry their batch sizes in a tensor")
-    x, parameters = call["input"], list(call["params"])
+    """time batch i, (GATE h) i, (GATE h) h, (GATE h), (GATE h) -> time batch h+h, layers batch h
+
+    Of packed sequences: rows i, … -> rows h+h, layers batch h
+    """
+    x = call["data"] if call["input"] is None else call["input"]
+    parameters = list(call["params"])
     states = list(call["hx"]) if isinstance(call["hx"], (list, tuple)) else [call["hx"]]
     directions = 2 if call["bidirectional"] else 1
     *leading, entering = call.axes(x)
@@ -39,6 +45,28 @@ def recurrent(call: Call) -> list[list[Axis]]:
         entering = concat([out] * directions)
     call.zero = call.zero and not any(map(is_open, leading))
     return [[*leading, entering], *(call.axes(state) for state in states)]
+
+
+@rule("_pack_padded_sequence")
+def pack(call: Call) -> list[list[Axis]]:
+    """time batch *, batch -> rows *, time"""
+    x = call["input"]
+    steps, samples, *features = call.axes(x)
+    freeze_all([steps, samples, *call.axes(call["lengths"])], PACKED)
+    call.zero = call.typed(x).zero
+    rows, sizes = call.outputs
+    return [[*frozen(rows.shape[:1], PACKED), *features], frozen(sizes.shape, PACKED)]
+
+
+@rule("_pad_packed_sequence")
+def pad(call: Call) -> list[list[Axis]]:
+    """rows *, time -> time batch *, batch"""
+    data = call["data"]
+    rows, *features = call.axes(data)
+    freeze_all([rows, *call.axes(call["batch_sizes"])], PACKED)
+    call.zero = call.typed(data).zero and not call["padding_value"]
+    padded, lengths = call.outputs
+    return [[*frozen(padded.shape[:2], PACKED), *features], frozen(lengths.shape, PACKED)]
 
 
 @rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
@@ -64,6 +92,7 @@ def _step(
     for weight, source in ((from_input, entering), (from_state, out)):
         rows, columns = call.axes(weight)
         unify(columns, source)
+        call.facts.summed.append(source)
         _by_gate(rows, gates, hidden)
         call.use("recurrent.weight", weight)
         sources = call.typed(weight).sources
@@ -77,6 +106,7 @@ def _step(
         else:
             unify(axes[0], out)
             unify(axes[1], hidden)
+            call.facts.summed.append(hidden)
             sources = call.typed(other).sources
             roles = (OperandAxis(sources, axes[0], (out,), ()), OperandAxis(sources, axes[1], (), (hidden,)))
             call.facts.contractions.append(Contraction((*leading, *axes), roles, call.module))

@@ -9,6 +9,7 @@ from pruning.rules.pointwise import broadcast_axes, stays_zero_in_sum
 
 def _reduce(call: Call, dims: list[int], keepdim: bool) -> list[list[Axis]]:
     axes = call.axes(call.inputs[0])
+    call.facts.summed.extend(axes[i] for i in dims)
     if keepdim:
         kept = [Atom(1, "it is a single channel") if i in dims else axis for i, axis in enumerate(axes)]
     else:

@@ -129,5 +129,8 @@ def slice_(call: Call) -> list[list[Axis]]:
         freeze(axes[dim], PICKED)
         axes[dim] = Atom(1, PICKED)
     else:
-        axes[dim] = cut(axes[dim], [start, length, size - start - length])[1]
+        whole = axes[dim]
+        axes[dim] = cut(whole, [start, length, size - start - length])[1]
+        if call.typed(x).sources:
+            call.facts.cuts.append(((id(x), dim), whole, axes[dim]))
     return [axes]

@@ -29,7 +29,7 @@ _MOST_VALUES = 1 << 19  # inputs with more values are only made smaller
 _BATCH = 2  # samples of the example that are looked at
 _LOOKED_AT = 256  # values that tell a mask from numbers
 # What a model raises on a size that it doesn't take; a time-out of the caller's is none of these.
-_REFUSALS = (
+REFUSALS = (
     ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError,
     ValueError,
 )  # fmt: skip
@@ -51,18 +51,26 @@ def other_inputs(model: nn.Module, example: Inputs) -> Iterator[tuple[Inputs, li
     Yields:
         Inputs, and the tensors among the outputs, all of them finite.
     """
-    args, kwargs = as_call(example)
-    leaves, structure = tree_flatten((args, kwargs))
-    leaves = _first_samples(model, leaves, structure)
+    for candidates in resizings(_first_samples(model, example)):
+        taken = next((found for inputs in candidates if (found := _run(model, inputs)) is not None), None)
+        if taken is not None:
+            yield taken
+
+
+def resizings(example: Inputs) -> Iterator[Iterator[Inputs]]:
+    """Yield, for each extent of an example, inputs in which it is larger, then such in which it is smaller.
+
+    A model may take none of them; those that show most come first.
+    """
+    leaves, structure = tree_flatten(as_call(example))
     for places, size in _extents(leaves):
         for sizes in ([2 * size, size + size // 2, size + 1], [size // 2, size - 1]):
-            for other in dict.fromkeys(n for n in sizes if n not in (0, size)):
-                if other > size and _values(leaves, places, other / size) > _MOST_VALUES:
-                    continue
-                taken = _run(model, _resized(leaves, places, size, other), structure)
-                if taken is not None:
-                    yield taken
-                    break
+            others = dict.fromkeys(n for n in sizes if n not in (0, size))
+            yield (
+                _as_inputs(_resized(leaves, places, size, other), structure)
+                for other in others
+                if other < size or _values(leaves, places, other / size) <= _MOST_VALUES
+            )
 
 
 def difference_elsewhere(expected: nn.Module, found: nn.Module, example: Inputs) -> tuple[float, str]:
@@ -88,14 +96,20 @@ def difference_elsewhere(expected: nn.Module, found: nn.Module, example: Inputs)
     return worst, where
 
 
-def _first_samples(model: nn.Module, leaves: list[Any], structure: Any) -> list[Any]:
+def _first_samples(model: nn.Module, example: Inputs) -> Inputs:
     """The first samples of a batch, where all tensors begin with an axis of one size and the model takes fewer."""
-    tensors = [leaf for leaf in leaves if _is_sized(leaf)]
-    batch = {t.shape[0] for t in tensors}
+    leaves, structure = tree_flatten(as_call(example))
+    batch = {leaf.shape[0] for leaf in leaves if _is_sized(leaf)}
     if len(batch) != 1 or next(iter(batch)) <= _BATCH:
-        return leaves
-    fewer = [leaf[:_BATCH] if _is_sized(leaf) else leaf for leaf in leaves]
-    return leaves if _run(model, fewer, structure) is None else fewer
+        return example
+    fewer = _as_inputs([leaf[:_BATCH] if _is_sized(leaf) else leaf for leaf in leaves], structure)
+    return example if _run(model, fewer) is None else fewer
+
+
+def _as_inputs(leaves: Sequence[Any], structure: Any) -> Inputs:
+    args, kwargs = tree_unflatten(leaves, structure)
+    inputs: Inputs = kwargs or args
+    return inputs
 
 
 def _extents(leaves: Sequence[Any]) -> Iterator[tuple[list[Place], int]]:
@@ -146,15 +160,13 @@ def _more(tensor: Tensor, number: int, generator: torch.Generator) -> Tensor:
     return tensor[first]
 
 
-def _run(model: nn.Module, leaves: Sequence[Any], structure: Any) -> tuple[Inputs, list[Tensor]] | None:
+def _run(model: nn.Module, inputs: Inputs) -> tuple[Inputs, list[Tensor]] | None:
     """What a model makes of inputs; None where it refuses them or gives what can't be compared."""
-    args, kwargs = tree_unflatten(leaves, structure)
-    inputs: Inputs = kwargs or args
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             outputs = outputs_of(model, inputs)
-    except _REFUSALS:
+    except REFUSALS:
         return None
     finite = all(bool(torch.isfinite(t).all()) for t in outputs)
     return (inputs, outputs) if finite else None
@@ -163,7 +175,7 @@ def _run(model: nn.Module, leaves: Sequence[Any], structure: Any) -> tuple[Input
 def _difference(expected: Sequence[Tensor], model: nn.Module, inputs: Inputs) -> float:
     try:
         return relative_difference(expected, outputs_of(model, inputs))
-    except _REFUSALS:
+    except REFUSALS:
         return float("inf")
 
 
@@ -172,7 +184,7 @@ def _in_float64(expected: nn.Module, found: nn.Module, inputs: Inputs) -> float:
     wide = tree_map(lambda v: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v, inputs)
     try:
         return _difference(outputs_of(deepcopy(expected).double(), wide), deepcopy(found).double(), wide)
-    except _REFUSALS:
+    except REFUSALS:
         return float("inf")
 
 

@@ -11,17 +11,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from math import ceil, log
+from typing import Any
 
-from pruning.algebra.axes import Atom, leaves, resolve
-from pruning.rules.facts import Count
+from pruning.algebra.axes import Atom, freeze, leaves, resolve
+from pruning.rules.facts import Argument, Count
 from pruning.structure.comparison import Comparison, Deviation
 from pruning.structure.counts import conflicts, proposals, suspects
 from pruning.structure.groups import Groups
+from pruning.structure.other_inputs import REFUSALS, resizings
 from pruning.structure.plan import Plan
 from pruning.structure.rebuilding import rebuild
 from pruning.tracing.conditions import no_leftovers
+from pruning.tracing.copying import copy_module
 from pruning.tracing.operations import Operation
 from pruning.tracing.trace import Trace
+from pruning.tracing.watch import Inputs, Place, watch
 
 
 def confirm(groups: Groups) -> Groups:
@@ -35,6 +39,21 @@ def confirm(groups: Groups) -> Groups:
             groups.trace.branches.remove(branch)
             groups.trace.training_fault = "it takes another path at every call"
             groups = Groups(groups.model, groups.example_inputs, groups.trace)
+    while True:
+        groups = _follow(groups)
+        moving = _moving(groups)
+        if not moving:
+            return groups
+        for traced in groups.trace.passes:
+            traced.facts.counts[:] = [count for count in traced.facts.counts if count not in moving]
+        for argument in moving:
+            line = argument.spot[0]
+            freeze(argument.axis, f"the code at {line} works out another size where the inputs have another size")
+        groups = Groups(groups.model, groups.example_inputs, groups.trace)
+
+
+def _follow(groups: Groups) -> Groups:
+    """Rehearse until the code goes along, binding what it needs and freezing what it can't follow."""
     number = 0
     while number < len(rounds := _rounds(groups)):
         lost = rounds[number]
@@ -52,6 +71,39 @@ def confirm(groups: Groups) -> Groups:
                 atom.frozen = f"the code {place} was written for its size: {deviation.text}"
         groups = bound or Groups(groups.model, groups.example_inputs, groups.trace)
     return groups
+
+
+def _moving(groups: Groups) -> list[Argument]:
+    """The bound numbers that code works out from the sizes of its inputs: on other inputs they are other numbers."""
+    found: list[Argument] = []
+    for traced in groups.trace.passes:
+        bound = [count for count in traced.facts.counts if isinstance(count, Argument)]
+        for candidates in resizings(groups.example_inputs) if bound else ():
+            numbers = next((n for inputs in candidates if (n := _numbers(groups, traced, inputs)) is not None), {})
+            for argument in bound:
+                line, function, ordinal, index = argument.spot
+                shown = numbers.get((argument.module, line, function, index), {})
+                values = shown.values() if ordinal is None else [shown[ordinal]] if ordinal in shown else []
+                if argument not in found and any(value != argument.axis.size for value in values):
+                    found.append(argument)
+    return found
+
+
+def _numbers(groups: Groups, traced: Trace, inputs: Inputs) -> dict[tuple[str, str, str, int], dict[int, int]] | None:
+    """The numbers that the model hands to PyTorch on other inputs, by module, line, function, position and call."""
+    found: dict[tuple[str, str, str, int], dict[int, int]] = {}
+
+    def on_call(_func: Any, _args: Any, _kwargs: Any, _result: Any, place: Place) -> None:
+        if (written := place.written) is not None:
+            for index, value in written.numbers:
+                found.setdefault((place.module, place.line, written.function, index), {})[written.ordinal] = value
+
+    try:
+        with no_leftovers():
+            watch(copy_module(groups.model), inputs, lambda *_: None, on_call, traced.tensors, None, traced.training)
+    except REFUSALS:
+        return None
+    return found
 
 
 def _rounds(groups: Groups) -> list[dict[str, int]]:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from pruning.algebra.axes import SINGLE, Atom, Axis, mix
+from pruning.algebra.axes import SINGLE, Atom, Axis, leaves, mix
 from pruning.algebra.unification import unify
 from pruning.errors import ModelError
 from pruning.rules import find_rule
@@ -19,6 +19,8 @@ from pruning.tracing.conditions import no_leftovers
 from pruning.tracing.copying import copy_module
 from pruning.tracing.operations import IDENTITIES, Operation, constants_of, start_of
 from pruning.tracing.watch import Inputs, Place, Tensors, watch
+
+UNREAD = "the example inputs don't read all of it, so it may be positions and no channels"
 
 
 @dataclass
@@ -82,7 +84,29 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
             outputs += more
     for output in outputs:
         freeze_all(output.axes, "it is an output of the model")
+    _freeze_unread(traced)
     return traced
+
+
+def _freeze_unread(traced: Trace) -> None:
+    """Freeze what no pass read: the rows of a table of positions beyond the example's length are no channels.
+
+    Channels are read where an operator sums over them. A slice of what parameters alone made has to be one of several
+    that read all of it between them, or it may read more where the inputs are longer.
+    """
+    read = {atom for one in traced.passes for axis in one.facts.summed for atom in leaves(axis)}
+    for name in traced.reached.intersection(traced.parameters):
+        for atom in (atom for axis in traced.parameters[name] for atom in leaves(axis)):
+            if atom not in read:
+                atom.frozen = atom.frozen or UNREAD
+    for one in traced.passes:
+        sliced: dict[tuple[int, int], set[Atom]] = {}
+        for place, _, piece in one.facts.cuts:
+            sliced.setdefault(place, set()).update(leaves(piece))
+        for place, whole, _ in one.facts.cuts:
+            for atom in leaves(whole):
+                if atom not in sliced[place]:
+                    atom.frozen = atom.frozen or UNREAD
 
 
 def type_pass(model: nn.Module, example_inputs: Inputs, known: Trace | None = None) -> tuple[Trace, list[Typed]]:

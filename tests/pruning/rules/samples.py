@@ -212,6 +212,18 @@ SAMPLES = [
         (3, 2, 7), (5, 7), (5, 5), free=3, carried=True),
     row("rnn_relu", lambda x, *p: aten.rnn_relu.input(x, x.new_zeros(1, x.shape[1], p[1].shape[1]), p, False, 1, 0.0, False, False, False)[0],
         (3, 2, 7), (5, 7), (5, 5), free=3, carried=True),
+    *(row(f"pack, {name}", lambda x, first=first: aten._pack_padded_sequence(x, torch.tensor([4, 2]), first)[0], shape, free=1)
+      for name, first, shape in (("batch first", True, (2, 4, 7)), ("time first", False, (4, 2, 7)))),
+    *(row(f"pad, {name}", lambda x, f=first: aten._pad_packed_sequence(x, torch.tensor([2, 2, 1]), f, 0.0, 3)[0], (5, 7), free=1)
+      for name, first in (("batch first", True), ("time first", False))),
+    row("pad with a number", lambda x: aten._pad_packed_sequence(x, torch.tensor([2, 1]), True, 1.5, 4)[0], (3, 7), free=1),
+    row("lstm, packed, both ways", lambda x, *p: aten.lstm.data(
+        x, torch.tensor([2, 2, 1]), [x.new_zeros(2, 2, p[1].shape[1])] * 2, p, True, 1, 0.0, False, True)[0],
+        (5, 7), *[(20, 7), (20, 5), (20,), (20,)] * 2, free=2, carried=True),
+    *(row(f"{name}, packed", lambda x, *p, f=getattr(aten, name).data: f(
+        x, torch.tensor([2, 2, 1]), x.new_zeros(1, 2, p[1].shape[1]), p, False, 1, 0.0, False, False)[0],
+        (5, 7), (g * 5, 7), (g * 5, 5), free=2, carried=True)
+      for name, g in (("gru", 3), ("rnn_tanh", 1), ("rnn_relu", 1))),
     row("lstm_cell", lambda x, *p: torch.lstm_cell(x, [x.new_zeros(x.shape[0], p[1].shape[1])] * 2, *p), (2, 7), (20, 7), (20, 5), (20,), (20,), free=3),
     row("gru_cell", lambda x, *p: torch.gru_cell(x, x.new_zeros(x.shape[0], p[1].shape[1]), *p), (2, 7), (15, 7), (15, 5), (15,), (15,), free=3),
     row("rnn_tanh_cell", lambda x, *p: torch.rnn_tanh_cell(x, x.new_zeros(x.shape[0], p[1].shape[1]), *p), (2, 7), (5, 7), (5, 5), free=3),
