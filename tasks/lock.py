@@ -33,6 +33,7 @@ def locked(workspace: Workspace) -> Iterator[None]:
             "--workspace DIR"
         ) from error
     try:
+        workspace.put_back()
         yield
     finally:
         lock.release()

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from pruning.errors import CheckpointError, WorkspaceError
-from pruning.files.writing import replace_file
+from pruning.files.writing import put_all_back, put_back, replace_file, writing
+
+__all__ = [
+    "DEFAULT_ROOT",
+    "RECORD",
+    "Json",
+    "Workspace",
+    "contents",
+    "digest",
+    "digest_of_files",
+    "is_current",
+    "seal",
+    "write_json",
+    "writing",
+]
 
 DEFAULT_ROOT = Path("artifacts")
 RECORD = "stage.json"
@@ -56,6 +68,11 @@ class Workspace:
                 "Give another with --workspace DIR, or mend the folder's rights or the disk's space"
             ) from error
 
+    def put_back(self) -> None:
+        """Bring back every folder that was lost between the two renames of its replacement; the lock has to be held."""
+        put_all_back(self.root)
+        put_back(self.folder("data"))
+
     def read_json(self, folder: str, name: str, maker: str) -> Json:
         """Read a JSON file of a stage's folder.
 
@@ -81,29 +98,6 @@ class Workspace:
 def write_json(path: Path, value: Json) -> None:
     """Write JSON, sorted and indented, whole or not at all."""
     replace_file(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
-
-
-@contextmanager
-def writing(place: Path) -> Iterator[Path]:
-    """Give an empty folder to write into, and rename it into its place when the block ends well.
-
-    Whatever lay in the place before is replaced; on any fault it is left as it was.
-    """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    beside = place.with_name(f".{place.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    try:
-        yield beside
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    before = place.with_name(f".{place.name}.replaced")
-    shutil.rmtree(before, ignore_errors=True)
-    if place.exists():
-        place.replace(before)
-    beside.replace(place)
-    shutil.rmtree(before, ignore_errors=True)
 
 
 def digest_of_files(folder: Path) -> dict[str, str]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 from pruning.dynamic.gates import GatedModel, add_gates
 from pruning.errors import CheckpointError, ModelError, PlanError
 from pruning.files.weights import load_state
+from pruning.files.writing import put_back, writing
 from pruning.fine_grained.packing import pack, unpack
 from pruning.structure.finding import find_groups
 from pruning.structure.plan import Plan
@@ -70,7 +70,12 @@ def save_checkpoint(
         "meta": dict(meta or {}),
     }
     meta_text = json.dumps(header, indent=1, sort_keys=True, allow_nan=False).encode()
-    _replace(Path(folder), {_WEIGHTS: weights, _PLAN: plan_text, _META: meta_text})
+    with writing(Path(folder)) as beside:
+        for name, content in ((_WEIGHTS, weights), (_PLAN, plan_text), (_META, meta_text)):
+            with (beside / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
     return digest
 
 
@@ -91,7 +96,7 @@ def load_checkpoint(
         CheckpointError: a file is missing or damaged, or the factory builds another model than the one saved.
     """
     folder = Path(folder)
-    _put_back(folder)
+    put_back(folder)
     header = _read_header(folder)
     weights = _read(folder, _WEIGHTS, header["weights_sha256"])
     try:
@@ -129,7 +134,7 @@ def check_checkpoint(folder: str | Path) -> str:
         CheckpointError: a file is missing or damaged.
     """
     folder = Path(folder)
-    _put_back(folder)
+    put_back(folder)
     header = _read_header(folder)
     _read(folder, _PLAN, header["plan_sha256"])
     _read(folder, _WEIGHTS, header["weights_sha256"])
@@ -180,31 +185,3 @@ def _read(folder: Path, name: str, digest: str | None = None) -> bytes:
             f"expected {digest[:12]}…; {_MEND}"
         )
     return content
-
-
-def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder beside its place and rename it."""
-    beside, old = folder.with_name(f".{folder.name}.partial"), _aside(folder)
-    _put_back(folder)
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    for name, content in files.items():
-        with (beside / name).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    beside.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _aside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
-
-
-def _put_back(folder: Path) -> None:
-    """Undo a replacement that a kill cut between its two renames."""
-    if not folder.exists() and _aside(folder).is_dir():
-        _aside(folder).rename(folder)

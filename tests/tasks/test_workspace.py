@@ -81,6 +81,14 @@ def test_second_run_is_kept_out_of_a_workspace(tmp_path: Path) -> None:
         pytest.fail("two runs in one workspace")
 
 
+def test_folders_lost_between_two_renames_are_back_once_the_workspace_is_held(tmp_path: Path) -> None:
+    for name in ("baseline", "data"):
+        (tmp_path / f".{name}.replaced").mkdir()
+        (tmp_path / f".{name}.replaced" / "whole").write_text("", encoding="utf-8")
+    with locked(Workspace(tmp_path)):
+        assert [(tmp_path / name / "whole").exists() for name in ("baseline", "data")] == [True, True]
+
+
 def test_same_process_may_take_its_workspace_again(tmp_path: Path) -> None:
     with locked(Workspace(tmp_path)), locked(Workspace(tmp_path)):
         pass

@@ -84,7 +84,7 @@ def test_checkpoint_that_stepped_aside_when_the_process_died_is_put_back(
     tmp_path: Path, narrowed: tuple[nn.Module, Plan]
 ) -> None:
     save_checkpoint(tmp_path / "a", *narrowed)
-    (tmp_path / "a").rename(tmp_path / ".a.old")
+    (tmp_path / "a").rename(tmp_path / ".a.replaced")
     _, plan, _ = load_checkpoint(tmp_path / "a", factory, EXAMPLE)
     assert plan == narrowed[1]
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
