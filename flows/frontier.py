@@ -32,11 +32,11 @@ def frontier(params: str = "params.yaml", workspace: str = "artifacts", into: st
     settings, root = load(Path(params)), Path(into)
     targets = {name_of(target): target for target in settings.frontier.targets}
     workspaces = {name: Workspace(root / name) for name in targets}
-    files = {
-        name: write_settings(Path(params), target, workspaces[name]) for name, target in targets.items()
-    }  # all of them first, so that a fault in the last is told before the first is run
     shared = Workspace(root / "shared")
     with locked(Workspace(root)):
+        files = {
+            name: write_settings(Path(params), target, workspaces[name]) for name, target in targets.items()
+        }  # all of them first, so that a fault in the last is told before the first is run
         for stage in SHARED:
             if take_over(stage, settings, Workspace(Path(workspace)), shared):
                 log.info("%s: is current", stage.name)

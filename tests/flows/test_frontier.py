@@ -1,13 +1,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from flows.compress import FLOWS
 from flows.frontier import frontier
+from pruning.errors import WorkspaceError
 from tests.shop import Shop
+
+
+def test_a_frontier_that_another_run_holds_is_left_as_it_is(write_params: Callable[..., Path]) -> None:
+    write_params(None)
+    Path("frontier").mkdir()
+    with FileLock("frontier/.lock"), pytest.raises(WorkspaceError, match="in use by another run"):
+        frontier()
+    assert [path.name for path in Path("frontier").iterdir()] == [".lock"]
 
 
 @pytest.mark.slow
