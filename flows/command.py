@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pruning.errors import SecateurError
+from tasks.held import holding
 from tasks.params.requests import DEFAULT_PARAMS
 from tasks.params.settings import load
 from tasks.production.versioning import inside_dvc
@@ -56,7 +57,8 @@ def execute(name: str, options: argparse.Namespace, action: Callable[[], object]
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, partial(_end, name))
     try:
-        action()
+        with holding():
+            action()
     except (SecateurError, OSError) as fault:
         if options.debug:
             raise

@@ -16,13 +16,11 @@ from flows.prepare import prepare
 from flows.profile import profile
 from flows.prune import prune
 from flows.report import report
-from flows.stage import Run, recorded_end
+from flows.stage import Run, planned, recorded_end
 from flows.transform import transform
-from tasks.fingerprints import fingerprint
 from tasks.lock import locked
 from tasks.showing.comparison import Line, as_markdown, as_text, compare, compare_latency
 from tasks.stages import STAGES, Stage
-from tasks.workspace import is_current
 
 log = logging.getLogger("secateur")
 
@@ -45,15 +43,14 @@ def compress(params: str = "params.yaml", workspace: str = "artifacts", commit: 
     run = Run.begin(params, workspace, commit)
     with locked(run.workspace), recorded_end(run):
         bar = ProgressBar("compress-progress", "stages that are done")
-        changed = run.versions.changed() if run.versions else frozenset()
+        changed = run.changed()
         for position, stage in enumerate(STAGES):
             bar.update(position / len(STAGES))
             if _is_done(run, stage, changed):
                 log.info("%s: is current", stage.name)
                 continue
             FLOWS[stage.name](params, workspace, commit)
-            if run.versions is not None:
-                changed = run.versions.changed()
+            changed = run.changed()
         bar.update(1.0)
         publish_markdown("compress-result", as_markdown(_lines(run)), "baseline against dense model")
         _show(run)
@@ -70,7 +67,7 @@ def nothing_to_run(params: str, workspace: str, commit: bool) -> bool:
     """Where every stage is current, see that the result is recorded, show it, and return True."""
     run = Run.begin(params, workspace, commit)
     with locked(run.workspace):
-        changed = run.versions.changed() if run.versions else frozenset()
+        changed = run.changed()
         if all(_is_done(run, stage, changed) for stage in STAGES):
             log.info("every stage is current: nothing to run")
             _show(run)
@@ -81,9 +78,7 @@ def nothing_to_run(params: str, workspace: str, commit: bool) -> bool:
 
 def _is_done(run: Run, stage: Stage, changed: frozenset[str]) -> bool:
     """Say whether a stage can be skipped: neither DVC nor the record beside its output calls it changed."""
-    if stage.name in changed:
-        return False
-    return is_current(run.workspace.folder(stage.folder), fingerprint(stage, run.settings, run.workspace))
+    return stage.name not in changed and planned(run, stage).is_done
 
 
 def _lines(run: Run) -> list[Line]:

@@ -17,6 +17,7 @@ from flows.promote import promote as promote_flow
 from flows.restore import restore as restore_flow
 from flows.rollback import rollback as rollback_flow
 from flows.tidy import tidy as tidy_flow
+from tasks.held import holding
 from tasks.params.requests import DEFAULT_PARAMS, SettingsFile, Trial, accept
 from tasks.params.settings import load
 from tasks.production import promotion
@@ -37,11 +38,12 @@ def compress(params: SettingsFile = "params.yaml", trial: Trial | None = None) -
         params: A settings file that Git tracks. DVC versions what params.yaml asks for; any other needs a trial.
         trial: Other settings for once, in a workspace of its own.
     """
-    asked = accept(params, trial)
-    arguments = (str(asked.params), str(asked.workspace), asked.commit)
-    if not pipeline.nothing_to_run(*arguments):
-        body_of(pipeline.compress)(*arguments)
-    settings = load(asked.params)
+    with holding():
+        asked = accept(params, trial)
+        arguments = (str(asked.params), str(asked.workspace), asked.commit)
+        if not pipeline.nothing_to_run(*arguments):
+            body_of(pipeline.compress)(*arguments)
+        settings = load(asked.params)
     if asked.commit and (version := promotion.undecided(settings)) is not None:
         send_event(REGISTERED, f"secateur.model.{settings.tracking.model_name}", {"version": version})
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from flows import command
 from flows.engine import PLAIN, ProgressBar, call_as_task, flow, publish_table
-from flows.stage import Run, recorded_end, unless_current
+from flows.stage import Making, Run, recorded_end, unless_current
 from pruning.choosing.schedule import Attempt
 from pruning.errors import WorkspaceError
 from tasks.loop.attempt import attempt
 from tasks.loop.ledger import Row
 from tasks.prune import Loop, close_loop, describe, open_loop
-from tasks.workspace import seal
 
 log = logging.getLogger("secateur")
 
@@ -26,10 +24,10 @@ def prune(params: str = "params.yaml", workspace: str = "artifacts", commit: boo
     unless_current(NAME, _make, params, workspace, commit)
 
 
-def _make(run: Run, folder: Path, made_by: str) -> None:
-    with recorded_end(run):
-        _loop(run)
-    seal(folder, made_by)
+def _make(making: Making) -> None:
+    with recorded_end(making.run):
+        _loop(making.run)
+    making.seal()
 
 
 def _loop(run: Run) -> None:

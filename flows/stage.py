@@ -9,23 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.engine import PLAIN, call_as_task
-from pruning.errors import WorkspaceError
-from tasks.fingerprints import fingerprint
+from pruning.errors import SettingsError, WorkspaceError
+from tasks.code.changes import changes
+from tasks.fingerprints import executed, origin, settings_of, tell_dvc, told
+from tasks.held import afresh, holding
 from tasks.lock import locked
 from tasks.loop.ledger import FILE as LEDGER
 from tasks.loop.ledger import read_ledger
 from tasks.params.settings import Settings, load
 from tasks.production import tracking
-from tasks.production.versioning import Versions
+from tasks.production.versioning import CODE, Versions, inside_dvc
 from tasks.prune import FOLDER as LOOP
-from tasks.stages import find_stage
-from tasks.workspace import Workspace, is_current, seal
+from tasks.stages import Stage, find_stage
+from tasks.workspace import Json, Workspace, digest, is_current, origin_of, seal
 
 log = logging.getLogger("secateur")
 
 Body = Callable[[Settings, Workspace], None]
-Work = Callable[["Run", Path, str], None]
-"""(what was asked for, the stage's folder, fingerprint to seal it with)"""
+Work = Callable[["Making"], None]
+"""Makes and seals a stage's folder."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,79 @@ class Run:
         place = Workspace(Path(workspace))
         place.open()
         return cls(Path(params), settings, place, Versions() if commit else None)
+
+    def changed(self) -> frozenset[str]:
+        """Return the stages that DVC calls changed, once it is told what each executes; none without DVC."""
+        if self.versions is None:
+            return frozenset()
+        tell_dvc(self.settings, self.workspace)
+        changed = self.versions.changed()
+        if CODE in changed:
+            self.versions.commit(CODE)
+        return changed
+
+
+@dataclass(frozen=True)
+class Making:
+    """What a stage is about to make.
+
+    Attributes:
+        run: What was asked for.
+        stage: Which.
+        origin: By what.
+    """
+
+    run: Run
+    stage: Stage
+    origin: Json
+
+    @property
+    def folder(self) -> Path:
+        """Where."""
+        return self.run.workspace.folder(self.stage.folder)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it is there, made by the same."""
+        return is_current(self.folder, digest(self.origin))
+
+    def say_why(self) -> None:
+        """Say what has changed since the last time; nothing where there was none."""
+        before = origin_of(self.folder)
+        if before not in (None, self.origin):
+            log.info("%s: runs again: %s", self.stage.name, changes(before, self.origin))
+
+    def seal(self) -> None:
+        """Record what was made and by what.
+
+        Raises:
+            WorkspaceError: A module was edited meanwhile: nobody can tell which of both was executed.
+        """
+        with afresh():
+            now = {**self.origin, **executed(self.stage, self.run.settings)}
+        if now != self.origin:
+            raise WorkspaceError(
+                f"while {self.stage.name} ran, {changes(self.origin, now)}; which of both was executed can't be told, "
+                "so the result isn't taken. Run the same command again"
+            )
+        seal(self.folder, digest(self.origin), self.origin)
+
+    def check_settings(self) -> None:
+        """See that DVC would record the settings that were used: it reads the file as it is now.
+
+        Raises:
+            WorkspaceError: They were edited meanwhile.
+        """
+        try:
+            with afresh():
+                now = settings_of(self.stage, load(self.run.params))
+        except SettingsError:
+            now = None
+        if now != self.origin["settings"]:
+            raise WorkspaceError(
+                f"{self.run.params} was edited while {self.stage.name} ran; the result belongs to the settings as they "
+                "were and isn't recorded in dvc.lock. Run again for the new ones"
+            )
 
 
 @contextmanager
@@ -88,8 +163,8 @@ def run_stage(name: str, body: Body, params: str, workspace: str, commit: bool) 
         commit: Whether to commit the stage to DVC when it is done.
     """
 
-    def work(run: Run, folder: Path, made_by: str) -> None:
-        call_as_task(_run_and_seal, name, body, run.settings, run.workspace, folder, made_by)
+    def work(making: Making) -> None:
+        call_as_task(_run_and_seal, name, body, making)
 
     unless_current(name, work, params, workspace, commit)
 
@@ -104,20 +179,53 @@ def unless_current(name: str, work: Work, params: str, workspace: str, commit: b
         workspace: The workspace's folder.
         commit: Whether to commit the stage to DVC when it is done.
     """
-    run = Run.begin(params, workspace, commit)
-    stage = find_stage(name)
-    folder = run.workspace.folder(stage.folder)
-    with locked(run.workspace):
-        made_by = fingerprint(stage, run.settings, run.workspace)
-        done = is_current(folder, made_by)
-        if done:
-            log.info("%s: is current", name)
-        else:
-            work(run, folder, made_by)
-        if run.versions is not None and (not done or name in run.versions.changed()):
-            run.versions.commit(name)
+    with holding():
+        run = Run.begin(params, workspace, commit)
+        with locked(run.workspace):
+            making = planned(run, find_stage(name))
+            if inside_dvc():
+                _check_that_dvc_knows(making)
+            done = making.is_done
+            if done:
+                log.info("%s: is current", name)
+            else:
+                making.say_why()
+                work(making)
+            if inside_dvc():
+                making.check_settings()
+            elif run.versions is not None:
+                _commit(making, run.versions, done)
 
 
-def _run_and_seal(body: Body, settings: Settings, workspace: Workspace, folder: Path, made_by: str) -> None:
-    body(settings, workspace)
-    seal(folder, made_by)
+def planned(run: Run, stage: Stage) -> Making:
+    """Return what a stage is to make.
+
+    Raises:
+        WorkspaceError: A stage that it reads from hasn't finished.
+    """
+    return Making(run, stage, origin(stage, run.settings, run.workspace))
+
+
+def _check_that_dvc_knows(making: Making) -> None:
+    """See that what is executed is what DVC was told when its run began."""
+    known, found = told(making.stage, making.run.workspace), executed(making.stage, making.run.settings)
+    if known is not None and known != found:
+        raise WorkspaceError(
+            f"since DVC's run began, {changes({**making.origin, **known}, making.origin)}; run `dvc repro` again"
+        )
+
+
+def _commit(making: Making, versions: Versions, done: bool) -> None:
+    if making.stage.name not in making.run.changed() and done:
+        return
+    try:
+        making.check_settings()
+    except WorkspaceError as fault:
+        log.warning("%s", fault)
+    else:
+        versions.commit(making.stage.name)
+
+
+def _run_and_seal(body: Body, making: Making) -> None:
+    body(making.run.settings, making.run.workspace)
+    making.seal()

@@ -25,8 +25,9 @@ from pruning.evaluation import Samples, check_samples
 from pruning.files.writing import replace_file
 from pruning.gathering.statistics import collect
 from tasks.data import read_description, read_split, spread
+from tasks.determinism import begin
 from tasks.fingerprints import fingerprint
-from tasks.models import begin, chosen_criterion, example_inputs, load_model, loss_and_metric
+from tasks.models import chosen_criterion, example_inputs, load_model, loss_and_metric
 from tasks.params.settings import Settings
 from tasks.progress import shown
 from tasks.stages import find_stage

@@ -19,10 +19,10 @@ from pruning.files.weights import load_weights
 from pruning.structure.plan import Plan
 from pruning.training.epochs import finetune
 from tasks.data import SPLITS, Split, read_description, read_inputs, read_split, save_answers
+from tasks.determinism import begin
 from tasks.fingerprints import fingerprint
 from tasks.models import (
     augmentation,
-    begin,
     example_inputs,
     loss_and_metric,
     make_factory,

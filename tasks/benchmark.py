@@ -17,7 +17,8 @@ from pruning.timing.profiles import Profiles
 from pruning.timing.profiling import runtime_here
 from tasks import export
 from tasks.data import read_description
-from tasks.models import begin, example_inputs, load_model
+from tasks.determinism import begin
+from tasks.models import example_inputs, load_model
 from tasks.params.settings import Settings
 from tasks.profile import read_profile
 from tasks.progress import shown

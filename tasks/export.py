@@ -9,7 +9,8 @@ from pruning.dynamic.gates import GatedModel
 from pruning.errors import ExportError
 from pruning.files.export import TOLERANCE, check_parity, export_onnx
 from tasks.data import read_description, read_inputs
-from tasks.models import begin, example_inputs, load_model
+from tasks.determinism import begin
+from tasks.models import example_inputs, load_model
 from tasks.params.settings import Settings
 from tasks.workspace import Workspace, write_json, writing
 

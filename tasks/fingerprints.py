@@ -1,18 +1,25 @@
-"""By what a stage's output was made: settings, code, and the hashes of everything it reads."""
+"""By what a stage's output is made: settings, code, versions, and the hashes of everything it reads.
+
+origin ─► fingerprint      the same fingerprint, the same bytes
+   │
+   ├─► stage.json          beside the output, so that what has changed since can be said
+   └─► artifacts/code/     the part that DVC can't see by itself, a file for each stage, which DVC depends on
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from pruning.timing.measuring import cpu_name
-from tasks import imports
-from tasks.environment import REPOSITORY
+from tasks.code.closure import code_of
+from tasks.code.installed import versions
 from tasks.params.settings import Settings
-from tasks.stages import STOP_ONLY, Stage, find_stage
-from tasks.workspace import Workspace, contents, digest
+from tasks.stages import STAGES, STOP_ONLY, Stage, find_stage
+from tasks.workspace import Json, Workspace, contents, digest, write_json
 
 
 def fingerprint(stage: Stage, settings: Settings, workspace: Workspace) -> str:
@@ -21,29 +28,68 @@ def fingerprint(stage: Stage, settings: Settings, workspace: Workspace) -> str:
     Raises:
         WorkspaceError: A stage that it reads from hasn't finished.
     """
-    return _fingerprint(stage, settings, workspace, frozenset())
+    return digest(origin(stage, settings, workspace))
+
+
+def origin(stage: Stage, settings: Settings, workspace: Workspace) -> Json:
+    """Return all that shapes a stage's output.
+
+    Raises:
+        WorkspaceError: A stage that it reads from hasn't finished.
+    """
+    return _origin(stage, settings, workspace, frozenset())
 
 
 def trajectory_fingerprint(settings: Settings, workspace: Workspace) -> str:
-    """Hash all that shapes the trajectory of the loop; what only says when to stop is left out."""
-    return _fingerprint(find_stage("prune"), settings, workspace, frozenset(STOP_ONLY))
+    """Hash all that shapes the trajectory of the loop."""
+    return digest(trajectory(settings, workspace))
 
 
-def _fingerprint(stage: Stage, settings: Settings, workspace: Workspace, spared: frozenset[str]) -> str:
+def trajectory(settings: Settings, workspace: Workspace) -> Json:
+    """Return all that shapes the trajectory of the loop; what only says when to stop is left out."""
+    return _origin(find_stage("prune"), settings, workspace, frozenset(STOP_ONLY))
+
+
+def _origin(stage: Stage, settings: Settings, workspace: Workspace, spared: frozenset[str]) -> Json:
+    return {
+        "stage": stage.name,
+        "settings": settings_of(stage, settings, spared),
+        "machine": _machine(stage, settings),
+        "reads": {
+            need: dict(contents(workspace.folder(find_stage(need).folder), need)) for need in _needs(stage, settings)
+        },
+        **executed(stage, settings),
+    }
+
+
+def settings_of(stage: Stage, settings: Settings, spared: frozenset[str] = frozenset()) -> Json:
+    """Return the settings that shape a stage's output."""
     dumped = settings.model_dump(mode="json", include=set(stage.sections))
     for section in dumped.values():
         for name in spared & section.keys():
             del section[name]
-    body = {
-        "stage": stage.name,
-        "settings": dumped,
-        "code": _code_digest(stage.code),
-        "own_code": _own_code(settings, stage.sections),
-        "reads": {
-            need: dict(contents(workspace.folder(find_stage(need).folder), need)) for need in _needs(stage, settings)
-        },
+    return dumped
+
+
+def executed(stage: Stage, settings: Settings) -> Json:
+    """Return what DVC can't see by itself: modules, versions, and the files that the settings bring along."""
+    code = code_of(stage.modules, sorted(set(_strings(settings_of(stage, settings)))))
+    files: dict[str, Path | None] = {}
+    if "model" in stage.sections:
+        files["model.weights"] = settings.model.weights
+    if "profile" in stage.sections:
+        files["profile.path"] = settings.profile.path
+    return {
+        "modules": dict(code.modules),
+        "versions": versions(code.installed),
+        "files": {name: sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path is not None},
     }
-    return digest(body)
+
+
+def _machine(stage: Stage, settings: Settings) -> str | None:
+    """Name what times were measured on, where a stage measures some that others read."""
+    measures = "profile" in stage.sections and settings.profile.path is None
+    return f"{cpu_name()} {version('onnxruntime')}" if measures else None
 
 
 def _needs(stage: Stage, settings: Settings) -> list[str]:
@@ -52,32 +98,34 @@ def _needs(stage: Stage, settings: Settings) -> list[str]:
     return [need for need in stage.needs if need != spared.get(stage.name)]
 
 
-def _code_digest(places: tuple[str, ...]) -> str:
-    """Hash the source files of the repository that a stage's output depends on."""
-    files = sorted({file for place in places for file in _sources(REPOSITORY / place)})
-    return digest({str(file.relative_to(REPOSITORY)): sha256(file.read_bytes()).hexdigest() for file in files})
+def _strings(value: Json) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _strings(part)
+    elif isinstance(value, Sequence):
+        for part in value:
+            yield from _strings(part)
 
 
-def _sources(place: Path) -> list[Path]:
-    return [place] if place.is_file() else list(place.rglob("*.py"))
+def tell_dvc(settings: Settings, workspace: Workspace) -> None:
+    """Write what each stage executes, where it isn't written yet: DVC compares the bytes of these files."""
+    for stage in STAGES:
+        path = code_file(stage, workspace)
+        found = executed(stage, settings)
+        if told(stage, workspace) != found:
+            write_json(path, found)
 
 
-def _own_code(settings: Settings, sections: tuple[str, ...]) -> dict[str, str]:
-    """Hash what the settings name outside themselves: the files of import strings, and the weights brought along."""
-    named: dict[str, Any] = {
-        "data": [settings.data.factory],
-        "model": [settings.model.factory],
-        "training": [settings.training.loss, settings.training.metric],
-        "analyze": [settings.analyze.criterion],
-        "prune": [settings.prune.criterion],
-    }
-    if settings.training.augment is not None:
-        named["training"].append(settings.training.augment.function)
-    references = [reference for section in sections for reference in named.get(section, []) if ":" in reference]
-    found = {reference: imports.source_digest(reference) for reference in references}
-    if "model" in sections and settings.model.weights is not None:
-        found["weights"] = sha256(settings.model.weights.read_bytes()).hexdigest()
-    if "profile" in sections:
-        path = settings.profile.path
-        found["profile"] = sha256(path.read_bytes()).hexdigest() if path else f"{cpu_name()} {version('onnxruntime')}"
-    return found
+def told(stage: Stage, workspace: Workspace) -> Json:
+    """Return what DVC was told that a stage executes; None where that isn't known."""
+    try:
+        return json.loads(code_file(stage, workspace).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def code_file(stage: Stage, workspace: Workspace) -> Path:
+    """Say where it is written what a stage executes."""
+    return workspace.folder("code") / f"{stage.name}.json"

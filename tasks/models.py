@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 import pruning
@@ -27,23 +26,8 @@ from pruning.training.sparsity import SparsityTraining
 from tasks import imports
 from tasks.data import Description, read_inputs
 from tasks.measured import Measured
-from tasks.memory import keep_freed_memory
 from tasks.params.settings import Settings
 from tasks.workspace import Json, Workspace
-
-
-def begin(settings: Settings, offset: int = 0) -> None:
-    """Bring torch to a known state: seed, threads, deterministic algorithms, memory. The first line of every step.
-
-    Args:
-        settings: Of the run.
-        offset: Added to the seed: a number of the step's own.
-    """
-    keep_freed_memory()
-    torch.set_num_threads(settings.run.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False
-    torch.manual_seed(settings.run.seed + offset)
 
 
 def make_factory(settings: Settings, data: Description) -> Callable[[], nn.Module]:

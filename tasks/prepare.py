@@ -6,7 +6,7 @@ import logging
 
 from tasks import imports
 from tasks.data import FOLDER, as_splits, save_splits
-from tasks.models import begin
+from tasks.determinism import begin
 from tasks.params.settings import Settings
 from tasks.workspace import Workspace, writing
 

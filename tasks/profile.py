@@ -15,7 +15,8 @@ from pruning.timing.profiles import Profiles, read_profiles
 from pruning.timing.profiling import answer, runtime_here
 from pruning.timing.questions import ask
 from tasks.data import read_description
-from tasks.models import begin, example_inputs, make_factory
+from tasks.determinism import begin
+from tasks.models import example_inputs, make_factory
 from tasks.params.settings import Settings
 from tasks.progress import shown
 from tasks.workspace import Workspace, writing

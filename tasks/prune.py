@@ -9,15 +9,15 @@ from pruning.choosing.schedule import Attempt, ScheduleSettings, Stop
 from pruning.errors import DataError, WorkspaceError
 from pruning.files.checkpoint import check_checkpoint
 from tasks.data import read_description
-from tasks.fingerprints import trajectory_fingerprint
+from tasks.fingerprints import trajectory
 from tasks.loop.goals import goals_of
-from tasks.loop.ledger import FILE, Ledger, Row, open_ledger
+from tasks.loop.ledger import FILE, Ledger, Row, forget_aside, open_ledger
 from tasks.models import example_inputs, load_model, measured_in
 from tasks.params.prune_parts import Kind
 from tasks.params.settings import Settings
 from tasks.profile import baseline_ms
 from tasks.resuming import forget
-from tasks.workspace import Json, Workspace, write_json
+from tasks.workspace import Json, Workspace, digest, write_json
 
 FOLDER = "iterations"
 OUTCOME = "outcome.json"
@@ -75,8 +75,8 @@ def open_loop(settings: Settings, workspace: Workspace) -> Loop:
     schedule = settings.prune.schedule_for(
         goals_of(settings.prune.target, baseline, baseline_ms(settings, workspace)).total
     )
-    fingerprint = trajectory_fingerprint(settings, workspace)
-    ledger = open_ledger(workspace.folder(FOLDER), fingerprint, baseline, schedule)
+    shaped_by = trajectory(settings, workspace)
+    ledger = open_ledger(workspace.folder(FOLDER), digest(shaped_by), baseline, schedule, shaped_by)
     _check(ledger)
     if ledger.rows:
         log.info("prune: resuming after %d attempts, %d of them accepted", len(ledger.rows), len(ledger.accepted))
@@ -105,6 +105,8 @@ def close_loop(loop: Loop, stop: Stop, workspace: Workspace) -> None:
     }
     write_json(loop.ledger.root / OUTCOME, outcome)
     forget(workspace)
+    if accepted:
+        forget_aside(loop.ledger.root)
     log.info("prune: %s; %d attempts, %d accepted", stop.reason, len(loop.ledger.rows), len(accepted))
 
 

@@ -12,9 +12,10 @@ from pruning.files.writing import replace_file
 from tasks import export, transform
 from tasks.analyze import read_curves
 from tasks.data import read_description, read_split
+from tasks.determinism import begin
 from tasks.loop.ledger import Ledger, read_ledger
 from tasks.measured import Measured
-from tasks.models import begin, example_inputs, load_model, measure
+from tasks.models import example_inputs, load_model, measure
 from tasks.params.settings import Settings
 from tasks.profile import latency_cost
 from tasks.prune import read_outcome

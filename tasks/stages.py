@@ -22,94 +22,43 @@ class Stage:
         folder: What it writes, below the workspace.
         needs: The stages whose folders it reads.
         sections: The sections of the settings that shape its output.
-        code: The modules and folders of the repository that shape its output.
+        modules: Those that make its output; what they import in turn is found from their import statements.
     """
 
     name: str
     folder: str
     needs: tuple[str, ...]
     sections: tuple[str, ...]
-    code: tuple[str, ...]
+    modules: tuple[str, ...]
 
-
-_SHARED = ("pruning", "tasks/data.py", "tasks/imports.py", "tasks/measured.py", "tasks/models.py", "tasks/workspace.py")
 
 STAGES = (
-    Stage(
-        "prepare",
-        "data",
-        (),
-        ("run", "data"),
-        ("tasks/prepare.py", "tasks/data.py", "tasks/imports.py", "tasks/workspace.py", "zoo"),
-    ),
-    Stage(
-        "baseline",
-        "baseline",
-        ("prepare",),
-        ("run", "model", "training", "baseline"),
-        ("tasks/baseline.py", *_SHARED, "zoo"),
-    ),
-    Stage(
-        "analyze",
-        "analysis",
-        ("prepare", "baseline"),
-        ("run", "model", "training", "analyze"),
-        ("tasks/analyze.py", *_SHARED, "zoo"),
-    ),
-    Stage(
-        "profile",
-        "profile",
-        ("prepare",),
-        ("run", "model", "profile"),
-        ("tasks/profile.py", *_SHARED, "zoo"),
-    ),
+    Stage("prepare", "data", (), ("run", "data"), ("tasks.prepare",)),
+    Stage("baseline", "baseline", ("prepare",), ("run", "model", "training", "baseline"), ("tasks.baseline",)),
+    Stage("analyze", "analysis", ("prepare", "baseline"), ("run", "model", "training", "analyze"), ("tasks.analyze",)),
+    Stage("profile", "profile", ("prepare",), ("run", "model", "profile"), ("tasks.profile",)),
     Stage(
         "prune",
         "iterations",
         ("prepare", "baseline", "analyze", "profile"),
         ("run", "model", "training", "prune"),
-        (
-            "tasks/prune.py",
-            "tasks/loop",
-            "tasks/profile.py",
-            *_SHARED,
-            "zoo",
-        ),
+        ("tasks.prune", "tasks.loop.attempt", "tasks.params.prune_settings"),
     ),
-    Stage(
-        "transform",
-        "dense",
-        ("prepare", "baseline", "prune"),
-        ("run", "model", "training"),
-        ("tasks/transform.py", "tasks/loop/ledger.py", *_SHARED, "zoo"),
-    ),
-    Stage(
-        "export",
-        "onnx",
-        ("prepare", "baseline", "transform"),
-        ("run", "model", "export"),
-        ("tasks/export.py", *_SHARED, "zoo"),
-    ),
+    Stage("transform", "dense", ("prepare", "baseline", "prune"), ("run", "model", "training"), ("tasks.transform",)),
+    Stage("export", "onnx", ("prepare", "baseline", "transform"), ("run", "model", "export"), ("tasks.export",)),
     Stage(
         "benchmark",
         "latency",
         ("prepare", "baseline", "profile", "transform", "export"),
         ("run", "model", "benchmark"),
-        ("tasks/benchmark.py", "tasks/profile.py", *_SHARED, "zoo"),
+        ("tasks.benchmark",),
     ),
     Stage(
         "report",
         "report",
         ("prepare", "baseline", "analyze", "profile", "prune", "transform", "export", "benchmark"),
         ("run", "model", "training"),
-        (
-            "tasks/report.py",
-            "tasks/showing",
-            "tasks/loop/ledger.py",
-            "tasks/profile.py",
-            *_SHARED,
-            "zoo",
-        ),
+        ("tasks.report",),
     ),
 )
 

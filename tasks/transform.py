@@ -14,8 +14,9 @@ from pruning.evaluation import Samples, restored_modes
 from pruning.recovery.widening import widen
 from pruning.structure.verification import relative_difference
 from tasks.data import read_description, read_split
+from tasks.determinism import begin
 from tasks.loop.ledger import read_ledger
-from tasks.models import begin, example_inputs, load_model, make_factory, measured_in, save_model
+from tasks.models import example_inputs, load_model, make_factory, measured_in, save_model
 from tasks.params.settings import Settings
 from tasks.workspace import Workspace, write_json
 

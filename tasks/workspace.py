@@ -21,6 +21,7 @@ __all__ = [
     "digest",
     "digest_of_files",
     "is_current",
+    "origin_of",
     "seal",
     "write_json",
     "writing",
@@ -111,9 +112,21 @@ def digest(value: Json) -> str:
     return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def seal(folder: Path, fingerprint: str) -> None:
-    """Record by what a folder was made and what it holds: the last thing that a stage writes."""
-    write_json(folder / RECORD, {"fingerprint": fingerprint, "files": digest_of_files(folder)})
+def seal(folder: Path, fingerprint: str, origin: Json = None) -> None:
+    """Record by what a folder was made and what it holds: the last thing that a stage writes.
+
+    Args:
+        folder: Of the stage.
+        fingerprint: Of all that shapes its output.
+        origin: The same in full, to say later what has changed.
+    """
+    write_json(folder / RECORD, {"fingerprint": fingerprint, "files": digest_of_files(folder), "origin": origin})
+
+
+def origin_of(folder: Path) -> Json:
+    """Return by what a finished stage's folder was made; None where that isn't known."""
+    record = _read_record(folder)
+    return record.get("origin") if record else None
 
 
 def contents(folder: Path, maker: str) -> Mapping[str, str]:

@@ -18,21 +18,13 @@ from pruning.training.epochs import finetune
 from pruning.training.recipe import Recipe
 from tasks.baseline import epoch_folder
 from tasks.data import Description, read_description, read_split
+from tasks.determinism import begin
 from tasks.loop.goals import LATENCY, goals_of
 from tasks.loop.kinds import Situation, Step, take_step
 from tasks.loop.ledger import Ledger, Row
 from tasks.loop.quickness import Quickness, quickness_of
 from tasks.measured import Measured
-from tasks.models import (
-    augmentation,
-    begin,
-    example_inputs,
-    load_model,
-    loss_and_metric,
-    make_factory,
-    measure,
-    save_model,
-)
+from tasks.models import augmentation, example_inputs, load_model, loss_and_metric, make_factory, measure, save_model
 from tasks.params.settings import Settings
 from tasks.progress import shown
 from tasks.resuming import EpochKeeper, unfinished

@@ -6,11 +6,15 @@ What to try next is derived from it, so that a loop that was killed and resumed 
                                                        row written to ledger.json    (rejected: the row alone)
 
 The row is the commit point. What a kill leaves behind without a row is removed when the ledger is opened again.
+
+A trajectory of other settings, data or code steps aside, into `.iterations.aside/`, and is there until the new one has
+finished: whoever undoes the change before goes on where it was.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +24,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pruning.choosing.schedule import Attempt, Outcome, ScheduleSettings, Stop, next_step
 from pruning.errors import WorkspaceError
+from tasks.code.changes import changes
 from tasks.measured import Measured
-from tasks.workspace import RECORD, digest, write_json
+from tasks.workspace import RECORD, Json, digest, write_json
 
 FILE = "ledger.json"
+
+_SHORT = 16
+
+log = logging.getLogger("secateur")
 
 
 class Row(BaseModel):
@@ -70,8 +79,11 @@ class Row(BaseModel):
 class Ledger:
     """The attempts of one trajectory, and the folder that they lie in."""
 
-    def __init__(self, root: Path, fingerprint: str, baseline: Measured, rows: Sequence[Row] = ()) -> None:
+    def __init__(
+        self, root: Path, fingerprint: str, baseline: Measured, rows: Sequence[Row] = (), origin: Json = None
+    ) -> None:
         self.root = root
+        self.origin = origin
         self.fingerprint = fingerprint
         self.baseline = baseline
         self.rows = list(rows)
@@ -99,6 +111,7 @@ class Ledger:
         """Write the ledger, whole or not at all."""
         body = {
             "fingerprint": self.fingerprint,
+            "origin": self.origin,
             "baseline": self.baseline.model_dump(),
             "attempts": [row.model_dump() for row in self.rows],
         }
@@ -120,6 +133,7 @@ def read_ledger(root: Path) -> Ledger:
             found["fingerprint"],
             Measured.model_validate(found["baseline"]),
             [Row.model_validate(row) for row in found["attempts"]],
+            found.get("origin"),
         )
     except FileNotFoundError:
         raise WorkspaceError(f"{path} isn't there; run `python -m flows.prune` first") from None
@@ -130,29 +144,71 @@ def read_ledger(root: Path) -> Ledger:
     return ledger
 
 
-def open_ledger(root: Path, fingerprint: str, baseline: Measured, schedule: ScheduleSettings) -> Ledger:
+def open_ledger(
+    root: Path, fingerprint: str, baseline: Measured, schedule: ScheduleSettings, origin: Json = None
+) -> Ledger:
     """Resume a trajectory, or begin it.
 
-    A ledger with another fingerprint belongs to other settings, data or code: the loop begins anew. One that went
-    further than the settings now ask is cut back to what they would have produced. Leftovers of a kill are removed.
+    A ledger with another fingerprint belongs to other settings, data or code: it steps aside and the loop begins anew.
+    One that went further than the settings now ask is cut back to what they would have produced. Leftovers of a kill
+    are removed.
+
+    Args:
+        root: The folder of the loop.
+        fingerprint: Of all that shapes the trajectory.
+        baseline: What it starts from.
+        schedule: What the next steps are derived by.
+        origin: All that shapes the trajectory, to say later what has changed.
 
     Raises:
         WorkspaceError: The ledger or one of its checkpoints is damaged or was edited.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    (root / RECORD).unlink(missing_ok=True)
-    rows: list[Row] = []
     if (root / FILE).exists():
         found = read_ledger(root)
-        if found.fingerprint == fingerprint:
-            rows = _agreed(found.rows, schedule, root)
-    ledger = Ledger(root, fingerprint, baseline, rows)
+        if found.fingerprint != fingerprint:
+            _step_aside(found, origin)
+    kept = _aside(root) / fingerprint[:_SHORT]
+    if kept.is_dir() and not root.exists():
+        kept.rename(root)
+        log.info("prune: takes up what was set aside in %s", kept)
+    root.mkdir(parents=True, exist_ok=True)
+    (root / RECORD).unlink(missing_ok=True)
+    rows = _agreed(read_ledger(root).rows, schedule, root) if (root / FILE).exists() else []
+    ledger = Ledger(root, fingerprint, baseline, rows, origin)
     keep = {FILE} | {row.checkpoint for row in rows if row.checkpoint}
     for path in root.iterdir():
         if path.name not in keep:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     ledger.save()
     return ledger
+
+
+def forget_aside(root: Path) -> None:
+    """Remove the trajectories that have stepped aside."""
+    shutil.rmtree(_aside(root), ignore_errors=True)
+
+
+def _step_aside(ledger: Ledger, now: Json) -> None:
+    """Make room for another trajectory; what was accepted is kept, and it is said why."""
+    why = changes(ledger.origin, now) if ledger.origin and now else "settings, data or code changed"
+    if not ledger.accepted:
+        log.info("prune: begins anew: %s", why)
+        shutil.rmtree(ledger.root)
+        return
+    place = _aside(ledger.root) / ledger.fingerprint[:_SHORT]
+    shutil.rmtree(place, ignore_errors=True)
+    place.parent.mkdir(exist_ok=True)
+    ledger.root.rename(place)
+    log.info(
+        "prune: begins anew: %s; the %d accepted attempts of before are in %s until this loop has finished",
+        why,
+        len(ledger.accepted),
+        place,
+    )
+
+
+def _aside(root: Path) -> Path:
+    return root.with_name(f".{root.name}.aside")
 
 
 def _agreed(rows: Sequence[Row], schedule: ScheduleSettings, root: Path) -> list[Row]:

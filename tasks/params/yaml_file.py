@@ -11,6 +11,7 @@ import yaml
 
 from pruning.errors import SettingsError
 from pruning.files.writing import replace_file
+from tasks.held import read_bytes
 
 MOST_BYTES = 100_000
 MOST_VALUES = 10_000
@@ -90,7 +91,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
             raise SettingsError(f"the settings file {path} is no file; give one with --params FILE")
         if (size := path.stat().st_size) > MOST_BYTES:
             raise SettingsError(f"the settings file {path} has {size:,} bytes; expected at most {MOST_BYTES:,}")
-        found = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  # a SafeLoader
+        found = yaml.load(read_bytes(path).decode("utf-8"), Loader=_Loader)  # noqa: S506  # a SafeLoader
     except FileNotFoundError:
         raise SettingsError(f"there is no settings file {path}; give one with --params FILE") from None
     except OSError as error:

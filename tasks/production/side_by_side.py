@@ -14,8 +14,9 @@ from pruning.files.export import check_parity
 from pruning.timing.latency import measure_latency
 from tasks import export
 from tasks.data import read_description, read_split
+from tasks.determinism import begin
 from tasks.measured import Measured
-from tasks.models import begin, example_inputs, load_model, measure
+from tasks.models import example_inputs, load_model, measure
 from tasks.params.settings import Settings, load
 from tasks.production.gates import Figures
 from tasks.production.registry import Version, answers_of

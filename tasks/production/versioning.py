@@ -16,6 +16,9 @@ INSIDE = "DVC_STAGE"
 
 LOCK = Path("dvc.lock")
 
+CODE = "code"
+"""The stage that tells DVC what the others execute. It runs each time: DVC can't see whether it has to."""
+
 log = logging.getLogger("secateur")
 
 
@@ -58,7 +61,8 @@ class Versions:
         Raises:
             WorkspaceError: `dvc.yaml` isn't there or is malformed, or DVC is busy.
         """
-        return frozenset(self._run(lambda repository: repository.status()))
+        found = self._run(lambda repository: repository.status())
+        return frozenset(stage for stage, reasons in found.items() if reasons != ["always changed"])
 
     def commit(self, stage: str) -> None:
         """Record a finished stage in `dvc.lock` and put its output into the cache.

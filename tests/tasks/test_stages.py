@@ -7,6 +7,7 @@ import yaml
 
 from pruning.errors import SettingsError
 from tasks.environment import REPOSITORY
+from tasks.fingerprints import code_file
 from tasks.params.settings import Settings
 from tasks.stages import NAMES, STAGES, STOP_ONLY, Stage, find_stage
 from tasks.workspace import DEFAULT_ROOT, Workspace
@@ -19,35 +20,26 @@ def folder(name: str) -> str:
 
 
 def test_dvc_knows_the_same_stages_in_the_same_order() -> None:
-    assert tuple(DVC) == NAMES
+    assert tuple(DVC) == ("code", *NAMES)
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=NAMES)
 def test_dvc_runs_the_flow_and_depends_on_what_shapes_its_output(stage: Stage) -> None:
     found = DVC[stage.name]
     assert found["cmd"].endswith(f"python -m flows.{stage.name}")
-    assert found["deps"] == [f"flows/{stage.name}.py", *stage.code, *(folder(need) for need in stage.needs)]
+    told = code_file(stage, Workspace(DEFAULT_ROOT)).as_posix()
+    assert found["deps"] == [told, *(folder(need) for need in stage.needs)]
+    assert told in DVC["code"]["outs"]
     assert tuple(found["params"]) == stage.sections
     options = {"persist": True} if stage.name in ("prune", "profile") else None
     expected = [{folder(stage.name): options}] if options else [folder(stage.name)]
     assert found["outs"] == expected
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=NAMES)
-def test_code_that_a_stage_names_exists(stage: Stage) -> None:
-    for place in (f"flows/{stage.name}.py", *stage.code):
-        assert (REPOSITORY / place).exists(), place
-
-
-def test_every_module_of_the_tasks_shapes_a_stage_or_none_of_its_output() -> None:
-    """A new module has to be given a place: what a stage computes with belongs to its code."""
-    aside = {"environment", "fingerprints", "frontier", "lock", "memory", "progress", "resuming", "stages"}
-    aside |= {"params", "production"}
-    named = {place.removeprefix("tasks/") for stage in STAGES for place in stage.code if place.startswith("tasks/")}
-    modules = {path.relative_to(REPOSITORY / "tasks").as_posix() for path in (REPOSITORY / "tasks").rglob("*.py")}
-    modules -= {"__init__.py"}
-    unnamed = {one for one in modules if not any(one == place or one.startswith(f"{place}/") for place in named)}
-    assert {one.partition("/")[0].removesuffix(".py") for one in unnamed} == aside
+def test_dvc_asks_each_time_what_is_executed() -> None:
+    assert DVC["code"]["always_changed"]
+    assert DVC["code"]["cmd"].endswith("python -m flows.code")
+    assert len(DVC["code"]["outs"]) == len(STAGES)
 
 
 def test_sections_and_stop_settings_exist() -> None:

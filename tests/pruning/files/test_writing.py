@@ -2,42 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 
 import pytest
 
 from pruning.files.writing import put_back, writing
-
-EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
-DIED = 9
+from tests.dying import died_before
 
 
 def _replace(place: Path, text: str) -> None:
     with writing(place) as folder:
         for name in ("a", "b"):
             (folder / name).write_text(text, encoding="utf-8")
-
-
-def _killed(place: Path, text: str, at: int) -> bool:
-    """Replace a folder in a process that dies without a word before its event of this number; say whether it did."""
-    number = os.fork()
-    if number == 0:
-        seen = 0
-
-        def hook(name: str, _arguments: object) -> None:
-            nonlocal seen
-            seen += name in EVENTS
-            if seen == at:
-                os._exit(DIED)
-
-        sys.addaudithook(hook)
-        _replace(place, text)
-        os._exit(0)
-    code = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
-    assert code in (0, DIED)
-    return code == DIED
 
 
 def _found(place: Path) -> set[str]:
@@ -55,7 +31,7 @@ def test_folder_is_the_old_one_or_the_new_one_wherever_the_process_dies(tmp_path
         place.parent.mkdir()
         if there:
             _replace(place, "old")
-        died = _killed(place, "new", at)
+        died = died_before(at, lambda: _replace(place, "new"))  # noqa: B023 - called at once
         put_back(place)
         found.append(_found(place) if place.exists() else set())
         assert found[-1] in (old, new), at
@@ -75,7 +51,7 @@ def test_folder_that_was_half_removed_does_not_come_back(tmp_path: Path) -> None
         place = tmp_path / str(at) / "place"
         place.parent.mkdir()
         _replace(place, "old")
-        if not _killed(place, "new", at):
+        if not died_before(at, lambda: _replace(place, "new")):  # noqa: B023 - called at once
             return
         if place.exists():
             for path in place.iterdir():

@@ -7,8 +7,9 @@ import pytest
 
 from pruning.choosing.schedule import Attempt, ScheduleSettings, Stop
 from pruning.errors import WorkspaceError
-from tasks.loop.ledger import FILE, Ledger, Row, open_ledger, read_ledger
+from tasks.loop.ledger import FILE, Ledger, Row, forget_aside, open_ledger, read_ledger
 from tasks.measured import Measured
+from tests.dying import died_before
 
 BASELINE = Measured(accuracy=0.9, loss=0.3, macs=1000, parameters=100, size_bytes=400)
 SCHEDULE = ScheduleSettings(target=0.8, iterations=4, smallest_step=0.05, max_attempts=10)
@@ -72,6 +73,33 @@ def test_ledger_of_another_fingerprint_begins_anew(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
+def test_accepted_attempts_of_another_fingerprint_step_aside_and_come_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="secateur")
+    root = tmp_path / "iterations"
+    run(root, "aa")
+    before = everything(root)
+    run(root, "a", fingerprint="other")
+    assert "the 2 accepted attempts of before are in" in caplog.text
+    assert everything(tmp_path / ".iterations.aside" / "f") == before
+    run(root, "", fingerprint="f")
+    assert everything(root) == before, "whoever undoes the change goes on where it was"
+    assert [path.name for path in (tmp_path / ".iterations.aside").iterdir()] == ["other"]
+    forget_aside(root)
+    assert [path.name for path in tmp_path.iterdir()] == ["iterations"]
+
+
+@pytest.mark.parametrize("at", range(1, 12))
+def test_killed_while_a_trajectory_steps_aside_nothing_accepted_is_lost(tmp_path: Path, at: int) -> None:
+    root = tmp_path / "iterations"
+    run(root, "aa")
+    died_before(at, lambda: run(root, "", fingerprint="other"))
+    run(root, "", fingerprint="other")
+    assert [row.checkpoint for row in run(root, "").accepted] == ["01", "02"]
+    assert all((root / name / "weights").read_text(encoding="utf-8") == name for name in ("01", "02"))
+
+
 def test_more_attempts_continue_and_fewer_cut_back_to_what_they_would_have_given(tmp_path: Path) -> None:
     short = SCHEDULE.model_copy(update={"max_attempts": 2})
     run(tmp_path / "short", "aa", short)
@@ -114,5 +142,5 @@ def test_checkpoint_that_the_ledger_names_has_to_be_there(tmp_path: Path) -> Non
 def test_ledger_holds_nothing_volatile(tmp_path: Path) -> None:
     run(tmp_path, "ar")
     keys = set(json.loads((tmp_path / FILE).read_text(encoding="utf-8")))
-    assert keys == {"fingerprint", "baseline", "attempts", "digest"}
+    assert keys == {"fingerprint", "origin", "baseline", "attempts", "digest"}
     assert str(tmp_path) not in (tmp_path / FILE).read_text(encoding="utf-8")

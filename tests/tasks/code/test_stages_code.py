@@ -1,0 +1,77 @@
+"""What the closure of each stage holds, and that a stage executes nothing else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from tasks.code.closure import NOT_FOLLOWED, OURS, code_of
+from tasks.environment import REPOSITORY
+from tasks.fingerprints import executed, fingerprint
+from tasks.stages import STAGES
+from tasks.workspace import seal
+from tests.shop import BODIES
+from tests.tasks.test_pipeline import make
+
+
+def test_each_stage_depends_on_what_it_computes_with_and_on_nothing_more() -> None:
+    found = {stage.name: set(code_of(stage.modules, ()).modules) for stage in STAGES}
+    assert "pruning.choosing.schedule" in found["prune"]
+    assert "pruning.criteria.norms" in found["prune"], "registered by being imported"
+    assert not any(name.startswith(("pruning.choosing", "pruning.recovery")) for name in found["baseline"])
+    assert {name for name in found["prepare"] if name.startswith("pruning.")} == {
+        "pruning.errors",
+        "pruning.files.writing",
+    }
+    for stage, modules in found.items():
+        assert f"tasks.{stage}" in modules
+        assert not modules & set(NOT_FOLLOWED)
+
+
+@pytest.mark.slow
+def test_a_stage_executes_no_module_that_it_does_not_depend_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project_writer: Callable[..., Path]
+) -> None:
+    """Every function of ours that is called in a stage is watched: imports alone would miss what is handed around."""
+    monkeypatch.chdir(tmp_path)
+    project = make(tmp_path, project_writer, lambda settings: settings["baseline"]["recipe"].update(epochs=1))
+    for stage in STAGES:
+        body = (
+            project.prune if stage.name == "prune" else partial(BODIES[stage.name], project.settings, project.workspace)
+        )
+        called = _called(body) - _WHERE_THINGS_LIE
+        seal(project.workspace.folder(stage.folder), fingerprint(stage, project.settings, project.workspace))
+        known = set(executed(stage, project.settings)["modules"])
+        assert called, stage.name
+        assert called <= known | set(NOT_FOLLOWED), (stage.name, called - known)
+
+
+_WHERE_THINGS_LIE = {f"tasks.{name}" for name in ("code.closure", "code.installed", "code.meaning", "held", "stages")}
+"""What some stages call to name the folder of what they have half done."""
+
+
+def _called(action: Callable[[], object]) -> set[str]:
+    """Return the modules of ours of which something is called."""
+    found: set[str] = set()
+
+    def watch(frame: FrameType, event: str, _argument: object) -> None:
+        if event == "call":
+            found.add(frame.f_code.co_filename)
+
+    sys.setprofile(watch)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    names = set()
+    for file in found:
+        path = Path(file)
+        if path.is_relative_to(REPOSITORY) and path.relative_to(REPOSITORY).parts[0] in OURS:
+            inside = path.relative_to(REPOSITORY).with_suffix("")
+            names.add(".".join(inside.parts[:-1] if inside.name == "__init__" else inside.parts))
+    return names
