@@ -18,7 +18,9 @@ from flows.prune import prune
 from flows.report import report
 from flows.stage import Run, planned, recorded_end
 from flows.transform import transform
+from tasks.held import edited
 from tasks.lock import locked
+from tasks.production.source import Source, snapshot
 from tasks.showing.comparison import Line, as_markdown, as_text, compare, compare_latency
 from tasks.stages import STAGES, Stage
 
@@ -40,7 +42,7 @@ FLOWS: dict[str, Callable[[str, str, bool], None]] = {
 @flow(name="compress")
 def compress(params: str = "params.yaml", workspace: str = "artifacts", commit: bool = True) -> None:
     """Run every stage that isn't current, record the result in MLflow, show it."""
-    run = Run.begin(params, workspace, commit)
+    run, begun_with = Run.begin(params, workspace, commit), snapshot()
     with locked(run.workspace), recorded_end(run):
         bar = ProgressBar("compress-progress", "stages that are done")
         changed = run.changed()
@@ -54,7 +56,7 @@ def compress(params: str = "params.yaml", workspace: str = "artifacts", commit: 
         bar.update(1.0)
         publish_markdown("compress-result", as_markdown(_lines(run)), "baseline against dense model")
         _show(run)
-        _say("registered", _registered(run, call_as_task(_record, "record", run)))
+        _say("registered", _registered(run, call_as_task(_record, "record", run, begun_with)))
 
 
 def compress_what_changed(params: str, workspace: str, commit: bool) -> None:
@@ -65,13 +67,13 @@ def compress_what_changed(params: str, workspace: str, commit: bool) -> None:
 
 def nothing_to_run(params: str, workspace: str, commit: bool) -> bool:
     """Where every stage is current, see that the result is recorded, show it, and return True."""
-    run = Run.begin(params, workspace, commit)
+    run, begun_with = Run.begin(params, workspace, commit), snapshot()
     with locked(run.workspace):
         changed = run.changed()
         if all(_is_done(run, stage, changed) for stage in STAGES):
             log.info("every stage is current: nothing to run")
             _show(run)
-            _say("registered", _registered(run, _record(run)))
+            _say("registered", _registered(run, _record(run, begun_with)))
             return True
     return False
 
@@ -85,10 +87,11 @@ def _lines(run: Run) -> list[Line]:
     return [*compare(run.workspace.read_json("report", "summary.json", "report")), *compare_latency(run.workspace)]
 
 
-def _record(run: Run) -> str:
+def _record(run: Run, begun_with: Source | None) -> str:
+    """Record what came out, with the code that made it: that of the beginning, where it was edited meanwhile."""
     from tasks.production.registration import register
 
-    return register(run.settings, run.workspace, run.params)
+    return register(run.settings, run.workspace, run.params, lambda: begun_with if edited() else snapshot())
 
 
 def _show(run: Run) -> None:

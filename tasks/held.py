@@ -28,6 +28,18 @@ def read_bytes(path: Path) -> bytes:
     return _copies[-1][place]
 
 
+def edited() -> list[Path]:
+    """Return the files that aren't any more what they were at the first look."""
+
+    def now(place: Path) -> bytes | None:
+        try:
+            return place.read_bytes()
+        except OSError:
+            return None
+
+    return [place for place, copy in (_copies[-1] if _copies else {}).items() if now(place) != copy]
+
+
 @contextmanager
 def holding() -> Iterator[None]:
     """Hold what is read within the block; a block inside another holds what that one does."""

@@ -7,7 +7,6 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -143,21 +142,3 @@ def made(reference: str) -> Callable[..., Any]:
     if not callable(instance):
         raise SettingsError(f"{reference!r} is a class whose instances can't be called; expected a function, or {mend}")
     return instance
-
-
-def source_digest(reference: str) -> str:
-    """Hash the file that names an import string's target, and the one that its code is in."""
-    target = inspect.unwrap(resolve(reference))
-    while isinstance(target, partial):
-        target = inspect.unwrap(target.func)
-    written = target if inspect.isroutine(target) or inspect.isclass(target) else type(target)
-    named = sys.modules[reference.partition(":")[0]]
-    files = {file for file in map(_source_file, (named, written)) if file}
-    return sha256(b"".join(sha256(Path(file).read_bytes()).digest() for file in sorted(files))).hexdigest()
-
-
-def _source_file(written: Any) -> str | None:
-    try:
-        return inspect.getsourcefile(written)
-    except TypeError:  # built in
-        return None

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import copy
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,17 @@ class Clone:
             start_new_session=True,
         )
 
+    def copy(self, root: Path) -> Clone:
+        """Return another one of the same state."""
+        shutil.copytree(self.root, root, symlinks=True)
+        other = copy(self)
+        other.root, other.environment = root, dict(self.environment)
+        return other
+
     def status(self) -> str:
-        return self.run("dvc", "status")
+        """Say what DVC calls changed, but for the stage that it is told to run each time."""
+        said = self.run("dvc", "status").replace("code:\n\talways changed\n", "").strip()
+        return said or "up to date"
 
     def hashes(self) -> dict[str, str]:
         """Hash everything that has the same bytes every time."""

@@ -26,6 +26,7 @@ from pruning.files.writing import replace_file
 from tasks import export
 from tasks.data import FOLDER as DATA
 from tasks.data import read_inputs
+from tasks.held import read_bytes
 from tasks.params.settings import Settings
 from tasks.production import source, versioning
 from tasks.workspace import DEFAULT_ROOT, RECORD, Workspace, contents, write_json
@@ -73,8 +74,17 @@ class Record(BaseModel):
         return {place: found for place, found in self.files.items() if place.startswith(start)}
 
 
-def make_record(settings: Settings, workspace: Workspace, params: Path, folder: Path) -> Record:
+def make_record(
+    settings: Settings, workspace: Workspace, params: Path, folder: Path, code: source.Source | None
+) -> Record:
     """Fill an empty folder with a version's record.
+
+    Args:
+        settings: Of the run.
+        workspace: Where the pipeline has finished.
+        params: The file that the settings were read from; it is recorded as it was then.
+        folder: Where to write.
+        code: As it was when the run began.
 
     Raises:
         WorkspaceError: A stage hasn't finished.
@@ -88,12 +98,14 @@ def make_record(settings: Settings, workspace: Workspace, params: Path, folder: 
             logged[(_PLACES.folder(name) / file).as_posix()] = workspace.folder(name) / file
     for place, path in logged.items():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, folder / place)
+        if path == params:
+            replace_file(folder / place, read_bytes(params))
+        else:
+            shutil.copyfile(path, folder / place)
     replace_file(folder / BATCH, _answered_batch(workspace))
     files = {place: sha256((folder / place).read_bytes()).hexdigest() for place in (*logged, BATCH)}
     data = {**contents(workspace.folder(DATA), "prepare"), RECORD: _hash(workspace.folder(DATA) / RECORD)}
     files |= {(_PLACES.folder(DATA) / file).as_posix(): found for file, found in data.items()}
-    code = source.snapshot()
     kept = code is not None and len(code.patch) <= source.LARGEST_PATCH
     if code is not None and kept:
         replace_file(folder / PATCH, code.patch)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from tasks.loop.ledger import Ledger, read_ledger
 from tasks.params.settings import Settings
 from tasks.production.record import FILE, make_record
 from tasks.production.registry import CANDIDATE, ONNX_HASH, RECORD_HASH, give_alias, record_place, set_tags
+from tasks.production.source import Source, snapshot
 from tasks.production.store import open_store, store_faults
 from tasks.production.tracking import FINGERPRINT, project
 from tasks.workspace import DEFAULT_ROOT, Workspace
@@ -27,13 +28,16 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 
-def register(settings: Settings, workspace: Workspace, params: Path) -> str:
+def register(
+    settings: Settings, workspace: Workspace, params: Path, code: Callable[[], Source | None] = snapshot
+) -> str:
     """Record a finished pipeline: pictures with the run, the ONNX file as a version, alias `candidate`.
 
     Args:
         settings: Of the run.
         workspace: Where the pipeline has finished.
         params: The file that the settings were read from.
+        code: Returns the code as it was when the run began.
 
     Returns:
         The version. A file that is registered already keeps its version.
@@ -54,7 +58,7 @@ def register(settings: Settings, workspace: Workspace, params: Path) -> str:
         else:
             _log_pictures(client, run_id, workspace)
             tags = {**_lineage(settings, workspace, ledger), ONNX_HASH: onnx_hash}
-            tags |= _log_record(client, run_id, settings, workspace, params, onnx_hash)
+            tags |= _log_record(client, run_id, settings, workspace, params, onnx_hash, code())
             if known:  # registered before records were kept
                 version = str(known[0].version)
                 set_tags(client, name, version, tags)
@@ -74,11 +78,17 @@ def _log_pictures(client: MlflowClient, run_id: str, workspace: Workspace) -> No
 
 
 def _log_record(
-    client: MlflowClient, run_id: str, settings: Settings, workspace: Workspace, params: Path, onnx_hash: str
+    client: MlflowClient,
+    run_id: str,
+    settings: Settings,
+    workspace: Workspace,
+    params: Path,
+    onnx_hash: str,
+    code: Source | None,
 ) -> dict[str, str]:
     """Log the record, and return the tags that lead to it."""
     with tempfile.TemporaryDirectory() as folder:
-        record = make_record(settings, workspace, params, Path(folder))
+        record = make_record(settings, workspace, params, Path(folder), code)
         client.log_artifacts(run_id, folder, record_place(onnx_hash))
         digest = sha256((Path(folder) / FILE).read_bytes()).hexdigest()
     return {RECORD_HASH: digest, "secateur.git_commit": record.commit or "none"}

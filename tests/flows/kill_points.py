@@ -41,6 +41,8 @@ class Point:
 
 
 BOUNDARIES = (
+    Point("what is executed written for some stages", "nothing", "1 before rename artifacts/code/analyze.json"),
+    Point("the same, by DVC", "nothing", "1 after rename artifacts/code/prepare.json", killed="repro"),
     Point("data written, not in their place", "nothing", "1 before rename data"),
     Point("data in their place, not sealed", "nothing", "1 after rename data"),
     Point("data sealed, not committed", "nothing", "1 after rename data/stage.json"),

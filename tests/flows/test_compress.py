@@ -48,7 +48,7 @@ def by_flow(new_clone: Callable[[], Clone]) -> Clone:
 def test_flow_leaves_dvc_clean_and_git_with_the_lock_alone(by_flow: Clone) -> None:
     assert "up to date" in by_flow.status()
     assert by_flow.run("git", "status", "--porcelain").split() == ["??", "dvc.lock"]
-    assert "Running stage" not in by_flow.run("dvc", "repro")
+    assert by_flow.run("dvc", "repro").count("Running stage") == 1, "the one that looks at what is executed"
     by_flow.assert_tracked_once()
 
 

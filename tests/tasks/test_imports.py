@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from pruning.errors import SettingsError
-from tasks.imports import call, made, resolve, source_digest
+from tasks.code.closure import code_of
+from tasks.imports import call, made, resolve
 
 
 def test_module_in_the_current_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,16 +107,6 @@ def test_function_that_raises_is_named_with_its_arguments() -> None:
         call("zoo.models:resnet20", {"width": -1})
 
 
-def test_digest_follows_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    source = tmp_path / "digested.py"
-    source.write_text("def make():\n    return 1\n", encoding="utf-8")
-    before = source_digest("digested:make")
-    assert source_digest("digested:make") == before
-    source.write_text("def make():\n    return 2\n", encoding="utf-8")
-    assert source_digest("digested:make") != before
-
-
 CALLABLES = """
 from functools import partial
 import operator
@@ -152,13 +142,12 @@ def test_digest_of_any_callable_follows_the_file_that_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "all_callables", raising=False)
     source = tmp_path / "all_callables.py"
     source.write_text(CALLABLES, encoding="utf-8")
-    before = source_digest(f"all_callables:{name}")
-    assert source_digest(f"all_callables:{name}") == before
+    before = code_of((), [f"all_callables:{name}"])
+    assert code_of((), [f"all_callables:{name}"]) == before
     source.write_text(CALLABLES.replace("0.1", "0.2").replace("sub", "add"), encoding="utf-8")
-    assert source_digest(f"all_callables:{name}") != before
+    assert code_of((), [f"all_callables:{name}"]) != before
 
 
 @pytest.mark.parametrize("name", ["plain", "smoothed", "bound", "twice", "scored", "method", "Scored", "Renamed"])
