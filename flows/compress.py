@@ -21,7 +21,7 @@ from flows.transform import transform
 from tasks.held import edited
 from tasks.lock import locked
 from tasks.production.source import Source, snapshot
-from tasks.showing.comparison import Line, as_markdown, as_text, compare, compare_latency
+from tasks.showing.comparison import Line, Summary, as_markdown, as_text, compare, compare_latency
 from tasks.stages import STAGES, Stage
 
 log = logging.getLogger("secateur")
@@ -84,7 +84,8 @@ def _is_done(run: Run, stage: Stage, changed: frozenset[str]) -> bool:
 
 
 def _lines(run: Run) -> list[Line]:
-    return [*compare(run.workspace.read_json("report", "summary.json", "report")), *compare_latency(run.workspace)]
+    summary = run.workspace.read_json("report", "summary.json", "report", Summary)
+    return [*compare(summary), *compare_latency(run.workspace)]
 
 
 def _record(run: Run, begun_with: Source | None) -> str:
@@ -95,7 +96,7 @@ def _record(run: Run, begun_with: Source | None) -> str:
 
 
 def _show(run: Run) -> None:
-    summary = run.workspace.read_json("report", "summary.json", "report")
+    summary = run.workspace.read_json("report", "summary.json", "report", Summary)
     sys.stdout.write(f"\n{as_text(_lines(run))}\n\n")
     for what, place in (
         ("stopped because", summary["stopped_because"]),

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any
 
 import pruning
 from pruning.choosing.sensitivity import Curve, Sensitivity
 from pruning.criteria import find_criterion, order_channels
 from pruning.errors import WorkspaceError
 from pruning.evaluation import Samples, check_samples
+from pruning.files.json_files import read_json
 from pruning.files.writing import replace_file
 from pruning.gathering.statistics import collect
 from tasks.data import read_description, read_split, spread
@@ -46,7 +44,6 @@ FanOut = Callable[[Callable[..., None], Sequence[tuple[Any, ...]], int], Iterato
 _FIGURES = ("rate", "removed", "accuracy", "loss", "margin")
 
 log = logging.getLogger("secateur")
-_curves = TypeAdapter(tuple[Curve, ...])
 
 
 def analyze(settings: Settings, workspace: Workspace, fan_out: FanOut | None = None) -> None:
@@ -118,7 +115,7 @@ class _Bench:
     def orders(self) -> dict[str, list[int]]:
         """For each group its channels, the first to go first: read, where another process has found them."""
         try:
-            return cast(dict[str, list[int]], json.loads((self.place / ORDERS).read_text(encoding="utf-8")))
+            return read_json(self.place / ORDERS, dict[str, list[int]], error=WorkspaceError, mend=self._mend)
         except FileNotFoundError:
             pass
         settings = self._settings
@@ -161,7 +158,7 @@ class _Bench:
         """Say whether a group's curve is there, whole."""
         try:
             return self.curve(name).group == name
-        except (FileNotFoundError, ValidationError):
+        except FileNotFoundError:
             return False
 
     def measure(self, name: str) -> None:
@@ -170,10 +167,14 @@ class _Bench:
 
     def curve(self, name: str) -> Curve:
         """Read a group's curve."""
-        return Curve.model_validate_json(self._file(name).read_bytes())
+        return read_json(self._file(name), Curve, error=WorkspaceError, mend=self._mend)
 
     def _file(self, name: str) -> Path:
         return self.place / f"{self.position(name):04d}.json"
+
+    @property
+    def _mend(self) -> str:
+        return f"delete {self.place.parent} and run `python -m flows.analyze` again"
 
 
 _benches: list[_Bench] = []  # at most one: what this process has loaded for the parts that it is given
@@ -185,13 +186,12 @@ def read_curves(workspace: Workspace) -> tuple[Curve, ...]:
     Raises:
         WorkspaceError: They aren't there or are damaged.
     """
-    try:
-        return _curves.validate_python(workspace.read_json(FOLDER, CURVES, "analyze"))
-    except ValidationError as error:
-        path = workspace.folder(FOLDER) / CURVES
-        raise WorkspaceError(
-            f"{path} is damaged; delete {path.parent} and run `python -m flows.analyze` again"
-        ) from error
+    return workspace.read_json(FOLDER, CURVES, "analyze", tuple[Curve, ...])
+
+
+def _as_text(name: str) -> str:
+    """Return a name that no spreadsheet takes for a formula."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 
 def _table(curves: tuple[Curve, ...]) -> str:
@@ -201,5 +201,5 @@ def _table(curves: tuple[Curve, ...]) -> str:
     for curve in curves:
         for point in curve.points:
             figures = point.model_dump(include=set(_FIGURES))
-            writer.writerow([curve.group, curve.size, *(figures[name] for name in _FIGURES)])
+            writer.writerow([_as_text(curve.group), curve.size, *(figures[name] for name in _FIGURES)])
     return stream.getvalue()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ import pruning
 from pruning.errors import DataError
 from pruning.evaluation import restored_modes
 from pruning.files.checkpoint import save_checkpoint
+from pruning.files.json_files import JsonError, checked_json
 from pruning.files.weights import load_weights
 from pruning.structure.plan import Plan
 from pruning.training.epochs import finetune
@@ -146,6 +147,7 @@ def _train(model: nn.Module, settings: Settings, workspace: Workspace, under_way
 def _fingerprint_beside(weights: Path) -> str | None:
     """Return the data fingerprint that a checkpoint of this pipeline carries beside its weights, if it is one."""
     try:
-        return str(json.loads((weights.parent / "meta.json").read_text(encoding="utf-8"))["meta"]["data_fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError):
+        header = checked_json((weights.parent / "meta.json").read_bytes(), dict[str, Any])
+        return str(header["meta"]["data_fingerprint"])
+    except (OSError, JsonError, KeyError, TypeError):
         return None

@@ -8,9 +8,14 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import asdict
+from typing import Annotated
+
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic reads those of `typing` from Python 3.12 on
 
 import pruning
 from pruning.dynamic.gates import GatedModel
+from pruning.errors import WorkspaceError
 from pruning.timing.latency import Latency, measure_latency
 from pruning.timing.latency_cost import LatencyCost
 from pruning.timing.profiles import Profiles
@@ -32,6 +37,28 @@ FAR_OFF = 0.15
 MODELS = ("baseline", "dense")
 
 log = logging.getLogger("secateur")
+
+
+_Milliseconds = Annotated[float, Field(gt=0)]
+
+
+class Row(TypedDict):
+    """Of a model with a number of threads and a batch size: milliseconds a batch."""
+
+    model: str
+    batch_size: int
+    threads: int
+    median_ms: _Milliseconds
+    lower_quartile_ms: _Milliseconds
+    upper_quartile_ms: _Milliseconds
+    num_rounds: int
+    predicted_ms: _Milliseconds | None
+
+
+class Latencies(TypedDict):
+    """What `latency.json` holds: the baseline's rows and the dense model's by turns."""
+
+    latencies: list[Row]
 
 
 def benchmark(settings: Settings, workspace: Workspace) -> None:
@@ -62,6 +89,27 @@ def benchmark(settings: Settings, workspace: Workspace) -> None:
         _say(baseline, dense)
     with writing(workspace.folder(FOLDER)) as folder:
         write_json(folder / FILE, {"latencies": rows})
+
+
+def read_latencies(workspace: Workspace) -> list[tuple[Row, Row]]:
+    """Read what was measured: for each number of threads and batch size, the baseline's row and the dense model's.
+
+    Raises:
+        WorkspaceError: It isn't there or is damaged.
+    """
+    rows = workspace.read_json(FOLDER, FILE, "benchmark", Latencies)["latencies"]
+    pairs = list(zip(rows[::2], rows[1::2], strict=False))
+    whole = len(rows) == 2 * len(pairs)
+    for pair in pairs:
+        whole = whole and tuple(row["model"] for row in pair) == MODELS
+        whole = whole and pair[0]["batch_size"] == pair[1]["batch_size"] and pair[0]["threads"] == pair[1]["threads"]
+    if not whole:
+        path = workspace.folder(FOLDER) / FILE
+        raise WorkspaceError(
+            f"{path} is damaged: its rows aren't pairs of {' and '.join(MODELS)}; delete {path.parent} and run "
+            "`python -m flows.benchmark` again"
+        )
+    return pairs
 
 
 def _groups(settings: Settings, workspace: Workspace, name: str) -> pruning.Groups | None:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
+from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as format_safetensors
 from torch import Tensor
 
 from pruning.errors import DataError
+from pruning.files.json_files import read_bytes
 from pruning.files.writing import replace_file
 from tasks.workspace import Workspace, contents, write_json
 from zoo.datasets.splits import Samples, Splits
@@ -105,13 +105,8 @@ def read_description(workspace: Workspace) -> Description:
 
     Raises:
         WorkspaceError: `prepare` hasn't run, or the file is damaged.
-        DataError: The file lacks something.
     """
-    found = workspace.read_json(FOLDER, DESCRIPTION, "prepare")
-    try:
-        return Description.model_validate(found)
-    except ValidationError as error:
-        raise DataError(f"{workspace.folder(FOLDER) / DESCRIPTION} is damaged; {_MEND}") from error
+    return workspace.read_json(FOLDER, DESCRIPTION, "prepare", Description)
 
 
 def read_split(workspace: Workspace, split: Split) -> Samples:
@@ -121,10 +116,14 @@ def read_split(workspace: Workspace, split: Split) -> Samples:
         WorkspaceError: `prepare` hasn't run, or `baseline` where its answers are needed.
         DataError: The file is missing or damaged.
     """
-    tensors = _read_tensors(workspace.folder(FOLDER) / f"{split}.safetensors", "prepare")
+    path = workspace.folder(FOLDER) / f"{split}.safetensors"
+    tensors = _read_tensors(path, "prepare", "inputs")
     if "targets" not in tensors:
-        tensors["targets"] = _read_tensors(workspace.folder("baseline") / ANSWERS, "baseline")[split]
-    return Samples(tensors["inputs"], tensors["targets"])
+        tensors["targets"] = _read_tensors(workspace.folder("baseline") / ANSWERS, "baseline", split)[split]
+    try:
+        return Samples(tensors["inputs"], tensors["targets"])
+    except ValueError as error:
+        raise DataError(f"{path} holds no samples ({error}); {_mend(path, 'prepare')}") from error
 
 
 def read_inputs(workspace: Workspace, split: Split) -> Tensor:
@@ -134,7 +133,7 @@ def read_inputs(workspace: Workspace, split: Split) -> Tensor:
         WorkspaceError: `prepare` hasn't run.
         DataError: The file is missing or damaged.
     """
-    return _read_tensors(workspace.folder(FOLDER) / f"{split}.safetensors", "prepare")["inputs"]
+    return _read_tensors(workspace.folder(FOLDER) / f"{split}.safetensors", "prepare", "inputs")["inputs"]
 
 
 def save_answers(answers: Mapping[Split, Tensor], folder: Path) -> None:
@@ -142,24 +141,29 @@ def save_answers(answers: Mapping[Split, Tensor], folder: Path) -> None:
     replace_file(folder / ANSWERS, format_safetensors({str(split): found for split, found in answers.items()}))
 
 
-def _read_tensors(path: Path, maker: str) -> dict[str, Tensor]:
-    mend = f"delete {path.parent} and run `python -m flows.{maker}` again"
+def _mend(path: Path, maker: str) -> str:
+    return f"delete {path.parent} and run `python -m flows.{maker}` again"
+
+
+def _read_tensors(path: Path, maker: str, *names: str) -> dict[str, Tensor]:
+    """Read a file that was sealed, and has tensors of these names."""
+    mend = _mend(path, maker)
     written = contents(path.parent, maker).get(path.name)
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, error=DataError, mend=mend, most=None)
     except FileNotFoundError:
         raise DataError(f"{path} isn't there; {mend}") from None
     if sha256(content).hexdigest() != written:
         raise DataError(f"{path} changed after it was written; {mend}")
     try:
-        return dict(parse_safetensors(content))
-    except SafetensorError as error:
+        found = dict(parse_safetensors(content))
+    except Exception as error:  # a file of the right hash that something else wrote: the parser raises what it likes
         raise DataError(f"{path} can't be read ({error}); {mend}") from error
+    if lacking := [name for name in names if name not in found]:
+        raise DataError(f"{path} holds no {', '.join(lacking)}; {mend}")
+    return found
 
 
 def spread(samples: Samples, count: int) -> Samples:
     """Return so many of the samples, spread evenly over them: all, where there are no more."""
     return samples if count >= len(samples) else samples.take(torch.arange(count) * len(samples) // count)
-
-
-_MEND = "delete the folder of the data and run `python -m flows.prepare` again"

@@ -6,8 +6,8 @@ import logging
 from dataclasses import asdict
 
 from pruning.dynamic.gates import GatedModel
-from pruning.errors import ExportError
-from pruning.files.export import TOLERANCE, check_parity, export_onnx
+from pruning.errors import ExportError, WorkspaceError
+from pruning.files.export import TOLERANCE, Parity, check_parity, export_onnx
 from tasks.data import read_description, read_inputs
 from tasks.determinism import begin
 from tasks.models import example_inputs, load_model
@@ -53,3 +53,19 @@ def export(settings: Settings, workspace: Workspace) -> None:
         parities["dense"]["max_relative_difference"],
         100 * parities["dense"]["top1_agreement"],
     )
+
+
+def read_parities(workspace: Workspace) -> dict[str, Parity]:
+    """Read how far each file is from its model, by stage.
+
+    Raises:
+        WorkspaceError: It isn't there or is damaged.
+    """
+    found = workspace.read_json(FOLDER, PARITY, "export", dict[str, Parity])
+    if lacking := FILES.keys() - found.keys():
+        path = workspace.folder(FOLDER) / PARITY
+        raise WorkspaceError(
+            f"{path} is damaged: it lacks {', '.join(sorted(lacking))}; delete {path.parent} and run "
+            "`python -m flows.export` again"
+        )
+    return found

@@ -8,12 +8,13 @@ origin ─► fingerprint      the same fingerprint, the same bytes
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+from pruning.files.json_files import JsonError, checked_json
 from pruning.timing.measuring import cpu_name
 from tasks.code.closure import code_of
 from tasks.code.installed import versions
@@ -43,6 +44,15 @@ def origin(stage: Stage, settings: Settings, workspace: Workspace) -> Json:
 def trajectory_fingerprint(settings: Settings, workspace: Workspace) -> str:
     """Hash all that shapes the trajectory of the loop."""
     return digest(trajectory(settings, workspace))
+
+
+def shaping_sections(settings: Settings) -> tuple[str, ...]:
+    """Return the sections of the settings that shape the trajectory of the loop, by all the stages that it reads."""
+    stages, waiting = [], [find_stage("prune")]
+    while waiting:
+        stages.append(waiting.pop())
+        waiting += [find_stage(need) for need in _needs(stages[-1], settings)]
+    return tuple(dict.fromkeys(section for stage in stages for section in stage.sections))
 
 
 def trajectory(settings: Settings, workspace: Workspace) -> Json:
@@ -121,8 +131,8 @@ def tell_dvc(settings: Settings, workspace: Workspace) -> None:
 def told(stage: Stage, workspace: Workspace) -> Json:
     """Return what DVC was told that a stage executes; None where that isn't known."""
     try:
-        return json.loads(code_file(stage, workspace).read_bytes())
-    except (OSError, ValueError):
+        return checked_json(code_file(stage, workspace).read_bytes(), dict[str, Any])
+    except (OSError, JsonError):
         return None
 
 

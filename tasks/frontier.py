@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from html import escape
+from itertools import chain
 from pathlib import Path
 
 from pruning.errors import WorkspaceError
@@ -17,7 +18,7 @@ from tasks.params.prune_parts import Target
 from tasks.params.requests import DEFAULT_PARAMS
 from tasks.params.settings import Settings, load
 from tasks.params.yaml_file import read_mapping, write_mapping
-from tasks.showing.comparison import latency_name
+from tasks.showing.comparison import Summary, latency_name
 from tasks.showing.page import document, picture, table
 from tasks.showing.plots import Mark, as_png, draw_frontier
 from tasks.stages import STAGES, Stage
@@ -73,6 +74,7 @@ def write_settings(params: Path, target: Target, workspace: Workspace) -> Path:
     changed["prune"] = {**changed["prune"], "target": _plain(target)}
     name = f"{settings.tracking.model_name}-frontier"
     changed["tracking"] = {**changed.get("tracking", {}), "model_name": name}
+    workspace.refuse_links()
     written = workspace.root / DEFAULT_PARAMS
     write_mapping(written, changed)
     load(written)
@@ -108,20 +110,21 @@ def read_points(workspaces: Mapping[str, Workspace]) -> list[Point]:
     """
     points: list[Point] = []
     for name, workspace in workspaces.items():
-        summary = workspace.read_json(report.FOLDER, report.SUMMARY, "report")
+        summary = workspace.read_json(report.FOLDER, report.SUMMARY, "report", Summary)
         medians: dict[str, dict[str, float]] = {}
-        for row in workspace.read_json(benchmark.FOLDER, benchmark.FILE, "benchmark")["latencies"]:
+        for row in chain.from_iterable(benchmark.read_latencies(workspace)):
             cost = latency_name(row["batch_size"], row["threads"])
             medians.setdefault(row["model"], {})[cost] = row["median_ms"]
+        figures = {"baseline": summary["baseline"], "dense": summary["dense"]}
         for point, model in ((name, "dense"),) if points else ((BASELINE, "baseline"), (name, "dense")):
-            costs = {MACS: summary[model]["macs"] / summary["baseline"]["macs"]}
+            costs = {MACS: figures[model]["macs"] / figures["baseline"]["macs"]}
             costs |= {cost: ms / medians["baseline"][cost] for cost, ms in medians[model].items()}
             points.append(
                 Point(
                     name=point,
-                    accuracy=summary[model]["accuracy"],
+                    accuracy=figures[model]["accuracy"],
                     costs=costs,
-                    macs=summary[model]["macs"],
+                    macs=figures[model]["macs"],
                     latency_ms=medians[model],
                     dominated={},
                     stopped_because="" if model == "baseline" else summary["stopped_because"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Measured(BaseModel):
@@ -22,9 +22,9 @@ class Measured(BaseModel):
 
     accuracy: float
     loss: float
-    macs: int
-    parameters: int
-    size_bytes: int
+    macs: int = Field(gt=0)
+    parameters: int = Field(gt=0)
+    size_bytes: int = Field(gt=0)
     weight_sparsity: float | None = None
     effective_macs: int | None = None
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from typing_extensions import TypedDict  # pydantic reads those of `typing` from Python 3.12 on
+
 from pruning.choosing.schedule import Attempt, ScheduleSettings, Stop
 from pruning.errors import DataError, WorkspaceError
 from pruning.files.checkpoint import check_checkpoint
@@ -17,12 +19,28 @@ from tasks.params.prune_parts import Kind
 from tasks.params.settings import Settings
 from tasks.profile import baseline_ms
 from tasks.resuming import forget
-from tasks.workspace import Json, Workspace, digest, write_json
+from tasks.workspace import Workspace, digest, write_json
 
 FOLDER = "iterations"
 OUTCOME = "outcome.json"
 
 log = logging.getLogger("secateur")
+
+
+class Outcome(TypedDict):
+    """How the loop ended: what `outcome.json` holds.
+
+    Attributes:
+        kind: What was pruned.
+        stopped_because: Why it ended.
+        floor: The lowest validation accuracy that was accepted.
+        checkpoint: Of the last accepted attempt; None where none was.
+    """
+
+    kind: str
+    stopped_because: str
+    floor: float
+    checkpoint: str | None
 
 
 @dataclass(frozen=True)
@@ -97,7 +115,7 @@ def _check(ledger: Ledger) -> None:
 def close_loop(loop: Loop, stop: Stop, workspace: Workspace) -> None:
     """Write how the loop ended."""
     accepted = loop.ledger.accepted
-    outcome = {
+    outcome: Outcome = {
         "kind": loop.kind,
         "stopped_because": stop.reason,
         "floor": loop.floor,
@@ -110,9 +128,9 @@ def close_loop(loop: Loop, stop: Stop, workspace: Workspace) -> None:
     log.info("prune: %s; %d attempts, %d accepted", stop.reason, len(loop.ledger.rows), len(accepted))
 
 
-def read_outcome(workspace: Workspace) -> Json:
+def read_outcome(workspace: Workspace) -> Outcome:
     """Read how the loop ended."""
-    return workspace.read_json(FOLDER, OUTCOME, "prune")
+    return workspace.read_json(FOLDER, OUTCOME, "prune", Outcome)
 
 
 def describe(row: Row) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import cast
 
 from torch import nn
 
@@ -18,8 +19,8 @@ from tasks.measured import Measured
 from tasks.models import example_inputs, load_model, measure
 from tasks.params.settings import Settings
 from tasks.profile import latency_cost
-from tasks.prune import read_outcome
-from tasks.showing.comparison import compare, compare_latency
+from tasks.prune import Outcome, read_outcome
+from tasks.showing.comparison import Summary, compare, compare_latency
 from tasks.showing.page import render
 from tasks.showing.rounding import describe_rounding, rounding_of
 from tasks.workspace import Json, Workspace, write_json, writing
@@ -75,7 +76,7 @@ def report(settings: Settings, workspace: Workspace) -> None:
         draw_widths(widths(models["baseline"], models["dense"])),
     )
     pictures = {name: as_png(figure) for name, figure in zip(PICTURES, figures, strict=True)}
-    lines = [*compare(summary), *compare_latency(workspace)]
+    lines = [*compare(cast(Summary, summary)), *compare_latency(workspace)]
     page = render(
         model=settings.subject,
         lines=lines,
@@ -91,7 +92,7 @@ def report(settings: Settings, workspace: Workspace) -> None:
     log.info("report: %s", workspace.folder(FOLDER) / PAGE)
 
 
-def summarise(baseline: Measured, dense: Measured, ledger: Ledger, outcome: Json, workspace: Workspace) -> Json:
+def summarise(baseline: Measured, dense: Measured, ledger: Ledger, outcome: Outcome, workspace: Workspace) -> Json:
     """Return what `summary.json` holds."""
     reduction = dense.reduction_from(baseline)
     return {
@@ -102,12 +103,8 @@ def summarise(baseline: Measured, dense: Measured, ledger: Ledger, outcome: Json
         "parameter_reduction": reduction["parameter_reduction"],
         "accuracy_drop": baseline.accuracy - dense.accuracy,
         "parity": {
-            "dense_vs_masked": workspace.read_json(transform.FOLDER, transform.EQUIVALENCE, "transform")[
-                "max_relative_difference"
-            ],
-            "onnx_vs_torch": workspace.read_json(export.FOLDER, export.PARITY, "export")["dense"][
-                "max_relative_difference"
-            ],
+            "dense_vs_masked": transform.read_equivalence(workspace)["max_relative_difference"],
+            "onnx_vs_torch": export.read_parities(workspace)["dense"].max_relative_difference,
         },
         "attempts": len(ledger.rows),
         "accepted": len(ledger.accepted),
@@ -125,7 +122,7 @@ def widths(baseline: nn.Module, dense: nn.Module) -> list[tuple[str, int, int]]:
     ]
 
 
-def _remarks(summary: Json, outcome: Json, num_test: int) -> list[str]:
+def _remarks(summary: Json, outcome: Outcome, num_test: int) -> list[str]:
     parity = summary["parity"]
     return [
         f"{summary['attempts']} attempts, {summary['accepted']} accepted; ended because: {outcome['stopped_because']}. "

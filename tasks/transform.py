@@ -6,6 +6,7 @@ import logging
 
 import torch
 from torch import nn
+from typing_extensions import TypedDict  # pydantic reads those of `typing` from Python 3.12 on
 
 import pruning
 from pruning.dynamic.gates import GatedModel, run_masked
@@ -26,6 +27,13 @@ TOLERANCE = 1e-4
 _NUM_GATED = 32  # samples whose choices are carried out one by one
 
 log = logging.getLogger("secateur")
+
+
+class Equivalence(TypedDict):
+    """What `equivalence.json` holds."""
+
+    max_relative_difference: float
+    num_samples: int
 
 
 def transform(settings: Settings, workspace: Workspace) -> None:
@@ -64,6 +72,15 @@ def transform(settings: Settings, workspace: Workspace) -> None:
     save_model(folder, dense, plan, measured_in(meta, source), meta["data_fingerprint"])
     write_json(folder / EQUIVALENCE, {"max_relative_difference": difference, "num_samples": num_samples})
     log.info("transform: dense and masked model differ by %.1e (relative) at most", difference)
+
+
+def read_equivalence(workspace: Workspace) -> Equivalence:
+    """Read how far the dense model is from the masked one.
+
+    Raises:
+        WorkspaceError: It isn't there or is damaged.
+    """
+    return workspace.read_json(FOLDER, EQUIVALENCE, "transform", Equivalence)
 
 
 @torch.no_grad()

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypeVar
+
+from typing_extensions import TypedDict  # pydantic reads those of `typing` from Python 3.12 on
 
 from pruning.errors import CheckpointError, WorkspaceError
+from pruning.files.json_files import read_json
 from pruning.files.writing import put_all_back, put_back, replace_file, writing
 
 __all__ = [
@@ -33,6 +36,16 @@ RECORD = "stage.json"
 Json = Any
 """What `json` reads and writes."""
 
+T = TypeVar("T")
+
+
+class _Seal(TypedDict):
+    """What `stage.json` holds: by what a folder was made, and the hash of every file in it."""
+
+    fingerprint: str
+    files: dict[str, str]
+    origin: NotRequired[Any]
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -54,8 +67,9 @@ class Workspace:
         """Make the workspace and prove that it can be written, before any work is done.
 
         Raises:
-            WorkspaceError: It can't be.
+            WorkspaceError: It can't be, or a link in it leads elsewhere.
         """
+        self.refuse_links()
         probe = self.root / ".probe"  # one name for all, so that one that a kill left behind goes too
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -74,26 +88,41 @@ class Workspace:
         put_all_back(self.root)
         put_back(self.folder("data"))
 
-    def read_json(self, folder: str, name: str, maker: str) -> Json:
+    def refuse_links(self) -> None:
+        """See that what is written lands in the workspace, and a relative workspace in the current folder.
+
+        Raises:
+            WorkspaceError: A symbolic link leads elsewhere.
+        """
+        here, place = Path.cwd().resolve(), self.root.resolve()
+        out = not self.root.is_absolute() and ".." not in self.root.parts and not place.is_relative_to(here)
+        found = [self.root] if out else []
+        inside = sorted(self.root.iterdir()) if self.root.is_dir() else []
+        found += [path for path in (self.folder("data"), *inside) if path.is_symlink()]
+        if found:
+            raise WorkspaceError(
+                f"{found[0]} is, or lies behind, a symbolic link to {found[0].resolve()}; nothing is written through "
+                "links: remove the link, or give the place itself with --workspace DIR"
+            )
+
+    def read_json(self, folder: str, name: str, maker: str, form: type[T]) -> T:
         """Read a JSON file of a stage's folder.
 
         Args:
             folder: The folder.
             name: The file.
             maker: The stage that writes it, for the message when it isn't there.
+            form: What it holds, as `pruning.files.json_files` takes it.
 
         Raises:
-            WorkspaceError: It isn't there or isn't JSON.
+            WorkspaceError: It isn't there or is damaged.
         """
         path = self.folder(folder) / name
+        mend = f"delete {path.parent} and run `python -m flows.{maker}` again"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return read_json(path, form, error=WorkspaceError, mend=mend)
         except FileNotFoundError:
             raise WorkspaceError(f"{path} isn't there; run `python -m flows.{maker}` first") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise WorkspaceError(
-                f"{path} is damaged ({error}); delete {path.parent} and run `python -m flows.{maker}` again"
-            ) from error
 
 
 def write_json(path: Path, value: Json) -> None:
@@ -134,19 +163,19 @@ def contents(folder: Path, maker: str) -> Mapping[str, str]:
 
     Raises:
         WorkspaceError: The stage hasn't finished.
+        CheckpointError: Its record is damaged.
     """
     record = _read_record(folder)
     if record is None:
         raise WorkspaceError(f"{folder} isn't there or unfinished; run `python -m flows.{maker}` first")
-    files: Mapping[str, str] = record["files"]
-    return files
+    return record["files"]
 
 
 def is_current(folder: Path, fingerprint: str) -> bool:
     """Say whether a folder was made whole by what has this fingerprint.
 
     Raises:
-        CheckpointError: It was, and a file of it has been changed since.
+        CheckpointError: It was, and a file of it has been changed since; or the record is damaged.
     """
     record = _read_record(folder)
     if record is None or record["fingerprint"] != fingerprint:
@@ -163,10 +192,9 @@ def is_current(folder: Path, fingerprint: str) -> bool:
     )
 
 
-def _read_record(folder: Path) -> dict[str, Any] | None:
+def _read_record(folder: Path) -> _Seal | None:
+    mend = f"bring it back with `dvc checkout {folder}`, or delete {folder} to have it made again"
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return read_json(folder / RECORD, _Seal, error=CheckpointError, mend=mend)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    whole = isinstance(record, dict) and {"fingerprint", "files"} <= record.keys()
-    return record if whole else None

@@ -215,7 +215,7 @@ def _only_target(asked: Mapping[str, float | None]) -> tuple[str, float]:
 def _target(groups: Groups, bundles: Sequence[Bundle], name: str, share: float) -> Target:
     label = f"{name} {share:g}"
     if name == "channel_sparsity":
-        counted = [one for bundle in bundles if not bundle.obstacle.startswith("ignored") for one in bundle.names]
+        counted = [one for bundle in bundles if not bundle.ignored for one in bundle.names]
         total = sum(groups[one].size for one in counted)
         return Target(label, lambda kept: sum(kept[one] for one in counted), total - round(share * total))
     cost = Cost(groups)

@@ -18,17 +18,17 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import JsonValue, ValidationError
-from safetensors import SafetensorError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as format_safetensors
 from torch import Tensor, nn
 
 from pruning.dynamic.gates import GatedModel, add_gates
 from pruning.errors import CheckpointError, ModelError, PlanError
+from pruning.files.json_files import parse_json, read_bytes
 from pruning.files.weights import load_state
 from pruning.files.writing import put_back, writing
 from pruning.fine_grained.packing import pack, unpack
@@ -39,6 +39,20 @@ from pruning.structure.surgery import narrow
 _FORMAT = 1
 _WEIGHTS, _PLAN, _META = "weights.safetensors", "plan.json", "meta.json"
 _MEND = "take it from its backup, or delete the folder and run the stage that writes it again"
+
+
+class _Header(BaseModel):
+    """What meta.json holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int
+    weights_sha256: str
+    plan_sha256: str
+    tied: dict[str, str]
+    packed: dict[str, list[Annotated[int, Field(ge=0)]]]
+    gates: list[str] | None
+    meta: dict[str, JsonValue]
 
 
 def save_checkpoint(
@@ -98,12 +112,15 @@ def load_checkpoint(
     folder = Path(folder)
     put_back(folder)
     header = _read_header(folder)
-    weights = _read(folder, _WEIGHTS, header["weights_sha256"])
+    weights = _read(folder, _WEIGHTS, header.weights_sha256)
     try:
-        stored = unpack(parse_safetensors(weights), header["packed"])
-        plan = Plan.model_validate_json(_read(folder, _PLAN, header["plan_sha256"]))
-    except (SafetensorError, ValidationError) as error:
-        raise CheckpointError(f"checkpoint {folder}: can't be parsed ({error}); {_MEND}") from error
+        stored = unpack(parse_safetensors(weights), header.packed)
+    except CheckpointError:
+        raise
+    except Exception as error:  # a file of the right hash that something else wrote: the parsers raise what they like
+        raise CheckpointError(f"checkpoint {folder}: {_WEIGHTS} can't be parsed ({error}); {_MEND}") from error
+    content = _read(folder, _PLAN, header.plan_sha256)
+    plan = parse_json(content, Plan, source=f"checkpoint {folder}: {_PLAN}", error=CheckpointError, mend=_MEND)
     with torch.random.fork_rng(devices=[]):
         model = factory()
     if any(plan.removed.values()):
@@ -114,14 +131,18 @@ def load_checkpoint(
                 f"checkpoint {folder}: its plan doesn't fit the model that the factory builds; "
                 f"build the one it was saved from ({error})"
             ) from error
-    if header["gates"] is not None:
+    if header.gates is not None:
         try:
-            model, _ = add_gates(find_groups(model, example_inputs), names=header["gates"])
+            model, _ = add_gates(find_groups(model, example_inputs), names=header.gates)
         except ModelError as error:
             raise CheckpointError(f"checkpoint {folder}: its gates don't fit the model ({error})") from error
-    state = stored | {name: stored[source] for name, source in header["tied"].items()}
+    if lacking := sorted(set(header.tied.values()) - stored.keys()):
+        raise CheckpointError(
+            f"checkpoint {folder}: {_META} ties tensors to {lacking[:4]}, which aren't there; {_MEND}"
+        )
+    state = stored | {name: stored[source] for name, source in header.tied.items()}
     load_state(model, state, source=f"checkpoint {folder}")
-    return model.eval(), plan, header["meta"]
+    return model.eval(), plan, header.meta
 
 
 def check_checkpoint(folder: str | Path) -> str:
@@ -136,9 +157,9 @@ def check_checkpoint(folder: str | Path) -> str:
     folder = Path(folder)
     put_back(folder)
     header = _read_header(folder)
-    _read(folder, _PLAN, header["plan_sha256"])
-    _read(folder, _WEIGHTS, header["weights_sha256"])
-    return str(header["weights_sha256"])
+    _read(folder, _PLAN, header.plan_sha256)
+    _read(folder, _WEIGHTS, header.weights_sha256)
+    return header.weights_sha256
 
 
 def _untie(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -156,18 +177,13 @@ def _untie(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
     return stored, tied
 
 
-def _read_header(folder: Path) -> dict[str, Any]:
+def _read_header(folder: Path) -> _Header:
     """Read meta.json and check its form."""
-    try:
-        header = json.loads(_read(folder, _META))
-    except ValueError as error:
-        raise CheckpointError(f"checkpoint {folder}: {_META} is not JSON ({error}); {_MEND}") from error
-    expected = {"format", "weights_sha256", "plan_sha256", "tied", "packed", "gates", "meta"}
-    if not isinstance(header, dict) or expected - header.keys():
-        raise CheckpointError(f"checkpoint {folder}: {_META} lacks one of {', '.join(sorted(expected))}; {_MEND}")
-    if header["format"] != _FORMAT:
-        raise CheckpointError(f"checkpoint {folder}: format {header['format']}; this version reads format {_FORMAT}")
-    return header
+    content, source = _read(folder, _META), f"checkpoint {folder}: {_META}"
+    found = parse_json(content, dict[str, Any], source=source, error=CheckpointError, mend=_MEND).get("format", _FORMAT)
+    if found != _FORMAT:
+        raise CheckpointError(f"checkpoint {folder}: format {found}; this version reads format {_FORMAT}")
+    return parse_json(content, _Header, source=source, error=CheckpointError, mend=_MEND)
 
 
 def _read(folder: Path, name: str, digest: str | None = None) -> bytes:
@@ -175,7 +191,7 @@ def _read(folder: Path, name: str, digest: str | None = None) -> bytes:
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint at {folder}; expected a folder with {_WEIGHTS}, {_PLAN} and {_META}")
     try:
-        content = (folder / name).read_bytes()
+        content = read_bytes(folder / name, error=CheckpointError, mend=_MEND, most=None)
     except FileNotFoundError as error:
         raise CheckpointError(f"checkpoint {folder}: {name} is missing; {_MEND}") from error
     found = hashlib.sha256(content).hexdigest()

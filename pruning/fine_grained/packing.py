@@ -53,11 +53,13 @@ def unpack(stored: Mapping[str, Tensor], shapes: Mapping[str, Iterable[int]]) ->
         if name not in state or bitmap is None:
             raise CheckpointError(f"packed tensor {name!r}: its values or its bitmap are missing")
         values, size = state[name], prod(shape)
-        kept = torch.from_numpy(np.unpackbits(bitmap.numpy(), count=size).astype(bool))
-        if bitmap.numel() != -(-size // 8) or int(kept.sum()) != values.numel():
+        fits = bitmap.dtype == torch.uint8 and bitmap.ndim == 1 and bitmap.numel() == -(-size // 8)
+        kept = torch.from_numpy(np.unpackbits(bitmap.numpy(), count=size).astype(bool)) if fits else None
+        if kept is None or int(kept.sum()) != values.numel():
+            marks = f"marks {int(kept.sum())}" if kept is not None else "is too short or too long"
             raise CheckpointError(
                 f"packed tensor {name!r} of shape {shape}: {values.numel()} values, its bitmap of {bitmap.numel()} "
-                f"bytes marks {int(kept.sum())}"
+                f"bytes {marks}"
             )
         full = torch.zeros(size, dtype=values.dtype)
         full[kept] = values

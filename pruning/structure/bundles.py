@@ -59,12 +59,14 @@ class Bundle:
         sizes: their channels.
         counts: the numbers of channels that each may lose, rising from 0.
         obstacle: why they can't lose more than the last of `counts`.
+        ignored: whether that is because the limits say to ignore one of them.
     """
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
     counts: tuple[int, ...]
     obstacle: str
+    ignored: bool = False
 
     def nearest_level(self, removed: float) -> int:
         """Return the index in `counts` nearest to a number; of two equally near, the one that keeps more."""
@@ -136,7 +138,7 @@ def _bundle(
     if outside is not None:
         return Bundle(names, sizes, (0,), f"tied to {outside}, which can't be pruned")
     if entry is not None:
-        return Bundle(names, sizes, (0,), f"ignored by {entry!r}")
+        return Bundle(names, sizes, (0,), f"ignored by {entry!r}", ignored=True)
     allowed = set.intersection(
         *(_counts(group.size, original_sizes.get(group.name, group.size), limits) for group in members)
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pruning.errors import ProfileError
+from pruning.files.json_files import read_json
 
 GRANULE = 8
 """Kernels for the CPU make 8 channels at a time with AVX2, 16 with AVX-512: widths in between are filled up."""
@@ -161,8 +162,6 @@ def read_profiles(path: str | Path) -> Profiles:
         ProfileError: there is no such file, or it is damaged.
     """
     try:
-        return Profiles.model_validate_json(Path(path).read_text(encoding="utf-8"))
+        return read_json(Path(path), Profiles, error=ProfileError, mend=_MADE_BY)
     except FileNotFoundError as fault:
         raise ProfileError(f"no profile at {path}; {_MADE_BY}") from fault
-    except (ValidationError, UnicodeDecodeError) as fault:
-        raise ProfileError(f"{path} is no profile, or a damaged one: {fault}; {_MADE_BY}") from fault

@@ -13,17 +13,17 @@ finished: whoever undoes the change before goes on where it was.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from pruning.choosing.schedule import Attempt, Outcome, ScheduleSettings, Stop, next_step
 from pruning.errors import WorkspaceError
+from pruning.files.json_files import parse_json, read_bytes
 from tasks.code.changes import changes
 from tasks.measured import Measured
 from tasks.workspace import RECORD, Json, digest, write_json
@@ -56,14 +56,14 @@ class Row(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    attempt: int
+    attempt: int = Field(ge=0)
     goal: float
     reached: float
     accepted: bool
     measured: Measured | None = None
     recipe: str | None = None
     recipes: dict[str, float] = {}
-    checkpoint: str | None = None
+    checkpoint: str | None = Field(default=None, pattern=r"^\d{2,}$")
     weights_sha256: str | None = None
     refused: str | None = None
     unrounded: dict[str, int] | None = None
@@ -74,6 +74,18 @@ class Row(BaseModel):
     def outcome(self) -> Outcome:
         """What the schedule has to know of it."""
         return Outcome(goal=self.goal, reached=self.reached, accepted=self.accepted)
+
+
+class _Stored(BaseModel):
+    """What the file holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fingerprint: str
+    origin: JsonValue = None
+    baseline: Measured
+    attempts: list[Row]
+    digest: str
 
 
 class Ledger:
@@ -124,24 +136,16 @@ def read_ledger(root: Path) -> Ledger:
     Raises:
         WorkspaceError: It isn't there, is damaged, or was edited.
     """
-    path = root / FILE
+    path, mend = root / FILE, _remedy(root)
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        claimed = found.pop("digest")
-        ledger = Ledger(
-            root,
-            found["fingerprint"],
-            Measured.model_validate(found["baseline"]),
-            [Row.model_validate(row) for row in found["attempts"]],
-            found.get("origin"),
-        )
+        content = read_bytes(path, error=WorkspaceError, mend=mend)
     except FileNotFoundError:
         raise WorkspaceError(f"{path} isn't there; run `python -m flows.prune` first") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValidationError) as error:
-        raise WorkspaceError(f"{path} is damaged ({type(error).__name__}); {_remedy(root)}") from error
-    if claimed != digest(found):
-        raise WorkspaceError(f"{path} was edited: its entries don't match its digest; {_remedy(root)}")
-    return ledger
+    found = parse_json(content, _Stored, source=str(path), error=WorkspaceError, mend=mend)
+    body = parse_json(content, dict[str, Any], source=str(path), error=WorkspaceError, mend=mend)
+    if body.pop("digest") != digest(body):
+        raise WorkspaceError(f"{path} was edited: its entries don't match its digest; {mend}")
+    return Ledger(root, found.fingerprint, found.baseline, found.attempts, found.origin)
 
 
 def open_ledger(
@@ -178,7 +182,7 @@ def open_ledger(
     keep = {FILE} | {row.checkpoint for row in rows if row.checkpoint}
     for path in root.iterdir():
         if path.name not in keep:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     ledger.save()
     return ledger
 

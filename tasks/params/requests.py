@@ -17,7 +17,7 @@ from pruning.errors import SettingsError
 from tasks.params.section import Section
 from tasks.params.settings import load
 from tasks.params.yaml_file import read_mapping, write_mapping
-from tasks.workspace import DEFAULT_ROOT
+from tasks.workspace import DEFAULT_ROOT, Workspace
 
 DEFAULT_PARAMS = Path("params.yaml")
 TRIALS = Path("trials")
@@ -91,6 +91,7 @@ def accept(params: str, trial: Trial | None) -> Request:
             )
         return Request(file, DEFAULT_ROOT, commit=True)
     workspace = TRIALS / trial.name
+    Workspace(workspace).refuse_links()
     written = workspace / DEFAULT_PARAMS
     write_mapping(written, _changed(file, trial))
     load(written)

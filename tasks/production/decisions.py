@@ -6,9 +6,9 @@ left undone is done by whoever decides next.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -17,12 +17,15 @@ from pruning.files.writing import replace_file
 from tasks.params.settings import Settings
 from tasks.production import registry
 from tasks.production.gates import Gate
-from tasks.production.registry import Version
+from tasks.production.registry import Version, read_tag
+from tasks.production.store import DECISIONS
 
-FILE = Path("promotions.jsonl")
+FILE = DECISIONS
 TAG = "secateur.decision"
 REASON = "secateur.refused."
 ROLLED_BACK = "secateur.rolled_back"
+
+log = logging.getLogger("secateur")
 
 Verdict = Literal["promoted", "refused", "declined", "rolled back"]
 """Declined: a person said no. Refused: a gate did."""
@@ -108,10 +111,14 @@ def write_down(decision: Decision) -> None:
 
 
 def about(version: Version | None) -> Decision | None:
-    """Return the last decision about a version; None where there is none."""
+    """Return the last decision about a version; None where there is none that can be read."""
     if version is None or TAG not in version.tags:
         return None
-    return Decision.model_validate_json(version.tags[TAG])
+    found = read_tag(version, TAG, Decision)
+    if found is not None and found.version != version.number:
+        log.warning("version %s: its tag %s is about version %s and counts as none", version.number, TAG, found.version)
+        return None
+    return found
 
 
 def complete(settings: Settings) -> None:
@@ -141,6 +148,6 @@ def _put_previous(settings: Settings, number: str | None) -> None:
 
 
 def _add(line: str) -> None:
-    before = FILE.read_text(encoding="utf-8") if FILE.exists() else ""
-    if line not in before.splitlines():
-        replace_file(FILE, f"{before}{line}\n".encode())
+    before = FILE.read_bytes() if FILE.exists() else b""
+    if line.encode() not in before.splitlines():
+        replace_file(FILE, before + line.encode() + b"\n")

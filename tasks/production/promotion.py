@@ -9,12 +9,13 @@ missing after that, the next decision does first.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-
-from pydantic import TypeAdapter
+from pathlib import Path
 
 from pruning.errors import WorkspaceError
+from pruning.files.export import open_session
 from tasks.params.settings import Settings
 from tasks.production import registry
 from tasks.production.decisions import ROLLED_BACK, Decision, about, announce, complete, write_down
@@ -41,6 +42,19 @@ class Case:
     instead_of: str | None
     gates: tuple[Gate, ...]
     reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """What the tag of a version holds while a person is asked about it.
+
+    Attributes:
+        run: The id of the flow's run that waits.
+        case: What the person was shown.
+    """
+
+    run: str
+    case: Case
 
 
 def undecided(settings: Settings) -> str | None:
@@ -85,7 +99,7 @@ def examine(settings: Settings, workspace: Workspace) -> Case | None:
 
 def keep_waiting(settings: Settings, case: Case, run: str) -> None:
     """Keep what a person is asked about, so that the yes is to these figures and not to others measured later."""
-    registry.tag(settings, case.version, {WAITING: json.dumps({"run": run, "case": asdict(case)})})
+    registry.tag(settings, case.version, {WAITING: json.dumps(asdict(_Waiting(run, case)))})
 
 
 def waited_for(settings: Settings, run: str | None) -> Case | None:
@@ -94,9 +108,9 @@ def waited_for(settings: Settings, run: str | None) -> Case | None:
     It may be the candidate no more: the yes is to the version that was shown, not to one that came since.
     """
     for version in registry.versions(settings) if run is not None else ():
-        found = json.loads(version.tags.get(WAITING, "{}"))
-        if found.get("run") == run:
-            return TypeAdapter(Case).validate_python(found["case"])
+        found = registry.read_tag(version, WAITING, _Waiting) if WAITING in version.tags else None
+        if found is not None and found.run == run:
+            return found.case
     return None
 
 
@@ -134,7 +148,8 @@ def roll_back(settings: Settings, number: str | None = None) -> Decision:
     What was there is marked, so that it isn't promoted again by a schedule. There is no `previous` afterwards.
 
     Raises:
-        WorkspaceError: There is nothing to go back to, or nothing in production.
+        WorkspaceError: There is nothing to go back to, or nothing in production, or a server of that version would run
+            other code than an ONNX file.
     """
     complete(settings)
     production = registry.find(settings, alias=PRODUCTION)
@@ -149,6 +164,7 @@ def roll_back(settings: Settings, number: str | None = None) -> Decision:
     goal = registry.find(settings, number=number)
     if goal.number == production.number:
         raise WorkspaceError(f"version {number} is in production already")
+    _see_that_it_can_be_served(settings, goal)
     decision = Decision.now("rolled back", settings, goal.number, production.number)
     announce(settings, decision)
     registry.tag(settings, production.number, {ROLLED_BACK: decision.time})
@@ -157,6 +173,13 @@ def roll_back(settings: Settings, number: str | None = None) -> Decision:
         registry.withdraw(settings, PREVIOUS)
     write_down(decision)
     return decision
+
+
+def _see_that_it_can_be_served(settings: Settings, version: Version) -> None:
+    """Refuse a version that isn't what a registration makes: an ONNX file with its record."""
+    registry.read_record(settings, version)
+    with tempfile.TemporaryDirectory() as folder:
+        open_session(registry.fetch_served(settings, version, Path(folder)))
 
 
 def _still(settings: Settings, instead_of: str | None) -> None:

@@ -2,23 +2,26 @@
 
     versions/<hash of the ONNX file>/      an artefact folder of the run
         record.json                        place in the repository -> sha256; DVC's and Git's ids
-        params.yaml                        the settings, byte for byte
+        params.yaml                        the settings, byte for byte but for passwords
         artifacts/{baseline,dense,onnx}/   weights, plans, ONNX files
         batch.safetensors                  inputs, and what the ONNX file answered
         uncommitted.patch                  from Git's commit to the code as it was
 
 Data are too large for a copy: DVC has them. Places are those of the default workspace, wherever the files lay.
+
+Whoever can write to the registry can write a record: one that names anything else is refused.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors.torch import save as format_safetensors
 
 from pruning.files.export import open_session
@@ -29,6 +32,8 @@ from tasks.data import read_inputs
 from tasks.held import read_bytes
 from tasks.params.settings import Settings
 from tasks.production import source, versioning
+from tasks.production.artifacts import MOST_FILES, is_plain
+from tasks.production.store import secrets_in
 from tasks.workspace import DEFAULT_ROOT, RECORD, Workspace, contents, write_json
 
 FILE = "record.json"
@@ -39,6 +44,15 @@ _LOGGED = {"baseline": "baseline", "dense": "transform", "onnx": "export"}
 _PLACES = Workspace(DEFAULT_ROOT)
 
 
+_NO_SETTINGS = ("dvc.yaml", "prefect.yaml")
+"""YAML files that name commands."""
+_STAGE_FILES = (".json", ".safetensors", ".onnx")
+_WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+_BROUGHT_ALONG = "weights"
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_GitId = Annotated[str, Field(pattern=r"^[0-9a-f]{40}([0-9a-f]{24})?$")]
+
+
 class Record(BaseModel):
     """What `record.json` holds.
 
@@ -47,7 +61,8 @@ class Record(BaseModel):
         files: Place in the repository -> sha256.
         outputs: Folder -> DVC's md5 of it, where DVC had it.
         commit: Git's commit that was checked out; None outside Git.
-        tree: Git's id of the code as it was; None outside Git, or where the patch was too large to be kept.
+        tree: Git's id of the code as it was; None outside Git, or where the patch was not kept: too large, or it held
+            the password of `tracking.uri`.
         patch_sha256: Of the edits that were not committed.
     """
 
@@ -55,17 +70,28 @@ class Record(BaseModel):
 
     format: Literal[1] = 1
     params: str
-    files: dict[str, str]
-    outputs: dict[str, str] = {}
-    commit: str | None = None
-    tree: str | None = None
-    patch_sha256: str | None = None
+    files: dict[str, _Sha256] = Field(max_length=MOST_FILES)
+    outputs: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{32}(\.dir)?$")]] = Field(default={}, max_length=100)
+    commit: _GitId | None = None
+    tree: _GitId | None = None
+    patch_sha256: _Sha256 | None = None
 
     @model_validator(mode="after")
-    def _places_lie_inside(self) -> Self:
-        for place in (self.params, *self.files, *self.outputs):
-            if Path(place).is_absolute() or ".." in Path(place).parts:
-                raise ValueError(f"{place!r} lies outside the repository")
+    def _names_what_a_record_may(self) -> Self:
+        if (
+            not is_plain(self.params)
+            or Path(self.params).suffix not in (".yaml", ".yml")
+            or self.params in _NO_SETTINGS
+        ):
+            raise ValueError(f"{self.params!r} is no place of a settings file")
+        for place in self.files:
+            if place not in (self.params, BATCH) and not _may_be_recorded(place):
+                raise ValueError(f"{place!r} is no place that a version's files may have")
+        for place in self.outputs:
+            if not is_plain(place):
+                raise ValueError(f"{place!r} is no folder inside the repository")
+        if lacking := {self.params, BATCH} - self.files.keys():
+            raise ValueError(f"{sorted(lacking)} are not among its files")
         return self
 
     def inside(self, folder: str) -> dict[str, str]:
@@ -92,21 +118,24 @@ def make_record(
     """
     logged = {_place(params, "params.yaml"): params}
     if settings.model.weights is not None:
-        logged[_place(settings.model.weights, f"weights/{settings.model.weights.name}")] = settings.model.weights
+        place = _place(settings.model.weights, "")
+        if not _may_be_recorded(place):
+            place = f"{_BROUGHT_ALONG}/{settings.model.weights.name.lstrip('.')}"
+        logged[place] = settings.model.weights
     for name, maker in _LOGGED.items():
         for file in (*contents(workspace.folder(name), maker), RECORD):
             logged[(_PLACES.folder(name) / file).as_posix()] = workspace.folder(name) / file
     for place, path in logged.items():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        if path == params:
-            replace_file(folder / place, read_bytes(params))
-        else:
+        if path != params:
             shutil.copyfile(path, folder / place)
+    secrets = [secret.encode() for secret in secrets_in(settings.tracking.uri)]
+    (folder / _place(params, "params.yaml")).write_bytes(_without(secrets, read_bytes(params)))
     replace_file(folder / BATCH, _answered_batch(workspace))
     files = {place: sha256((folder / place).read_bytes()).hexdigest() for place in (*logged, BATCH)}
     data = {**contents(workspace.folder(DATA), "prepare"), RECORD: _hash(workspace.folder(DATA) / RECORD)}
     files |= {(_PLACES.folder(DATA) / file).as_posix(): found for file, found in data.items()}
-    kept = code is not None and len(code.patch) <= source.LARGEST_PATCH
+    kept = code is not None and len(code.patch) <= source.LARGEST_PATCH and _without(secrets, code.patch) == code.patch
     if code is not None and kept:
         replace_file(folder / PATCH, code.patch)
     record = Record(
@@ -121,10 +150,25 @@ def make_record(
     return record
 
 
+def _may_be_recorded(place: str) -> bool:
+    """Say whether a file of a version may lie at a place: data, results of a stage, weights that were brought along."""
+    folders = (DATA, *(_PLACES.folder(name).as_posix() for name in _LOGGED))
+    if any(place.startswith(f"{folder}/") for folder in folders):
+        return is_plain(place) and Path(place).suffix in _STAGE_FILES
+    brought_along = Path(place).suffix in _WEIGHT_FILES or place.startswith(f"{_BROUGHT_ALONG}/")
+    return is_plain(place) and brought_along
+
+
 def _place(path: Path, otherwise: str) -> str:
     """Return where a file lies below the current folder; where it lies outside, another name."""
     here, found = Path.cwd().resolve(), path.resolve()
     return found.relative_to(here).as_posix() if found.is_relative_to(here) else otherwise
+
+
+def _without(secrets: Sequence[bytes], content: bytes) -> bytes:
+    for secret in secrets:
+        content = content.replace(secret, b"***")
+    return content
 
 
 def _hash(path: Path) -> str:

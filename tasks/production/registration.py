@@ -20,7 +20,7 @@ from tasks.params.settings import Settings
 from tasks.production.record import FILE, make_record
 from tasks.production.registry import CANDIDATE, ONNX_HASH, RECORD_HASH, give_alias, record_place, set_tags
 from tasks.production.source import Source, snapshot
-from tasks.production.store import open_store, store_faults
+from tasks.production.store import lookup, open_store, quoted, store_faults
 from tasks.production.tracking import FINGERPRINT, project
 from tasks.workspace import DEFAULT_ROOT, Workspace
 
@@ -52,7 +52,7 @@ def register(
     name = settings.tracking.model_name
     with store_faults(settings):
         client = open_store(settings.tracking.uri)
-        known = client.search_model_versions(f"name = '{name}' and tags.`{ONNX_HASH}` = '{onnx_hash}'")
+        known = client.search_model_versions(f"name = {quoted(name)} and tags.`{ONNX_HASH}` = '{onnx_hash}'")
         if known and RECORD_HASH in known[0].tags:
             version = str(known[0].version)
         else:
@@ -117,7 +117,7 @@ def _create_version(
                 save_as_external_data=False,
             )
     name = settings.tracking.model_name
-    if not client.search_registered_models(f"name = '{name}'"):
+    if lookup(client.get_registered_model, name) is None:
         client.create_registered_model(name)
     made = client.create_model_version(name, logged.model_uri, run_id, tags=dict(tags), model_id=logged.model_id)
     return str(made.version)

@@ -5,30 +5,41 @@ Aliases: `candidate` is the latest result, `production` what is served, `previou
 
 from __future__ import annotations
 
+import logging
+import re
 import tempfile
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pruning.errors import WorkspaceError
+from pruning.errors import ExportError, SettingsError, WorkspaceError
+from pruning.files.export import open_session
+from pruning.files.json_files import MOST_BYTES, JsonError, checked_json, first_fault, parse_json
+from tasks.params import yaml_file
 from tasks.params.settings import Settings
-from tasks.production.record import FILE, Record
-from tasks.production.store import open_store, store_faults
+from tasks.production.artifacts import Artifacts, is_plain
+from tasks.production.record import FILE, PATCH, Record
+from tasks.production.store import all_pages, lookup, open_store, quoted, shown, store_faults
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
+T = TypeVar("T")
+
+log = logging.getLogger("secateur")
+
 CANDIDATE, PRODUCTION, PREVIOUS = "candidate", "production", "previous"
 ONNX_HASH = "secateur.onnx_sha256"
 RECORD_HASH = "secateur.record_sha256"
+_DESCRIPTION = "MLmodel"
+_SERVED = "served.onnx"
 
 
 @dataclass(frozen=True)
@@ -52,13 +63,21 @@ def find(settings: Settings, *, alias: str | None = None, number: str | None = N
     Raises:
         WorkspaceError: There is none, or the store can't be used.
     """
-    known = {version.number: version for version in versions(settings)}
-    found = at(settings, alias) if alias is not None else known.get(str(number))
+    found = at(settings, alias) if alias is not None else _numbered(settings, str(number))
     if found is None:
         what = f"version with the alias {alias!r}" if alias is not None else f"version {number}"
+        known = [version.number for version in versions(settings)]
         there = f"there are: {', '.join(known)}" if known else "none is registered; run `python -m flows.compress`"
         raise WorkspaceError(f"the model {settings.tracking.model_name!r} has no {what}; {there}")
     return found
+
+
+def _numbered(settings: Settings, number: str) -> Version | None:
+    if not (number.isascii() and number.isdecimal()):
+        return None
+    with store_faults(settings):
+        found = lookup(open_store(settings.tracking.uri).get_model_version, settings.tracking.model_name, number)
+    return as_version(found) if found else None
 
 
 def at(settings: Settings, alias: str) -> Version | None:
@@ -66,18 +85,20 @@ def at(settings: Settings, alias: str) -> Version | None:
     name = settings.tracking.model_name
     with store_faults(settings):
         client = open_store(settings.tracking.uri)
-        if not client.search_registered_models(f"name = '{name}'"):
+        model = lookup(client.get_registered_model, name)
+        if model is None or alias not in model.aliases:
             return None
-        if alias not in client.get_registered_model(name).aliases:
-            return None
-        return _as_version(client.get_model_version_by_alias(name, alias))
+        found = lookup(client.get_model_version, name, str(model.aliases[alias]))
+    return as_version(found) if found else None
 
 
 def versions(settings: Settings) -> list[Version]:
     """Return all versions, oldest first."""
+    asked = f"name = {quoted(settings.tracking.model_name)}"
     with store_faults(settings):
-        found = open_store(settings.tracking.uri).search_model_versions(f"name = '{settings.tracking.model_name}'")
-    return [_as_version(version) for version in sorted(found, key=lambda version: int(version.version))]
+        client = open_store(settings.tracking.uri)
+        found = all_pages(lambda token: client.search_model_versions(asked, page_token=token))
+    return [as_version(version) for version in sorted(found, key=lambda version: int(version.version))]
 
 
 def assign(settings: Settings, alias: str, version: str) -> None:
@@ -103,51 +124,150 @@ def tag(settings: Settings, version: str, tags: Mapping[str, str], without: Iter
 
 
 def fetch_record(settings: Settings, version: Version, into: Path) -> Record:
-    """Download the record of a version and what lies beside it.
+    """Download the record of a version and the files that it names, as far as they lie beside it; no hash is compared.
 
     Raises:
-        WorkspaceError: It was never made, isn't there any more, or was changed.
+        WorkspaceError: The record was never made, isn't there any more, was changed, or names what no record may.
     """
-    expected = version.tags.get(RECORD_HASH)
-    if expected is None:
+    record, artifacts = _read_record(settings, version, into)
+    with store_faults(settings):
+        for name in (*record.files, PATCH):
+            artifacts.bring(name, into / name)
+    return record
+
+
+def read_record(settings: Settings, version: Version) -> Record:
+    """Read the record of a version.
+
+    Raises:
+        WorkspaceError: As above.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return _read_record(settings, version, Path(folder))[0]
+
+
+def _read_record(settings: Settings, version: Version, into: Path) -> tuple[Record, Artifacts]:
+    if RECORD_HASH not in version.tags:
         raise WorkspaceError(
             f"version {version.number} was registered without a record; run `python -m flows.compress` with its "
             "settings"
         )
-    place = record_place(version.tags[ONNX_HASH])
-    with store_faults(settings), tempfile.TemporaryDirectory(dir=into) as folder:
-        client = open_store(settings.tracking.uri)
-        found = client.download_artifacts(version.run_id, place, folder)
-        for path in list(Path(found).iterdir()):
-            path.replace(into / path.name)
-    try:
-        content = (into / FILE).read_bytes()
-        if sha256(content).hexdigest() != expected:
-            raise WorkspaceError(
-                f"{place}/{FILE} of MLflow's run {version.run_id} was changed: sha256 "
-                f"{sha256(content).hexdigest()[:12]}…, expected {expected[:12]}…; bring the artefact back from a backup"
-            )
-        return Record.model_validate_json(content)
-    except (FileNotFoundError, ValidationError) as error:
+    expected, onnx_hash = (_hash_in(version, tag) for tag in (RECORD_HASH, ONNX_HASH))
+    place = record_place(onnx_hash)
+    source = f"version {version.number}: {place}/{FILE} of MLflow's run {version.run_id}"
+    mend = "bring the artefact back from a backup, or delete that version"
+    with store_faults(settings):
+        run = open_store(settings.tracking.uri).get_run(version.run_id)
+        artifacts = Artifacts(str(run.info.artifact_uri), place)
+        if not artifacts.bring(FILE, into / FILE, MOST_BYTES):
+            raise WorkspaceError(f"{source} isn't there; {mend}")
+    content = (into / FILE).read_bytes()
+    if sha256(content).hexdigest() != expected:
         raise WorkspaceError(
-            f"MLflow's run {version.run_id} has no readable {place}/{FILE} ({type(error).__name__}); bring the "
-            "artefact back from a backup"
-        ) from error
+            f"{source} was changed: sha256 {sha256(content).hexdigest()[:12]}…, expected {expected[:12]}…; {mend}"
+        )
+    return parse_json(content, Record, source=source, error=WorkspaceError, mend=mend), artifacts
 
 
-def answers_of(settings: Settings, version: str, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return what the registered model answers when it is loaded as a server loads it."""
-    import mlflow
+def fetch_served(settings: Settings, version: Version, into: Path) -> Path:
+    """Download the ONNX file that a server of the registered model would load, and nothing else; nothing is executed.
 
-    with store_faults(settings), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # advice on the versions of what is installed
-        open_store(settings.tracking.uri)
-        model = mlflow.pyfunc.load_model(f"models:/{settings.tracking.model_name}/{version}")
-        (found, *_) = model.predict(inputs).values()
-    return np.asarray(found)
+    Raises:
+        WorkspaceError: A server would run something else than an ONNX file, or it isn't there.
+    """
+    what = f"version {version.number} of the model {settings.tracking.model_name!r}"
+    with store_faults(settings):
+        client = open_store(settings.tracking.uri)
+        place = client.get_model_version_download_uri(settings.tracking.model_name, version.number)
+        artifacts = Artifacts(str(place))
+        if not artifacts.bring(_DESCRIPTION, into / _DESCRIPTION, yaml_file.MOST_BYTES):
+            raise WorkspaceError(
+                f"{what} has no readable {_DESCRIPTION} at {place}; bring it back, or delete that version"
+            )
+        try:
+            name = _onnx_file_of(yaml_file.read_mapping(into / _DESCRIPTION))
+        except (SettingsError, ValidationError) as error:
+            why = first_fault(error) if isinstance(error, ValidationError) else str(error)
+            raise WorkspaceError(
+                f"{what} is no plain ONNX model: its {_DESCRIPTION} says what would run other code where it is loaded "
+                f"({why}). It was not loaded; delete that version"
+            ) from error
+        if not artifacts.bring(name, into / _SERVED):
+            raise WorkspaceError(f"{what} has no file {name!r} at {shown(str(place))}; bring it back, or delete it")
+    return into / _SERVED
 
 
-def _as_version(found: ModelVersion) -> Version:
+def answers_of(settings: Settings, version: Version, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what ONNX Runtime answers by the file that a server of the registered model would load.
+
+    MLflow's own loader isn't asked: it would run whatever code stands beside the file.
+
+    Raises:
+        WorkspaceError: There is no such file, or a server would run something else.
+        ExportError: The file can't be loaded, or doesn't take the inputs.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_session(fetch_served(settings, version, Path(folder)))
+        try:
+            return np.asarray(session.run(None, {session.get_inputs()[0].name: inputs})[0])
+        except Exception as error:  # ONNX Runtime's own errors have no public root but Exception
+            raise ExportError(
+                f"version {version.number}: its registered ONNX file doesn't take inputs {inputs.shape}: {error}"
+            ) from error
+
+
+class _OnnxFlavour(BaseModel):
+    data: str
+    code: None = None
+
+
+class _PyfuncFlavour(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    loader_module: Literal["mlflow.onnx"]
+    data: str
+    env: Any = None
+    python_version: Any = None
+    code: None = None
+
+
+class _Flavours(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    onnx: _OnnxFlavour
+    python_function: _PyfuncFlavour
+
+
+def _onnx_file_of(description: Mapping[str, Any]) -> str:
+    """Return the name of the ONNX file in a model's folder, if MLflow's loader of such files is all that is named."""
+    found = _Flavours.model_validate(description.get("flavors"))
+    name = found.python_function.data
+    if name != found.onnx.data or not is_plain(name) or not name.endswith(".onnx"):
+        raise SettingsError(f"its data are {name[:100]!r} and {found.onnx.data[:100]!r}; expected one .onnx file")
+    return name
+
+
+def _hash_in(version: Version, tag: str) -> str:
+    found = version.tags.get(tag, "")
+    if not re.fullmatch(r"[0-9a-f]{64}", found):
+        raise WorkspaceError(
+            f"version {version.number} has a malformed tag {tag}: {found[:80]!r} is no sha256; delete that version, or "
+            "set the tag right on MLflow's page"
+        )
+    return found
+
+
+def read_tag(version: Version, tag: str, form: type[T]) -> T | None:
+    """Read a tag that holds JSON; one that is malformed counts as none, and that is said."""
+    try:
+        return checked_json(version.tags[tag], form)
+    except JsonError as fault:
+        log.warning("version %s: its tag %s is malformed (%s) and counts as none", version.number, tag, fault)
+        return None
+
+
+def as_version(found: ModelVersion) -> Version:
+    """Return what of MLflow's version is used."""
     return Version(str(found.version), str(found.run_id), dict(found.tags))
 
 

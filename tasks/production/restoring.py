@@ -50,11 +50,13 @@ class Copy:
         workspace: The stages' folders.
         params: The settings.
         batch: Inputs, and what was answered to them.
+        commit: Git's commit that the version was made from; None outside Git.
     """
 
     workspace: Workspace
     params: Path
     batch: Path
+    commit: str | None
 
 
 @contextmanager
@@ -78,7 +80,7 @@ def brought_back(
         root = Path(into) / DEFAULT_ROOT
         if (Path(into) / "data").exists():
             (Path(into) / "data").rename(root / "data")  # where any other workspace than the default has its data
-        yield Copy(Workspace(root), Path(into) / record.params, Path(into) / BATCH)
+        yield Copy(Workspace(root), Path(into) / record.params, Path(into) / BATCH, record.commit)
 
 
 def restore(
@@ -96,8 +98,9 @@ def restore(
     Raises:
         WorkspaceError: The folder holds something, or files are missing: all of them are named, nothing is written.
     """
-    if into.exists() and (not into.is_dir() or any(into.iterdir())):
-        raise WorkspaceError(f"{into} is there already; give a new or an empty folder with --into")
+    if into.is_symlink() or (into.exists() and (not into.is_dir() or any(into.iterdir()))):
+        what = "is a symbolic link" if into.is_symlink() else "is there already"
+        raise WorkspaceError(f"{into} {what}; give a new or an empty folder with --into")
     with tempfile.TemporaryDirectory() as temporary:
         logged = Path(temporary)
         record = fetch_record(settings, version, logged)
@@ -123,7 +126,9 @@ def _bring_code(record: Record, logged: Path, folder: Path) -> tuple[str, list[s
     if record.commit is None:
         return "not recorded: the version was registered outside a Git repository", []
     if record.tree is None:
-        return "", [f"code: the edits on top of {record.commit[:12]} were too large to be kept; add --without code"]
+        return "", [
+            f"code: the edits on {record.commit[:12]} were not kept (too large, or with a password); add --without code"
+        ]
     try:
         patch = (logged / PATCH).read_bytes()
         if hashlib.sha256(patch).hexdigest() != record.patch_sha256:
@@ -143,10 +148,14 @@ def _collect(
 
     def take(name: str, offered: Mapping[str, Path]) -> None:
         for place, path in offered.items():
-            if place not in found and path.is_file() and _hash(path) == wanted[place]:
-                (into / place).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, into / place)
-                found[place] = name
+            if place in found or not path.is_file() or _hash(path) != wanted[place]:
+                continue
+            if (link := _link_on_the_way(into, place)) is not None:
+                faults.append(f"{place}: {link} is a symbolic link, which is not followed")
+                continue
+            (into / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, into / place, follow_symlinks=False)
+            found[place] = name
 
     take("MLflow", {place: logged / place for place in wanted})
     take("workspace", {place: _in_workspace(place, workspace) for place in wanted})
@@ -167,6 +176,13 @@ def _collect(
     damaged = [place for place in found if _hash(into / place) != wanted[place]]
     faults += [f"{place}: came out otherwise than it was read; look at the disk" for place in damaged]
     return dict(sorted(found.items())), faults
+
+
+def _link_on_the_way(into: Path, place: str) -> Path | None:
+    """Return a part of a place that the code made a symbolic link."""
+    parts = Path(place).parts
+    ways = [into.joinpath(*parts[: end + 1]) for end in range(len(parts))]
+    return next((way.relative_to(into) for way in ways if way.is_symlink()), None)
 
 
 def _in_workspace(place: str, workspace: Workspace) -> Path:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import load as parse_safetensors
 
+from pruning.errors import SecateurError, WorkspaceError
 from pruning.files.export import check_parity
 from pruning.timing.latency import measure_latency
 from tasks import export
 from tasks.data import read_description, read_split
 from tasks.determinism import begin
 from tasks.measured import Measured
+from tasks.memory import bounded_memory
 from tasks.models import example_inputs, load_model, measure
-from tasks.params.settings import Settings, load
+from tasks.params.settings import Settings
 from tasks.production.gates import Figures
 from tasks.production.registry import Version, answers_of
 from tasks.production.restoring import Copy, brought_back
+from tasks.production.trust import settings_to_measure_by
 from tasks.progress import shown
 from tasks.workspace import Workspace
 from zoo.datasets.splits import Samples
@@ -46,18 +50,47 @@ def measure_side_by_side(
         CheckpointError: A model can't be built any more from what its settings name.
     """
     begin(settings)
+    try:
+        with bounded_memory() if settings.run.device == "cpu" else nullcontext():
+            return _measure(settings, workspace, candidate, production)
+    except (SecateurError, OSError):
+        raise
+    except Exception as error:  # a version may hold anything, and so raise anything where it is run
+        other = f" or version {production.number}" if production else ""
+        raise WorkspaceError(
+            f"version {candidate.number}{other} can't be measured: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _measure(
+    settings: Settings, workspace: Workspace, candidate: Version, production: Version | None
+) -> tuple[Figures, Figures]:
+    """Do that: what may not be run is found out before anything is."""
     with ExitStack() as stack:
         one = stack.enter_context(brought_back(settings, candidate, workspace, ("data", *FOLDERS)))
         two = stack.enter_context(brought_back(settings, production, workspace, FOLDERS)) if production else one
+        by_one, by_two = (settings_to_measure_by(settings, copy.params, copy.commit) for copy in (one, two))
+        differences: list[float | None] = [_answer_difference(settings, candidate, one)]
+        differences += [_answer_difference(settings, production, two)] if production else [None]
         stage = "dense" if production else "baseline"
         test = read_split(one.workspace, "test")
         files = {"candidate": _file(one, "dense"), "reference": _file(two, stage)}
         medians = _latencies(settings, files)
-        new, old = _score(one, "dense", test, one.workspace), _score(two, stage, test, one.workspace)
+        new = _score(by_one, one, "dense", test, one.workspace)
+        old = _score(by_two, two, stage, test, one.workspace)
         return (
-            Figures(*new, medians["candidate"], _answer_difference(settings, candidate, one)),
-            Figures(*old, medians["reference"], _answer_difference(settings, production, two) if production else None),
+            Figures(*new, medians["candidate"], differences[0]),
+            Figures(*old, medians["reference"], differences[1]),
         )
+
+
+def _batch(copy: Copy, version: Version) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the recorded inputs and answers."""
+    try:
+        batch = parse_safetensors(copy.batch.read_bytes())
+        return batch["inputs"], batch["answers"]
+    except Exception as error:  # what else was recorded under that name: the parser raises what it likes
+        raise WorkspaceError(f"version {version.number}: its {copy.batch.name} can't be read ({error})") from error
 
 
 def _file(copy: Copy, stage: str) -> Path:
@@ -81,9 +114,8 @@ def _latencies(settings: Settings, files: Mapping[str, Path]) -> dict[str, dict[
     return medians
 
 
-def _score(copy: Copy, stage: str, test: Samples, data: Workspace) -> tuple[Measured, float]:
+def _score(settings: Settings, copy: Copy, stage: str, test: Samples, data: Workspace) -> tuple[Measured, float]:
     """Return what a checkpoint scores on the test samples, and the share on which its ONNX file agrees with it."""
-    settings = load(copy.params)
     example = example_inputs(data, settings)
     model, _, _ = load_model(copy.workspace.folder(stage), settings, read_description(data), example)
     parity = check_parity(_file(copy, stage), model, test.inputs)
@@ -91,9 +123,9 @@ def _score(copy: Copy, stage: str, test: Samples, data: Workspace) -> tuple[Meas
 
 
 def _answer_difference(settings: Settings, version: Version, copy: Copy) -> float:
-    """Return how far the registered model's answers are from the recorded ones, relative to the largest."""
-    batch = parse_safetensors(copy.batch.read_bytes())
-    expected, found = batch["answers"], answers_of(settings, version.number, batch["inputs"])
+    """Return how far the registered file's answers are from the recorded ones, relative to the largest."""
+    inputs, expected = _batch(copy, version)
+    found = answers_of(settings, version, inputs)
     if found.shape != expected.shape or not np.isfinite(found).all():
         return sys.float_info.max
     return float(np.abs(found - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))

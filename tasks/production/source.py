@@ -54,7 +54,8 @@ def bring_back(source: Source, into: Path) -> None:
     """Write the code of a snapshot into a folder.
 
     Raises:
-        WorkspaceError: This clone doesn't have the commit, or commit and patch don't give the tree.
+        WorkspaceError: This clone doesn't have the commit, commit and patch don't give the tree, or a link in it leads
+            out of the folder.
     """
     try:
         _git("cat-file", "-e", f"{source.commit}^{{commit}}")
@@ -70,8 +71,36 @@ def bring_back(source: Source, into: Path) -> None:
         if tree != source.tree:
             raise WorkspaceError(f"commit and patch give the tree {tree}; expected {source.tree}")
         packed = _git("archive", "--format=tar", tree, environment=environment)
-    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-        archive.extractall(into, filter="data")
+    try:
+        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+            archive.extractall(into, filter="data")
+    except tarfile.TarError as error:
+        raise WorkspaceError(f"the code can't be written: {error}") from error
+
+
+def tracks(commit: str, *places: str) -> bool:
+    """Say whether Git has one of some files at a commit and, unchanged in place, in the current folder.
+
+    Args:
+        commit: Its full id.
+        places: Of the files, from the current folder.
+    """
+    try:
+        prefix = _git("rev-parse", "--show-prefix", here=True).decode().rstrip("\n")
+        wanted = [f"{prefix}{place}" for place in places if Path(place).is_file() and not Path(place).is_symlink()]
+        found = _git("ls-tree", "-z", "--name-only", "--full-tree", commit, "--", *wanted) if wanted else b""
+    except (WorkspaceError, FileNotFoundError):
+        return False
+    return any(name in wanted for name in found.decode(errors="replace").split("\0"))
+
+
+def mentions(commit: str, text: str, *patterns: str) -> bool:
+    """Say whether one of the files of a commit whose names match holds a text as a word."""
+    try:
+        _git("grep", "--quiet", "--fixed-strings", "--word-regexp", "-e", text, commit, "--", *patterns)
+    except (WorkspaceError, FileNotFoundError):
+        return False
+    return True
 
 
 @contextmanager
@@ -88,8 +117,10 @@ def _aside() -> Iterator[dict[str, str]]:
         }
 
 
-def _git(*command: str, environment: dict[str, str] | None = None, given: bytes | None = None) -> bytes:
-    top = _top()
+def _git(
+    *command: str, environment: dict[str, str] | None = None, given: bytes | None = None, here: bool = False
+) -> bytes:
+    top = Path.cwd() if here else _top()
     done = subprocess.run(
         ["git", "-c", "core.autocrlf=false", *command],
         cwd=top,

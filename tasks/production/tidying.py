@@ -6,12 +6,10 @@ a version ─► its run in MLflow, with model and record
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import subprocess
 import sys
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +19,8 @@ from tasks.frontier import FRONTIER
 from tasks.lock import locked
 from tasks.params.requests import TRIALS
 from tasks.params.settings import Settings
-from tasks.production.record import FILE, Record
-from tasks.production.registry import ONNX_HASH, RECORD_HASH, record_place
-from tasks.production.store import absolute, is_server, open_store, store_faults
+from tasks.production.registry import ONNX_HASH, RECORD_HASH, as_version, read_record
+from tasks.production.store import absolute, all_pages, is_server, open_store, store_faults, without_secrets
 from tasks.production.versioning import Versions
 from tasks.workspace import Workspace
 
@@ -42,7 +39,9 @@ def remove_trials(before: datetime, *, dry_run: bool) -> list[Path]:
         WorkspaceError: One of them is in use; what was removed before it is gone.
     """
     removed = []
-    for folder in sorted(path for place in (TRIALS, FRONTIER) for path in place.glob("*") if path.is_dir()):
+    for folder in sorted(
+        path for place in (TRIALS, FRONTIER) for path in place.glob("*") if path.is_dir() and not path.is_symlink()
+    ):
         latest = max(path.lstat().st_mtime for path in [folder, *folder.rglob("*")])
         if datetime.fromtimestamp(latest, UTC) >= before:
             continue
@@ -69,13 +68,8 @@ def remove_runs(settings: Settings, before: datetime, *, dry_run: bool) -> list[
             return []
         needed = {version.run_id for version in _versions(settings)}
         text = f"attributes.start_time < {int(before.timestamp() * 1000)}"
-        found, token = [], None
-        while True:
-            page = client.search_runs([experiment.experiment_id], text, page_token=token)
-            found += [run.info.run_id for run in page if run.info.run_id not in needed]
-            token = page.token
-            if not token:
-                break
+        runs = all_pages(lambda token: client.search_runs([experiment.experiment_id], text, page_token=token))
+        found = [run.info.run_id for run in runs if run.info.run_id not in needed]
         if dry_run or not found:
             return found
         for run_id in found:
@@ -85,6 +79,7 @@ def remove_runs(settings: Settings, before: datetime, *, dry_run: bool) -> list[
         done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+            said = without_secrets(said, uri)
             raise WorkspaceError(f"`mlflow gc` failed and said: {said}; the runs are hidden, their files stay")
     return found
 
@@ -101,8 +96,7 @@ def remove_unneeded_objects(settings: Settings, *, dry_run: bool) -> int:
 def _folders_of_versions(settings: Settings) -> frozenset[str]:
     """Return the md5 of every folder that DVC had of a version, of any model in the store."""
     needed: set[str] = set()
-    with store_faults(settings), tempfile.TemporaryDirectory() as folder:
-        client = open_store(settings.tracking.uri)
+    with store_faults(settings):
         for version in _versions(settings):
             if ONNX_HASH not in version.tags:
                 continue  # another project's
@@ -111,20 +105,11 @@ def _folders_of_versions(settings: Settings) -> frozenset[str]:
                     f"{version.name}, version {version.version}, was registered without a record, so what it needs "
                     "can't be told, and DVC's cache is left as it is; delete that version, or use `dvc gc` by hand"
                 )
-            place = f"{record_place(version.tags[ONNX_HASH])}/{FILE}"
-            content = Path(client.download_artifacts(str(version.run_id), place, folder)).read_text(encoding="utf-8")
-            needed.update(Record.model_validate(json.loads(content)).outputs.values())
+            needed.update(read_record(settings, as_version(version)).outputs.values())
     return frozenset(needed)
 
 
 def _versions(settings: Settings) -> list[ModelVersion]:
     """Return the versions of all models in the store, page by page."""
     client = open_store(settings.tracking.uri)
-    found: list[ModelVersion] = []
-    token = None
-    while True:
-        page = client.search_model_versions("", page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return found
+    return all_pages(lambda token: client.search_model_versions("", page_token=token))

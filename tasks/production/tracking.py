@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.fingerprints import shaping_sections
 from tasks.loop.ledger import Ledger, Row
 from tasks.params.settings import Settings
 from tasks.production.store import is_server, open_store, store_faults
@@ -97,12 +98,12 @@ def _run_name(settings: Settings) -> str:
 
 
 def _log_settings(client: MlflowClient, run: Run, settings: Settings) -> None:
-    """Log what shapes the trajectory as parameters; what only stops it can change, so it becomes tags."""
+    """Log what shapes the trajectory as parameters, which MLflow never changes; what only stops it becomes tags."""
     from mlflow.entities import Param, RunTag
 
     from tasks.stages import STOP_ONLY
 
-    flat = _flatten(settings.model_dump(mode="json", exclude={"tracking", "promote"}))
+    flat = _flatten(settings.model_dump(mode="json", include=set(shaping_sections(settings))))
     stops = {f"prune.{name}" for name in STOP_ONLY}
     known = run.data.params
     params = [Param(key, value) for key, value in flat.items() if key not in stops and key not in known]

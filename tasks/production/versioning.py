@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning.errors import WorkspaceError
+from tasks.production.artifacts import is_plain
 
 INSIDE = "DVC_STAGE"
 """DVC sets this variable for the command of a stage that it runs."""
@@ -100,6 +101,8 @@ class Versions:
         files = {"/".join(key): found for key, _, found in Tree.load(cache, wanted)}
         bring(list(files.values()))
         for name, found in files.items():
+            if not is_plain(name):
+                raise WorkspaceError(f"DVC's list {folder_md5} names {name!r}, which is no file inside a folder")
             (into / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(cache.oid_to_path(found.value), into / name)
 

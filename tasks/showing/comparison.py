@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, Any, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic reads those of `typing` from Python 3.12 on
 
 from tasks import benchmark
-from tasks.workspace import Json, Workspace
+from tasks.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,32 @@ class Line:
 HEAD = Line("", "baseline", "dense", "change")
 
 
-def compare(summary: Json) -> list[Line]:
+_Count = Annotated[int, Field(gt=0)]
+
+
+class Figures(TypedDict):
+    """What one model scored on the test set, and what it costs."""
+
+    accuracy: float
+    macs: _Count
+    parameters: _Count
+    size_bytes: _Count
+    weight_sparsity: NotRequired[float]
+    effective_macs: NotRequired[_Count]
+
+
+class Summary(TypedDict):
+    """What of `summary.json` is shown elsewhere; there is more in it."""
+
+    measure: str
+    kind: str
+    baseline: Figures
+    dense: Figures
+    accuracy_drop: float
+    stopped_because: str
+
+
+def compare(summary: Summary) -> list[Line]:
     """Return the lines that the summary holds: accuracy on the test set, size, MACs, parameters.
 
     Where weights are stored sparse, two more: their share of zeros, and the MACs of a runtime that skips them.
@@ -68,11 +98,10 @@ def latency_name(batch_size: int, threads: int) -> str:
 
 def compare_latency(workspace: Workspace) -> list[Line]:
     """Return one line for every number of threads and batch size of the benchmark."""
-    found = workspace.read_json(benchmark.FOLDER, benchmark.FILE, "benchmark")["latencies"]
-    return [_latency_line(before, after) for before, after in zip(found[::2], found[1::2], strict=True)]
+    return [_latency_line(before, after) for before, after in benchmark.read_latencies(workspace)]
 
 
-def _latency_line(before: Json, after: Json) -> Line:
+def _latency_line(before: benchmark.Row, after: benchmark.Row) -> Line:
     remark = ""
     if before["predicted_ms"] and after["predicted_ms"]:
         remark = f" ({before['predicted_ms'] / after['predicted_ms']:.2f} predicted)"
@@ -100,7 +129,7 @@ def as_markdown(lines: list[Line]) -> str:
     return "\n".join(["|" + "|".join(HEAD.cells) + "|", "|---|---:|---:|---:|", *rows])
 
 
-def _less(before: Json, after: Json, key: str) -> str:
+def _less(before: Mapping[str, Any], after: Mapping[str, Any], key: str) -> str:
     return f"{after[key] / before[key] - 1:+.1%}"
 
 

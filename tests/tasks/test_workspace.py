@@ -72,7 +72,7 @@ def test_damaged_json_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "summary.json").write_text("{", encoding="utf-8")
     with pytest.raises(WorkspaceError, match=r"summary\.json is damaged"):
-        Workspace(tmp_path).read_json("report", "summary.json", "report")
+        Workspace(tmp_path).read_json("report", "summary.json", "report", dict[str, object])
 
 
 def test_second_run_is_kept_out_of_a_workspace(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tasks.params.settings import Promote
 from tasks.production import decisions, promotion, registry
 from tasks.production.gates import Figures, judge
 from tasks.production.promotion import Case, examine
+from tasks.showing.comparison import Summary
 
 
 def figures(**changes: Any) -> Figures:
@@ -84,7 +85,7 @@ def test_first_is_compared_with_its_own_baseline_the_second_with_the_first(shop:
     first = decide(shop)
     assert (first.instead_of, first.reasons) == (None, ())
     macs = next(gate for gate in first.gates if gate.name == "MACs")
-    summary = shop.workspace.read_json("report", "summary.json", "report")
+    summary = shop.workspace.read_json("report", "summary.json", "report", Summary)
     assert (macs.candidate, macs.reference) == (summary["dense"]["macs"], summary["baseline"]["macs"])
     accuracy = next(gate for gate in first.gates if gate.name == "accuracy")
     assert (accuracy.candidate, accuracy.reference) == tuple(summary[n]["accuracy"] for n in ("dense", "baseline"))

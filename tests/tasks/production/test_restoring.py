@@ -139,10 +139,34 @@ def test_record_that_was_edited_is_refused(shop: Any) -> None:
         put_back(shop)
 
 
-@pytest.mark.parametrize("place", ["../outside", "/etc/outside", "artifacts/../../outside"])
-def test_record_that_leads_outside_is_refused(place: str) -> None:
-    with pytest.raises(ValueError, match="lies outside the repository"):
-        Record(params="params.yaml", files={place: "0"})
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("../outside", "/etc/outside", "artifacts/../../outside", "data/../.git/config", "data//x.json", ""),
+        *(".git/config", ".git/hooks/post-checkout", ".GIT/config", "data/.git/x.json", "C:/x.json", "data\\x.json"),
+        *(".dvc/config", ".envrc", "Makefile", "own_project.py", "data/x.py", "artifacts/dense/x.sh", "dvc.yaml"),
+        *("artifacts/iterations/x.json", "data/x.json ", "data/\n.json", "data/\u202ex.json", f"data/{'x' * 999}.json"),
+    ],
+)
+def test_record_that_leads_elsewhere_is_refused(place: str) -> None:
+    hashed = {"params.yaml": "0" * 64, "batch.safetensors": "0" * 64}
+    assert (
+        Record(params="params.yaml", files={**hashed, "data/x.json": "0" * 64, "nets/own.pt": "0" * 64}).commit is None
+    )
+    with pytest.raises(ValueError, match="is no place that a version's files may have"):
+        Record(params="params.yaml", files={**hashed, place: "0" * 64})
+    with pytest.raises(ValueError, match="is no place of a settings file"):
+        Record(params=place, files={**hashed, place: "0" * 64})
+
+
+@pytest.mark.parametrize(
+    "commit", ["--upload-pack=touch", "-h", "HEAD", "0" * 39, "0" * 40 + "\n", "0" * 40 + " --exec"]
+)
+def test_commit_that_is_none_is_refused(commit: str) -> None:
+    hashed = {"params.yaml": "0" * 64, "batch.safetensors": "0" * 64}
+    for name in ("commit", "tree"):
+        with pytest.raises(ValueError, match=name):
+            Record.model_validate({"params": "params.yaml", "files": hashed, name: commit})
 
 
 def test_version_that_is_not_there_names_those_that_are(shop: Any) -> None:

@@ -1,0 +1,153 @@
+"""The one reader of JSON: bounded in size and depth, typed, and whatever is wrong with a file is one message.
+
+Beside what isn't JSON, it refuses a value that isn't exactly of the type asked for (`true` is no 1, null is no object),
+a name that stands twice in an object, a number that isn't finite, and an integer of more than 64 bits.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from math import isfinite
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+from pruning.errors import SecateurError
+
+MOST_BYTES = 256 * 2**20
+_LARGEST = 2**63 - 1
+_MOST_DIGITS = 20
+_SHOWN = 60
+
+T = TypeVar("T")
+
+
+class JsonError(ValueError):
+    """A text isn't JSON, or holds something else than what was asked for."""
+
+
+def read_json(path: Path, form: type[T], *, error: type[SecateurError], mend: str) -> T:
+    """Read a file that holds one JSON value.
+
+    Args:
+        path: The file.
+        form: What it has to hold: a model, a typed dictionary, or any other type that pydantic knows.
+        error: What to raise where the file is damaged.
+        mend: What to do about it, for the message.
+
+    Raises:
+        FileNotFoundError: There is nothing at the path; the caller knows who makes it.
+        SecateurError: Of the given kind: the file is damaged.
+    """
+    return parse_json(read_bytes(path, error=error, mend=mend), form, source=str(path), error=error, mend=mend)
+
+
+def parse_json(content: bytes | str, form: type[T], *, source: str, error: type[SecateurError], mend: str) -> T:
+    """Read JSON that was in a file or elsewhere.
+
+    Args:
+        content: The text.
+        form: What it has to hold.
+        source: Where it was, for the message.
+        error: What to raise where it is damaged.
+        mend: What to do about it, for the message.
+
+    Raises:
+        SecateurError: Of the given kind: it is damaged.
+    """
+    try:
+        return checked_json(content, form)
+    except JsonError as fault:
+        raise error(f"{source} is damaged: {fault}; {mend}") from fault
+
+
+def checked_json(content: bytes | str, form: type[T]) -> T:
+    """Read JSON of a type.
+
+    Raises:
+        JsonError: It isn't JSON, or not of that type: the text says what is wrong and where.
+    """
+    if len(content) > MOST_BYTES:
+        raise JsonError(f"{len(content):,} bytes, where at most {MOST_BYTES:,} are read")
+    try:
+        text = content if isinstance(content, str) else content.decode("utf-8")
+        json.loads(text, **_HOOKS)
+        return cast(T, _adapter(cast(Any, form)).validate_json(text, strict=True))
+    except UnicodeDecodeError as fault:
+        raise JsonError(f"no UTF-8 text: {fault.reason} at byte {fault.start}") from fault
+    except json.JSONDecodeError as fault:
+        raise JsonError(f"no JSON: {fault.msg} in line {fault.lineno}, column {fault.colno}") from fault
+    except RecursionError as fault:
+        raise JsonError("nested too deeply") from fault
+    except ValidationError as fault:
+        raise JsonError(first_fault(fault)) from fault
+
+
+def read_bytes(path: Path, *, error: type[SecateurError], mend: str, most: int | None = MOST_BYTES) -> bytes:
+    """Read a file of bounded size; a folder, a pipe or a device is none.
+
+    Args:
+        path: The file.
+        error: What to raise where it is none, or too large.
+        mend: What to do about it, for the message.
+        most: Bytes; None for any number.
+
+    Raises:
+        FileNotFoundError: There is nothing at the path.
+        SecateurError: Of the given kind: it isn't a file, or is too large.
+    """
+    found = path.stat()
+    if not path.is_file():
+        raise error(f"{path} is no file; {mend}")
+    if most is not None and found.st_size > most:
+        raise error(f"{path} has {found.st_size:,} bytes, where at most {most:,} are read; {mend}")
+    return path.read_bytes()
+
+
+@cache
+def _adapter(form: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(form)
+
+
+def first_fault(error: ValidationError) -> str:
+    """Say what is wrong first, and how much more there is; without what pydantic adds for programmers."""
+    faults = error.errors(include_url=False)
+    first = faults[0]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    found = repr(first["input"])
+    found = found if len(found) <= _SHOWN else f"{found[:_SHOWN]}…"
+    message = first["msg"].removeprefix("Value error, ")
+    text = f"{message[0].lower()}{message[1:]}, found {found}"
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return f"{place}: {text}{more}" if place else f"{text}{more}"
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise JsonError(f"{twice[:_SHOWN]!r} stands twice in an object")
+    return found
+
+
+def _bounded(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS or not -_LARGEST <= int(digits) <= _LARGEST:
+        raise JsonError(f"the integer {digits[:_MOST_DIGITS]}… has more than 64 bits")
+    return int(digits)
+
+
+def _finite(text: str) -> float:
+    if not isfinite(number := float(text)):
+        raise JsonError(f"{text[:_MOST_DIGITS]} is no finite number")
+    return number
+
+
+_HOOKS: dict[str, Any] = {
+    "object_pairs_hook": _distinct,
+    "parse_int": _bounded,
+    "parse_float": _finite,
+    "parse_constant": _finite,
+}
