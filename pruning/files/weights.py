@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,7 +18,12 @@ from torch import Tensor, nn
 from pruning.errors import CheckpointError
 
 _SHOWN = 8
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_DEEPEST = 4  # how many keys may lead to a state dict
+_BESIDE = frozenset({"n_averaged"})  # what AveragedModel counts, beside the names that begin with "module."
+# What wrappers of PyTorch put into names, wherever the wrapped module is: torch.compile, FSDP, activation checkpoints.
+_INSERTED = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+
+log = logging.getLogger(__name__)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -23,22 +31,102 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
     Args:
         model: every one of its parameters and buffers has to be in the file, and nothing else.
-        path: `.safetensors`; or `.pt`, `.pth` of a state dict, plain or under the key "state_dict".
-            A prefix "module." that stands before every name (of a data-parallel wrapper) is dropped.
+        path: `.safetensors`; or `.pt`, `.pth` of a state dict, plain or under keys ("state_dict", "model", "ema", …).
+            One prefix that stands before every name ("module.", "_orig_mod.", "model.") is dropped, and what
+            torch.compile and FSDP put into names; a line of the log says so.
 
     Raises:
-        CheckpointError: the file is missing or damaged, holds pickled objects beside tensors, or doesn't fit.
+        CheckpointError: the file is missing or damaged, holds pickled objects beside tensors, doesn't fit, or holds
+            several different sets of weights that fit.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no file of weights at {path}")
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    if state and all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    for name, source in _tied_names(model).items():
-        if name not in state and source in state:
-            state[name] = state[source]
-    load_state(model, state, source=str(path))
+    found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    states = dict(_states_in(found, "", set()))
+    if not states:
+        raise CheckpointError(
+            f"{path} holds {type(found).__name__}; expected a state dict (names to tensors), "
+            "plain or under a key such as 'state_dict'"
+        )
+    readings = [reading for where, state in states.items() for reading in _readings(model, state, where)]
+    fitting = [reading for reading in readings if reading.misses == 0]
+    shaped = [reading for reading in fitting if _shapes_fit(model, reading.state)] or fitting
+    chosen = shaped or sorted(readings, key=lambda reading: reading.misses)
+    for other in shaped[1:]:
+        if not _same(chosen[0].state, other.state):
+            raise CheckpointError(
+                f"{path} holds several sets of weights that fit the model: "
+                f"{', '.join(reading.place for reading in shaped)}; save the one that you mean alone, by "
+                "torch.save(model.state_dict(), path)"
+            )
+    reading = chosen[0]
+    source = str(path) if reading.place == _WHOLE else f"{path} ({reading.place})"
+    load_state(model, reading.state, source=source)
+    if reading.place != _WHOLE:
+        log.info("%s: read %s", path, reading.place)
+
+
+_WHOLE = "the whole file"
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """One way to read a file: which state dict of it, and which names its tensors then have.
+
+    Attributes:
+        place: The keys that lead to it, and what was dropped from the names.
+        state: Tensors by the names that remain.
+        misses: How many names are missing or unexpected.
+    """
+
+    place: str
+    state: dict[str, Tensor]
+    misses: int
+
+
+def _states_in(found: Any, where: str, seen: set[int]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield every mapping of names to tensors, with the keys that lead to it."""
+    if not isinstance(found, Mapping) or id(found) in seen:
+        return
+    seen.add(id(found))
+    if found and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()):
+        yield where, dict(found)
+    elif where.count("[") < _DEEPEST:
+        for key, inner in found.items():
+            yield from _states_in(inner, f"{where}[{key!r}]", seen)
+
+
+def _readings(model: nn.Module, state: Mapping[str, Tensor], where: str) -> Iterator[_Reading]:
+    """Yield a state dict as it is, and without each prefix that may have been put before all names of the model."""
+    expected, tied = set(model.state_dict()), _tied_names(model)
+    inserted = _INSERTED.intersection(part for name in state for part in name.split("."))
+    inserted -= {part for name in expected for part in name.split(".")}
+    plain = {".".join(part for part in name.split(".") if part not in inserted): t for name, t in state.items()}
+    if len(plain) < len(state):
+        plain, inserted = dict(state), frozenset()
+    # The last part of a name tells little, so prefixes are taken from the longest name, the most telling one.
+    longest = max(expected, key=lambda name: (name.count("."), len(name), name), default="")
+    same = {longest, tied.get(longest, longest)}
+    prefixes = {name.removesuffix(end) for name in plain for end in same if name.endswith(f".{end}")}
+    for prefix in ("", *sorted(prefixes, key=len)):
+        beside = {name for name in plain if not name.startswith(prefix)}
+        named = {name.removeprefix(prefix): t for name, t in plain.items() if name not in beside & _BESIDE}
+        for name, source in tied.items():
+            if name not in named and source in named:
+                named[name] = named[source]
+        dropped = [*sorted(f"{part}." for part in inserted), *([f"{prefix}"] if prefix else [])]
+        without = f"names without {' and '.join(map(repr, dropped))}" if dropped else ""
+        place = ", ".join(filter(None, (where, without))) or _WHOLE
+        yield _Reading(place, named, len(expected ^ named.keys()))
+
+
+def _shapes_fit(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    return all(tensor.shape == state[name].shape for name, tensor in model.state_dict().items())
+
+
+def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
@@ -77,9 +165,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is damaged or no safetensors file ({error})") from error
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
+def _read_torch(path: Path) -> Any:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is damaged, or holds pickled objects beside tensors, which could run code when read and "
@@ -87,16 +175,6 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:
         raise CheckpointError(f"{path} is damaged or no file of torch.save ({error})") from error
-    for wrapper in _WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
-            found = found[wrapper]
-            break
-    if not isinstance(found, Mapping) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise CheckpointError(
-            f"{path} holds {type(found).__name__}; expected a state dict (names to tensors), "
-            "plain or under 'state_dict'"
-        )
-    return dict(found)
 
 
 def _tied_names(model: nn.Module) -> dict[str, str]:

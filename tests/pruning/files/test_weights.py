@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -98,3 +99,65 @@ def test_tied_tensor_may_be_stored_under_one_name(tmp_path: Path) -> None:
         load_weights(fresh, tmp_path / "tied.safetensors")
         assert same(fresh, trained)
         assert fresh.b.weight is fresh.a.weight
+
+
+def wrapped_files(trained: nn.Module) -> dict[str, object]:
+    state = trained.state_dict()
+    inside = nn.Sequential(OrderedDict(trained.named_children()))
+    inside.register_module("first", cast("nn.Module", torch.compile(trained.get_submodule("first"), backend="eager")))
+    return {
+        "compiled": cast("nn.Module", torch.compile(trained, backend="eager")).state_dict(),
+        "compiled inside": inside.state_dict(),
+        "averaged": torch.optim.swa_utils.AveragedModel(trained).state_dict(),
+        "compiled, averaged": {f"_orig_mod.module.{name}": t for name, t in state.items()}
+        | {"n_averaged": torch.ones(1)},
+        "Lightning": {"state_dict": {f"model.{name}": t for name, t in state.items()}, "epoch": 3, "callbacks": {}},
+        "any prefix": {f"net.student.{name}": t for name, t in state.items()},
+        "ema": {"ema": state, "updates": 7},
+        "nested": {"checkpoint": {"weights": {"net": {f"module.{name}": t for name, t in state.items()}}}},
+        "beside an optimizer": {
+            "model": state,
+            "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]},
+        },
+        "the same twice": {"model": state, "best": {name: t.clone() for name, t in state.items()}},
+        "another shape beside": {"teacher": model(3, width=9).state_dict(), "student": state},
+    }
+
+
+@pytest.mark.parametrize("wrapped", wrapped_files(model(1)))
+def test_wrappers_of_weights_are_looked_through(tmp_path: Path, wrapped: str, caplog: pytest.LogCaptureFixture) -> None:
+    trained = model(1)
+    torch.save(wrapped_files(trained)[wrapped], tmp_path / "file.pt")
+    fresh = model(2)
+    with caplog.at_level("INFO", "pruning"):
+        load_weights(fresh, tmp_path / "file.pt")
+    assert same(fresh, trained)
+    assert "file.pt: read " in caplog.text
+
+
+def test_two_sets_of_weights_that_fit_are_refused_by_their_names(tmp_path: Path) -> None:
+    torch.save({"model": model(1).state_dict(), "ema": model(3).state_dict()}, tmp_path / "both.pt")
+    teacher = {f"teacher.{name}": t for name, t in model(1).state_dict().items()}
+    student = {f"student.{name}": t for name, t in model(3).state_dict().items()}
+    torch.save(teacher | student, tmp_path / "two.pt")
+    net, untouched = model(2), model(2)
+    with pytest.raises(CheckpointError, match=r"several sets of weights that fit the model: \['model'\], \['ema'\]"):
+        load_weights(net, tmp_path / "both.pt")
+    with pytest.raises(CheckpointError, match=r"names without 'teacher\.'.*unexpected: student\.first\.weight"):
+        load_weights(net, tmp_path / "two.pt")
+    assert same(net, untouched)
+
+
+def test_what_stands_beside_a_prefix_is_named_and_nothing_is_loaded(tmp_path: Path) -> None:
+    state = {f"model.{name}": t for name, t in model(1).state_dict().items()} | {"loss.weight": torch.ones(2)}
+    torch.save({"state_dict": state}, tmp_path / "lightning.pt")
+    with pytest.raises(CheckpointError, match=r"names without 'model\.'\) doesn't fit the model; unexpected: loss\.w"):
+        load_weights(model(2), tmp_path / "lightning.pt")
+
+
+def test_a_mapping_that_holds_itself_ends(tmp_path: Path) -> None:
+    knot: dict[str, object] = {"epoch": 3}
+    knot["self"] = knot
+    torch.save(knot, tmp_path / "knot.pt")
+    with pytest.raises(CheckpointError, match="holds dict; expected a state dict"):
+        load_weights(model(), tmp_path / "knot.pt")
