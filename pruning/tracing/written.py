@@ -10,13 +10,14 @@ from __future__ import annotations
 import ast
 import functools
 import linecache
+import operator
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -205,8 +206,21 @@ def correct(module: nn.Module, numbers: Mapping[Spot, int]) -> None:
 
 @functools.cache
 def _corrected(cls: type[nn.Module]) -> type[nn.Module]:
+    """Make a class that passes for its base: of the same name and signature, and stored as an instance of the base."""
+
+    @functools.wraps(cls.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         with _Correct(vars(self)["_corrections"]):
             return cls.forward(self, *args, **kwargs)
 
-    return type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__, "__doc__": cls.__doc__})
+    def reduce(self: nn.Module, protocol: SupportsIndex) -> Any:
+        stored: Any = object.__reduce_ex__(self, max(2, operator.index(protocol)))
+        return _new_corrected, (cls,), *stored[2:]
+
+    named = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(cls.__name__, (cls,), {**named, "forward": forward, "__reduce_ex__": reduce})
+
+
+def _new_corrected(cls: type[nn.Module]) -> nn.Module:
+    corrected = _corrected(cls)  # type: ignore[arg-type]  # classes do hash
+    return corrected.__new__(corrected)

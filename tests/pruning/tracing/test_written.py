@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+import pickle
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -201,6 +205,62 @@ def test_the_narrowed_model_exports_to_onnx(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = Net(), torch.randn(4, 7, 6)
     dense = pruning.narrow(model, plan_of(pruning.find_groups(model, x)), x)
+    path = export_onnx(dense, x, tmp_path / "model.onnx")
+    assert check_parity(path, dense, x).max_relative_difference < 1e-4
+
+
+class Rooted(nn.Module):
+    """The root module itself works numbers out; its signature has names, defaults and a hint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.stem, self.body, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        b, _, h, w = x.shape
+        y = self.stem(x)
+        c = y.shape[1]
+        y = (self.body(y) * scale).view(b, self.heads, c // self.heads, h * w).softmax(2)
+        out: Tensor = self.last(y.reshape(b, c, h, w))
+        return out
+
+
+def test_a_narrowed_root_passes_for_a_module_of_its_class(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Rooted().eval(), torch.randn(6, 3, 8, 8)
+    groups = pruning.find_groups(model, x[:1])
+    dense = pruning.narrow(model, pruning.Plan.of(groups, {group.name: [1] for group in groups}), x[:1])
+    assert type(dense) is not Rooted  # its numbers were replaced
+    assert isinstance(dense, Rooted)
+    assert Rooted in type(dense).__mro__
+    assert inspect.signature(dense.forward) == inspect.signature(model.forward)
+    assert get_type_hints(type(dense).forward) == get_type_hints(Rooted.forward)
+    for attribute in ("__name__", "__qualname__", "__module__", "__doc__"):
+        assert getattr(type(dense), attribute) == getattr(Rooted, attribute)
+    assert repr(dense).splitlines()[0] == repr(model).splitlines()[0] == "Rooted("
+    expected = dense(x)
+
+    seen: list[str] = []
+    dense.register_forward_pre_hook(lambda *_: seen.append("before"))
+    handle = dense.register_forward_hook(lambda _module, _args, out: out + 1)
+    assert torch.equal(dense(x), expected + 1)
+    assert seen == ["before"]
+    handle.remove()
+    dense._forward_pre_hooks.clear()
+
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        again = pickle.loads(pickle.dumps(dense, protocol))
+        assert type(again) is type(dense)
+        assert torch.equal(again(x), expected)
+    torch.save(dense, tmp_path / "whole.pt")
+    assert torch.equal(torch.load(tmp_path / "whole.pt", weights_only=False)(x), expected)
+    assert torch.equal(copy.deepcopy(dense)(x), expected)
+
+    batch = torch.export.Dim("batch")
+    for shapes in ({"x": {0: batch}}, ({0: batch},)):
+        program = torch.export.export(dense, (x,), dynamic_shapes=shapes)
+        assert torch.allclose(program.module()(x[:3]), expected[:3], atol=1e-6)
     path = export_onnx(dense, x, tmp_path / "model.onnx")
     assert check_parity(path, dense, x).max_relative_difference < 1e-4
 
