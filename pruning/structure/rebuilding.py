@@ -14,7 +14,8 @@ from pruning.algebra.axes import Atom, Axis, count, kept, leaves
 from pruning.structure.counts import rebind
 from pruning.structure.groups import Groups
 from pruning.structure.plan import Plan
-from pruning.tracing.attention import make_narrowable
+from pruning.structure.widths import state_widths
+from pruning.tracing.attention import make_narrowable, restore
 from pruning.tracing.copying import copy_module
 
 
@@ -33,6 +34,7 @@ def rebuild(model: nn.Module, groups: Groups, plan: Plan, *, shapes_only: bool =
     masks = plan.masks(groups)
     sizes = {groups.atom(name): size for name, size in plan.kept_sizes(groups).items()}
     tensors: dict[int, Tensor] = {}
+    narrowed: set[int] = set()
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             axes = groups.trace.parameters[name]
@@ -44,14 +46,19 @@ def rebuild(model: nn.Module, groups: Groups, plan: Plan, *, shapes_only: bool =
             tensors[id(tensor)] = (
                 nn.Parameter(sliced, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else sliced
             )
+            if sliced.shape != tensor.shape:
+                narrowed.add(id(tensors[id(tensor)]))
     dense = copy_module(model, tensors)
     for attention in make_narrowable(dense):
+        if narrowed.isdisjoint(map(id, attention.parameters())):
+            restore([attention])  # PyTorch's fused paths know its widths
+            continue
+        attention.scale = attention.head_dim**-0.5  # as it was trained
         # Tells TransformerEncoderLayer not to take its fused path, which knows full widths alone.
         attention._qkv_same_embed_dim = False
     for traced in groups.trace.passes:
         rebind(dense, traced.facts.counts, sizes)
-    for module in dense.modules():
-        _recount(module)
+    state_widths(dense, groups.trace, sizes)
     return dense
 
 
@@ -63,39 +70,3 @@ def keep(tensor: Tensor, axes: Sequence[Axis], masks: Mapping[Atom, Tensor]) -> 
             indices = kept(axis, masks).nonzero().flatten()
             sliced = sliced.index_select(position, indices.to(tensor.device))
     return sliced.clone() if sliced is tensor else sliced
-
-
-def _recount(module: nn.Module) -> None:
-    """Bring the counts that torch's own modules keep beside their weights in line with the weights."""
-    match module:
-        case nn.Linear():
-            module.out_features, module.in_features = module.weight.shape
-        case nn.modules.conv._ConvNd():
-            first, second = module.weight.shape[:2]
-            if module.transposed:
-                module.in_channels, module.out_channels = first, second * module.groups
-            else:
-                module.in_channels, module.out_channels = second * module.groups, first
-        case nn.modules.batchnorm._NormBase():
-            state = next((t for t in (module.weight, module.running_mean) if isinstance(t, Tensor)), None)
-            module.num_features = module.num_features if state is None else state.shape[0]
-        case nn.GroupNorm():
-            module.num_channels = module.num_channels if module.weight is None else module.weight.shape[0]
-        case nn.LayerNorm():
-            if module.weight is not None:
-                module.normalized_shape = tuple(module.weight.shape)
-        case nn.RMSNorm():
-            if module.weight is not None:
-                module.normalized_shape = tuple(module.weight.shape)
-        case nn.PReLU():
-            module.num_parameters = module.weight.numel()
-        case nn.Embedding():
-            module.num_embeddings, module.embedding_dim = module.weight.shape
-        case nn.RNNBase():
-            state = module.get_parameter("weight_hh_l0")
-            module.input_size = module.get_parameter("weight_ih_l0").shape[1]
-            module.hidden_size = state.shape[0] // {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
-            module.proj_size = state.shape[1] if module.proj_size else 0
-        case nn.modules.rnn.RNNCellBase():
-            module.hidden_size = module.get_parameter("weight_hh").shape[1]
-            module.input_size = module.get_parameter("weight_ih").shape[1]

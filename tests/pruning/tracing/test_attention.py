@@ -83,3 +83,73 @@ def test_an_encoder_layer_keeps_off_its_fused_path_once_narrowed() -> None:
     dense = pruning.narrow(model, pruning.Plan.of(groups, {group.name: [0] for group in groups}), x)
     with torch.no_grad():
         assert dense(x).shape == (2, 5, 4)
+
+
+class Text(nn.Module):
+    """Returns every position, padded ones too, where PyTorch's fused path gives zeros before the last norm."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(30, 12, padding_idx=0)
+        layer = nn.TransformerEncoderLayer(12, 4, 20, dropout=0.0, batch_first=True, **options)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.out = nn.Linear(12, 2)
+
+    def forward(self, ids: Tensor, padding: Tensor | None = None) -> Any:
+        return self.out(self.encoder(self.embed(ids), src_key_padding_mask=padding))
+
+
+class Translation(nn.Module):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(30, 12)
+        self.body = nn.Transformer(12, 4, 2, 2, 20, dropout=0.0, batch_first=True, **options)
+        self.out = nn.Linear(12, 2)
+
+    def forward(self, ids: Tensor, padding: Tensor | None = None, causal: Tensor | None = None) -> Any:
+        x = self.embed(ids)
+        return self.out(
+            self.body(
+                x, x.flip(1), src_key_padding_mask=padding, memory_key_padding_mask=padding, tgt_mask=causal,
+                tgt_key_padding_mask=padding,
+            )
+        )  # fmt: skip
+
+
+PADDING = torch.tensor([[False] * 7, [False] * 5 + [True] * 2])
+MASKS: dict[type[nn.Module], list[dict[str, Tensor]]] = {
+    Text: [{}, {"padding": PADDING}, {"padding": PADDING[:, :6]}],
+    Translation: [{}, {"padding": PADDING}, {"causal": torch.ones(7, 7, dtype=torch.bool).triu(1)}],
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:enable_nested_tensor is True")
+@pytest.mark.parametrize("options", [{}, {"norm_first": True, "activation": "gelu"}])
+@pytest.mark.parametrize("narrowed", ["linear", "self_attn", "layers.1.", ""])
+@pytest.mark.parametrize("kind", MASKS)
+def test_a_narrowed_encoder_takes_the_masks_that_the_masked_one_takes(
+    kind: type[nn.Module], narrowed: str, options: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    model, ids = kind(**options).eval(), torch.randint(1, 30, (2, 7))
+    groups = pruning.find_groups(model, ids)
+    plan = pruning.Plan.of(groups, {group.name: [1] for group in groups if narrowed in group.name})
+    assert plan.removed
+    dense = pruning.narrow(model, plan, ids, groups=groups)
+    masked = pruning.apply_masks(model, plan, groups=groups)
+    for context in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+        for training in (False, True):
+            for masks in MASKS[kind]:
+                here = ids[:, : masks.get("padding", ids).shape[1]]
+                with context():
+                    expected, found = masked.train(training)(here, **masks), dense.train(training)(here, **masks)
+                assert relative_difference([expected.detach()], [found.detach()]) < 1e-5, (context, training, masks)
+
+
+def test_attention_that_lost_nothing_stays_pytorchs_own() -> None:
+    model, ids = Text().eval(), torch.randint(1, 30, (2, 7))
+    groups = pruning.find_groups(model, ids)
+    plan = pruning.Plan.of(groups, {group.name: [1] for group in groups if "layers.1.self_attn" in group.name})
+    dense = pruning.narrow(model, plan, ids, groups=groups)
+    kinds = [type(dense.get_submodule(f"encoder.layers.{number}.self_attn")) for number in range(2)]
+    assert kinds == [nn.MultiheadAttention, NarrowableAttention]
