@@ -12,6 +12,8 @@ SecateurError            a fault that the caller can mend; its text says what, w
 ├── ProfileError         a latency profile is missing, damaged, or of another machine or network
 ├── SettingsError        a setting is unknown or out of bounds
 └── WorkspaceError       the workspace can't be read, written, or locked
+
+UnprovenWarning          a model was narrowed, and no inputs were found on which that could be verified
 """
 
 from __future__ import annotations
@@ -66,6 +68,10 @@ class SettingsError(SecateurError):
 
 class WorkspaceError(SecateurError):
     """The workspace can't be read, written, or locked."""
+
+
+class UnprovenWarning(UserWarning):
+    """A model was narrowed, and no inputs were found on which that could be verified."""
 
 
 def unknown_name(kind: str, found: str, known: Iterable[str]) -> str:

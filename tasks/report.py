@@ -95,6 +95,7 @@ def report(settings: Settings, workspace: Workspace) -> None:
 def summarise(baseline: Measured, dense: Measured, ledger: Ledger, outcome: Outcome, workspace: Workspace) -> Json:
     """Return what `summary.json` holds."""
     reduction = dense.reduction_from(baseline)
+    equivalence = transform.read_equivalence(workspace)
     return {
         "kind": outcome["kind"],
         "baseline": baseline.model_dump(exclude={"loss"}, exclude_none=True),
@@ -103,9 +104,10 @@ def summarise(baseline: Measured, dense: Measured, ledger: Ledger, outcome: Outc
         "parameter_reduction": reduction["parameter_reduction"],
         "accuracy_drop": baseline.accuracy - dense.accuracy,
         "parity": {
-            "dense_vs_masked": transform.read_equivalence(workspace)["max_relative_difference"],
+            "dense_vs_masked": equivalence["max_relative_difference"],
             "onnx_vs_torch": export.read_parities(workspace)["dense"].max_relative_difference,
         },
+        "proven": equivalence["proven"],
         "attempts": len(ledger.rows),
         "accepted": len(ledger.accepted),
         "stopped_because": outcome["stopped_because"],
@@ -130,11 +132,16 @@ def _remarks(summary: Json, outcome: Outcome, num_test: int) -> list[str]:
         f"set, {num_test:,} samples that no decision has seen.",
         f"Relative differences: dense against masked {parity['dense_vs_masked']:.1e}, ONNX Runtime against torch "
         f"{parity['onnx_vs_torch']:.1e}.",
+        *(() if summary["proven"] else (_UNPROVEN,)),
         *([describe_rounding(summary["rounding"])] if summary.get("rounding") else ()),
         *_TRUTH.get(outcome["kind"], ()),
     ]
 
 
+_UNPROVEN = (
+    "That the dense model computes what the masked one does is not proven: on no validation sample do its outputs "
+    "depend on its channels. They may be constant or saturated."
+)
 _SPARSE = (
     "What went are single weights: they are zeros in the same shapes. A dense runtime computes them all the same, so "
     "that MACs are unchanged and latency gains nothing. Effective MACs are those of a runtime that skips zero weights. "

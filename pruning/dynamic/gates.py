@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -32,6 +31,7 @@ from pruning.gathering.statistics import collect
 from pruning.structure.bundles import Entry
 from pruning.structure.groups import Groups
 from pruning.structure.masks import masks_of
+from pruning.tracing.copying import copy_whole
 
 _SPREAD = 2.0  # of the first logits over a group's channels
 _LEAST = 0.1  # the first logit of the least important channel
@@ -74,7 +74,7 @@ class GatedModel(nn.Module):
 
     def __init__(self, groups: Groups, routes: Sequence[Route]) -> None:
         super().__init__()
-        self.model = deepcopy(groups.model)
+        self.model = copy_whole(groups.model)
         self.names = tuple(route.group for route in routes)
         self._routes = tuple(routes)
         known = collect(groups, {"weights"})
@@ -194,7 +194,7 @@ def run_masked(gated: GatedModel, groups: Groups, inputs: Tensor) -> tuple[Tenso
     alone = []
     for index in range(len(inputs)):
         kept = {groups.atom(name): chosen[index].cpu() > 0 for name, chosen in choices.items()}
-        masked = deepcopy(gated.model)
+        masked = copy_whole(gated.model)
         for name, mask in masks_of(groups, kept).items():
             masked.get_parameter(name).mul_(mask.to(inputs.device))
         alone.append(masked(inputs[index : index + 1]))

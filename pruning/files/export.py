@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from pruning.errors import ExportError, unknown_name
 from pruning.evaluation import device_of, restored_modes
 from pruning.files.writing import replace_file
+from pruning.tracing.copying import copy_whole
 
 _LARGEST_FILE = 2**31 - 2**20  # a protobuf holds 2 GiB at most
 
@@ -80,7 +80,7 @@ def export_onnx(
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     if size > _LARGEST_FILE:
         raise ExportError(f"the model holds {size:,} bytes; one ONNX file holds 2 GiB at most")
-    deployed = copy.deepcopy(model).cpu().eval()
+    deployed = copy_whole(model).cpu().eval()
     first = example_inputs[:1].detach().cpu()
     with _quiet():
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Sequence
 
@@ -19,6 +18,7 @@ from pruning.fine_grained.weight_criteria import (
     score_weights,
 )
 from pruning.gathering.products import SquaredProducts
+from pruning.tracing.copying import copy_whole
 
 _BATCH = 64
 
@@ -57,7 +57,7 @@ def _gather(
     if samples is None:
         raise CriterionError("the criterion needs gradients: pass samples (and the loss)")
     count, device = check_samples(samples), device_of(model)
-    squares = SquaredProducts(copy.deepcopy(model).eval().requires_grad_(False), parameters, loss)
+    squares = SquaredProducts(copy_whole(model).eval().requires_grad_(False), parameters, loss)
     totals = {name: torch.zeros(tensor.shape, dtype=torch.float64) for name, tensor in parameters.items()}
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     for batch in torch.split(order, _BATCH):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Mapping
 
 import torch
@@ -14,6 +13,7 @@ from pruning.gathering.gatherer import Batch, Gathered, Gatherer
 from pruning.gathering.products import SquaredProducts
 from pruning.structure.groups import Groups
 from pruning.structure.slices import own_slices, rows_of
+from pruning.tracing.copying import copy_whole
 
 NEEDS = ("fisher", "hessian_diagonal", "hessian_trace")
 _PROBES = 4  # random directions per minibatch
@@ -32,7 +32,7 @@ class CurvatureGatherer(Gatherer):
 
     def __init__(self, groups: Groups, needs: Collection[str], loss: Loss) -> None:
         self._groups, self._needs, self._loss = groups, set(needs) & set(NEEDS), loss
-        self._model = copy.deepcopy(groups.model).eval().requires_grad_(False)
+        self._model = copy_whole(groups.model).eval().requires_grad_(False)
         parameters = dict(self._model.named_parameters(remove_duplicate=False))
         self._pieces = {group.name: own_slices(group, parameters) for group in groups}
         wanted = sorted({piece.parameter for own in self._pieces.values() for piece in own})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection
 
 import torch
@@ -13,6 +12,7 @@ from pruning.gathering.consumers import by_channel, changed_inputs, module_chann
 from pruning.gathering.gatherer import Batch, Gathered, Gatherer
 from pruning.structure.groups import Groups
 from pruning.structure.slices import own_slices, rows_of
+from pruning.tracing.copying import copy_whole
 
 NEEDS = ("gradients", "gradient_magnitudes", "activation_gradients")
 
@@ -27,7 +27,7 @@ class GradientGatherer(Gatherer):
 
     def __init__(self, groups: Groups, needs: Collection[str], loss: Loss) -> None:
         self._groups, self._needs, self._loss = groups, set(needs) & set(NEEDS), loss
-        self._model = copy.deepcopy(groups.model).eval()
+        self._model = copy_whole(groups.model).eval()
         parameters = dict(self._model.named_parameters(remove_duplicate=False))
         for parameter in parameters.values():
             parameter.requires_grad_(True)

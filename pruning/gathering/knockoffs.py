@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 
@@ -11,6 +9,7 @@ from pruning.evaluation import Loss
 from pruning.gathering.consumers import changed_inputs, module_channels, owner_of, readers_of, unowned
 from pruning.gathering.gatherer import Batch, Gathered, Gatherer
 from pruning.structure.groups import Groups
+from pruning.tracing.copying import copy_whole
 
 NEEDS = ("knockoffs",)
 _RATE = 0.02
@@ -30,7 +29,7 @@ class KnockoffGatherer(Gatherer):
 
     def __init__(self, groups: Groups, loss: Loss) -> None:
         self._groups, self._loss = groups, loss
-        self._model = copy.deepcopy(groups.model).eval().requires_grad_(False)
+        self._model = copy_whole(groups.model).eval().requires_grad_(False)
         self._readers = readers_of(groups)
         self._unowned = {group.name: unowned(groups.model, group) for group in groups}
         self._scales = {group.name: torch.full((group.size,), 0.5, dtype=torch.float64) for group in groups}

@@ -20,6 +20,7 @@ from pruning.structure.bundles import Entry
 from pruning.structure.finding import find_groups
 from pruning.structure.plan import Plan
 from pruning.structure.surgery import narrow
+from pruning.tracing.unwrapping import unwrap
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def calibrate(
         CriterionError: the criterion needs labels.
         TargetError: as for `make_plan`.
     """
+    model = unwrap(model)
     example = inputs[:1].to(next((tensor.device for tensor in model.parameters()), torch.device("cpu")))
     groups = find_groups(model, example)
     plan = make_plan(

@@ -16,6 +16,7 @@ from pruning.gathering.observation import Layer, find_layers, parameter_of
 from pruning.recovery.refitting import Fit, Refit
 from pruning.structure.groups import Groups
 from pruning.structure.plan import Plan
+from pruning.tracing.unwrapping import unwrap
 from pruning.tracing.watch import state_of
 
 RIDGE = 1e-3
@@ -72,6 +73,7 @@ def reconstruct(
     """
     if len(inputs) == 0:
         raise DataError("reconstruction needs inputs; a few hundred unlabelled ones do")
+    model = unwrap(model)
     device = device_of(dense)
     _check_narrowed(dense, plan, groups)
     layers = find_layers(dense, inputs[:1].to(device), parts=True)

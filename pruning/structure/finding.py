@@ -7,6 +7,7 @@ from torch import nn
 from pruning.structure.groups import Groups
 from pruning.structure.rehearsal import confirm
 from pruning.tracing.trace import trace
+from pruning.tracing.unwrapping import unwrap
 from pruning.tracing.watch import Inputs
 
 
@@ -14,7 +15,8 @@ def find_groups(model: nn.Module, example_inputs: Inputs, *, allow_mixed: bool =
     """Find all groups of channels that can be pruned.
 
     Args:
-        model: Any module; it is left as it was.
+        model: Any module; it is left as it was. Wrappers that training puts around one (`nn.DataParallel`,
+            `torch.compile`) are looked through: the groups are those of the module inside.
         example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments. MACs are those of one pass of
             them, so a batch of 1 gives MACs per sample.
         allow_mixed: Offer groups, too, over which a norm, a softmax or a mean computes a statistic (the residual stream
@@ -25,8 +27,9 @@ def find_groups(model: nn.Module, example_inputs: Inputs, *, allow_mixed: bool =
         The groups; `print(groups)` lists them, `groups.report()` says what stays whole and why.
 
     Raises:
-        ModelError: The model can't be run on these inputs.
+        ModelError: The model can't be run on these inputs, or carries what has to be removed first.
     """
+    model = unwrap(model)
     traced = trace(model, example_inputs)
     traced.allow_mixed = allow_mixed
     return confirm(Groups(model, example_inputs, traced))

@@ -6,7 +6,6 @@ sigmoid(0) is not 0, so what makes a masked channel count for nothing is the con
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,8 @@ from pruning.errors import PlanError
 from pruning.structure.finding import find_groups
 from pruning.structure.groups import Groups
 from pruning.structure.plan import Plan
+from pruning.tracing.copying import copy_whole
+from pruning.tracing.unwrapping import unwrap
 from pruning.tracing.watch import Inputs
 
 
@@ -86,12 +87,29 @@ def apply_masks(
     Raises:
         PlanError: The plan doesn't fit the model.
     """
+    model = unwrap(model)
     return masked_copy(model, parameter_masks(groups_for(model, plan, example_inputs, groups), plan))
+
+
+def keep_removed(model: nn.Module, plan: Plan, groups: Groups) -> nn.Module:
+    """Zero what a plan keeps of the groups that lose channels, and keep what it removes: the opposite of masking.
+
+    Outputs that are the same as the masked model's don't depend on the channels, and prove nothing.
+
+    Args:
+        model: The module that the plan was made for; it is left as it was.
+        plan: Which channels go.
+        groups: The groups of this model.
+
+    Returns:
+        A new module of the same shape.
+    """
+    return masked_copy(model, masks_of(groups, {atom: ~kept for atom, kept in plan.masks(groups).items()}))
 
 
 def masked_copy(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     """Return a copy of a model with the values zeroed that the masks of its parameters don't keep."""
-    masked = deepcopy(model)
+    masked = copy_whole(model)
     parameters = dict(masked.named_parameters())
     with torch.no_grad():
         for name, mask in masks.items():

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import inf
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from pruning.errors import ModelError, VerificationError
+from pruning.errors import ModelError, UnprovenWarning, VerificationError
+from pruning.structure.calls import REFUSALS, Call, other_calls, other_values
 from pruning.structure.groups import Groups
-from pruning.structure.masks import apply_masks, groups_for
+from pruning.structure.masks import apply_masks, groups_for, keep_removed
 from pruning.structure.other_inputs import difference_elsewhere
 from pruning.structure.plan import Plan
 from pruning.structure.rebuilding import rebuild
-from pruning.structure.verification import hold_values, outputs_of, relative_difference
+from pruning.structure.verification import hold_values, relative_difference
+from pruning.tracing.copying import copy_whole
+from pruning.tracing.unwrapping import unwrap
 from pruning.tracing.watch import Inputs
 
 TOLERANCE = 1e-4
@@ -25,18 +34,23 @@ def narrow(
     *,
     groups: Groups | None = None,
     verify: bool = True,
+    samples: Iterable[Inputs] = (),
     tolerance: float = TOLERANCE,
 ) -> nn.Module:
     """Remove for good what a plan removes.
 
     Args:
-        model: The module that the plan was made for; it is left as it was.
+        model: The module that the plan was made for; it is left as it was. Wrappers that training puts around one are
+            looked through, and the result has none.
         plan: Which channels go.
         example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments, with which the result is
             verified.
         groups: The groups of this model if they are known already; they are found otherwise.
-        verify: Run the masked and the narrowed model on the example inputs, and on inputs of other batches, lengths and
-            sizes where the model takes them, and compare.
+        verify: Run the masked and the narrowed model and compare: on the example inputs, on inputs of other batches,
+            lengths and sizes, on one sample and on three, in evaluation and in training, and with each optional tensor
+            of `forward` that can be guessed (masks). What the masked model doesn't take in this way is left out.
+        samples: Further inputs, such as calibration samples. They are used where the outputs on the example inputs
+            don't depend on the plan's channels, so that comparing them would say nothing.
         tolerance: Largest accepted difference, relative to the largest output.
 
     Returns:
@@ -47,7 +61,12 @@ def narrow(
         VerificationError: The narrowed model does not compute what the masked model computes. Where groups that were
             allowed to be mixed lose channels, the difference is a warning instead.
         ModelError: The model can't be copied, or has no values to verify with.
+
+    Warns:
+        UnprovenWarning: Nothing was found wrong, but on no inputs, nor on random ones, do the outputs depend on the
+            plan's channels.
     """
+    model = unwrap(model)
     if verify and any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise ModelError(
             f"{type(model).__name__} has tensors on the meta device, without values that could be compared; "
@@ -56,31 +75,58 @@ def narrow(
     groups = groups_for(model, plan, example_inputs, groups)
     dense = rebuild(model, groups, plan)
     if verify:
-        _verify(model, dense, plan, groups, example_inputs, tolerance)
+        _verify(model, dense, plan, groups, example_inputs, samples, tolerance)
     return dense
 
 
 def _verify(
-    model: nn.Module, dense: nn.Module, plan: Plan, groups: Groups, example_inputs: Inputs, tolerance: float
+    model: nn.Module,
+    dense: nn.Module,
+    plan: Plan,
+    groups: Groups,
+    example_inputs: Inputs,
+    samples: Iterable[Inputs],
+    tolerance: float,
 ) -> None:
     masked = apply_masks(model, plan, groups=groups)
-    expected = outputs_of(masked, example_inputs)
     name = type(model).__name__
+    advice = (
+        "The plan was not carried out and the model is as it was. Leave the groups of that module out by "
+        "`ignore=[...]`, and please report the model: no group may be offered that can't be narrowed exactly."
+    )
+
+    def compare(call: Call, expected: Sequence[Tensor]) -> float:
+        try:
+            found = call.run(dense)
+        except REFUSALS as fault:
+            raise VerificationError(f"the narrowed {name} does not run{call.how}: {fault}. {advice}") from fault
+        difference = relative_difference(expected, found)
+        if not difference <= tolerance:
+            difference = min(difference, _in_double_precision(call, masked, dense))
+        if not (difference <= tolerance or inexact):
+            raise VerificationError(
+                f"the narrowed {name} differs from the masked one{call.how} by {difference:.2e} of the largest output; "
+                f"at most {tolerance:.0e} is accepted. {advice}"
+            )
+        return difference
+
+    inexact = [group for group in groups if group.mixed and plan.removed.get(group.name)]
+    sight = _Sight(model, masked, plan, groups, tolerance)
+    example = Call(example_inputs)
+    expected = example.run(masked)
     if not hold_values(expected):
         raise VerificationError(
             f"the outputs of {name} hold no value to compare on these inputs (they are empty, or not finite), so the "
             "narrowed model can't be verified; give inputs for which there are outputs"
         )
-    advice = (
-        "The plan was not carried out and the model is as it was. Leave the groups of that module out by "
-        "`ignore=[...]`, and please report the model: no group may be offered that can't be narrowed exactly."
-    )
-    try:
-        found = outputs_of(dense, example_inputs)
-    except Exception as fault:
-        raise VerificationError(f"the narrowed {name} does not run: {fault}. {advice}") from fault
-    difference = relative_difference(expected, found)
-    inexact = [group for group in groups if group.mixed and plan.removed.get(group.name)]
+    difference = compare(example, expected)
+    sight.look(example, expected)
+    for call, outputs in other_calls(masked, example_inputs):
+        compare(call, outputs)
+        sight.look(call, outputs)
+    for call, outputs in () if sight.sees else other_values(masked, example_inputs, samples):
+        compare(call, outputs)
+        sight.look(call, outputs)
     if inexact:
         reasons = dict.fromkeys(reason for group in inexact for reason in group.mixed)
         warnings.warn(
@@ -89,15 +135,66 @@ def _verify(
             stacklevel=3,
         )
         return
-    if not difference <= tolerance:
-        raise VerificationError(
-            f"the narrowed {name} differs from the masked one by {difference:.2e} of the largest output; "
-            f"at most {tolerance:.0e} is accepted. {advice}"
-        )
-    difference, shapes = difference_elsewhere(masked, dense, example_inputs)
-    if not difference <= tolerance:
+    elsewhere, shapes = difference_elsewhere(masked, dense, example_inputs)
+    if not elsewhere <= tolerance:
         raise VerificationError(
             f"the narrowed {name} computes what the masked one does on the example inputs, and something else on "
-            f"inputs of shapes {shapes}: a difference of {difference:.2e} of the largest output, at most "
+            f"inputs of shapes {shapes}: a difference of {elsewhere:.2e} of the largest output, at most "
             f"{tolerance:.0e} is accepted. {advice}"
         )
+    if not sight.sees:
+        warnings.warn(
+            f"the narrowed {name} is not proven to compute what the masked one does: on the example inputs and on "
+            f"{sight.looks - 1} others its outputs stay the same whichever of the plan's channels are masked, those "
+            "that go or those that stay. They may be constant or saturated. Give example inputs, or `samples=`, on "
+            "which its outputs depend on its channels",
+            UnprovenWarning,
+            stacklevel=3,
+        )
+
+
+@dataclass
+class _Sight:
+    """Whether a comparison can tell a right model from a wrong one: do the outputs depend on the plan's channels?
+
+    They do where the masked model's outputs differ from the original's. Where channels go that were zero already they
+    don't differ, and still do from those of the model that keeps these channels alone.
+
+    Attributes:
+        sees: Whether they did on some call.
+        looks: On how many calls that was asked.
+    """
+
+    model: nn.Module
+    masked: nn.Module
+    plan: Plan
+    groups: Groups
+    tolerance: float
+    looks: int = 0
+
+    def __post_init__(self) -> None:
+        self.sees = not any(self.plan.removed.values())
+
+    def look(self, call: Call, outputs: Sequence[Tensor]) -> None:
+        """Look at the outputs that the masked model gives in a call."""
+        self.looks += 1
+        self.sees = self.sees or any(
+            relative_difference(call.run(other), outputs) > self.tolerance for other in (self.model, self._complement)
+        )
+
+    @cached_property
+    def _complement(self) -> nn.Module:
+        return keep_removed(self.model, self.plan, self.groups)
+
+
+def _in_double_precision(call: Call, masked: nn.Module, dense: nn.Module) -> float:
+    """The difference without the rounding of float32; infinite where a model insists on its own precision."""
+    call = replace(call, inputs=tree_map(_doubled, call.inputs))
+    try:
+        return relative_difference(call.run(copy_whole(masked).double()), call.run(copy_whole(dense).double()))
+    except REFUSALS:
+        return inf
+
+
+def _doubled(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value

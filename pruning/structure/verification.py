@@ -38,6 +38,11 @@ def hold_values(outputs: Sequence[Tensor]) -> bool:
     return any(bool(torch.isfinite(_plain(tensor)).any()) for tensor in outputs)
 
 
+def are_finite(outputs: Sequence[Tensor]) -> bool:
+    """Whether all values of the outputs are finite."""
+    return all(bool(torch.isfinite(_plain(tensor)).all()) for tensor in outputs)
+
+
 def relative_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     """The largest difference of two lists of tensors, each relative to the largest value of the expected one.
 

@@ -49,13 +49,19 @@ def _of_torch(function: Any) -> bool:
 
 
 @contextmanager
-def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Set all modules to training or eval mode, and back to what each was."""
+def in_mode(model: nn.Module, training: bool, *, small_batches: bool = True) -> Iterator[None]:
+    """Set all modules to training or eval mode, and back to what each was.
+
+    Args:
+        model: Any module.
+        training: Which of the two.
+        small_batches: Let norms take statistics of one value, which is no error where nothing is computed.
+    """
     modes = [(module, module.training) for module in model.modules()]
-    # Statistics of one sample are no error here, where nothing is computed.
     functional: Any = nn.functional
     verify = functional._verify_batch_size
-    functional._verify_batch_size = lambda _size: None
+    if small_batches:
+        functional._verify_batch_size = lambda _size: None
     model.train(training)
     try:
         yield

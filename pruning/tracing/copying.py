@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pruning.errors import ModelError
 
@@ -26,9 +27,28 @@ def copy_module(model: Module, tensors: Mapping[int, Tensor] | None = None) -> M
     """
     memo = {id(t): t for t in (*model.parameters(), *model.buffers())} | dict(tensors or {})
     try:
-        return deepcopy(model, memo)
+        with _WithoutGraphs():
+            return deepcopy(model, memo)
     except Exception as fault:
         raise ModelError(
             f"{type(model).__name__} can't be copied: {fault}. A module may hold only what copy.deepcopy can copy: "
-            "no open files, no generators, no tensors that were computed with gradients"
+            "no open files, no generators"
         ) from fault
+
+
+def copy_whole(model: Module) -> Module:
+    """Copy a model with its parameters and buffers; what else it keeps (activations) is copied without its graph."""
+    with _WithoutGraphs():
+        return deepcopy(model)
+
+
+class _WithoutGraphs(TorchFunctionMode):
+    """Copy tensors that were computed with gradients as values, where PyTorch refuses to copy them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            if id(tensor) not in memo:
+                memo[id(tensor)] = tensor.detach().clone()
+            return memo[id(tensor)]
+        return func(*args, **(kwargs or {}))

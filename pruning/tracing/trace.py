@@ -18,6 +18,7 @@ from pruning.rules.facts import Facts, Typed
 from pruning.tracing.conditions import no_leftovers
 from pruning.tracing.copying import copy_module
 from pruning.tracing.operations import IDENTITIES, Operation, constants_of, start_of
+from pruning.tracing.unwrapping import wrappers_inside
 from pruning.tracing.watch import Inputs, Place, Tensors, watch
 
 UNREAD = "the example inputs don't read all of it, so it may be positions and no channels"
@@ -147,6 +148,7 @@ def type_pass(model: nn.Module, example_inputs: Inputs, known: Trace | None = No
             f"the forward pass of {type(model).__name__} fails on the example inputs: {last}"
             + (f" ({notes})" if notes else "")
             + ". Check the inputs' shapes and types; the model has to run as it is before it can be pruned."
+            + wrappers_inside(model)
         ) from last
     typing.finish(outputs)
     return typing.trace, [typing.typed(output) for output in outputs]

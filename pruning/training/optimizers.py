@@ -13,6 +13,7 @@ from pruning.errors import PlanError
 from pruning.structure.groups import Groups
 from pruning.structure.plan import Plan
 from pruning.structure.rebuilding import keep
+from pruning.tracing.unwrapping import unwrap
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
@@ -40,7 +41,7 @@ def narrow_optimizer(
             something of another shape than the parameter's (as LBFGS and Adafactor do).
     """
     masks = plan.masks(groups)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {id(parameter): name for name, parameter in unwrap(model).named_parameters()}
     narrowed = dict(dense.named_parameters(remove_duplicate=False))
 
     def successor(parameter: Tensor) -> nn.Parameter:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
 
 import pruning
 from pruning.training.recipe import Recipe
+from tasks.data import read_split, spread
 from tasks.loop.kinds.allocation import choose_channels
 from tasks.loop.kinds.recovery import recover
 from tasks.loop.kinds.step import Situation, Step, Train
 from tasks.models import sparsity_training
+
+_VERIFIED_ON, _BATCH = 64, 16  # samples, where verifying on the example shows nothing
 
 
 def narrow_channels(situation: Situation) -> Step:
@@ -22,9 +28,10 @@ def narrow_channels(situation: Situation) -> Step:
     groups = pruning.find_groups(situation.model, example)
     chosen, unrounded, statistics = choose_channels(situation, groups)
     if situation.start is None:
-        narrowed = pruning.narrow(situation.model, chosen, example, groups=groups)
+        narrowed = pruning.narrow(situation.model, chosen, example, groups=groups, samples=_batches(situation))
     else:
-        narrowed = pruning.narrow(situation.start, situation.plan.then(chosen), example)
+        whole = situation.plan.then(chosen)
+        narrowed = pruning.narrow(situation.start, whole, example, samples=_batches(situation))
     recover(narrowed, chosen, groups, statistics, situation)
 
     def train(model: nn.Module, recipe: Recipe, finetune: Train) -> None:
@@ -32,3 +39,9 @@ def narrow_channels(situation: Situation) -> Step:
         finetune(model=model, after_step=sparsity, memory=sparsity)
 
     return Step(narrowed, chosen, train, unrounded=unrounded)
+
+
+def _batches(situation: Situation) -> Iterator[Tensor]:
+    """Training samples, read only where verifying on the example shows nothing."""
+    samples = spread(read_split(situation.workspace, "train"), _VERIFIED_ON)
+    yield from torch.split(samples.inputs.to(situation.example.device), _BATCH)

@@ -1,0 +1,149 @@
+"""What training leaves on a model: what is looked through, and what has to be removed first, by which call.
+
+Looked through, because the module inside computes the same function: `nn.DataParallel`, `DistributedDataParallel` and
+what `torch.compile` returns. Names in plans and masks are those of the module inside, and `narrow` returns a narrowed
+module inside, without a wrapper.
+
+Left as it is, because it does no harm: hooks, autocast inside `forward`, kept activations and other tensors that hold a
+graph (copies hold them without their graph), inference tensors, `model.compile()` (copies aren't compiled), weights
+that a parametrization computes or that a hook computes (`torch.nn.utils.weight_norm`, `spectral_norm`).
+
+Named, because nothing exact could be said of it as it is: the rest of the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.prune import BasePruningMethod
+
+from pruning.errors import ModelError
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class _Remnant:
+    """One kind of thing that training leaves on a module.
+
+    Attributes:
+        what: What the place says of itself.
+        find: Yields the name of each attribute of a module that is one; "" for the module itself.
+        remedy: The call that removes it; {module} and {name} stand for where it was found.
+    """
+
+    what: str
+    find: Callable[[nn.Module], Iterator[str]]
+    remedy: str
+
+
+def _pruned(module: nn.Module) -> Iterator[str]:
+    """Weights with a mask: criteria would score what the mask hides."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod):
+            yield hook._tensor_name
+
+
+def _uninitialized(module: nn.Module) -> Iterator[str]:
+    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    if any(nn.parameter.is_lazy(tensor) for tensor in own):
+        yield ""
+
+
+def _scripted(module: nn.Module) -> Iterator[str]:
+    if isinstance(module, torch.jit.ScriptModule):
+        yield ""
+
+
+def _sharded(module: nn.Module) -> Iterator[str]:
+    """FSDP in both its forms, known by name: importing it is slow and not possible everywhere."""
+    classes = {f"{cls.__module__}.{cls.__name__}" for cls in type(module).__mro__}
+    tensors = {f"{type(p).__module__}.{type(p).__name__}" for p in module.parameters(recurse=False)}
+    if (
+        any(name.startswith("torch.distributed.fsdp.") for name in classes)
+        or "torch.distributed.tensor.DTensor" in tensors
+    ):
+        yield ""
+
+
+WRAPPERS: dict[type, str] = {
+    nn.DataParallel: "module",
+    DistributedDataParallel: "module",
+    torch._dynamo.OptimizedModule: "_orig_mod",
+}
+"""Wrappers that are looked through, with the attribute that holds the module inside."""
+
+_REMNANTS = (
+    _Remnant(
+        "carries a mask of torch.nn.utils.prune", _pruned, "call torch.nn.utils.prune.remove({module}, {name!r}) first"
+    ),
+    _Remnant(
+        "is a lazy layer that has not run, and so has no size yet",
+        _uninitialized,
+        "call the model once on the example inputs first",
+    ),
+    _Remnant(
+        "is a TorchScript module, which holds no Python code to follow",
+        _scripted,
+        "pass the module that torch.jit.script or torch.jit.trace was given; script or trace the narrowed one",
+    ),
+    _Remnant(
+        "is a module whose parameters FSDP has cut up",
+        _sharded,
+        "load its full state dict (torch.distributed.checkpoint.state_dict.get_model_state_dict with "
+        "StateDictOptions(full_state_dict=True)) into a module without FSDP, and pass that",
+    ),
+)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Look through what training wraps around a model, and refuse what has to be removed first.
+
+    Returns:
+        The module inside; the model itself where nothing is wrapped around it.
+
+    Raises:
+        ModelError: Something in it has to be removed first; the text says what, where and by which call.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"{type(model).__name__} is no nn.Module; pass the module itself, not a function that calls it"
+        )
+    while (inside := next((name for cls, name in WRAPPERS.items() if isinstance(model, cls)), None)) is not None:
+        model = getattr(model, inside)
+    faults = [
+        f"{_expression(model, path)}{f'.{name}' if name else ''} {remnant.what}: "
+        + remnant.remedy.format(module=_expression(model, path), name=name)
+        for path, module in model.named_modules()
+        for remnant in _REMNANTS
+        for name in remnant.find(module)
+    ]
+    if faults:
+        more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise ModelError(f"{type(model).__name__} can't be pruned as it is: {'; '.join(faults[:_SHOWN])}{more}")
+    return model
+
+
+def wrappers_inside(model: nn.Module) -> str:
+    """Advise to remove wrappers around parts of a model, which may be why it fails; empty where there are none."""
+    found = [
+        f"{_expression(model, path)} = {_expression(model, path)}.{inside}"
+        for path, module in model.named_modules()
+        for cls, inside in WRAPPERS.items()
+        if path and isinstance(module, cls)
+    ]
+    return f" It holds wrapped parts; try without: {', '.join(found[:_SHOWN])}." if found else ""
+
+
+def _expression(model: nn.Module, path: str) -> str:
+    """The Python expression for a part of `model`, as in model.features[0]."""
+    if not path:
+        return "model"
+    before, _, part = path.rpartition(".")
+    owner = dict(model.named_modules())[before]
+    item = repr(part) if isinstance(owner, nn.ModuleDict) else part
+    return _expression(model, before) + (f"[{item}]" if part.isdigit() or item != part else f".{part}")
