@@ -109,7 +109,7 @@ def _readings(model: nn.Module, state: Mapping[str, Tensor], where: str) -> Iter
     longest = max(expected, key=lambda name: (name.count("."), len(name), name), default="")
     same = {longest, tied.get(longest, longest)}
     prefixes = {name.removesuffix(end) for name in plain for end in same if name.endswith(f".{end}")}
-    for prefix in ("", *sorted(prefixes, key=len)):
+    for prefix in ("", *sorted(prefixes, key=lambda prefix: (len(prefix), prefix))):
         beside = {name for name in plain if not name.startswith(prefix)}
         named = {name.removeprefix(prefix): t for name, t in plain.items() if name not in beside & _BESIDE}
         for name, source in tied.items():
