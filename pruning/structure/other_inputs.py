@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from pruning.structure.verification import outputs_of, relative_difference
+from pruning.structure.verification import are_finite, hold_values, outputs_of, relative_difference
 from pruning.tracing.watch import Inputs, as_call
 
 _MOST_VALUES = 1 << 19  # inputs with more values are only made smaller
@@ -168,8 +168,7 @@ def _run(model: nn.Module, inputs: Inputs) -> tuple[Inputs, list[Tensor]] | None
             outputs = outputs_of(model, inputs)
     except REFUSALS:
         return None
-    finite = all(bool(torch.isfinite(t).all()) for t in outputs)
-    return (inputs, outputs) if finite else None
+    return (inputs, outputs) if hold_values(outputs) and are_finite(outputs) else None
 
 
 def _difference(expected: Sequence[Tensor], model: nn.Module, inputs: Inputs) -> float:
