@@ -124,13 +124,17 @@ def finished_project(tmp_path_factory: pytest.TempPathFactory, project_writer: C
 @pytest.fixture
 def shop(finished_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     """A copy of that project, with version 1 registered."""
-    root = tmp_path / "shop"
+    return open_shop(finished_project, tmp_path / "shop", monkeypatch)
+
+
+def open_shop(finished_project: Path, root: Path, patch: pytest.MonkeyPatch) -> Shop:
+    """Copy the finished project, make it the current folder, and register version 1."""
     shutil.copytree(finished_project, root, copy_function=os.link)
     for name in ("params.yaml", "own_project.py", "mlflow.db"):  # these are written in place
         content = (root / name).read_bytes()
         (root / name).unlink()
         (root / name).write_bytes(content)
-    monkeypatch.chdir(root)
+    patch.chdir(root)
     shop = Shop(root, Workspace(Path("artifacts")))
     shop.register()
     return shop
