@@ -68,6 +68,16 @@ def existing_file(value: Path) -> Path:
     return value
 
 
+def name_for_mlflow(value: str) -> str:
+    """Accept a name that MLflow takes, in its addresses and filters too, and that can be a folder's."""
+    if not re.fullmatch(r"[^\W_][\w .+-]{0,199}", value) or value != value.strip():
+        raise ValueError(
+            "expected at most 200 letters, digits, spaces and signs . + - _, a letter or a digit first: MLflow "
+            "registers no other name, and would say so only when everything is made"
+        )
+    return value
+
+
 def usable_device(value: str) -> str:
     """Accept a device on which this machine can compute."""
     try:

@@ -22,6 +22,7 @@ from tasks.params.names import (
     Threads,
     TimedBatch,
     existing_file,
+    name_for_mlflow,
     named,
     usable_device,
 )
@@ -123,13 +124,16 @@ class Benchmark(Section):
     rounds: StrictInt = Field(default=50, ge=1, le=100_000)
 
 
+MlflowName = Annotated[str, AfterValidator(name_for_mlflow)]
+
+
 class Tracking(Section):
     """Where MLflow keeps its records, and under which name the model is registered."""
 
     uri: str = "sqlite:///mlflow.db"
     artifacts: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*:/")] | None = None
-    experiment: str = Field(default="secateur", min_length=1)
-    model_name: str = Field(default="pruned", min_length=1)
+    experiment: MlflowName = "secateur"
+    model_name: MlflowName = "pruned"
 
 
 class Promote(Section):

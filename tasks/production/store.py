@@ -143,14 +143,14 @@ def without_secrets(text: str, uri: str) -> str:
 
 def shown(uri: str) -> str:
     """Return an address for people: without its passwords."""
+    if not secrets_in(uri):
+        return uri
     parts = urlsplit(uri)
     user, at, host = parts.netloc.rpartition("@")
-    name, colon, password = user.partition(":")
-    netloc = f"{name}:***@{host}" if at and colon and password else parts.netloc
-    query = "&".join(
-        f"{n}={'***' if _SECRET.search(n) else v}" for n, _, v in (q.partition("=") for q in parts.query.split("&"))
-    )
-    return parts._replace(netloc=netloc, query=query).geturl() if at or parts.query else uri
+    name, colon, _ = user.partition(":")
+    pairs = [part.partition("=") for part in parts.query.split("&")]
+    query = "&".join(f"{key}{sign}{'***' if _SECRET.search(key) else value}" for key, sign, value in pairs)
+    return parts._replace(netloc=f"{name}:***@{host}" if at and colon else parts.netloc, query=query).geturl()
 
 
 def is_server(uri: str) -> bool:
