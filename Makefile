@@ -25,11 +25,12 @@ test: install ## run the tests that take seconds
 test-all: install ## run every test
 	$(BIN)/python -m pytest
 
-check: install ## ruff, mypy --strict, import-linter
+check: install ## ruff, mypy --strict, import-linter, pins with known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/advisories.py
 
 repro: install ## run what has changed, through DVC
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro

@@ -138,16 +138,17 @@ def mlflow_server(started: Programs, settings: Settings) -> str:
 
     Where MLFLOW_BACKEND_STORE_URI is set, the server keeps its records there, and the settings name the server.
     """
-    uri, store = settings.tracking.uri, []
+    uri, store = settings.tracking.uri, dict[str, str]()
     if is_server(uri):
         if "MLFLOW_BACKEND_STORE_URI" not in os.environ:
             return uri
         port = urlsplit(uri).port or MLFLOW_PORT
     else:
         open_store(uri)  # a server that is killed while it makes the tables would leave half of them
-        port, store = free_port(MLFLOW_PORT), ["--backend-store-uri", absolute(uri)]
+        port, store = free_port(MLFLOW_PORT), {"MLFLOW_BACKEND_STORE_URI": absolute(uri)}
     command = ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
-    started.start("MLflow", [*command, *store])
+    # The store is not on the command line, which every user of the machine can read: there may be a password in it.
+    started.start("MLflow", command, store)
     started.wait_for("MLflow", port)
     return f"http://{HOST}:{port}"
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as format_safetensors
 from torch import Tensor, nn
 
+from pruning.files.json_files import JsonError, checked_json
 from pruning.files.writing import replace_file
 from pruning.training.epochs import Memory
 from tasks.workspace import Workspace
@@ -41,10 +42,10 @@ class EpochKeeper:
         try:
             with safe_open(self.path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-                losses: list[float] = json.loads(file.metadata()["losses"])
+                losses = checked_json(file.metadata()["losses"], list[float])
         except FileNotFoundError:
             return []
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except (SafetensorError, KeyError, TypeError, JsonError) as error:
             log.warning("%s can't be read (%s): training begins anew", self.path, error)
             return []
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "memory": {}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -44,6 +45,20 @@ def test_every_dependency_is_pinned_and_no_pin_names_a_place() -> None:
     assert names <= set(found), names - set(found)
     assert found["torch"] == "2.13.0"
     assert "://" not in (REPOSITORY / "constraints.txt").read_text(encoding="utf-8")
+
+
+def test_pins_are_compared_with_known_vulnerabilities() -> None:
+    checker = runpy.run_path(str(REPOSITORY / ".ci/advisories.py"))
+    known = tomllib.loads((REPOSITORY / ".ci/advisories.toml").read_text(encoding="utf-8"))
+    later = tomllib.loads((REPOSITORY / ".ci/later-advisories.toml").read_text(encoding="utf-8"))
+    accepted = tomllib.loads((REPOSITORY / ".ci/accepted-advisories.toml").read_text(encoding="utf-8"))
+    affecting = checker["affecting"]
+    assert {**affecting(pins(), known), **affecting(pins(), later)}.keys() == accepted.keys()
+    assert affecting({"aiohttp": "3.7.3"}, known).keys() >= {"PYSEC-2021-76", "PYSEC-2023-120"}
+    assert affecting({"mlflow": "3.10.0"}, later).keys() == {"PYSEC-2026-93"}
+    events = [{"introduced": "0"}, {"fixed": "1.2"}, {"introduced": "2.0"}, {"last_affected": "2.1"}]
+    found = checker["ranges_of"]({"ranges": [{"type": "ECOSYSTEM", "events": events}]})
+    assert found == [">=0,<1.2", ">=2.0,<=2.1"]
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,14 @@ def measure(folder: Path, progress: Callable[[int, int], object] | None = None) 
         text = (folder / MANIFEST).read_bytes()
     except FileNotFoundError:
         raise MeasuringError(f"{folder} holds no {MANIFEST}; run this file in the folder it was written to") from None
-    manifest = json.loads(text)
-    provider, known = manifest["provider"], _runtime().get_available_providers()
+    try:
+        manifest = json.loads(text)
+        provider = manifest["provider"]
+    except (ValueError, TypeError, KeyError, RecursionError) as fault:
+        raise MeasuringError(
+            f"{folder / MANIFEST} is damaged ({type(fault).__name__}); have it written again"
+        ) from fault
+    known = _runtime().get_available_providers()
     if provider not in known:
         raise MeasuringError(f"this ONNX Runtime has no {provider}; it has {', '.join(known)}")
     weights = np.random.default_rng(0).standard_normal(manifest["largest_weight"], dtype=np.float32)

@@ -7,6 +7,7 @@ a version ─► its run in MLflow, with model and record
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -75,8 +76,10 @@ def remove_runs(settings: Settings, before: datetime, *, dry_run: bool) -> list[
         for run_id in found:
             client.delete_run(run_id)
     if not is_server(uri):
-        command = ["-m", "mlflow", "gc", "--backend-store-uri", absolute(uri), "--run-ids", ",".join(found)]
-        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "mlflow", "gc", "--run-ids", ",".join(found)]
+        # Not on the command line, which every user of the machine can read: there may be a password in it.
+        environment = {**os.environ, "MLFLOW_TRACKING_URI": absolute(uri)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
             said = without_secrets(said, uri)

@@ -22,7 +22,7 @@ from tasks import analyze, data, export, frontier, models, profile, prune, repor
 from tasks.loop.ledger import read_ledger
 from tasks.params.settings import Settings
 from tasks.production import decisions
-from tasks.showing.comparison import compare, compare_latency
+from tasks.showing.comparison import Summary, compare, compare_latency
 from tasks.workspace import RECORD, Workspace, is_current, seal
 from tests.shop import Shop, open_shop
 
@@ -56,7 +56,7 @@ def checkpoint(folder: str) -> Read:
 
 
 def show(_: Settings, workspace: Workspace) -> object:
-    summary = workspace.read_json(report.FOLDER, report.SUMMARY, "report", frontier.Summary)
+    summary = workspace.read_json(report.FOLDER, report.SUMMARY, "report", Summary)
     return compare(summary), compare_latency(workspace), frontier.read_points({"one": workspace})
 
 
