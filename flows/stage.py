@@ -216,8 +216,11 @@ def _check_that_dvc_knows(making: Making) -> None:
 
 
 def _commit(making: Making, versions: Versions, done: bool) -> None:
-    if making.stage.name not in making.run.changed() and done:
-        return
+    if done:
+        if making.stage.name not in making.run.changed():
+            return
+    elif tell_dvc(making.run.settings, making.run.workspace):
+        versions.commit(CODE)
     try:
         making.check_settings()
     except WorkspaceError as fault:

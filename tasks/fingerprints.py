@@ -18,6 +18,7 @@ from pruning.files.json_files import JsonError, checked_json
 from pruning.timing.measuring import cpu_name
 from tasks.code.closure import code_of
 from tasks.code.installed import versions
+from tasks.held import derive
 from tasks.params.settings import Settings
 from tasks.stages import STAGES, STOP_ONLY, Stage, find_stage
 from tasks.workspace import Json, Workspace, contents, digest, write_json
@@ -83,7 +84,8 @@ def settings_of(stage: Stage, settings: Settings, spared: frozenset[str] = froze
 
 def executed(stage: Stage, settings: Settings) -> Json:
     """Return what DVC can't see by itself: modules, versions, and the files that the settings bring along."""
-    code = code_of(stage.modules, sorted(set(_strings(settings_of(stage, settings)))))
+    strings = tuple(sorted(set(_strings(settings_of(stage, settings)))))
+    code = derive((code_of, stage.modules, strings), lambda: code_of(stage.modules, strings))
     files: dict[str, Path | None] = {}
     if "model" in stage.sections:
         files["model.weights"] = settings.model.weights
@@ -91,7 +93,7 @@ def executed(stage: Stage, settings: Settings) -> Json:
         files["profile.path"] = settings.profile.path
     return {
         "modules": dict(code.modules),
-        "versions": versions(code.installed),
+        "versions": derive((versions, code.installed), lambda: versions(code.installed)),
         "files": {name: sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path is not None},
     }
 
@@ -119,13 +121,13 @@ def _strings(value: Json) -> Iterator[str]:
             yield from _strings(part)
 
 
-def tell_dvc(settings: Settings, workspace: Workspace) -> None:
-    """Write what each stage executes, where it isn't written yet: DVC compares the bytes of these files."""
-    for stage in STAGES:
-        path = code_file(stage, workspace)
-        found = executed(stage, settings)
-        if told(stage, workspace) != found:
-            write_json(path, found)
+def tell_dvc(settings: Settings, workspace: Workspace) -> bool:
+    """Write what each stage executes, for DVC to compare the bytes of these files; say whether any of it is new."""
+    found = {stage: executed(stage, settings) for stage in STAGES}
+    new = [stage for stage in STAGES if told(stage, workspace) != found[stage]]
+    for stage in new:
+        write_json(code_file(stage, workspace), found[stage])
+    return bool(new)
 
 
 def told(stage: Stage, workspace: Workspace) -> Json:

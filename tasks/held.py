@@ -6,11 +6,22 @@ see what the first look saw.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
-_copies: list[dict[Path, bytes]] = []
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class _Held:
+    files: dict[Path, bytes] = field(default_factory=dict)
+    derived: dict[Hashable, Any] = field(default_factory=dict)
+
+
+_held: list[_Held] = []
 """Of the command that this process runs; the last one counts."""
 
 
@@ -20,12 +31,28 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         OSError: It can't be read.
     """
-    if not _copies:
+    if not _held:
         return path.read_bytes()
-    place = path.absolute()
-    if place not in _copies[-1]:
-        _copies[-1][place] = path.read_bytes()
-    return _copies[-1][place]
+    place, files = path.absolute(), _held[-1].files
+    if place not in files:
+        files[place] = path.read_bytes()
+    return files[place]
+
+
+def derive(key: Hashable, make: Callable[[], Found]) -> Found:
+    """Return what follows from files that are held, worked out once.
+
+    Args:
+        key: What tells it from all else that is derived.
+        make: Works it out.
+    """
+    if not _held:
+        return make()
+    known = _held[-1].derived
+    if key not in known:
+        known[key] = make()
+    found: Found = known[key]
+    return found
 
 
 def edited() -> list[Path]:
@@ -37,24 +64,24 @@ def edited() -> list[Path]:
         except OSError:
             return None
 
-    return [place for place, copy in (_copies[-1] if _copies else {}).items() if now(place) != copy]
+    return [place for place, copy in (_held[-1].files if _held else {}).items() if now(place) != copy]
 
 
 @contextmanager
 def holding() -> Iterator[None]:
     """Hold what is read within the block; a block inside another holds what that one does."""
-    _copies.append(_copies[-1] if _copies else {})
+    _held.append(_held[-1] if _held else _Held())
     try:
         yield
     finally:
-        _copies.pop()
+        _held.pop()
 
 
 @contextmanager
 def afresh() -> Iterator[None]:
     """Look at the files as they are now."""
-    _copies.append({})
+    _held.append(_Held())
     try:
         yield
     finally:
-        _copies.pop()
+        _held.pop()
