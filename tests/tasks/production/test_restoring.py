@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pruning.errors import WorkspaceError
+from tasks.held import holding
 from tasks.production import registry, restoring, source
 from tasks.production.record import Record
 from tasks.production.versioning import Versions
@@ -189,3 +190,14 @@ def test_restored_folder_is_a_workspace_whose_stages_are_whole(shop: Any, monkey
 
     assert len(read_split(Workspace(DEFAULT_ROOT), "test")) > 0
     assert dict(contents(Path("artifacts/dense"), "transform")).items() <= wanted.items()
+
+
+def test_record_holds_the_settings_that_the_run_used(shop: Any) -> None:
+    used = Path("params.yaml").read_bytes()
+    with holding():
+        shop.settings  # noqa: B018 - the first look at the file
+        shop.same_model_again()
+        shop.change(lambda settings: settings["run"].update(seed=7))
+        assert shop.register() == "2"
+    recorded = [path.read_bytes() for path in Path("mlartifacts").rglob("versions/*/params.yaml")]
+    assert recorded == [used, used]
