@@ -123,6 +123,7 @@ def test_summary_has_the_agreed_keys_and_says_what_the_files_say(inside: Project
     ledger = read_ledger(inside.workspace.folder("iterations"))
     assert (summary["attempts"], summary["accepted"]) == (len(ledger.rows), len(ledger.accepted))
     assert set(summary["parity"]) == {"dense_vs_masked", "onnx_vs_torch"}
+    assert summary["proven"] is True
     assert all(0 <= value < 1e-4 for value in summary["parity"].values())
 
 
