@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, model_validator
 from torch import nn
+
+Schedule = Literal["cosine", "linear", "constant", "one_cycle"]
+Name = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")]
+Epochs = Annotated[StrictInt, Field(ge=1, le=100_000)]
+LearningRate = Annotated[StrictFloat, Field(gt=0, le=1000)]
 
 
 class Sparsity(BaseModel):
@@ -49,15 +54,15 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(default="recipe", max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
-    epochs: StrictInt = Field(default=5, ge=1, le=100_000)
-    learning_rate: StrictFloat = Field(default=0.05, gt=0, le=1000)
-    schedule: Literal["cosine", "linear", "constant", "one_cycle"] = "cosine"
+    name: Name = "recipe"
+    epochs: Epochs = 6
+    learning_rate: LearningRate = 0.02
+    schedule: Schedule = "cosine"
     warmup_epochs: StrictFloat = Field(default=0.0, ge=0, le=100_000)
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: StrictFloat = Field(default=0.9, ge=0, lt=1)
     weight_decay: StrictFloat = Field(default=5e-4, ge=0, le=1000)
-    batch_size: StrictInt = Field(default=128, ge=1, le=1_000_000)
+    batch_size: StrictInt = Field(default=64, ge=1, le=1_000_000)
     label_smoothing: StrictFloat = Field(default=0.0, ge=0, lt=1)
     gradient_clip: StrictFloat | None = Field(default=None, gt=0, le=1_000_000)
     distillation: StrictFloat = Field(default=0.0, ge=0, le=1)

@@ -71,7 +71,7 @@ class Target(Section):
 class Allocation(Section):
     """How the reduction is shared among the groups, where `kind` is structured."""
 
-    by: Literal["sensitivity", "local", "global", "scoped", "search"] = "sensitivity"
+    by: Literal["sensitivity", "local", "global", "scoped", "search"] = "global"
     normalise: Normalise = "mean"
     scopes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     candidates: StrictInt = Field(default=50, ge=1, le=100_000)
@@ -89,8 +89,8 @@ class Allocation(Section):
 class Recover(Section):
     """What is done to a narrowed model before it is trained; it looks at inputs alone."""
 
-    method: Literal["none", "recalibrate", "absorb_means", "fold", "reconstruct"] = "recalibrate"
-    num_samples: StrictInt = Field(default=1024, ge=2, le=10_000_000)
+    method: Literal["none", "recalibrate", "absorb_means", "fold", "reconstruct"] = "reconstruct"
+    num_samples: StrictInt = Field(default=512, ge=2, le=10_000_000)
     ridge: StrictFloat = Field(default=RIDGE, gt=0, le=1_000_000)
 
 

@@ -21,16 +21,16 @@ class Prune(Section):
 
     kind: Kind = "structured"
     target: Target
-    criterion: CriterionName = "l2_norm"
-    schedule: Literal["linear", "geometric", "cubic"] = "linear"
-    iterations: StrictInt = Field(default=4, ge=1, le=1000)
+    criterion: CriterionName = "structured_obs"
+    schedule: Literal["linear", "geometric", "cubic"] = "geometric"
+    iterations: StrictInt = Field(default=3, ge=1, le=1000)
     first_step: Share | None = None
     backoff: Share = 0.5
-    smallest_step: Share = 0.02
-    max_attempts: StrictInt = Field(default=12, ge=1, le=10_000)
+    smallest_step: Share = 0.005
+    max_attempts: StrictInt = Field(default=10, ge=1, le=10_000)
     max_accuracy_drop: StrictFloat = Field(default=0.01, ge=0, lt=1)
     max_group_rate: Share = 0.75
-    keep_at_least: StrictInt = Field(default=1, ge=1, le=1_000_000)
+    keep_at_least: StrictInt = Field(default=8, ge=1, le=1_000_000)
     round_to: RoundTo = "auto"
     measure_latency: bool = True
     ignore: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, StrictFloat, StrictInt, ValidationEr
 
 from pruning.choosing.sensitivity import Sweep
 from pruning.errors import SettingsError
-from pruning.training.recipe import Recipe
+from pruning.training.recipe import Epochs, LearningRate, Name, Recipe, Schedule
 from tasks.params.faults import describe
 from tasks.params.names import (
     LOSSES,
@@ -77,10 +77,19 @@ class Training(Section):
     batch_size: StrictInt = Field(default=256, ge=1, le=1_000_000)
 
 
+class FromScratch(Recipe):
+    """How a network that has learned nothing yet is trained: longer and at a higher rate than a pruned one."""
+
+    name: Name = "baseline"
+    epochs: Epochs = 12
+    learning_rate: LearningRate = 0.1
+    schedule: Schedule = "one_cycle"
+
+
 class Baseline(Section):
     """How the baseline is trained; without a recipe `model.weights` are taken as they are."""
 
-    recipe: Recipe | None = None
+    recipe: FromScratch | None = None
     keep_epochs: tuple[Annotated[StrictInt, Field(ge=1, le=100_000)], ...] = Field(default=(), max_length=1000)
 
     @model_validator(mode="after")
@@ -157,7 +166,12 @@ class Frontier(Section):
     """What `flows.frontier` compares: `prune.target` by each of these."""
 
     targets: tuple[Target, ...] = Field(
-        default=tuple(Target(mac_reduction=share) for share in (0.3, 0.5, 0.7, 0.85)), min_length=1, max_length=100
+        default=(
+            *(Target(mac_reduction=share) for share in (0.5, 0.7, 0.85)),
+            *(Target(latency_reduction=share) for share in (0.3, 0.5, 0.7)),
+        ),
+        min_length=1,
+        max_length=100,
     )
 
     @model_validator(mode="after")
