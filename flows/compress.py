@@ -12,6 +12,7 @@ from flows.baseline import baseline
 from flows.benchmark import benchmark
 from flows.engine import ProgressBar, call_as_task, flow, publish_markdown
 from flows.export import export
+from flows.measurements import measurements
 from flows.prepare import prepare
 from flows.profile import profile
 from flows.prune import prune
@@ -31,6 +32,7 @@ FLOWS: dict[str, Callable[[str, str, bool], None]] = {
     "baseline": baseline,
     "analyze": analyze,
     "profile": profile,
+    "measurements": measurements,
     "prune": prune,
     "transform": transform,
     "export": export,

@@ -25,6 +25,7 @@ from pruning.gathering.statistics import collect
 from tasks.data import read_description, read_split, spread
 from tasks.determinism import begin
 from tasks.fingerprints import fingerprint
+from tasks.measurements import CURVES
 from tasks.models import chosen_criterion, example_inputs, load_model, loss_and_metric
 from tasks.params.settings import Settings
 from tasks.progress import shown
@@ -32,7 +33,6 @@ from tasks.stages import find_stage
 from tasks.workspace import Workspace, write_json, writing
 
 FOLDER = "analysis"
-CURVES = "curves.json"
 TABLE = "curves.csv"
 UNFINISHED = ".analysis.unfinished"
 ORDERS = "orders.json"
@@ -47,7 +47,7 @@ log = logging.getLogger("secateur")
 
 
 def analyze(settings: Settings, workspace: Workspace, fan_out: FanOut | None = None) -> None:
-    """Write the curves of all groups; what a killed run had measured is taken over.
+    """Write the curves of all groups, if anything asks for them; what a killed run had measured is taken over.
 
     Args:
         settings: Of the run.
@@ -58,6 +58,13 @@ def analyze(settings: Settings, workspace: Workspace, fan_out: FanOut | None = N
         CriterionError: The criterion doesn't apply to one of the groups.
         CheckpointError: The baseline is damaged.
     """
+    if not settings.measures_curves:
+        _write((), workspace)
+        log.info(
+            "analyze: nothing is measured, since neither prune.allocation nor analyze.for_report asks for curves, or "
+            "analyze.rates is empty"
+        )
+        return
     bench = _Bench(settings, workspace)
     wanted = [name for name in bench.sensitivity.in_order() if not bench.is_measured(name)]
     if wanted and fan_out is not None and settings.machine.processes > 1:
@@ -73,9 +80,7 @@ def analyze(settings: Settings, workspace: Workspace, fan_out: FanOut | None = N
                 bench.measure(name)
                 progress(done + 1, len(wanted))
     curves = tuple(bench.curve(name) for name in sorted(bench.sensitivity.in_order(), key=bench.position))
-    with writing(workspace.folder(FOLDER)) as folder:
-        write_json(folder / CURVES, [curve.model_dump(mode="json") for curve in curves])
-        replace_file(folder / TABLE, _table(curves).encode())
+    _write(curves, workspace)
     shutil.rmtree(workspace.root / UNFINISHED, ignore_errors=True)
     log.info(
         "analyze: %d groups, %d evaluations on %d samples",
@@ -83,6 +88,12 @@ def analyze(settings: Settings, workspace: Workspace, fan_out: FanOut | None = N
         sum(len(curve.points) for curve in curves),
         check_samples(bench.samples),
     )
+
+
+def _write(curves: Sequence[Curve], workspace: Workspace) -> None:
+    with writing(workspace.folder(FOLDER)) as folder:
+        write_json(folder / CURVES, [curve.model_dump(mode="json") for curve in curves])
+        replace_file(folder / TABLE, _table(curves).encode())
 
 
 def measure_part(settings: Settings, workspace: Workspace, names: Sequence[str]) -> None:
@@ -180,21 +191,12 @@ class _Bench:
 _benches: list[_Bench] = []  # at most one: what this process has loaded for the parts that it is given
 
 
-def read_curves(workspace: Workspace) -> tuple[Curve, ...]:
-    """Read the curves.
-
-    Raises:
-        WorkspaceError: They aren't there or are damaged.
-    """
-    return workspace.read_json(FOLDER, CURVES, "analyze", tuple[Curve, ...])
-
-
 def _as_text(name: str) -> str:
     """Return a name that no spreadsheet takes for a formula."""
     return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 
-def _table(curves: tuple[Curve, ...]) -> str:
+def _table(curves: Sequence[Curve]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["group", "size", *_FIGURES])

@@ -23,9 +23,9 @@ from pruning.timing.profiling import runtime_here
 from tasks import export
 from tasks.data import read_description
 from tasks.determinism import begin
+from tasks.measurements import read_profile
 from tasks.models import example_inputs, load_model
 from tasks.params.settings import Settings
-from tasks.profile import read_profile
 from tasks.progress import shown
 from tasks.workspace import Json, Workspace, write_json, writing
 
@@ -75,7 +75,7 @@ def benchmark(settings: Settings, workspace: Workspace) -> None:
     chosen = settings.benchmark
     files = {name: workspace.folder(export.FOLDER) / export.FILES[name] for name in MODELS}
     groups = {name: _groups(settings, workspace, name) for name in MODELS}
-    profiles = read_profile(workspace)
+    profiles = read_profile(workspace, "profile")
     rows = []
     for threads in dict.fromkeys(one or os.cpu_count() or 1 for one in chosen.threads):
         with shown(f"benchmark, {threads} threads") as progress:

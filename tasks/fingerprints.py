@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pruning.files.json_files import JsonError, checked_json
-from pruning.timing.measuring import cpu_name
 from tasks.code.closure import code_of
 from tasks.code.installed import versions
 from tasks.held import derive
@@ -50,9 +48,11 @@ def trajectory_fingerprint(settings: Settings, workspace: Workspace) -> str:
 def shaping_sections(settings: Settings) -> tuple[str, ...]:
     """Return the sections of the settings that shape the trajectory of the loop, by all the stages that it reads."""
     stages, waiting = [], [find_stage("prune")]
+    gone_by = {"analyze": "curves", "profile": "profile"}
+    unread = {need for need, measured in gone_by.items() if measured not in settings.goes_by}
     while waiting:
         stages.append(waiting.pop())
-        waiting += [find_stage(need) for need in _needs(stages[-1], settings)]
+        waiting += [find_stage(need) for need in stages[-1].needs if need not in unread]
     return tuple(dict.fromkeys(section for stage in stages for section in stage.sections))
 
 
@@ -65,10 +65,7 @@ def _origin(stage: Stage, settings: Settings, workspace: Workspace, spared: froz
     return {
         "stage": stage.name,
         "settings": settings_of(stage, settings, spared),
-        "machine": _machine(stage, settings),
-        "reads": {
-            need: dict(contents(workspace.folder(find_stage(need).folder), need)) for need in _needs(stage, settings)
-        },
+        "reads": {need: dict(contents(workspace.folder(find_stage(need).folder), need)) for need in stage.needs},
         **executed(stage, settings),
     }
 
@@ -83,7 +80,7 @@ def settings_of(stage: Stage, settings: Settings, spared: frozenset[str] = froze
 
 
 def executed(stage: Stage, settings: Settings) -> Json:
-    """Return what DVC can't see by itself: modules, versions, and the files that the settings bring along."""
+    """Return what DVC can't see by itself: modules, versions, files that the settings bring along, and facts."""
     strings = tuple(sorted(set(_strings(settings_of(stage, settings)))))
     code = derive((code_of, stage.modules, strings), lambda: code_of(stage.modules, strings))
     files: dict[str, Path | None] = {}
@@ -94,20 +91,9 @@ def executed(stage: Stage, settings: Settings) -> Json:
     return {
         "modules": dict(code.modules),
         "versions": derive((versions, code.installed), lambda: versions(code.installed)),
+        "facts": {fact: getattr(settings, fact) for fact in stage.facts},
         "files": {name: sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path is not None},
     }
-
-
-def _machine(stage: Stage, settings: Settings) -> str | None:
-    """Name what times were measured on, where a stage measures some that others read."""
-    measures = "profile" in stage.sections and settings.profile.path is None
-    return f"{cpu_name()} {version('onnxruntime')}" if measures else None
-
-
-def _needs(stage: Stage, settings: Settings) -> list[str]:
-    """Return the stages that a stage reads with these settings: a loop that looks at no latency reads no profile."""
-    spared = {} if settings.prune.reads_profile else {"prune": "profile", "report": "profile"}
-    return [need for need in stage.needs if need != spared.get(stage.name)]
 
 
 def _strings(value: Json) -> Iterator[str]:

@@ -16,6 +16,7 @@ from pruning.timing.profiling import answer, runtime_here
 from pruning.timing.questions import ask
 from tasks.data import read_description
 from tasks.determinism import begin
+from tasks.measurements import NOTHING_PROFILED
 from tasks.models import example_inputs, make_factory
 from tasks.params.settings import Settings
 from tasks.progress import shown
@@ -43,7 +44,7 @@ def profile(settings: Settings, workspace: Workspace) -> None:
     place = workspace.folder(FOLDER)
     with writing(place) as folder:
         if chosen.path is None and not chosen.batch_sizes:
-            Profiles(questions="", profiles=()).write(folder / PROFILE)
+            NOTHING_PROFILED.write(folder / PROFILE)
             log.info("profile: nothing is measured, since profile.batch_sizes is empty")
             return
         try:
@@ -57,7 +58,7 @@ def profile(settings: Settings, workspace: Workspace) -> None:
         except ProfileError as fault:
             if chosen.path is not None:
                 raise
-            Profiles(questions="", profiles=()).write(folder / PROFILE)
+            NOTHING_PROFILED.write(folder / PROFILE)
             log.warning("profile: no latency can be predicted: %s", fault)
             return
         if chosen.path is not None:
@@ -72,31 +73,6 @@ def profile(settings: Settings, workspace: Workspace) -> None:
             (folder / QUESTIONS / PROFILE).replace(folder / PROFILE)
     first = found.profiles[0]
     log.info("profile: the baseline takes %.3f ms; %s", first.whole_ms, first.runtime.described)
-
-
-def read_profile(workspace: Workspace) -> Profiles:
-    """Read the profiles; there may be none in them.
-
-    Raises:
-        ProfileError: They aren't there or are damaged.
-    """
-    return read_profiles(workspace.folder(FOLDER) / PROFILE)
-
-
-def latency_cost(settings: Settings, workspace: Workspace, groups: pruning.Groups) -> LatencyCost | None:
-    """Return what predicts the latency that plans are made by; None where they look at none, or nothing was profiled.
-
-    Raises:
-        ProfileError: The profile is damaged, or of another network.
-    """
-    found = read_profile(workspace).profiles if settings.prune.reads_profile else ()
-    return LatencyCost(groups, found[0]) if found else None
-
-
-def baseline_ms(settings: Settings, workspace: Workspace) -> float | None:
-    """Return the predicted latency of the baseline, where the target names a latency and there is a profile."""
-    found = read_profile(workspace).profiles if settings.prune.target.names_latency else ()
-    return found[0].whole_ms if found else None
 
 
 def _brought_along(path: Path, groups: pruning.Groups) -> Profiles:

@@ -12,12 +12,13 @@ from pruning.errors import DataError, WorkspaceError
 from pruning.files.checkpoint import check_checkpoint
 from tasks.data import read_description
 from tasks.fingerprints import trajectory
+from tasks.loop.clock import clock_warning
 from tasks.loop.goals import goals_of
 from tasks.loop.ledger import FILE, Ledger, Row, forget_aside, open_ledger
+from tasks.measurements import baseline_ms, read_profile
 from tasks.models import example_inputs, load_model, measured_in
 from tasks.params.prune_parts import Kind
 from tasks.params.settings import Settings
-from tasks.profile import baseline_ms
 from tasks.resuming import forget
 from tasks.workspace import Workspace, digest, write_json
 
@@ -90,12 +91,12 @@ def open_loop(settings: Settings, workspace: Workspace) -> Loop:
             "set prune.allow_other_data if it is meant"
         )
     baseline = measured_in(meta, folder)
-    schedule = settings.prune.schedule_for(
-        goals_of(settings.prune.target, baseline, baseline_ms(settings, workspace)).total
-    )
+    schedule = settings.prune.schedule_for(goals_of(settings.prune.target, baseline, baseline_ms(workspace)).total)
     shaped_by = trajectory(settings, workspace)
     ledger = open_ledger(workspace.folder(FOLDER), digest(shaped_by), baseline, schedule, shaped_by)
     _check(ledger)
+    if (warning := clock_warning(settings.shaped_by_the_clock, read_profile(workspace))) is not None:
+        log.warning("prune: %s", warning)
     if ledger.rows:
         log.info("prune: resuming after %d attempts, %d of them accepted", len(ledger.rows), len(ledger.accepted))
     return Loop(ledger, schedule, baseline.accuracy - settings.prune.max_accuracy_drop, settings.prune.kind)

@@ -11,14 +11,14 @@ import pruning
 from pruning.dynamic.gates import GatedModel
 from pruning.files.writing import replace_file
 from tasks import export, transform
-from tasks.analyze import read_curves
 from tasks.data import read_description, read_split
 from tasks.determinism import begin
+from tasks.loop.clock import clock_warning
 from tasks.loop.ledger import Ledger, read_ledger
 from tasks.measured import Measured
+from tasks.measurements import latency_cost, read_curves, read_profile
 from tasks.models import example_inputs, load_model, measure
 from tasks.params.settings import Settings
-from tasks.profile import latency_cost
 from tasks.prune import Outcome, read_outcome
 from tasks.showing.comparison import Summary, compare, compare_latency
 from tasks.showing.page import render
@@ -34,7 +34,7 @@ log = logging.getLogger("secateur")
 
 
 def report(settings: Settings, workspace: Workspace) -> None:
-    """Write `summary.json`, three pictures, and `report.html`, which holds everything.
+    """Write `summary.json`, the pictures, and `report.html`, which holds everything.
 
     Raises:
         WorkspaceError: An earlier stage hasn't run.
@@ -58,7 +58,7 @@ def report(settings: Settings, workspace: Workspace) -> None:
     ledger, outcome, curves = (
         read_ledger(workspace.folder("iterations")),
         read_outcome(workspace),
-        read_curves(workspace),
+        read_curves(workspace, "analyze"),
     )
     summary = {
         "measure": data.measure,
@@ -67,22 +67,23 @@ def report(settings: Settings, workspace: Workspace) -> None:
     if any(row.unrounded for row in ledger.accepted):
         groups, dense = (pruning.find_groups(models[name], example) for name in ("baseline", "dense"))
         kept = {group.name: dense[group.name].size for group in groups if group.name in dense}
-        latency = latency_cost(settings, workspace, groups)
+        latency = latency_cost(workspace, groups, "profile")
         summary["rounding"] = rounding_of(ledger.accepted[-1], kept, groups, latency)
-    whole = curves[0].baseline_accuracy if curves else ledger.baseline.accuracy
-    figures = (
-        draw_sensitivity(curves, whole),
-        draw_attempts(ledger, outcome["floor"]),
-        draw_widths(widths(models["baseline"], models["dense"])),
-    )
-    pictures = {name: as_png(figure) for name, figure in zip(PICTURES, figures, strict=True)}
+    figures = {
+        "attempts.png": draw_attempts(ledger, outcome["floor"]),
+        "widths.png": draw_widths(widths(models["baseline"], models["dense"])),
+    }
+    if curves:
+        figures["sensitivity.png"] = draw_sensitivity(curves, curves[0].baseline_accuracy)
+    pictures = {name: as_png(figures[name]) for name in PICTURES if name in figures}
+    warning = clock_warning(settings.shaped_by_the_clock, read_profile(workspace, "profile"))
     lines = [*compare(cast(Summary, summary)), *compare_latency(workspace)]
     page = render(
         model=settings.subject,
         lines=lines,
         rows=ledger.rows,
         pictures={PICTURES[name]: picture for name, picture in pictures.items()},
-        remarks=_remarks(summary, outcome, len(test)),
+        remarks=_remarks(summary, outcome, len(test), warning),
     )
     with writing(workspace.folder(FOLDER)) as folder:
         write_json(folder / SUMMARY, summary)
@@ -124,7 +125,7 @@ def widths(baseline: nn.Module, dense: nn.Module) -> list[tuple[str, int, int]]:
     ]
 
 
-def _remarks(summary: Json, outcome: Outcome, num_test: int) -> list[str]:
+def _remarks(summary: Json, outcome: Outcome, num_test: int, warning: str | None) -> list[str]:
     parity = summary["parity"]
     return [
         f"{summary['attempts']} attempts, {summary['accepted']} accepted; ended because: {outcome['stopped_because']}. "
@@ -134,6 +135,7 @@ def _remarks(summary: Json, outcome: Outcome, num_test: int) -> list[str]:
         f"{parity['onnx_vs_torch']:.1e}.",
         *(() if summary["proven"] else (_UNPROVEN,)),
         *([describe_rounding(summary["rounding"])] if summary.get("rounding") else ()),
+        *([warning] if warning else ()),
         *_TRUTH.get(outcome["kind"], ()),
     ]
 

@@ -23,6 +23,7 @@ class Stage:
         needs: The stages whose folders it reads.
         sections: The sections of the settings that shape its output.
         modules: Those that make its output; what they import in turn is found from their import statements.
+        facts: Properties of the settings that shape it, where the rest of the sections that they follow from doesn't.
     """
 
     name: str
@@ -30,17 +31,26 @@ class Stage:
     needs: tuple[str, ...]
     sections: tuple[str, ...]
     modules: tuple[str, ...]
+    facts: tuple[str, ...] = ()
 
 
 STAGES = (
     Stage("prepare", "data", (), ("run", "data"), ("tasks.prepare",)),
     Stage("baseline", "baseline", ("prepare",), ("run", "model", "training", "baseline"), ("tasks.baseline",)),
-    Stage("analyze", "analysis", ("prepare", "baseline"), ("run", "model", "training", "analyze"), ("tasks.analyze",)),
+    Stage(
+        "analyze",
+        "analysis",
+        ("prepare", "baseline"),
+        ("run", "model", "training", "analyze"),
+        ("tasks.analyze",),
+        ("measures_curves",),
+    ),
     Stage("profile", "profile", ("prepare",), ("run", "model", "profile"), ("tasks.profile",)),
+    Stage("measurements", "measurements", ("analyze", "profile"), (), ("tasks.measurements",), ("goes_by",)),
     Stage(
         "prune",
         "iterations",
-        ("prepare", "baseline", "analyze", "profile"),
+        ("prepare", "baseline", "measurements"),
         ("run", "model", "training", "prune"),
         ("tasks.prune", "tasks.loop.attempt", "tasks.params.prune_settings"),
     ),
@@ -59,6 +69,7 @@ STAGES = (
         ("prepare", "baseline", "analyze", "profile", "prune", "transform", "export", "benchmark"),
         ("run", "model", "training"),
         ("tasks.report",),
+        ("shaped_by_the_clock",),
     ),
 )
 

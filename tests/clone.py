@@ -22,7 +22,13 @@ CODE = (
     *("pruning", "zoo", "tasks", "flows", "dvc.yaml", "prefect.yaml", "work-pool.json"),
     *(".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore"),
 )
-FOLDERS = ("data", *(f"artifacts/{name}" for name in ("baseline", "analysis", "iterations", "dense", "onnx", "report")))
+FOLDERS = (
+    "data",
+    *(
+        f"artifacts/{name}"
+        for name in ("baseline", "analysis", "measurements", "iterations", "dense", "onnx", "report")
+    ),
+)
 MEASURED = ("artifacts/latency", "artifacts/report/report.html", "artifacts/report/stage.json")
 """What shows latencies, and so differs from run to run. Nothing else does."""
 

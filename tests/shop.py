@@ -15,7 +15,7 @@ import yaml
 
 from pruning.choosing.schedule import Attempt
 from pruning.files.writing import replace_file
-from tasks import analyze, baseline, benchmark, export, prepare, profile, prune, report, transform
+from tasks import analyze, baseline, benchmark, export, measurements, prepare, profile, prune, report, transform
 from tasks.fingerprints import fingerprint
 from tasks.loop import attempt
 from tasks.params.settings import Settings, load
@@ -96,6 +96,7 @@ BODIES: dict[str, Callable[[Settings, Workspace], None]] = {
     "baseline": baseline.baseline,
     "analyze": analyze.analyze,
     "profile": profile.profile,
+    "measurements": measurements.measurements,
     "transform": transform.transform,
     "export": export.export,
     "benchmark": benchmark.benchmark,

@@ -6,13 +6,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from pruning.choosing.kernel_widths import Admits, KernelWidths
 from pruning.choosing.landing import Landing, Target
 from pruning.structure.bundles import Bundle
 from pruning.timing.latency_cost import LatencyCost
-from pruning.timing.profiles import GRANULE
-
-BLOCK = 2 * GRANULE
-"""Kept counts are multiples of it where no profile says better, of its half in groups narrower than four of it."""
 
 _SURCHARGES = (1.1, 1.2, 1.4, 2.0, float("inf"))
 
@@ -39,25 +36,24 @@ def faster_counts(bundles: Sequence[Bundle], cost: LatencyCost) -> tuple[Bundle,
 
 
 def rounded(
-    bundles: Sequence[Bundle], target: Target, cost: LatencyCost | None, original_sizes: Mapping[str, int]
+    bundles: Sequence[Bundle], target: Target, by: KernelWidths | LatencyCost, original_sizes: Mapping[str, int]
 ) -> Landing:
-    """Return a landing on the widths that the runtime rewards, for a target that is no latency.
+    """Return a landing on the widths that a runtime rewards, for a target that is no latency.
 
-    With a profile: multiples of its granule at which the layers that a bundle touches take at most 1.1 times their
+    By a table: the counts of its first step; where these don't reach the target, those of the next, then any count.
+    By a profile: multiples of its granule at which the layers that a bundle touches take at most 1.1 times their
     share of the MACs. Where these don't reach the target, 1.2, 1.4, 2 times, then any multiple, then any count.
-    Without one: multiples of `BLOCK`, of its half in groups narrower than four blocks; where these don't reach it,
-    multiples of the half, then any count.
 
     Args:
         bundles: what may go.
         target: the cost to come down to.
-        cost: predicts, where there is a profile.
+        by: what tells which widths are rewarded.
         original_sizes: channels of each group in the original model, where the one at hand is narrower already.
     """
-    if cost is None:
-        rungs = [_multiples(bundles, BLOCK, original_sizes), _multiples(bundles, GRANULE, original_sizes)]
+    if isinstance(by, KernelWidths):
+        rungs = [_admitted(bundles, step, by.name, original_sizes) for step in by.steps]
     else:
-        rungs = [_light(bundles, cost, limit) for limit in _SURCHARGES]
+        rungs = [_light(bundles, by, limit) for limit in _SURCHARGES]
     for number, rung in enumerate(rungs):
         landing = Landing(rung, target)
         if landing.in_reach():
@@ -84,13 +80,15 @@ def _light(bundles: Sequence[Bundle], cost: LatencyCost, limit: float) -> tuple[
     return tuple(found)
 
 
-def _multiples(bundles: Sequence[Bundle], block: int, original_sizes: Mapping[str, int]) -> tuple[Bundle, ...]:
+def _admitted(
+    bundles: Sequence[Bundle], admits: Admits, name: str, original_sizes: Mapping[str, int]
+) -> tuple[Bundle, ...]:
+    """Leave the counts that a step of a table admits for every group of a bundle."""
     found = []
     for bundle in bundles:
-        widest = min(original_sizes.get(name, size) for name, size in zip(bundle.names, bundle.sizes, strict=True))
-        own = GRANULE if widest < 4 * block else block
-        counts = [one for one in bundle.counts if not one or _is_multiple(bundle, one, own)]
-        found.append(replace(bundle, counts=tuple(counts), obstacle=f"{bundle.obstacle}, multiples of {own}"))
+        widths = [(size, original_sizes.get(name, size)) for name, size in zip(bundle.names, bundle.sizes, strict=True)]
+        counts = [one for one in bundle.counts if not one or all(admits(size - one, whole) for size, whole in widths)]
+        found.append(replace(bundle, counts=tuple(counts), obstacle=f"{bundle.obstacle}, widths that {name} rewards"))
     return tuple(found)
 
 

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from pruning.choosing.kernel_widths import PORTABLE, find_kernel_widths
 from pruning.choosing.landing import Landing, Target
 from pruning.choosing.latency_target import plan_for_latency
 from pruning.choosing.ranking import Ranking
@@ -69,6 +70,7 @@ def make_plan(
     scopes: Mapping[str, Sequence[str]] | None = None,
     ignore: Sequence[Entry] = (),
     round_to: int | Literal["auto"] = 1,
+    round_for: str = PORTABLE,
     keep_at_least: int = 1,
     max_sparsity: float = 0.75,
     statistics: Statistics | None = None,
@@ -112,6 +114,7 @@ def make_plan(
             produced there stay whole.
         round_to: kept counts are multiples of this; a group not above it stays whole, with a warning in the log.
             "auto": the counts that the runtime rewards, see `rounding.rounded`; by the profile, if one is given.
+        round_for: what "auto" means without a profile: a name from `kernel_widths`.
         keep_at_least: channels that each group keeps.
         max_sparsity: largest share that a group may lose, so that no layer collapses; 1 leaves only `keep_at_least`.
         statistics: what the criterion needs, where it was gathered already.
@@ -159,7 +162,9 @@ def make_plan(
         plan = plan_for_latency(bundles, cost, at_most, label, lambda one: choose(ranking, one, choice))
     else:
         target = _target(groups, bundles, name, share)
-        landing = rounded(bundles, target, cost, {}) if auto else Landing(bundles, target)
+        landing = (
+            rounded(bundles, target, cost or find_kernel_widths(round_for), {}) if auto else Landing(bundles, target)
+        )
         plan = choose(ranking, landing, choice, share if name == "channel_sparsity" else None)
     if not plan.removed:
         largest = max(max(bundle.sizes) for bundle in bundles if len(bundle.counts) > 1)

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pruning.choosing.kernel_widths import PORTABLE
 from pruning.choosing.selection import Normalise, Scope, make_plan
 from pruning.criteria import Criterion
 from pruning.evaluation import Progress
@@ -51,6 +52,7 @@ def calibrate(
     scopes: Mapping[str, Sequence[str]] | None = None,
     ignore: Sequence[Entry] = (),
     round_to: int | Literal["auto"] = 1,
+    round_for: str = PORTABLE,
     keep_at_least: int = 1,
     max_sparsity: float = 0.75,
     ridge: float = RIDGE,
@@ -77,6 +79,7 @@ def calibrate(
         scopes: as for `make_plan`.
         ignore: as for `make_plan`.
         round_to: as for `make_plan`.
+        round_for: as for `make_plan`.
         keep_at_least: as for `make_plan`.
         max_sparsity: as for `make_plan`.
         ridge: as for `reconstruct`.
@@ -103,6 +106,7 @@ def calibrate(
         scopes=scopes,
         ignore=ignore,
         round_to=round_to,
+        round_for=round_for,
         keep_at_least=keep_at_least,
         max_sparsity=max_sparsity,
         samples=inputs,

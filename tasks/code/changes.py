@@ -16,6 +16,7 @@ def changes(before: Json, now: Json) -> str:
     """Say in words how two origins differ."""
     found = [
         *_changed_settings("", before.get("settings"), now["settings"]),
+        *_changed_settings("", before.get("facts"), now["facts"]),
         *(
             f"module {name} {_verb(old, new, 'is executed now', 'is not executed any more', 'was edited')}"
             for name, old, new in _pairs(before.get("modules"), now["modules"])
@@ -31,8 +32,6 @@ def changes(before: Json, now: Json) -> str:
             for name, old, new in _pairs((before.get("reads") or {}).get(need), now["reads"].get(need))
         ),
     ]
-    if before.get("machine") != now["machine"]:
-        found.append(f"measured on {before.get('machine') or 'nothing'}, now {now['machine'] or 'nothing'}")
     more = [f"and {len(found) - _MOST_SHOWN} more"] if len(found) > _MOST_SHOWN else []
     return "; ".join(found[:_MOST_SHOWN] + more) or "what it was made by is written down in another form"
 

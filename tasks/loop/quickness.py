@@ -13,8 +13,8 @@ import pruning
 from pruning.files.export import export_onnx
 from pruning.timing.latency import measure_latency
 from pruning.timing.profiling import runtime_here
+from tasks.measurements import latency_cost
 from tasks.params.settings import Settings
-from tasks.profile import latency_cost
 from tasks.workspace import Workspace
 
 TOLERANCE = 0.02
@@ -58,13 +58,13 @@ def quickness_of(
         model: Narrowed from the baseline.
         baseline: The model before pruning.
         settings: Name the target.
-        workspace: The profile lies in it.
+        workspace: The profile lies in it, among the measurements.
         example: One sample [1, ...].
         measured: Whether to measure too; that needs a profile of this machine.
     """
     if not settings.prune.target.names_latency:
         return None
-    cost = latency_cost(settings, workspace, pruning.find_groups(model, example))
+    cost = latency_cost(workspace, pruning.find_groups(model, example))
     assert cost is not None, "the loop was opened with a profile"
     runtime, whole_ms = cost.profile.runtime, cost.profile.whole_ms
     predicted = cost.predict({})

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import AfterValidator, Field, StrictFloat, StrictInt
 
+from pruning.choosing.kernel_widths import find_kernel_widths
 from pruning.criteria import criterion_names
 from pruning.errors import SettingsError, unknown_name
 from tasks import imports
@@ -97,6 +98,13 @@ def _count_or_auto(value: int | str) -> int | str:
     return value
 
 
+def _known_kernels(value: str) -> str:
+    try:
+        return find_kernel_widths(value).name
+    except SettingsError as error:
+        raise ValueError(str(error)) from error
+
+
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
     """Accept what JSON can say: it has one text, by which it is hashed, and the same text again means the same."""
     if wrong := _not_plain(value, ""):
@@ -118,6 +126,7 @@ def _not_plain(value: Any, place: str) -> str | None:
 
 ImportString = Annotated[str, AfterValidator(_importable)]
 CriterionName = Annotated[str, AfterValidator(_known_criterion)]
+RoundFor = Annotated[str, AfterValidator(_known_kernels)]
 RoundTo = Annotated[StrictInt | str, AfterValidator(_count_or_auto)]
 Arguments = Annotated[dict[str, Any], AfterValidator(_plain)]
 Share = Annotated[StrictFloat, Field(gt=0, lt=1)]

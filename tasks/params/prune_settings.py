@@ -6,12 +6,13 @@ from typing import Literal, Self
 
 from pydantic import Field, StrictFloat, StrictInt, model_validator
 
+from pruning.choosing.kernel_widths import PORTABLE
 from pruning.choosing.schedule import ScheduleSettings
 from pruning.criteria import find_criterion
 from pruning.errors import unknown_name
 from pruning.fine_grained.weight_criteria import weight_criterion_names
 from pruning.training.recipe import Recipe
-from tasks.params.names import CriterionName, RoundTo, Share
+from tasks.params.names import CriterionName, RoundFor, RoundTo, Share
 from tasks.params.prune_parts import TARGETS, Allocation, Gates, Kind, Recover, Start, Target, Weights
 from tasks.params.section import Section
 
@@ -32,7 +33,8 @@ class Prune(Section):
     max_group_rate: Share = 0.75
     keep_at_least: StrictInt = Field(default=8, ge=1, le=1_000_000)
     round_to: RoundTo = "auto"
-    measure_latency: bool = True
+    round_for: RoundFor = PORTABLE
+    measure_latency: bool = False
     ignore: tuple[str, ...] = ()
     criterion_samples: StrictInt = Field(default=1024, ge=1, le=10_000_000)
     allocation: Allocation = Allocation()
@@ -107,8 +109,13 @@ class Prune(Section):
 
     @property
     def reads_profile(self) -> bool:
-        """Whether what goes depends on predicted latencies."""
-        return self.kind == "structured" and (self.target.names_latency or self.round_to == "auto")
+        """Whether what goes depends on predicted latencies, and so on a clock."""
+        return self.target.names_latency
+
+    @property
+    def reads_curves(self) -> bool:
+        """Whether what goes depends on how much accuracy each group costs."""
+        return self.kind == "structured" and self.allocation.by == "sensitivity"
 
     def schedule_for(self, target: float) -> ScheduleSettings:
         """Return the schedule that rises to a total reduction."""

@@ -101,8 +101,9 @@ class Baseline(Section):
 
 
 class Analyze(Section):
-    """How the sensitivity of each group is measured."""
+    """How the sensitivity of each group is measured, and whether it is where the allocation reads none."""
 
+    for_report: bool = False
     criterion: CriterionName = "l2_norm"
     rates: tuple[Share, ...] = Field(default=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), max_length=100)
     sweep: Sweep = "knee"
@@ -205,6 +206,23 @@ class Settings(Section):
         """What is pruned, as people read it: the names of the model's and the data's factories."""
         model, data = (factory.partition(":")[2] for factory in (self.model.factory, self.data.factory))
         return f"{model} on {data}"
+
+    @property
+    def measures_curves(self) -> bool:
+        """Whether anything asks for sensitivity curves."""
+        return bool(self.analyze.rates) and (self.prune.reads_curves or self.analyze.for_report)
+
+    @property
+    def goes_by(self) -> list[str]:
+        """Which measurements the loop goes by."""
+        asked = {"curves": self.prune.reads_curves, "profile": self.prune.reads_profile}
+        return [name for name, is_read in asked.items() if is_read]
+
+    @property
+    def shaped_by_the_clock(self) -> list[str]:
+        """Which settings let the time that this machine takes shape the result: none without a latency target."""
+        asked = {"profile.path": self.profile.path is None, "prune.measure_latency": self.prune.measure_latency}
+        return [name for name, is_so in asked.items() if is_so and self.prune.reads_profile]
 
     @model_validator(mode="after")
     def _baseline_comes_from_somewhere(self) -> Self:

@@ -18,7 +18,7 @@ import pytest
 
 from flows import command
 from pruning.files.export import open_session
-from tasks import analyze, data, export, frontier, models, profile, prune, report, transform
+from tasks import data, export, frontier, measurements, models, prune, report, transform
 from tasks.loop.ledger import read_ledger
 from tasks.params.settings import Settings
 from tasks.production import decisions
@@ -73,8 +73,10 @@ READERS: dict[str, Read] = {
     },
     "artifacts/iterations/ledger.json": lambda _, workspace: read_ledger(workspace.folder("iterations")),
     "artifacts/iterations/outcome.json": lambda _, workspace: prune.read_outcome(workspace),
-    "artifacts/analysis/curves.json": lambda _, workspace: analyze.read_curves(workspace),
-    "artifacts/profile/profile.json": lambda _, workspace: profile.read_profile(workspace),
+    "artifacts/analysis/curves.json": lambda _, workspace: measurements.read_curves(workspace, "analyze"),
+    "artifacts/profile/profile.json": lambda _, workspace: measurements.read_profile(workspace, "profile"),
+    "artifacts/measurements/curves.json": lambda _, workspace: measurements.read_curves(workspace),
+    "artifacts/measurements/profile.json": lambda _, workspace: measurements.read_profile(workspace),
     "artifacts/onnx/parity.json": lambda _, workspace: export.read_parities(workspace),
     **{
         f"artifacts/onnx/{name}": lambda _, workspace, name=name: open_session(workspace.folder("onnx") / name)  # type: ignore[misc]
@@ -180,7 +182,7 @@ def test_every_damage_of_every_file_is_one_message(
                 seal(folder, fingerprints[folder])
                 said = run(lambda place=place: READERS[place](settings, finished.workspace), capsys)  # type: ignore[misc]
                 # A digit of a number is another number, and no curves are measured where there are no groups.
-                harmless = name in ("flipped", *INSIDE) or (name == "a list" and path.name == analyze.CURVES)
+                harmless = name in ("flipped", *INSIDE) or (name == "a list" and path.name == measurements.CURVES)
                 if said is None and not harmless:
                     faults.append(f"{place}: its reader says nothing")
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -18,17 +18,20 @@ from pruning.choosing.schedule import Attempt, Stop
 from pruning.choosing.sensitivity import Sensitivity
 from pruning.errors import VerificationError
 from pruning.recovery.widening import widen
-from tasks import analyze, prune, report, transform
+from tasks import prune, report, transform
 from tasks.data import read_description, read_split
 from tasks.fingerprints import fingerprint, trajectory_fingerprint
 from tasks.loop import attempt
 from tasks.loop.ledger import read_ledger
+from tasks.measurements import read_curves
 from tasks.models import example_inputs, load_model, make_factory, size_bytes
 from tasks.params.settings import Settings, load
 from tasks.showing.comparison import as_markdown, as_text, compare, compare_latency
 from tasks.stages import NAMES, find_stage
 from tasks.workspace import Workspace, is_current, seal
 from tests.shop import BODIES
+
+BEFORE_THE_LOOP = NAMES[: NAMES.index("prune")]
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,7 @@ def test_comparison_shows_accuracy_size_macs_and_latency_together(inside: Projec
 def test_curves_cover_every_group_at_every_rate(inside: Project) -> None:
     data, example = read_description(inside.workspace), example_inputs(inside.workspace, inside.settings)
     model, _, _ = load_model(inside.workspace.folder("baseline"), inside.settings, data, example)
-    curves = analyze.read_curves(inside.workspace)
+    curves = read_curves(inside.workspace)
     assert [curve.group for curve in curves] == [group.name for group in pruning.find_groups(model, example)]
     assert all([point.rate for point in curve.points] == [0.3, 0.6] for curve in curves)
     rows = (inside.workspace.folder("analysis") / "curves.csv").read_text(encoding="utf-8").splitlines()
@@ -234,7 +237,7 @@ def test_analysis_takes_over_what_a_killed_run_had_measured(
 
     monkeypatch.setattr(Sensitivity, "curve", counted)
     finished.run("analyze")
-    assert len(measured) == len(set(measured)) == len(analyze.read_curves(finished.workspace))
+    assert len(measured) == len(set(measured)) == len(read_curves(finished.workspace))
     assert finished.bytes_of("analysis") == written
 
 

@@ -14,8 +14,9 @@ from pruning.timing.measuring import PROFILE
 from pruning.timing.profiling import runtime_here
 from tasks import prepare
 from tasks.fingerprints import fingerprint
+from tasks.measurements import read_profile
 from tasks.params.settings import Settings, load
-from tasks.profile import profile, read_profile
+from tasks.profile import profile
 from tasks.stages import find_stage
 from tasks.workspace import Workspace, seal
 
@@ -41,14 +42,11 @@ def test_what_was_measured_stays_as_long_as_questions_and_machine_do(
     settings = begun(write_params, batch_sizes=[1, 2])
     profile(settings, WORKSPACE)
     first = written()
-    assert [one.runtime.batch_size for one in read_profile(WORKSPACE).profiles] == [1, 2]
-    assert read_profile(WORKSPACE).profiles[0].layers[0].weight == "0.weight"
+    assert [one.runtime.batch_size for one in read_profile(WORKSPACE, "profile").profiles] == [1, 2]
+    assert read_profile(WORKSPACE, "profile").profiles[0].layers[0].weight == "0.weight"
     assert (WORKSPACE.folder("profile") / "questions" / "measure.py").exists()
     profile(settings, WORKSPACE)
     assert written() == first
-    asked = fingerprint(find_stage("profile"), settings, WORKSPACE)
-    monkeypatch.setattr("tasks.fingerprints.cpu_name", lambda: "another")
-    assert fingerprint(find_stage("profile"), settings, WORKSPACE) != asked
     there = lambda **given: runtime_here(**given).model_copy(update={"cpu": "another"})  # noqa: E731
     monkeypatch.setattr("tasks.profile.runtime_here", there)
     profile(settings, WORKSPACE)
@@ -78,5 +76,5 @@ def test_network_that_cannot_be_profiled_leaves_the_pipeline_without_predictions
 ) -> None:
     settings = begun(write_params, provider="CUDAExecutionProvider")
     profile(settings, WORKSPACE)
-    assert read_profile(WORKSPACE).profiles == ()
+    assert read_profile(WORKSPACE, "profile").profiles == ()
     assert "no latency can be predicted: CUDAExecutionProvider can't be profiled" in caplog.text

@@ -19,7 +19,7 @@ from pruning.training.epochs import finetune
 from pruning.training.recipe import Recipe, Sparsity
 from pruning.training.sparsity import SparsityTraining
 from tasks.resuming import UNFINISHED, EpochKeeper
-from tests.tasks.test_pipeline import Project, made, make
+from tests.tasks.test_pipeline import BEFORE_THE_LOOP, Project, made, make
 from zoo.datasets import Samples
 
 Writer = Callable[..., Path]
@@ -136,7 +136,7 @@ def _keep_epochs(settings: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, project_writer: Writer) -> Project:
     root = tmp_path_factory.mktemp("undisturbed")
-    return made(root, project_writer, ("prepare", "baseline", "analyze", "prune"), _keep_epochs)
+    return made(root, project_writer, (*BEFORE_THE_LOOP, "prune"), _keep_epochs)
 
 
 def test_baseline_and_attempt_go_on_where_they_were_killed(

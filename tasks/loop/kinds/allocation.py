@@ -7,13 +7,13 @@ from functools import partial
 
 import pruning
 from pruning.choosing.allocation import allocate
+from pruning.choosing.kernel_widths import find_kernel_widths
 from pruning.choosing.landing import Landing, Measure, Target, joined
 from pruning.choosing.latency_target import plan_for_latency
 from pruning.choosing.ranking import Ranking
 from pruning.choosing.rounding import rounded
 from pruning.choosing.search import search
 from pruning.choosing.selection import Choice, choose
-from pruning.choosing.sensitivity import Curve
 from pruning.criteria import find_criterion
 from pruning.evaluation import evaluate
 from pruning.gathering.statistics import Statistics, collect
@@ -23,12 +23,11 @@ from pruning.structure.cost import Cost
 from pruning.structure.groups import Groups
 from pruning.structure.plan import Plan
 from pruning.timing.latency_cost import LatencyCost
-from tasks.analyze import read_curves
 from tasks.data import read_split, spread
 from tasks.loop.goals import LATENCY, goals_of
 from tasks.loop.kinds.step import Situation
+from tasks.measurements import latency_cost, read_curves
 from tasks.models import chosen_criterion, loss_and_metric
-from tasks.profile import latency_cost
 from tasks.progress import shown
 
 _JUDGED_ON = 512  # validation samples that tell one candidate of a search from another
@@ -55,24 +54,23 @@ def choose_channels(situation: Situation, groups: Groups) -> tuple[Plan, Mapping
         needs = find_criterion(criterion).needs
         statistics = collect(groups, needs, seen, loss, seed=settings.run.seed, progress=progress)
     ranking = Ranking(groups, criterion, statistics)
-    curves = read_curves(situation.workspace)
-    sizes = {member: curve.size for curve in curves for member in curve.measured_with if member in groups}
+    sizes = situation.plan.sizes  # of the original model; a group that isn't in it has lost nothing
     round_to = chosen.round_to if isinstance(chosen.round_to, int) else 1
     limits = Limits(chosen.ignore, round_to, chosen.keep_at_least, chosen.max_group_rate)
     bundles = find_bundles(groups, limits, original_sizes=sizes)
-    latency = latency_cost(settings, situation.workspace, groups)
+    latency = latency_cost(situation.workspace, groups)
     targets, latency_name, at_most_ms = _targets(situation, Cost(groups), latency)
     whole = Landing(bundles, joined(targets)) if targets else None
     met = whole is None or whole.met([0] * len(bundles))
     is_slow = latency is not None and latency.predict({}) > at_most_ms
     unrounded: dict[str, int] | None = None
-    choose_by = partial(_choose_by, situation, ranking, curves)
+    choose_by = partial(_choose_by, situation, ranking)
     if latency is not None and is_slow:
         plan = plan_for_latency(bundles, latency, at_most_ms, latency_name, choose_by, targets)
     elif whole is None or met:
         plan = Plan.of(groups, {})
     elif chosen.round_to == "auto":
-        plan = choose_by(rounded(bundles, whole.target, latency, sizes))
+        plan = choose_by(rounded(bundles, whole.target, find_kernel_widths(chosen.round_for), sizes))
         if chosen.allocation.by != "search":
             kept = choose_by(whole).kept_sizes(groups)
             unrounded = {group.name: kept.get(group.name, group.size) for group in groups}
@@ -81,7 +79,7 @@ def choose_channels(situation: Situation, groups: Groups) -> tuple[Plan, Mapping
     return plan, unrounded, statistics
 
 
-def _choose_by(situation: Situation, ranking: Ranking, curves: Sequence[Curve], landing: Landing) -> Plan:
+def _choose_by(situation: Situation, ranking: Ranking, landing: Landing) -> Plan:
     """Share a landing's target among the groups by the settings' way."""
     allocation, groups = situation.settings.prune.allocation, ranking.groups
     if allocation.by in ("local", "global", "scoped"):
@@ -89,7 +87,7 @@ def _choose_by(situation: Situation, ranking: Ranking, curves: Sequence[Curve], 
     orders = ranking.orders(landing.bundles)
     if allocation.by == "search":
         return _search(situation, groups, landing, orders)
-    return allocate(groups, landing, curves, orders)
+    return allocate(groups, landing, read_curves(situation.workspace), orders)
 
 
 def _targets(situation: Situation, cost: Cost, latency: LatencyCost | None) -> tuple[list[Target], str, float]:

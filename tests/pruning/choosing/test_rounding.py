@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from pruning import find_groups
+from pruning.choosing.kernel_widths import PORTABLE, find_kernel_widths, kernel_widths_names
 from pruning.choosing.landing import Target, joined
 from pruning.choosing.rounding import rounded
+from pruning.errors import SettingsError
 from pruning.structure.bundles import Limits, find_bundles
 from pruning.structure.cost import Cost
 from pruning.structure.groups import Groups
@@ -51,11 +53,11 @@ def patterned() -> Profile:
     )
 
 
-def kept(groups: Groups, reduction: float, profile: Profile | None = None) -> list[list[int]]:
+def kept(groups: Groups, reduction: float, by: Profile | str = PORTABLE) -> list[list[int]]:
     cost = Cost(groups)
     target = Target("MACs", cost.macs, (1 - reduction) * cost.macs({}))
-    latency = LatencyCost(groups, profile) if profile else None
-    landing = rounded(find_bundles(groups, Limits(max_rate=0.75)), target, latency, {})
+    rule = find_kernel_widths(by) if isinstance(by, str) else LatencyCost(groups, by)
+    landing = rounded(find_bundles(groups, Limits(max_rate=0.75)), target, rule, {})
     return [[bundle.sizes[0] - one for one in bundle.counts] for bundle in landing.bundles]
 
 
@@ -63,14 +65,30 @@ def test_profile_leaves_the_widths_whose_time_is_near_their_share_of_the_macs() 
     assert kept(network(), 0.5, patterned()) == [[64, 56, 48, 40, 32, 24, 16], [64, 56, 32, 24]]
 
 
-def test_without_a_profile_blocks_of_16_and_of_8_in_narrow_groups() -> None:
+def test_portable_widths_are_blocks_of_16_and_of_8_in_narrow_groups() -> None:
     assert kept(network(), 0.5) == [[64, 48, 32, 16]] * 2
     assert kept(network(32), 0.5) == [[32, 24, 16, 8]] * 2
     narrowed = network(48)
     target = Target("MACs", Cost(narrowed).macs, 0.9 * Cost(narrowed).macs({}))
     sizes = {group.name: 64 for group in narrowed}
-    landing = rounded(find_bundles(narrowed, Limits(max_rate=0.75), original_sizes=sizes), target, None, sizes)
+    rule = find_kernel_widths(PORTABLE)
+    landing = rounded(find_bundles(narrowed, Limits(max_rate=0.75), original_sizes=sizes), target, rule, sizes)
     assert [bundle.counts for bundle in landing.bundles] == [(0, 16, 32)] * 2
+
+
+def test_widths_that_avx2_kernels_reward_are_those_whose_measured_time_per_channel_is_low() -> None:
+    avx2 = "onnxruntime_x86_avx2"
+    assert kept(network(), 0.4, avx2) == [[64, 56, 48, 32, 24]] * 2
+    assert kept(network(), 0.88, avx2)[1] == [64, 56, 48, 40, 32, 24, 16], "16 and 40 where the others don't reach it"
+    admits = find_kernel_widths(avx2).steps[0]
+    assert [kept for kept in range(65, 145) if admits(kept, 256)] == [80, 88, 96, 104, 112, 120, 128, 136, 144]
+
+
+def test_every_table_says_where_it_is_from_and_an_unknown_one_names_the_nearest() -> None:
+    assert kernel_widths_names()[0] == PORTABLE
+    assert all(len(find_kernel_widths(name).source) > 80 for name in kernel_widths_names())
+    with pytest.raises(SettingsError, match="did you mean 'portable'"):
+        find_kernel_widths("portabel")
 
 
 def test_target_beyond_rewarded_widths_takes_others(caplog: pytest.LogCaptureFixture) -> None:

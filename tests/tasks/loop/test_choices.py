@@ -20,8 +20,9 @@ from tasks.loop.attempt import WHOLE
 from tasks.loop.ledger import read_ledger
 from tasks.models import example_inputs, load_model, make_factory
 from tasks.params.settings import load
+from tasks.stages import NAMES
 from tasks.workspace import Workspace
-from tests.tasks.test_pipeline import Project, made, make
+from tests.tasks.test_pipeline import BEFORE_THE_LOOP, Project, made, make
 
 Writer = Callable[..., Path]
 ONCE = {
@@ -30,6 +31,10 @@ ONCE = {
     "max_attempts": 1,
     "max_accuracy_drop": 0.9,
     "round_to": 1,
+    "criterion": "l2_norm",
+    "keep_at_least": 1,
+    "allocation": {"by": "sensitivity"},
+    "recover": {"method": "recalibrate"},
     "recipes": [{"name": "plain", "epochs": 2, "learning_rate": 0.02, "batch_size": 32}],
 }
 CHOICES: dict[str, dict[str, Any]] = {
@@ -63,7 +68,7 @@ def _settled(settings: dict[str, Any]) -> None:
 def analysed(tmp_path_factory: pytest.TempPathFactory, project_writer: Writer) -> Path:
     """A project whose baseline is trained and analysed."""
     root = tmp_path_factory.mktemp("analysed")
-    return made(root, project_writer, ("prepare", "baseline", "analyze", "profile"), _settled).root
+    return made(root, project_writer, BEFORE_THE_LOOP, _settled).root
 
 
 @pytest.fixture
@@ -80,7 +85,7 @@ def go_on(
             settings["prune"].update(change)
 
         project = make(tmp_path, project_writer, settled)
-        for name in ("prune", "transform", "export", "benchmark", "report"):
+        for name in NAMES[NAMES.index("measurements") :]:
             project.run(name)
         return project
 

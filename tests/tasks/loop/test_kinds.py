@@ -28,7 +28,7 @@ from tasks.params.settings import load
 from tasks.showing.comparison import compare
 from tasks.stages import NAMES
 from tasks.workspace import Workspace
-from tests.tasks.test_pipeline import Project, make
+from tests.tasks.test_pipeline import BEFORE_THE_LOOP, Project, make
 
 RECIPES = [{"name": "plain", "epochs": 4, "learning_rate": 0.05, "batch_size": 32}]
 KINDS: dict[str, dict[str, Any]] = {
@@ -172,7 +172,7 @@ def test_recipes_bring_channels_to_zero_before_and_between_the_steps(
         )
 
     project = Project(Path(), load(write_params(change)), Workspace(Path("artifacts")))
-    for name in ("prepare", "baseline", "analyze"):
+    for name in BEFORE_THE_LOOP:
         project.run(name)
     project.prune(most=1)
     for folder in ("baseline", "iterations/01"):
@@ -192,7 +192,7 @@ def test_pattern_rises_by_single_weights_and_backs_off_to_the_one_before(
         )
 
     project = Project(Path(), load(write_params(change)), Workspace(Path("artifacts")))
-    for name in ("prepare", "baseline", "analyze"):
+    for name in BEFORE_THE_LOOP:
         project.run(name)
     whole = measure
 

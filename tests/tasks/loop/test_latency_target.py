@@ -20,9 +20,9 @@ from tasks.loop import quickness
 from tasks.loop.goals import Goals, goals_of
 from tasks.loop.ledger import Ledger, read_ledger
 from tasks.measured import Measured
+from tasks.measurements import latency_cost
 from tasks.models import example_inputs, load_model
 from tasks.params.prune_parts import Target
-from tasks.profile import latency_cost
 from tasks.showing.comparison import compare_latency
 from tests.tasks.test_pipeline import Project, made, make
 
@@ -80,8 +80,8 @@ def loop(
             settings["prune"].update(changed)
 
         project = make(tmp_path, project_writer, change)
-        project.run("profile")
-        project.run("prune")
+        for name in ("analyze", "profile", "measurements", "prune"):
+            project.run(name)
         return project
 
     return begin
@@ -148,7 +148,7 @@ def test_measured_ratio_corrects_the_steps_that_follow(
     monkeypatch.setattr(quickness, "measure_latency", measured)
     monkeypatch.setattr(quickness, "export_onnx", lambda *given, **_: given[2])
     with caplog.at_level(logging.INFO, logger="secateur"):
-        rows = _ledger(loop("here.json")).accepted
+        rows = _ledger(loop("here.json", measure_latency=True)).accepted
     assert [row.latency_ratio for row in rows] == pytest.approx([1.2] * len(rows))
     assert rows[-1].reached >= 0.5
     assert 1.2 * predicted[-1] <= 0.5 * (1 + quickness.TOLERANCE)
@@ -163,7 +163,7 @@ def test_busy_machine_corrects_nothing(
 
     monkeypatch.setattr(quickness, "measure_latency", measured)
     monkeypatch.setattr(quickness, "export_onnx", lambda *given, **_: given[2])
-    rows = _ledger(loop("here.json", iterations=1)).accepted
+    rows = _ledger(loop("here.json", iterations=1, measure_latency=True)).accepted
     assert all(row.latency_ratio is None for row in rows)
     assert rows[-1].reached >= 0.5
     assert "too busy to measure latency (quartiles 20 % off the median)" in caplog.text

@@ -19,7 +19,7 @@ from tasks.loop import attempt
 from tasks.loop.ledger import Ledger, read_ledger
 from tasks.params.settings import Settings, load
 from tasks.production import registration, store, tracking
-from tasks.stages import find_stage
+from tasks.stages import NAMES, find_stage
 from tasks.workspace import Workspace, seal
 from tests.shop import BODIES
 
@@ -50,7 +50,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory, project_writer: Callable[.
             stage = find_stage(name)
             seal(workspace.folder(stage.folder), fingerprint(stage, settings, workspace))
 
-        for name in ("prepare", "baseline", "analyze", "profile"):
+        for name in NAMES[: NAMES.index("prune")]:
             BODIES[name](settings, workspace)
             finish(name)
         loop = prune.open_loop(settings, workspace)
