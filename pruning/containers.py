@@ -8,7 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from numbers import Number
 from types import CodeType, FrameType, FunctionType, MemberDescriptorType, ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from pruning.errors import ModelError
+
+Iterators = Literal["consume", "leave", "refuse"]
 
 _DEEPEST = 100  # containers within each other
 _MOST = 1_000_000  # values
@@ -27,7 +29,7 @@ _PLAIN = (
 )
 
 
-def find_tensors(value: Any, *, by_value: bool = False, consume: bool = True) -> list[Tensor]:
+def find_tensors(value: Any, *, by_value: bool = False, iterators: Iterators = "consume") -> list[Tensor]:
     """Find the tensors that a value holds, each once, in the order in which it holds them.
 
     Looked through are dictionaries, whatever can be iterated over (generators too, which are used up by it), attributes
@@ -36,13 +38,13 @@ def find_tensors(value: Any, *, by_value: bool = False, consume: bool = True) ->
     Args:
         value: Any value, which may hold itself.
         by_value: Order what is in sets, which have no order of their own, by what the tensors hold.
-        consume: Iterate over iterators, too.
+        iterators: What to do with those, which are used up where they are looked into.
 
     Raises:
-        ModelError: The value has no end or is nested too deeply; or it holds an iterator, and none may be used up.
+        ModelError: The value has no end or is nested too deeply; or it holds an iterator that is to be refused.
     """
     found: dict[int, Tensor] = {}
-    for tensor in _Search(by_value, consume).tensors(value, 0):
+    for tensor in _Search(by_value, iterators).tensors(value, 0):
         found.setdefault(id(tensor), tensor)
     return list(found.values())
 
@@ -78,7 +80,7 @@ def with_tensors(value: Any, replace: Callable[[Tensor], Tensor]) -> Any:
     def copy(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
             return other(leaf)
-        inner = find_tensors(leaf, consume=False)
+        inner = find_tensors(leaf, iterators="refuse")
         if not inner:
             return leaf
         try:
@@ -95,7 +97,7 @@ def with_tensors(value: Any, replace: Callable[[Tensor], Tensor]) -> Any:
 @dataclass
 class _Search:
     by_value: bool
-    consume: bool
+    iterators: Iterators
     seen: dict[int, Any] = field(default_factory=dict)  # kept alive: an id belongs to a living object
     count: int = 0
 
@@ -110,7 +112,9 @@ class _Search:
         if value is None or isinstance(value, _PLAIN) or id(value) in self.seen:
             return
         self.seen[id(value)] = value
-        if isinstance(value, Iterator) and not self.consume:
+        if isinstance(value, Iterator) and self.iterators == "leave":
+            return
+        if isinstance(value, Iterator) and self.iterators == "refuse":
             raise ModelError(
                 f"the inputs hold {_described(value)}, which can be read only once, and a model is run several times; "
                 "give a list or a tuple instead"

@@ -62,7 +62,7 @@ class Comparison:
         }
         try:
             traced = self.traced
-            watch(model, groups.example_inputs, lambda *_: None, self.on_call, traced.tensors, devices, traced.training)
+            watch(model, traced.example, lambda *_: None, self.on_call, traced.tensors, devices, traced.training)
         except _Ended:
             return self.deviation
         except Exception as fault:  # noqa: BLE001 - the model's own code may raise anything at a size it doesn't know

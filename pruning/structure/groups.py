@@ -14,6 +14,7 @@ from pruning.algebra.unification import unify
 from pruning.errors import PlanError, unknown_name
 from pruning.structure.report import ParameterReport, Report
 from pruning.structure.roles import Role, Roles
+from pruning.structure.unused import freeze_around_unused
 from pruning.tracing.trace import Trace
 from pruning.tracing.watch import Inputs
 
@@ -78,7 +79,7 @@ class Groups:
 
     Attributes:
         model: The module on which they were found; it is never changed.
-        example_inputs: The inputs with which it was traced.
+        example_inputs: The inputs with which it was traced; of several examples the first.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Inputs, traced: Trace) -> None:
@@ -159,6 +160,8 @@ class Groups:
         return (atom.frozen,) if atom.frozen else () if self.trace.allow_mixed else atom.mixed
 
     def _find(self) -> dict[Atom, Group]:
+        if not self.trace.ignore_unused:
+            freeze_around_unused(self.trace, self.model)
         places: dict[Atom, dict[tuple[str, int], Axis]] = {}
         seen: set[int] = set()
         reached, fault = self.trace.reached, self.trace.training_fault

@@ -22,8 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+<<<<<<< HEAD
 from pruning.structure.verification import are_finite, hold_values, outputs_of, relative_difference
 from pruning.tracing.watch import Inputs, as_call
+=======
+from pruning.structure.verification import outputs_of, relative_difference
+from pruning.tracing.watch import Inputs, as_call, examples_of
+>>>>>>> 5e5c7b0 (What could reach parameters that no example used stays whole; example_inputs may be a list of examples; vmap and shapes changed in place are followed)
 
 _MOST_VALUES = 1 << 19  # inputs with more values are only made smaller
 _BATCH = 2  # samples of the example that are looked at
@@ -46,15 +51,16 @@ def other_inputs(model: nn.Module, example: Inputs) -> Iterator[tuple[Inputs, li
     Args:
         model: What the inputs are for, in evaluation; it must be on the CPU, where an index that is out of range is an
             error and not the end of the device.
-        example: Inputs that the model takes.
+        example: Inputs that the model takes, or a list of such.
 
     Yields:
         Inputs, and the tensors among the outputs, all of them finite.
     """
-    for candidates in resizings(_first_samples(model, example)):
-        taken = next((found for inputs in candidates if (found := _run(model, inputs)) is not None), None)
-        if taken is not None:
-            yield taken
+    for one in examples_of(example):
+        for candidates in resizings(_first_samples(model, one)):
+            taken = next((found for inputs in candidates if (found := _run(model, inputs)) is not None), None)
+            if taken is not None:
+                yield taken
 
 
 def resizings(example: Inputs) -> Iterator[Iterator[Inputs]]:

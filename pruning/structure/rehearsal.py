@@ -78,7 +78,7 @@ def _moving(groups: Groups) -> list[Argument]:
     found: list[Argument] = []
     for traced in groups.trace.passes:
         bound = [count for count in traced.facts.counts if isinstance(count, Argument)]
-        for candidates in resizings(groups.example_inputs) if bound else ():
+        for candidates in resizings(traced.example) if bound else ():
             numbers = next((n for inputs in candidates if (n := _numbers(groups, traced, inputs)) is not None), {})
             for argument in bound:
                 line, function, ordinal, index = argument.spot

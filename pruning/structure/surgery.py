@@ -44,7 +44,7 @@ def narrow(
             looked through, and the result has none.
         plan: Which channels go.
         example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments, with which the result is
-            verified.
+            verified; or a list of such examples.
         groups: The groups of this model if they are known already; they are found otherwise.
         verify: Run the masked and the narrowed model and compare: on the example inputs, on inputs of other batches,
             lengths and sizes, on one sample and on three, in evaluation and in training, and with each optional tensor

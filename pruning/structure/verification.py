@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from pruning.containers import outputs_in, with_tensors
-from pruning.tracing.watch import Inputs, as_call
+from pruning.tracing.watch import Inputs, as_call, examples_of
 
 
 def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """Run a model in eval mode without gradients; modes, inputs and random state stay as they were.
+    """Run a model on all examples in eval mode without gradients; modes, inputs and random state stay as they were.
 
     Returns:
         The tensors that its outputs hold.
@@ -23,14 +23,17 @@ def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    args, kwargs = with_tensors(as_call(inputs), lambda tensor: tensor.detach().clone())
+    found: list[Tensor] = []
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return outputs_in(model, model(*args, **kwargs), by_value=True)
+        for example in examples_of(inputs):
+            args, kwargs = with_tensors(as_call(example), lambda tensor: tensor.detach().clone())
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                found += outputs_in(model, model(*args, **kwargs), by_value=True)
     finally:
         for module, training in modes:
             module.training = training
+    return found
 
 
 def hold_values(outputs: Sequence[Tensor]) -> bool:

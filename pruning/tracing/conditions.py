@@ -7,7 +7,7 @@ import gc
 import logging
 import random
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from pruning.tracing.written import Calls
+
+OnModule = Callable[[str, str, Any], None]
 
 # Every fake tensor that the passes of one search made.
 _made: ContextVar[list[weakref.ref[Tensor]]] = ContextVar("made")
@@ -124,21 +126,29 @@ def no_attention_fastpath() -> Iterator[None]:
 
 
 @contextmanager
-def module_paths(model: nn.Module, path: list[str], calls: list[Calls]) -> Iterator[None]:
-    """Keep the paths of the modules that are being called in `path`, innermost last, and a count for each."""
+def module_paths(model: nn.Module, path: list[str], calls: list[Calls], on_module: OnModule) -> Iterator[None]:
+    """Keep the paths of the modules that are being called in `path`, innermost last, and a count for each.
+
+    Args:
+        model: What is run.
+        path: The paths.
+        calls: The counts.
+        on_module: Told of each call when it ends: the module's path, its caller's, arguments and result.
+    """
     names = {id(module): name for name, module in model.named_modules()}
 
     def enter(module: nn.Module, _args: Any) -> None:
         path.append(names.get(id(module), path[-1] if path else ""))
         calls.append(Calls())
 
-    def leave(_module: nn.Module, _args: Any, _result: Any) -> None:
-        path.pop()
+    def leave(_module: nn.Module, *values: Any) -> None:  # arguments and result; after a fault no keyword arguments
+        called = path.pop()
         calls.pop()
+        on_module(called, path[-1] if path else "", values)
 
     hooks = [
         torch.nn.modules.module.register_module_forward_pre_hook(enter),
-        torch.nn.modules.module.register_module_forward_hook(leave, always_call=True),
+        torch.nn.modules.module.register_module_forward_hook(leave, with_kwargs=True, always_call=True),
     ]
     try:
         yield

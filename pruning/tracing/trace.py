@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pruning.algebra.axes import SINGLE, Atom, Axis, leaves, mix
 from pruning.algebra.unification import unify
+from pruning.containers import find_tensors
 from pruning.errors import ModelError
 from pruning.rules import find_rule
 from pruning.rules.call import Call, Inapplicable, freeze_all, frozen
@@ -18,8 +19,12 @@ from pruning.rules.facts import Facts, Typed
 from pruning.tracing.conditions import no_leftovers
 from pruning.tracing.copying import copy_module
 from pruning.tracing.operations import IDENTITIES, Operation, constants_of, start_of
+<<<<<<< HEAD
 from pruning.tracing.unwrapping import wrappers_inside
 from pruning.tracing.watch import Inputs, Place, Tensors, watch
+=======
+from pruning.tracing.watch import Inputs, Place, Tensors, examples_of, watch
+>>>>>>> 5e5c7b0 (What could reach parameters that no example used stays whole; example_inputs may be a list of examples; vmap and shapes changed in place are followed)
 
 UNREAD = "the example inputs don't read all of it, so it may be positions and no channels"
 
@@ -35,9 +40,13 @@ class Trace:
         unknown: Operators without a rule, with the places that called them.
         tensors: What the pass ran on: tensors without values unless "real".
         training: Whether the pass ran in training mode.
-        branches: Further passes over the same axes, for branches that run in training alone.
+        branches: Further passes over the same axes: of further examples, and of branches that run in training alone.
         allow_mixed: Whether channels over which an operator computes a statistic may go.
         training_fault: Why there is no pass in training mode, although there are parameters that this one doesn't use.
+        example: What it was called with.
+        ignore_unused: Whether parameters that no pass uses are known to be of no use at all.
+        called: Paths of the modules that it called.
+        handed: By the path of a module, the axes of what its code gave to other modules and got from them.
     """
 
     parameters: dict[str, list[Axis]]
@@ -49,6 +58,10 @@ class Trace:
     branches: list[Trace] = field(default_factory=list)
     allow_mixed: bool = False
     training_fault: str = ""
+    example: Inputs = ()
+    ignore_unused: bool = False
+    called: set[str] = field(default_factory=set)
+    handed: dict[str, dict[int, Axis]] = field(default_factory=dict)
 
     @property
     def passes(self) -> list[Trace]:
@@ -65,19 +78,27 @@ _CODE = -1  # stands for a memory: what the model's code knows of values
 
 
 def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
-    """Trace one forward pass in eval mode, and one in training mode if there are parameters that eval does not use.
+    """Trace a forward pass of each example in eval mode, and in training mode too if parameters are left unused.
 
     The model's inputs and outputs are frozen.
 
     Raises:
         ModelError: The forward pass itself fails on these inputs.
     """
+    first, *others = examples_of(example_inputs)
     with no_leftovers():
-        traced, outputs = type_pass(model, example_inputs)
-    if any(name not in traced.facts.reached for name, _ in model.named_parameters()):
+        traced, outputs = type_pass(model, first)
+    for example in others:
+        with no_leftovers():
+            branch, more = type_pass(model, example, known=traced)
+        traced.branches.append(branch)
+        outputs += more
+    for example in (first, *others):
+        if all(name in traced.reached for name, _ in model.named_parameters()):
+            break
         try:
             with no_leftovers():
-                branch, more = type_pass(model, example_inputs, known=traced)
+                branch, more = type_pass(model, example, known=traced, training=True)
         except ModelError as fault:  # it may need targets; what it alone uses stays whole
             traced.training_fault = str(fault.__cause__ or fault)
         else:
@@ -110,31 +131,35 @@ def _freeze_unread(traced: Trace) -> None:
                     atom.frozen = atom.frozen or UNREAD
 
 
-def type_pass(model: nn.Module, example_inputs: Inputs, known: Trace | None = None) -> tuple[Trace, list[Typed]]:
+def type_pass(
+    model: nn.Module, example: Inputs, known: Trace | None = None, *, training: bool = False
+) -> tuple[Trace, list[Typed]]:
     """Type one forward pass, and say what is known of its outputs.
 
     It runs on tensors without values, and on copies of the real ones only where control flow depends on values.
 
     Args:
         model: Any module.
-        example_inputs: What to call it with.
-        known: A pass in eval mode; with it, the pass runs in training mode over the same axes.
+        example: What to call it with.
+        known: Another pass, over whose axes this one runs.
+        training: Run in training mode.
     """
-    training = known is not None
     faults: list[Exception] = []
     # What the model has computed before and kept may belong to a device, and is found again only there.
     for tensors in get_args(Tensors)[int(_keeps_tensors(model)) :]:
-        typing = _Typing(Trace(known.parameters if known else {}, tensors=tensors, training=training))
+        parameters = known.parameters if known else {}
+        typing = _Typing(Trace(parameters, tensors=tensors, training=training, example=example))
         try:
             # On a copy, because a model may keep what it computes, and fake tensors must not stay in it.
             outputs = watch(
                 copy_module(model),
-                example_inputs,
+                example,
                 typing.begin,
                 typing.on_call,
                 tensors,
                 training=training,
                 on_leaving=typing.on_leaving,
+                on_module=typing.on_module,
             )
             break
         except ModelError:
@@ -147,8 +172,13 @@ def type_pass(model: nn.Module, example_inputs: Inputs, known: Trace | None = No
         raise ModelError(
             f"the forward pass of {type(model).__name__} fails on the example inputs: {last}"
             + (f" ({notes})" if notes else "")
+<<<<<<< HEAD
             + ". Check the inputs' shapes and types; the model has to run as it is before it can be pruned."
             + wrappers_inside(model)
+=======
+            + ". Check the inputs' shapes and types (several arguments are a tuple, a list is several examples); "
+            "the model has to run as it is before it can be pruned."
+>>>>>>> 5e5c7b0 (What could reach parameters that no example used stays whole; example_inputs may be a list of examples; vmap and shapes changed in place are followed)
         ) from last
     typing.finish(outputs)
     return typing.trace, [typing.typed(output) for output in outputs]
@@ -211,6 +241,8 @@ class _Typing:
         self.trace.facts.operations += 1
         for output, found in zip(call.outputs, axes, strict=True):
             known = self.table.get(id(output))
+            if known is not None and [axis.size for axis in known[1].axes] != list(output.shape):
+                known = None  # its shape was changed in place
             if known is not None:  # an in-place operator returns its first argument
                 for old, new in zip(known[1].axes, found, strict=True):
                     if old.size == new.size:
@@ -230,6 +262,15 @@ class _Typing:
         """Keep a tensor whole whose values code takes: arrays and lists are an output that nothing else shows."""
         freeze_all(self.typed(tensor).axes, f"code {place} takes its values out of PyTorch")
         self._flows([tensor], _CODE)
+
+    def on_module(self, called: str, caller: str, values: Any) -> None:
+        """Note what the calling module's code gave to another module and got from it."""
+        self.trace.called.add(called)
+        handed = self.trace.handed.setdefault(caller, {})
+        for tensor in find_tensors(values, iterators="leave"):
+            while torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # operators see what vmap has wrapped
+                tensor = torch._C._functorch.get_unwrapped(tensor)
+            handed.update((id(axis), axis) for axis in self.typed(tensor).axes)
 
     def _flows(self, tensors: Sequence[Tensor], memory: int) -> None:
         self.flow.append(({_memory(t) for t in tensors}, {memory}))

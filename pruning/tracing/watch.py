@@ -24,10 +24,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from pruning.containers import find_tensors, outputs_in, with_tensors
+from pruning.errors import ModelError
 from pruning.rules import find_rule
 from pruning.rules.call import is_pointwise, operator_name, tensors_in
 from pruning.tracing.attention import narrowable
 from pruning.tracing.conditions import (
+    OnModule,
     in_mode,
     module_paths,
     no_attention_fastpath,
@@ -39,6 +41,7 @@ from pruning.tracing.conditions import (
 from pruning.tracing.written import Calls, Listen, Written, calling_frame, line_of
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+"""One example: a tensor, a tuple of arguments, or a dict of keyword arguments; or a list of examples."""
 # What the tensors of a pass are: the fastest first, the most tolerant last.
 Tensors = Literal["meta", "fake", "real"]
 
@@ -89,6 +92,13 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
+        if torch.Tag.inplace_view in func.tags and (view := _view_of(func)) is not None:
+            with self:  # what it makes of its argument shows in a tensor of its own; then the argument is that tensor
+                seen = view(*args, **kwargs)
+            result = func(*args, **kwargs)
+            place = Place(self.path[-1] if self.path else "", line_of(calling_frame()), self.listen.current)
+            self.on_call(torch.ops.aten.alias.default, (seen,), {}, result, place)
+            return result
         place = Place(self.path[-1] if self.path else "", line_of(calling_frame()), self.listen.current)
         try:
             result = _on_meta(func, args, kwargs) if self.tensors == "meta" else func(*args, **kwargs)
@@ -105,6 +115,13 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
                 tensor.fill_(0.5)  # code that branches on a random number takes the same branch at any width
         self.on_call(func, args, kwargs, result, place)
         return result
+
+
+def _view_of(func: Any) -> Any:
+    """The operator that gives as a new tensor what this one makes of its argument, such as squeeze for squeeze_."""
+    name = func._schema.name.removeprefix("aten::")
+    packet = getattr(torch.ops.aten, name.removesuffix("_"), None) if name.endswith("_") else None
+    return getattr(packet, func._overloadname, None)
 
 
 def _on_meta(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -128,13 +145,35 @@ def _convert(tensor: Tensor, device: torch.device, mode: FakeTensorMode | None) 
     return shape if mode is None else FakeTensor(mode, shape, device)
 
 
-def as_call(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Turn example inputs (a tensor, a tuple, or a dict of keyword arguments) into args and kwargs."""
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    if isinstance(inputs, Tensor):
-        return (inputs,), {}
-    return tuple(inputs), {}
+def examples_of(inputs: Inputs) -> list[Inputs]:
+    """The examples that are given: a list holds several, anything else is one.
+
+    Raises:
+        ModelError: The list is empty.
+    """
+    if not isinstance(inputs, list):
+        return [inputs]
+    if not inputs:
+        raise ModelError("the list of example inputs is empty; give at least one example")
+    return inputs
+
+
+def as_call(example: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Turn one example (a tensor, a tuple of arguments, or a dict of keyword arguments) into args and kwargs.
+
+    Raises:
+        ModelError: It is something else.
+    """
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    if isinstance(example, Tensor):
+        return (example,), {}
+    if isinstance(example, tuple):
+        return tuple(example), {}
+    raise ModelError(
+        f"an example is a tensor, a tuple of arguments or a dict of keyword arguments; found {type(example).__name__}. "
+        "A list holds several examples; for a model whose one argument is a list, give a tuple with the list inside"
+    )
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
@@ -147,7 +186,7 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
 def watch(
     model: nn.Module,
-    example_inputs: Inputs,
+    example: Inputs,
     begin: Callable[[dict[str, Tensor], list[Tensor]], None],
     on_call: OnCall,
     tensors: Tensors,
@@ -155,12 +194,13 @@ def watch(
     training: bool = False,
     steady: bool = True,
     on_leaving: Callable[[Tensor, Place], None] = lambda _tensor, _place: None,
+    on_module: OnModule = lambda _called, _caller, _values: None,
 ) -> list[Tensor]:
     """Run one forward pass, in eval mode unless `training`, without autograd, handing each operator to `on_call`.
 
     Args:
         model: Any module; it is left as it was.
-        example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments.
+        example: A tensor, a tuple of arguments, or a dict of keyword arguments.
         begin: Called with the state and the input tensors that the pass runs on.
         on_call: Called for each operator.
         tensors: What it runs on.
@@ -169,6 +209,7 @@ def watch(
         steady: Where tensors have values, let what may draw random numbers give one half. Dropout and attention do too:
             only what control flow depends on is right then, and no value may be looked at.
         on_leaving: Called for each tensor whose values are handed to code outside PyTorch.
+        on_module: Called at the end of each module's call, with its path, its caller's, arguments and result.
 
     Returns:
         The tensors that the outputs hold.
@@ -177,7 +218,7 @@ def watch(
         ModelError: They hold none, or the inputs can't be copied.
     """
     real = state_of(model)
-    args, kwargs = as_call(example_inputs)
+    args, kwargs = as_call(example)
     with ExitStack() as stack:
         stack.enter_context(in_mode(model, training))
         stack.enter_context(no_attention_fastpath())
@@ -187,7 +228,7 @@ def watch(
         stack.enter_context(whole_operators())
         path: list[str] = []
         calls: list[Calls] = []
-        stack.enter_context(module_paths(model, path, calls))
+        stack.enter_context(module_paths(model, path, calls, on_module))
         mode = FakeTensorMode(allow_non_fake_inputs=True) if tensors == "fake" else None
         made: dict[int, Tensor] = {}  # tied tensors stay one, and so does what is an input and in the state
 

@@ -118,9 +118,11 @@ class Inverted(nn.Module):
         super().__init__()
         wide = 3 * i
         self.expand, self.depthwise = conv(i, wide, 1), conv(wide, wide, 3, stride, wide)
-        self.squeeze = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Conv2d(wide, 6, 1), nn.SiLU(), nn.Conv2d(6, wide, 1), nn.Sigmoid()
-        )
+        self.squeeze: nn.Module = nn.Identity()
+        if squeeze:
+            self.squeeze = nn.Sequential(
+                nn.AdaptiveAvgPool2d(1), nn.Conv2d(wide, 6, 1), nn.SiLU(), nn.Conv2d(6, wide, 1), nn.Sigmoid()
+            )
         self.project = nn.Sequential(nn.Conv2d(wide, o, 1, bias=False), nn.BatchNorm2d(o))
         self.add, self.squeezed = stride == 1 and i == o, squeeze
 

@@ -48,6 +48,9 @@ def test_a_training_pass_that_needs_targets_leaves_its_own_branch_whole() -> Non
             return self.last(x)
 
     groups = pruning.find_groups(NeedsTargets(), X)
+    assert not len(groups)  # the loss head reads the trunk
+    assert "it may reach loss_head.weight" in str(groups.report()["trunk.weight"])
+    groups = pruning.find_groups(NeedsTargets(), X, ignore_unused=True)
     assert [group.name for group in groups] == ["trunk.weight:0"]
     reason = str(groups.report()["loss_head.weight"])
     assert "the forward pass doesn't use it, and fails in training mode: targets are needed" in reason
