@@ -22,17 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-<<<<<<< HEAD
-<<<<<<< HEAD
 from pruning.structure.verification import are_finite, hold_values, outputs_of, relative_difference
-from pruning.tracing.watch import Inputs, as_call
-=======
-from pruning.structure.verification import outputs_of, relative_difference
-=======
-from pruning.structure.verification import hold_values, outputs_of, relative_difference
->>>>>>> 7b20796 (Comparisons on other inputs need a value to compare; networks with leftover layers in tests say so)
 from pruning.tracing.watch import Inputs, as_call, examples_of
->>>>>>> 5e5c7b0 (What could reach parameters that no example used stays whole; example_inputs may be a list of examples; vmap and shapes changed in place are followed)
 
 _MOST_VALUES = 1 << 19  # inputs with more values are only made smaller
 _BATCH = 2  # samples of the example that are looked at
@@ -178,12 +169,7 @@ def _run(model: nn.Module, inputs: Inputs) -> tuple[Inputs, list[Tensor]] | None
             outputs = outputs_of(model, inputs)
     except REFUSALS:
         return None
-<<<<<<< HEAD
     return (inputs, outputs) if hold_values(outputs) and are_finite(outputs) else None
-=======
-    finite = all(bool(torch.isfinite(t).all()) for t in outputs)
-    return (inputs, outputs) if finite and hold_values(outputs) else None
->>>>>>> 7b20796 (Comparisons on other inputs need a value to compare; networks with leftover layers in tests say so)
 
 
 def _difference(expected: Sequence[Tensor], model: nn.Module, inputs: Inputs) -> float:

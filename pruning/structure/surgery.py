@@ -22,7 +22,7 @@ from pruning.structure.rebuilding import rebuild
 from pruning.structure.verification import hold_values, relative_difference
 from pruning.tracing.copying import copy_whole
 from pruning.tracing.unwrapping import unwrap
-from pruning.tracing.watch import Inputs
+from pruning.tracing.watch import Inputs, examples_of
 
 TOLERANCE = 1e-4
 
@@ -112,19 +112,21 @@ def _verify(
 
     inexact = [group for group in groups if group.mixed and plan.removed.get(group.name)]
     sight = _Sight(model, masked, plan, groups, tolerance)
-    example = Call(example_inputs)
-    expected = example.run(masked)
-    if not hold_values(expected):
-        raise VerificationError(
-            f"the outputs of {name} hold no value to compare on these inputs (they are empty, or not finite), so the "
-            "narrowed model can't be verified; give inputs for which there are outputs"
-        )
-    difference = compare(example, expected)
-    sight.look(example, expected)
-    for call, outputs in other_calls(masked, example_inputs):
-        compare(call, outputs)
-        sight.look(call, outputs)
-    for call, outputs in () if sight.sees else other_values(masked, example_inputs, samples):
+    difference, examples = 0.0, examples_of(example_inputs)
+    for inputs in examples:
+        example = Call(inputs)
+        expected = example.run(masked)
+        if not hold_values(expected):
+            raise VerificationError(
+                f"the outputs of {name} hold no value to compare on these inputs (they are empty, or not finite), so "
+                "the narrowed model can't be verified; give inputs for which there are outputs"
+            )
+        difference = max(difference, compare(example, expected))
+        sight.look(example, expected)
+        for call, outputs in other_calls(masked, inputs):
+            compare(call, outputs)
+            sight.look(call, outputs)
+    for call, outputs in () if sight.sees else other_values(masked, examples[0], samples):
         compare(call, outputs)
         sight.look(call, outputs)
     if inexact:

@@ -19,12 +19,8 @@ from pruning.rules.facts import Facts, Typed
 from pruning.tracing.conditions import no_leftovers
 from pruning.tracing.copying import copy_module
 from pruning.tracing.operations import IDENTITIES, Operation, constants_of, start_of
-<<<<<<< HEAD
 from pruning.tracing.unwrapping import wrappers_inside
-from pruning.tracing.watch import Inputs, Place, Tensors, watch
-=======
 from pruning.tracing.watch import Inputs, Place, Tensors, examples_of, watch
->>>>>>> 5e5c7b0 (What could reach parameters that no example used stays whole; example_inputs may be a list of examples; vmap and shapes changed in place are followed)
 
 UNREAD = "the example inputs don't read all of it, so it may be positions and no channels"
 
@@ -172,13 +168,8 @@ def type_pass(
         raise ModelError(
             f"the forward pass of {type(model).__name__} fails on the example inputs: {last}"
             + (f" ({notes})" if notes else "")
-<<<<<<< HEAD
-            + ". Check the inputs' shapes and types; the model has to run as it is before it can be pruned."
-            + wrappers_inside(model)
-=======
             + ". Check the inputs' shapes and types (several arguments are a tuple, a list is several examples); "
-            "the model has to run as it is before it can be pruned."
->>>>>>> 5e5c7b0 (What could reach parameters that no example used stays whole; example_inputs may be a list of examples; vmap and shapes changed in place are followed)
+            "the model has to run as it is before it can be pruned." + wrappers_inside(model)
         ) from last
     typing.finish(outputs)
     return typing.trace, [typing.typed(output) for output in outputs]
