@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from pruning.errors import SecateurError
+from pruning.errors import SecateurError, TargetError
 from tasks.held import holding
 from tasks.params.requests import DEFAULT_PARAMS
 from tasks.params.settings import load
@@ -50,8 +50,9 @@ def main(name: str, run: FlowFunction, summary: str, arguments: Sequence[str] | 
 def execute(name: str, options: argparse.Namespace, action: Callable[[], object]) -> None:
     """Do what a command line asks for, and end the process where that goes wrong.
 
-    A fault of the user's is one message and exit code 2; its traceback is shown with --debug alone. A signal that asks
-    for the end is one message too: locks are let go of, and programs that were started for this process alone end.
+    A fault of the user's is one message and exit code 2, a target that no model has met one and exit code 1; the
+    traceback is shown with --debug alone. A signal that asks for the end is one message too: locks are let go of, and
+    programs that were started for this process alone end.
     """
     _say_on_terminal()
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -63,7 +64,7 @@ def execute(name: str, options: argparse.Namespace, action: Callable[[], object]
         if options.debug:
             raise
         sys.stderr.write(f"{name}: {_message(fault, getattr(options, 'workspace', None))}\n")
-        sys.exit(FAULT)
+        sys.exit(REFUSED if isinstance(fault, TargetError) else FAULT)
     except KeyboardInterrupt:
         sys.stderr.write(f"\n{name}: interrupted; run the same command again to go on\n")
         sys.exit(INTERRUPTED)

@@ -19,10 +19,20 @@ from flows.prune import prune
 from flows.report import report
 from flows.stage import Run, planned, recorded_end
 from flows.transform import transform
+from pruning.errors import TargetError
 from tasks.held import edited
 from tasks.lock import locked
 from tasks.production.source import Source, snapshot
-from tasks.showing.comparison import Line, Summary, as_markdown, as_text, compare, compare_latency
+from tasks.sanity_check import sanity_check
+from tasks.showing.comparison import (
+    Line,
+    Summary,
+    as_markdown,
+    as_text,
+    compare,
+    compare_latency,
+    nothing_accepted,
+)
 from tasks.stages import STAGES, Stage
 
 log = logging.getLogger("secateur")
@@ -43,22 +53,35 @@ FLOWS: dict[str, Callable[[str, str, bool], None]] = {
 
 @flow(name="compress")
 def compress(params: str = "params.yaml", workspace: str = "artifacts", commit: bool = True) -> None:
-    """Run every stage that isn't current, record the result in MLflow, show it."""
+    """Run every stage that isn't current, record the result in MLflow, show it.
+
+    Raises:
+        TargetError: No attempt was accepted.
+    """
     run, begun_with = Run.begin(params, workspace, commit), snapshot()
-    with locked(run.workspace), recorded_end(run):
-        bar = ProgressBar("compress-progress", "stages that are done")
+    with locked(run.workspace):
+        with recorded_end(run):
+            _run_stages(run, params, workspace, commit)
+            version = call_as_task(_record, "record", run, begun_with)
+        _conclude(run, version)
+
+
+def _run_stages(run: Run, params: str, workspace: str, commit: bool) -> None:
+    """Run what isn't current; what training will call is tried before the first stage that reads data."""
+    bar = ProgressBar("compress-progress", "stages that are done")
+    changed, checked = run.changed(), False
+    for position, stage in enumerate(STAGES):
+        bar.update(position / len(STAGES))
+        if _is_done(run, stage, changed):
+            log.info("%s: is current", stage.name)
+            continue
+        if not checked and "prepare" in stage.needs:
+            call_as_task(sanity_check, "sanity-check", run.settings, run.workspace)
+            checked = True
+        FLOWS[stage.name](params, workspace, commit)
         changed = run.changed()
-        for position, stage in enumerate(STAGES):
-            bar.update(position / len(STAGES))
-            if _is_done(run, stage, changed):
-                log.info("%s: is current", stage.name)
-                continue
-            FLOWS[stage.name](params, workspace, commit)
-            changed = run.changed()
-        bar.update(1.0)
-        publish_markdown("compress-result", as_markdown(_lines(run)), "baseline against dense model")
-        _show(run)
-        _say("registered", _registered(run, call_as_task(_record, "record", run, begun_with)))
+    bar.update(1.0)
+    publish_markdown("compress-result", as_markdown(_lines(run)), "baseline against dense model")
 
 
 def compress_what_changed(params: str, workspace: str, commit: bool) -> None:
@@ -68,16 +91,23 @@ def compress_what_changed(params: str, workspace: str, commit: bool) -> None:
 
 
 def nothing_to_run(params: str, workspace: str, commit: bool) -> bool:
-    """Where every stage is current, see that the result is recorded, show it, and return True."""
+    """Where every stage is current, see that the result is recorded, show it, and return True.
+
+    Else, where the data are there, faults that the first batch shows are told now: before the engine has started.
+
+    Raises:
+        TargetError: No attempt was accepted.
+    """
     run, begun_with = Run.begin(params, workspace, commit), snapshot()
     with locked(run.workspace):
         changed = run.changed()
-        if all(_is_done(run, stage, changed) for stage in STAGES):
-            log.info("every stage is current: nothing to run")
-            _show(run)
-            _say("registered", _registered(run, _record(run, begun_with)))
-            return True
-    return False
+        if not all(_is_done(run, stage, changed) for stage in STAGES):
+            if _is_done(run, STAGES[0], changed):
+                sanity_check(run.settings, run.workspace)
+            return False
+        log.info("every stage is current: nothing to run")
+        _conclude(run, _record(run, begun_with))
+    return True
 
 
 def _is_done(run: Run, stage: Stage, changed: frozenset[str]) -> bool:
@@ -90,15 +120,22 @@ def _lines(run: Run) -> list[Line]:
     return [*compare(summary), *compare_latency(run.workspace)]
 
 
-def _record(run: Run, begun_with: Source | None) -> str:
+def _record(run: Run, begun_with: Source | None) -> str | None:
     """Record what came out, with the code that made it: that of the beginning, where it was edited meanwhile."""
     from tasks.production.registration import register
 
     return register(run.settings, run.workspace, run.params, lambda: begun_with if edited() else snapshot())
 
 
-def _show(run: Run) -> None:
+def _conclude(run: Run, version: str | None) -> None:
+    """Show the result, what is missing from it first.
+
+    Raises:
+        TargetError: No attempt was accepted, so that there is no version.
+    """
     summary = run.workspace.read_json("report", "summary.json", "report", Summary)
+    if version is None:
+        sys.stdout.write(f"{nothing_accepted(summary)}; nothing is registered\n")
     sys.stdout.write(f"\n{as_text(_lines(run))}\n\n")
     for what, place in (
         ("stopped because", summary["stopped_because"]),
@@ -107,10 +144,9 @@ def _show(run: Run) -> None:
         ("report", run.workspace.folder("report") / "report.html"),
     ):
         _say(what, place)
-
-
-def _registered(run: Run, version: str) -> str:
-    return f"{run.settings.tracking.model_name}, version {version}, alias candidate"
+    if version is None:
+        raise TargetError(f"{nothing_accepted(summary)}; nothing is registered")
+    _say("registered", f"{run.settings.tracking.model_name}, version {version}, alias candidate")
 
 
 def _say(what: str, found: object) -> None:

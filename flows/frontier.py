@@ -9,6 +9,7 @@ from pathlib import Path
 from flows import command
 from flows.compress import FLOWS, compress, nothing_to_run
 from flows.engine import body_of, flow, publish_markdown
+from pruning.errors import TargetError
 from tasks.data import read_description
 from tasks.frontier import FRONTIER, SHARED, name_of, read_points, take_over, write_frontier, write_settings
 from tasks.lock import locked
@@ -28,11 +29,15 @@ def frontier(params: str = "params.yaml", workspace: str = "artifacts", into: st
         params: The settings file.
         workspace: Data, baseline, analysis and profile are taken from here, where they are current; nothing is written.
         into: A folder with a workspace for each target, one for what they share, and what came out.
+
+    Raises:
+        TargetError: No attempt was accepted for any of the targets.
     """
     settings, root = load(Path(params)), Path(into)
     targets = {name_of(target): target for target in settings.frontier.targets}
     workspaces = {name: Workspace(root / name) for name in targets}
     shared = Workspace(root / "shared")
+    missed: list[str] = []
     with locked(Workspace(root)):
         files = {
             name: write_settings(Path(params), target, workspaces[name]) for name, target in targets.items()
@@ -47,9 +52,15 @@ def frontier(params: str = "params.yaml", workspace: str = "artifacts", into: st
             for stage in SHARED:
                 take_over(stage, settings, shared, own)
             arguments = (str(files[name]), str(own.root), False)
-            if not nothing_to_run(*arguments):
-                body_of(compress)(*arguments)
+            try:
+                if not nothing_to_run(*arguments):
+                    body_of(compress)(*arguments)
+            except TargetError as fault:  # the others may be met
+                log.warning("%s: %s: %s", NAME, name, fault)
+                missed.append(name)
         _conclude(settings, shared, workspaces, root)
+    if len(missed) == len(workspaces):
+        raise TargetError("no attempt was accepted for any of frontier.targets; nothing is registered")
 
 
 def _conclude(settings: Settings, shared: Workspace, workspaces: dict[str, Workspace], root: Path) -> None:

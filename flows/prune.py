@@ -66,7 +66,7 @@ def _cells(row: Row) -> dict[str, str | float | int | None]:
         "accuracy": round(found.accuracy, 4) if found else None,
         "macs": found.macs if found else None,
         "recipe": row.recipe,
-        "verdict": "accepted" if row.accepted else "rejected",
+        "verdict": row.verdict,
     }
 
 

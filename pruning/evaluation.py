@@ -68,6 +68,51 @@ def top1(outputs: Tensor, targets: Tensor) -> Tensor:
     return hits if hits.ndim == 1 else hits.flatten(1).mean(dim=1)
 
 
+def mean_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the loss of a batch, and hold it to its contract.
+
+    Raises:
+        ModelError: it isn't one number that gradients can flow through.
+    """
+    value: Any = loss(outputs, targets)
+    if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
+        raise ModelError(
+            f"the loss gave {described(value)} for {len(targets)} samples; expected a tensor [] of floating point: the "
+            "mean over the samples, as losses with reduction='mean' give it"
+        )
+    return value
+
+
+def losses_of_each(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the loss of each sample by itself, [N]: in one call where that works, to the bits of one for each."""
+    try:
+        return torch.vmap(loss)(outputs.unsqueeze(1), targets.unsqueeze(1))
+    except Exception:  # noqa: BLE001 - a loss that looks at values, or draws random numbers, can't be vectorised
+        return torch.stack([mean_loss(loss, outputs[i : i + 1], targets[i : i + 1]) for i in range(len(targets))])
+
+
+def values_of_each(metric: Metric, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the metric of each sample, [N], and hold it to its contract.
+
+    Raises:
+        ModelError: it isn't one value per sample.
+    """
+    values: Any = metric(outputs, targets)
+    if not isinstance(values, Tensor) or values.shape != (len(targets),):
+        raise ModelError(
+            f"the metric gave {described(values)} for {len(targets)} samples; expected a tensor [{len(targets)}]: one "
+            "value per sample"
+        )
+    return values
+
+
+def described(value: Any) -> str:
+    """Say what a value is: the shape and type of a tensor, the class of anything else."""
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+    return f"a {type(value).__name__}"
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the model's first parameter or buffer; the CPU if it has none."""
     for tensor in (*model.parameters(), *model.buffers()):
@@ -131,7 +176,7 @@ def evaluate(
 
     Raises:
         DataError: no samples, or inputs and targets differ in number.
-        ModelError: the loss is not a finite number, or the metric doesn't give one value per sample.
+        ModelError: the loss is not one finite number, or the metric doesn't give one value per sample.
     """
     num_samples, device = check_samples(samples), device_of(model)
     num_batches = -(-num_samples // batch_size)
@@ -143,23 +188,17 @@ def evaluate(
             here = slice(index * batch_size, (index + 1) * batch_size)
             targets = samples.targets[here].to(device)
             outputs = forward(model, index, samples.inputs[here].to(device))
-            values = metric(outputs, targets)
-            if values.shape != (len(targets),):
-                raise ModelError(
-                    f"the metric gave shape {tuple(values.shape)} for {len(targets)} samples; "
-                    f"expected ({len(targets)},): one value per sample"
-                )
+            values = values_of_each(metric, outputs, targets)
             total_metric += values.to(torch.float64).sum().item()
-            total_loss += loss(outputs, targets).item() * len(targets)
+            total_loss += mean_loss(loss, outputs, targets).item() * len(targets)
             if each:
-                alone = [loss(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(targets))]
-                losses.append(torch.stack(alone).to("cpu", torch.float64))
+                losses.append(losses_of_each(loss, outputs, targets).to("cpu", torch.float64))
             if progress is not None:
                 progress(index + 1, num_batches)
-    mean_loss = total_loss / num_samples
-    if not torch.tensor([mean_loss, total_metric]).isfinite().all():
+    average = total_loss / num_samples
+    if not torch.tensor([average, total_metric]).isfinite().all():
         raise ModelError(
-            f"evaluation gave loss {mean_loss} over {num_samples} samples; expected a finite number: "
+            f"evaluation gave loss {average} over {num_samples} samples; expected a finite number: "
             "look for inf or nan in the inputs and the weights"
         )
-    return Evaluation(total_metric / num_samples, mean_loss, num_samples, torch.cat(losses) if each else None)
+    return Evaluation(total_metric / num_samples, average, num_samples, torch.cat(losses) if each else None)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import pruning
 from pruning.errors import DataError
 from pruning.evaluation import restored_modes
 from pruning.files.checkpoint import save_checkpoint
@@ -34,6 +33,7 @@ from tasks.models import (
 from tasks.params.settings import Settings
 from tasks.progress import shown
 from tasks.resuming import EpochKeeper, forget, unfinished
+from tasks.sanity_check import sanity_check
 from tasks.stages import find_stage
 from tasks.workspace import Workspace
 from zoo.datasets.splits import Samples
@@ -47,11 +47,12 @@ def baseline(settings: Settings, workspace: Workspace) -> None:
     """Write the baseline's checkpoint.
 
     Raises:
-        SettingsError: The model's function can't be called or returned no module.
+        SettingsError: What the settings name can't be called.
         CheckpointError: The weights that were brought along are damaged or don't fit.
-        ModelError: The model can't be run on the data, or training broke down.
+        ModelError: Model, loss or metric fail on the first batch, or training broke down.
         DataError: There are no labels to train by.
     """
+    sanity_check(settings, workspace)
     begin(settings)
     data = read_description(workspace)
     model = make_factory(settings, data)().to(settings.run.device)
@@ -61,12 +62,6 @@ def baseline(settings: Settings, workspace: Workspace) -> None:
         if settings.baseline.recipe is None:
             learned_from = _fingerprint_beside(settings.model.weights) or learned_from
     example = example_inputs(workspace, settings)
-    pruning.find_groups(model, example)  # a model that can't be run on these data says so before it is trained
-    if not data.labelled and settings.baseline.recipe is not None:
-        raise DataError(
-            f"{settings.data.factory!r} gives no labels, so no baseline can be trained on them; set baseline.recipe to "
-            "null and model.weights to the model's weights, or bring labels along"
-        )
     under_way = unfinished(workspace, f"baseline-{fingerprint(find_stage(FOLDER), settings, workspace)[:16]}")
     if settings.baseline.recipe is not None:
         _train(model, settings, workspace, under_way)

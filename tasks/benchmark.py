@@ -21,7 +21,7 @@ from pruning.timing.latency_cost import LatencyCost
 from pruning.timing.profiles import Profiles
 from pruning.timing.profiling import runtime_here
 from tasks import export
-from tasks.data import read_description
+from tasks.data import read_description, read_inputs
 from tasks.determinism import begin
 from tasks.measurements import read_profile
 from tasks.models import example_inputs, load_model
@@ -75,12 +75,17 @@ def benchmark(settings: Settings, workspace: Workspace) -> None:
     chosen = settings.benchmark
     files = {name: workspace.folder(export.FOLDER) / export.FILES[name] for name in MODELS}
     groups = {name: _groups(settings, workspace, name) for name in MODELS}
-    profiles = read_profile(workspace, "profile")
+    profiles, samples = read_profile(workspace, "profile"), read_inputs(workspace, "validation")
     rows = []
     for threads in dict.fromkeys(one or os.cpu_count() or 1 for one in chosen.threads):
         with shown(f"benchmark, {threads} threads") as progress:
             found = measure_latency(
-                files, batch_sizes=chosen.batch_sizes, num_threads=threads, rounds=chosen.rounds, progress=progress
+                files,
+                inputs=samples,
+                batch_sizes=chosen.batch_sizes,
+                num_threads=threads,
+                rounds=chosen.rounds,
+                progress=progress,
             )
         for latency in found:
             predicted_ms = _predicted_ms(profiles, groups[latency.model], threads, latency)
@@ -132,11 +137,11 @@ def _say(baseline: Json, dense: Json) -> None:
     """Log what was measured of both models, and how far from it the prediction is."""
     measured = dense["median_ms"] / baseline["median_ms"]
     log.info(
-        "benchmark: batch %d, threads %d: %.3f ms, the baseline %.3f ms: %.2f times as fast",
+        "benchmark: batch %d, threads %d: %.3f ms [quartiles %.3f, %.3f], the baseline %.3f ms [%.3f, %.3f]: "
+        "%.2f times as fast",
         dense["batch_size"],
         dense["threads"],
-        dense["median_ms"],
-        baseline["median_ms"],
+        *(row[key] for row in (dense, baseline) for key in ("median_ms", "lower_quartile_ms", "upper_quartile_ms")),
         1 / measured,
     )
     if dense["predicted_ms"] is None or baseline["predicted_ms"] is None:

@@ -68,7 +68,12 @@ def as_splits(found: Any, reference: str) -> Splits:
         return found
     try:
         parts, classes = [getattr(found, name) for name in SPLITS], tuple(found.classes)
-        if all(getattr(part, "targets", None) is None for part in parts):
+        bare = [name for name, part in zip(SPLITS, parts, strict=True) if getattr(part, "targets", None) is None]
+        if bare and len(bare) < len(SPLITS):
+            raise DataError(
+                f"{reference!r}: {bare[0]} has no targets, other splits have; expected all or none with them"
+            )
+        if bare:
             train, validation, test = (part.inputs for part in parts)
             return Splits.unlabelled(train, validation, test, classes)
         labelled = [Samples(part.inputs, part.targets) for part in parts]

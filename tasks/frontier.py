@@ -18,7 +18,7 @@ from tasks.params.prune_parts import Target
 from tasks.params.requests import DEFAULT_PARAMS
 from tasks.params.settings import Settings, load
 from tasks.params.yaml_file import read_mapping, write_mapping
-from tasks.showing.comparison import Summary, latency_name
+from tasks.showing.comparison import Summary, as_ms, ended_because, latency_name
 from tasks.showing.page import document, picture, table
 from tasks.showing.plots import Mark, as_png, draw_frontier
 from tasks.stages import STAGES, Stage
@@ -42,7 +42,7 @@ class Point:
         accuracy: On the test set.
         costs: By what is counted (MACs, latency at each batch size): as a share of the baseline's.
         macs: Of one sample.
-        latency_ms: By batch size, median.
+        latency_ms: By batch size: median, lower and upper quartile.
         dominated: For each cost, whether another model is at least as accurate at no higher cost, and better in one.
         stopped_because: How its loop ended.
     """
@@ -51,7 +51,7 @@ class Point:
     accuracy: float
     costs: Mapping[str, float]
     macs: int
-    latency_ms: Mapping[str, float]
+    latency_ms: Mapping[str, tuple[float, float, float]]
     dominated: Mapping[str, bool]
     stopped_because: str
 
@@ -111,23 +111,23 @@ def read_points(workspaces: Mapping[str, Workspace]) -> list[Point]:
     points: list[Point] = []
     for name, workspace in workspaces.items():
         summary = workspace.read_json(report.FOLDER, report.SUMMARY, "report", Summary)
-        medians: dict[str, dict[str, float]] = {}
+        taken: dict[str, dict[str, tuple[float, float, float]]] = {}
         for row in chain.from_iterable(benchmark.read_latencies(workspace)):
-            cost = latency_name(row["batch_size"], row["threads"])
-            medians.setdefault(row["model"], {})[cost] = row["median_ms"]
+            times = (row["median_ms"], row["lower_quartile_ms"], row["upper_quartile_ms"])
+            taken.setdefault(row["model"], {})[latency_name(row["batch_size"], row["threads"])] = times
         figures = {"baseline": summary["baseline"], "dense": summary["dense"]}
         for point, model in ((name, "dense"),) if points else ((BASELINE, "baseline"), (name, "dense")):
             costs = {MACS: figures[model]["macs"] / figures["baseline"]["macs"]}
-            costs |= {cost: ms / medians["baseline"][cost] for cost, ms in medians[model].items()}
+            costs |= {cost: times[0] / taken["baseline"][cost][0] for cost, times in taken[model].items()}
             points.append(
                 Point(
                     name=point,
                     accuracy=figures[model]["accuracy"],
                     costs=costs,
                     macs=figures[model]["macs"],
-                    latency_ms=medians[model],
+                    latency_ms=taken[model],
                     dominated={},
-                    stopped_because="" if model == "baseline" else summary["stopped_because"],
+                    stopped_because="" if model == "baseline" else ended_because(summary),
                 )
             )
     return mark_dominated(points)
@@ -169,7 +169,8 @@ def write_frontier(points: Sequence[Point], title: str, measure: str, folder: Pa
     lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
     remark = (
         "Numbers are those of the plot. Costs are shares of the baseline's; a star marks a model that is dominated: "
-        "another is at least as accurate at no higher cost, and better in one of the two."
+        "another is at least as accurate at no higher cost, and better in one of the two. Times are medians with their "
+        "quartiles."
     )
     write_json(folder / "frontier.json", {"measure": measure, "points": [asdict(point) for point in points]})
     replace_file(folder / "frontier.png", png)
@@ -187,7 +188,7 @@ def write_frontier(points: Sequence[Point], title: str, measure: str, folder: Pa
 def _cells(points: Sequence[Point], measure: str) -> tuple[list[str], list[list[str]]]:
     def cell(point: Point, cost: str) -> str:
         star = f"{_GLUE}*" if point.dominated[cost] else ""
-        ms = f" {point.latency_ms[cost]:.3f}{_GLUE}ms" if cost in point.latency_ms else ""
+        ms = f" {as_ms(*point.latency_ms[cost])}".replace(" ms", f"{_GLUE}ms") if cost in point.latency_ms else ""
         return f"{point.costs[cost]:.1%}{star}{ms}"
 
     head = ["", "target", measure, *points[0].costs, "ended because"]

@@ -135,7 +135,7 @@ def made(reference: str) -> Callable[..., Any]:
     mend = f"write `mine = {target.__name__}(...)` into a module of your own and name 'package.module:mine'"
     try:
         instance = target()
-    except Exception as error:  # a user's class may raise anything
+    except (Exception, SystemExit) as error:  # a user's class may raise anything
         raise SettingsError(
             f"{reference!r} is a class that can't be made without arguments ({type(error).__name__}: {error}); {mend}"
         ) from error

@@ -20,6 +20,7 @@ from tasks.models import example_inputs, load_model, measured_in
 from tasks.params.prune_parts import Kind
 from tasks.params.settings import Settings
 from tasks.resuming import forget
+from tasks.sanity_check import sanity_check
 from tasks.workspace import Workspace, digest, write_json
 
 FOLDER = "iterations"
@@ -76,10 +77,12 @@ def open_loop(settings: Settings, workspace: Workspace) -> Loop:
 
     Raises:
         DataError: The data are others than the baseline's.
-        SettingsError: The target is no reduction of this baseline.
+        SettingsError: The target is no reduction of this baseline, or what the settings name can't be called.
+        ModelError: Model, loss or metric fail on the first batch.
         WorkspaceError: The ledger is damaged.
         CheckpointError: The baseline or an accepted attempt is damaged.
     """
+    sanity_check(settings, workspace)
     data = read_description(workspace)
     folder = workspace.folder("baseline")
     _, _, meta = load_model(folder, settings, data, example_inputs(workspace, settings))
@@ -136,9 +139,8 @@ def read_outcome(workspace: Workspace) -> Outcome:
 
 def describe(row: Row) -> str:
     """Say in one line what became of an attempt."""
+    what = f"attempt {row.attempt + 1}: goal {row.goal:.1%}"
     if row.measured is None:
-        return f"attempt {row.attempt + 1}: goal {row.goal:.1%}, no plan: {row.refused}"
-    return (
-        f"attempt {row.attempt + 1}: goal {row.goal:.1%}, reached {row.reached:.1%}, accuracy "
-        f"{row.measured.accuracy:.2%} by {row.recipe}: {'accepted' if row.accepted else 'rejected'}"
-    )
+        why = row.refused or "; ".join(f"{recipe}: {fault}" for recipe, fault in row.failed.items())
+        return f"{what}, {row.verdict}: {why}"
+    return f"{what}, reached {row.reached:.1%}, accuracy {row.measured.accuracy:.2%} by {row.recipe}: {row.verdict}"

@@ -20,7 +20,7 @@ from tasks.measurements import latency_cost, read_curves, read_profile
 from tasks.models import example_inputs, load_model, measure
 from tasks.params.settings import Settings
 from tasks.prune import Outcome, read_outcome
-from tasks.showing.comparison import Summary, compare, compare_latency
+from tasks.showing.comparison import Summary, compare, compare_latency, nothing_accepted
 from tasks.showing.page import render
 from tasks.showing.rounding import describe_rounding, rounding_of
 from tasks.workspace import Json, Workspace, write_json, writing
@@ -60,8 +60,9 @@ def report(settings: Settings, workspace: Workspace) -> None:
         read_outcome(workspace),
         read_curves(workspace, "analyze"),
     )
-    summary = {
+    summary: Json = {
         "measure": data.measure,
+        "test_samples": len(test),
         **summarise(scores["baseline"], scores["dense"], ledger, outcome, workspace),
     }
     if any(row.unrounded for row in ledger.accepted):
@@ -78,18 +79,22 @@ def report(settings: Settings, workspace: Workspace) -> None:
     pictures = {name: as_png(figures[name]) for name in PICTURES if name in figures}
     warning = clock_warning(settings.shaped_by_the_clock, read_profile(workspace, "profile"))
     lines = [*compare(cast(Summary, summary)), *compare_latency(workspace)]
+    unpruned = nothing_accepted(summary)
     page = render(
         model=settings.subject,
         lines=lines,
         rows=ledger.rows,
         pictures={PICTURES[name]: picture for name, picture in pictures.items()},
-        remarks=_remarks(summary, outcome, len(test), warning),
+        remarks=_remarks(summary, outcome, warning),
+        warning=unpruned,
     )
     with writing(workspace.folder(FOLDER)) as folder:
         write_json(folder / SUMMARY, summary)
         for name, picture in pictures.items():
             replace_file(folder / name, picture)
         replace_file(folder / PAGE, page.encode())
+    if unpruned:
+        log.warning("report: %s", unpruned)
     log.info("report: %s", workspace.folder(FOLDER) / PAGE)
 
 
@@ -116,24 +121,34 @@ def summarise(baseline: Measured, dense: Measured, ledger: Ledger, outcome: Outc
 
 
 def widths(baseline: nn.Module, dense: nn.Module) -> list[tuple[str, int, int]]:
-    """List every layer with a weight of two axes or more: its name, channels before, channels after."""
-    after = dict((dense.model if isinstance(dense, GatedModel) else dense).named_parameters())
+    """List every layer with a weight of two axes or more: its name, and how many channels it gives before and after."""
+    after = dense.model if isinstance(dense, GatedModel) else dense
     return [
-        (name.removesuffix(".weight"), len(weight), len(after[name]))
+        (name.removesuffix(".weight"), _num_outputs(baseline, name), _num_outputs(after, name))
         for name, weight in baseline.named_parameters()
         if weight.ndim > 1
     ]
 
 
-def _remarks(summary: Json, outcome: Outcome, num_test: int, warning: str | None) -> list[str]:
+def _num_outputs(model: nn.Module, name: str) -> int:
+    """Count the channels that the layer of a weight gives: rows, but for weights whose first axis is what is read."""
+    owner, weight = model.get_submodule(name.rpartition(".")[0]), model.get_parameter(name)
+    if getattr(owner, "transposed", False):  # a transposed convolution
+        return weight.shape[1] * int(getattr(owner, "groups", 1))
+    return weight.shape[1] if isinstance(owner, nn.Embedding | nn.EmbeddingBag) else len(weight)
+
+
+def _remarks(summary: Json, outcome: Outcome, warning: str | None) -> list[str]:
     parity = summary["parity"]
     return [
         f"{summary['attempts']} attempts, {summary['accepted']} accepted; ended because: {outcome['stopped_because']}. "
         f"Decided on the validation set, with a floor of {outcome['floor']:.2%}; the figures below are of the test "
-        f"set, {num_test:,} samples that no decision has seen.",
+        f"set, {summary['test_samples']:,} samples that no decision has seen.",
         f"Relative differences: dense against masked {parity['dense_vs_masked']:.1e}, ONNX Runtime against torch "
         f"{parity['onnx_vs_torch']:.1e}.",
         *(() if summary["proven"] else (_UNPROVEN,)),
+        "Changes are green for the better, red for the worse, and black where they are within what chance does to an "
+        "accuracy on so many samples (95 %), or within the quartiles of the measured times, which stand in brackets.",
         *([describe_rounding(summary["rounding"])] if summary.get("rounding") else ()),
         *([warning] if warning else ()),
         *_TRUTH.get(outcome["kind"], ()),

@@ -65,7 +65,9 @@ class Shop:
         seal(self.workspace.folder(stage.folder), fingerprint(stage, self.settings, self.workspace))
 
     def register(self) -> str:
-        return registration.register(self.settings, self.workspace, Path("params.yaml"))
+        version = registration.register(self.settings, self.workspace, Path("params.yaml"))
+        assert version is not None
+        return version
 
     def same_model_again(self) -> None:
         """Make another file of the same model: it is registered as a version of its own."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,7 +109,13 @@ def score_channels(chosen: str | Criterion, group: Group, statistics: Statistics
         CriterionError: the criterion doesn't apply to this group, or gave not one finite score per channel.
     """
     found = find_criterion(chosen)
-    scores = found.score(group, statistics).detach().to("cpu", torch.float64)
+    given: Any = found.score(group, statistics)
+    if not isinstance(given, Tensor):
+        raise CriterionError(
+            f"criterion {found.name!r} gave a {type(given).__name__} for group {group.name!r}; expected a tensor "
+            f"[{group.size}]: one score per channel"
+        )
+    scores = given.detach().to("cpu", torch.float64)
     if scores.shape != (group.size,):
         raise CriterionError(
             f"criterion {found.name!r} gave shape {tuple(scores.shape)} for group {group.name!r}; "

@@ -16,7 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from pruning.errors import ModelError, SettingsError
-from pruning.evaluation import Loss, Progress, Samples, check_samples, cross_entropy, device_of, restored_modes
+from pruning.evaluation import (
+    Loss,
+    Progress,
+    Samples,
+    check_samples,
+    cross_entropy,
+    device_of,
+    mean_loss,
+    restored_modes,
+)
 from pruning.training.distillation import distillation_loss
 from pruning.training.recipe import Recipe, learning_rate_at, make_optimizer
 
@@ -119,7 +128,7 @@ def finetune(
 
     Raises:
         DataError: no samples, or inputs and targets differ in number.
-        ModelError: a loss is not a finite number (the text names epoch and step).
+        ModelError: a loss is not one finite number (the text names epoch and step).
         SettingsError: the recipe distils and there is no teacher, names `sparsity` and there is no `after_step`, or
             smooths labels of a loss other than the built-in cross entropy.
     """
@@ -182,7 +191,7 @@ def _run_step(run: _Run, batch: Tensor, generator: torch.Generator, step: int, s
         inputs = run.augment(inputs, generator)
     inputs, targets = inputs.to(device), run.samples.targets[batch].to(device)
     outputs = run.model(inputs)
-    value = run.loss(outputs, targets)
+    value = mean_loss(run.loss, outputs, targets)
     if run.teacher is not None:
         with torch.no_grad():
             answers = run.teacher(inputs)

@@ -33,6 +33,7 @@ from tasks.workspace import Workspace
 WHOLE = "whole"
 """Folder below a checkpoint: the model of the original's shape, where channels may come back."""
 
+NO_TRAINING = "no training"
 _ROUNDING = 1e-9
 
 log = logging.getLogger("secateur")
@@ -78,19 +79,23 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, step: Atte
         reached = last.reached if last else 0.0
         return Row(attempt=step.number, goal=step.goal, reached=reached, accepted=False, refused=str(error))
     under_way = unfinished(workspace, f"{ledger.fingerprint[:16]}-{step.number}")
-    candidates, faults = [], []
+    candidates: list[_Candidate] = []
+    failed: dict[str, str] = {}
     for recipe in settings.prune.recipes:
         try:
             kept = EpochKeeper(under_way / f"{recipe.name}.safetensors")
             candidates.append(_recover(settings, workspace, taken, recipe, teacher, step.number, example, kept))
         except (ModelError, TargetError) as error:  # a recipe that diverges or misses has lost; the others go on
-            faults.append(f"{recipe.name}: {error}")
-            log.warning("attempt %d: recipe %s", step.number + 1, faults[-1])
+            failed[recipe.name] = str(error)
+            log.warning("attempt %d: recipe %s: %s", step.number + 1, recipe.name, error)
     if not settings.prune.recipes:
-        candidates.append(_as_it_is(settings, workspace, taken, example))
+        try:
+            candidates.append(_as_it_is(settings, workspace, taken, example))
+        except ModelError as error:
+            failed[NO_TRAINING] = str(error)
     if not candidates:
         reached = last.reached if last else 0.0
-        return Row(attempt=step.number, goal=step.goal, reached=reached, accepted=False, refused="; ".join(faults))
+        return Row(attempt=step.number, goal=step.goal, reached=reached, accepted=False, failed=failed)
     best = max(candidates, key=lambda one: (one.measured.accuracy, -one.measured.loss))
     accepted = best.measured.accuracy >= floor - _ROUNDING
     measured = accepted and settings.prune.measure_latency
@@ -103,6 +108,7 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, step: Atte
         measured=best.measured,
         recipe=best.recipe,
         recipes={one.recipe: one.measured.accuracy for one in candidates},
+        failed=failed,
         unrounded=dict(taken.unrounded) if taken.unrounded else None,
         predicted_ms=quickness.predicted_ms if quickness else None,
         latency_ratio=quickness.ratio if quickness else None,
@@ -131,7 +137,7 @@ def _start(settings: Settings, workspace: Workspace, data: Description, example:
 def _as_it_is(settings: Settings, workspace: Workspace, taken: Step, example: Tensor) -> _Candidate:
     """Measure what a step made, where nothing is trained."""
     measured = measure(taken.model, read_split(workspace, "validation"), settings, example)
-    return _Candidate("no training", taken.model, measured)
+    return _Candidate(NO_TRAINING, taken.model, measured)
 
 
 def _reached(

@@ -43,12 +43,13 @@ class Row(BaseModel):
         goal: The reduction that it was to reach, against the baseline.
         reached: The reduction that its plan reached.
         accepted: Whether its accuracy is at or above the floor.
-        measured: The best recipe's model; None where no plan reaches the goal.
+        measured: The best recipe's model; None where no plan reaches the goal or no recipe came to a model.
         recipe: The recipe that came out best.
         recipes: The validation accuracy that each recipe came to.
         checkpoint: The folder of an accepted attempt, below `iterations/`.
         weights_sha256: Of the checkpoint's weights.
         refused: Why no plan reaches the goal.
+        failed: Recipes that came to no model, and why: training diverged, or missed its sparsity.
         unrounded: Channels that each group would have kept in the last step, had its count not been rounded.
         predicted_ms: The latency that the profile predicts, where the target names one.
         latency_ratio: Where it was measured too: its share of the baseline's latency, over the predicted share.
@@ -66,9 +67,19 @@ class Row(BaseModel):
     checkpoint: str | None = Field(default=None, pattern=r"^\d{2,}$")
     weights_sha256: str | None = None
     refused: str | None = None
+    failed: dict[str, str] = {}
     unrounded: dict[str, int] | None = None
     predicted_ms: float | None = None
     latency_ratio: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """What became of it, in a word or two."""
+        if self.accepted:
+            return "accepted"
+        if self.measured is not None:
+            return "rejected"
+        return "training failed" if self.failed else "no plan"
 
     @property
     def outcome(self) -> Outcome:

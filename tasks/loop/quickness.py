@@ -78,6 +78,7 @@ def quickness_of(
         }
         whole, now = measure_latency(
             files,
+            inputs=example,
             batch_sizes=[runtime.batch_size],
             num_threads=runtime.num_threads,
             provider=runtime.provider,

@@ -231,6 +231,21 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _recipes_suit_the_loss(self) -> Self:
+        if self.baseline.recipe is not None and self.baseline.recipe.distillation > 0:
+            raise ValueError(
+                "baseline.recipe distils, but there is no teacher before the baseline; set distillation to 0"
+            )
+        trained = [recipe for recipe in (self.baseline.recipe, *self.prune.recipes) if recipe is not None]
+        smoothed = [recipe.name for recipe in trained if recipe.label_smoothing > 0]
+        if smoothed and self.training.loss not in LOSSES.values():
+            raise ValueError(
+                f"recipe {smoothed[0]!r} sets label_smoothing, which only the built-in loss knows; smooth inside "
+                f"{self.training.loss!r}, such as an object CrossEntropyLoss(label_smoothing=0.1) of your own module"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _allocation_has_what_it_needs(self) -> Self:
         if not self.analyze.rates and self.prune.kind == "structured" and self.prune.allocation.by == "sensitivity":
             raise ValueError("prune.allocation.by is 'sensitivity' but analyze.rates is empty; give rates to measure")

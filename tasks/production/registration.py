@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 
 def register(
     settings: Settings, workspace: Workspace, params: Path, code: Callable[[], Source | None] = snapshot
-) -> str:
+) -> str | None:
     """Record a finished pipeline: pictures with the run, the ONNX file as a version, alias `candidate`.
+
+    Where no attempt was accepted, the dense model is the baseline: then the run is recorded, and no version is made.
 
     Args:
         settings: Of the run.
@@ -40,7 +42,7 @@ def register(
         code: Returns the code as it was when the run began.
 
     Returns:
-        The version. A file that is registered already keeps its version.
+        The version; None where no attempt was accepted. A file that is registered already keeps its version.
 
     Raises:
         WorkspaceError: The store can't be used.
@@ -52,6 +54,9 @@ def register(
     name = settings.tracking.model_name
     with store_faults(settings):
         client = open_store(settings.tracking.uri)
+        if not ledger.accepted:
+            _finish(client, run_id)
+            return None
         known = client.search_model_versions(f"name = {quoted(name)} and tags.`{ONNX_HASH}` = '{onnx_hash}'")
         if known and RECORD_HASH in known[0].tags:
             version = str(known[0].version)
@@ -65,9 +70,13 @@ def register(
             else:
                 version = _create_version(client, run_id, settings, workspace, path, tags)
         give_alias(client, name, CANDIDATE, version)
-        if client.get_run(run_id).info.status != "FINISHED":
-            client.set_terminated(run_id)
+        _finish(client, run_id)
     return version
+
+
+def _finish(client: MlflowClient, run_id: str) -> None:
+    if client.get_run(run_id).info.status != "FINISHED":
+        client.set_terminated(run_id)
 
 
 def _log_pictures(client: MlflowClient, run_id: str, workspace: Workspace) -> None:

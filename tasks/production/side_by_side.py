@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load as parse_safetensors
+from torch import Tensor
 
 from pruning.errors import SecateurError, WorkspaceError
 from pruning.files.export import check_parity
@@ -75,7 +76,7 @@ def _measure(
         stage = "dense" if production else "baseline"
         test = read_split(one.workspace, "test")
         files = {"candidate": _file(one, "dense"), "reference": _file(two, stage)}
-        medians = _latencies(settings, files)
+        medians = _latencies(settings, files, test.inputs)
         new = _score(by_one, one, "dense", test, one.workspace)
         old = _score(by_two, two, stage, test, one.workspace)
         return (
@@ -97,12 +98,13 @@ def _file(copy: Copy, stage: str) -> Path:
     return copy.workspace.folder(export.FOLDER) / export.FILES[stage]
 
 
-def _latencies(settings: Settings, files: Mapping[str, Path]) -> dict[str, dict[int, float]]:
+def _latencies(settings: Settings, files: Mapping[str, Path], inputs: Tensor) -> dict[str, dict[int, float]]:
     """Return the median latency of each file at each batch size, measured in turns."""
     chosen = settings.benchmark
     with shown("side by side") as progress:
         found = measure_latency(
             files,
+            inputs=inputs,
             batch_sizes=chosen.batch_sizes,
             num_threads=chosen.threads[0],
             rounds=chosen.rounds,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, NotRequired
+from math import sqrt
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic reads those of `typing` from Python 3.12 on
@@ -12,24 +13,43 @@ from typing_extensions import TypedDict  # pydantic reads those of `typing` from
 from tasks import benchmark
 from tasks.workspace import Workspace
 
+Trend = Literal["better", "worse", "same"]
+
 
 @dataclass(frozen=True)
 class Line:
-    """One quantity of both models, and what became of it."""
+    """One quantity of both models, and what became of it.
+
+    Attributes:
+        quantity: Its name.
+        baseline: Its value before.
+        dense: Its value after.
+        change: From the one to the other.
+        remark: What else is to be known of the change.
+        trend: Whether the change is for the better; "same" where it is within what chance or the clock does.
+    """
 
     quantity: str
     baseline: str
     dense: str
     change: str
     remark: str = ""
+    trend: Trend = "same"
 
     @property
     def cells(self) -> tuple[str, str, str, str]:
         """The four cells; a remark stands behind the change."""
-        return self.quantity, self.baseline, self.dense, f"{self.change}{self.remark}"
+        return (
+            self.quantity,
+            self.baseline,
+            self.dense,
+            f"{self.change} ({self.remark})" if self.remark else self.change,
+        )
 
 
 HEAD = Line("", "baseline", "dense", "change")
+
+_NORMAL_95 = 1.96
 
 
 _Count = Annotated[int, Field(gt=0)]
@@ -54,6 +74,9 @@ class Summary(TypedDict):
     baseline: Figures
     dense: Figures
     accuracy_drop: float
+    test_samples: _Count
+    attempts: int
+    accepted: int
     stopped_because: str
 
 
@@ -65,30 +88,65 @@ def compare(summary: Summary) -> list[Line]:
     before, after = summary["baseline"], summary["dense"]
     macs = "MACs, mean over inputs" if summary["kind"] == "dynamic" else "MACs"
     lines = [
-        Line(
-            f"{summary['measure']} (test)",
-            f"{before['accuracy']:.2%}",
-            f"{after['accuracy']:.2%}",
-            f"{-100 * summary['accuracy_drop'] or 0.0:+.2f} points",
-        ),
-        Line("size", as_bytes(before["size_bytes"]), as_bytes(after["size_bytes"]), _less(before, after, "size_bytes")),
-        Line(macs, f"{before['macs']:,}", f"{after['macs']:,}", _less(before, after, "macs")),
-        Line("parameters", f"{before['parameters']:,}", f"{after['parameters']:,}", _less(before, after, "parameters")),
+        _accuracy_line(summary),
+        _cost_line("size", before, after, "size_bytes", as_bytes),
+        _cost_line(macs, before, after, "macs"),
+        _cost_line("parameters", before, after, "parameters"),
     ]
     if "effective_macs" in after:
         whole = {"effective_macs": before.get("effective_macs", before["macs"])}
         zeros = before.get("weight_sparsity", 0.0), after["weight_sparsity"]
         change = f"{100 * (zeros[1] - zeros[0]):+.1f} points"
         lines += [
-            Line("weights that are zero", f"{zeros[0]:.1%}", f"{zeros[1]:.1%}", change),
-            Line(
-                "effective MACs",
-                f"{whole['effective_macs']:,}",
-                f"{after['effective_macs']:,}",
-                _less(whole, after, "effective_macs"),
-            ),
+            Line("weights that are zero", f"{zeros[0]:.1%}", f"{zeros[1]:.1%}", change, trend=_trend(*zeros)),
+            _cost_line("effective MACs", whole, after, "effective_macs"),
         ]
     return lines
+
+
+def _accuracy_line(summary: Summary) -> Line:
+    before, after, count = summary["baseline"]["accuracy"], summary["dense"]["accuracy"], summary["test_samples"]
+    chance = _NORMAL_95 * sqrt(sum(share * (1 - share) for share in (before, after)) / count)
+    return Line(
+        f"{summary['measure']} (test)",
+        f"{before:.2%}",
+        f"{after:.2%}",
+        f"{-100 * summary['accuracy_drop'] or 0.0:+.2f} points",
+        f"chance: ±{100 * chance:.2f}",
+        _trend(before, after) if abs(after - before) > chance else "same",
+    )
+
+
+def _cost_line(
+    quantity: str,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    key: str,
+    show: Callable[[int], str] = "{:,}".format,
+) -> Line:
+    one, two = before[key], after[key]
+    return Line(quantity, show(one), show(two), f"{two / one - 1:+.1%}", trend=_trend(two, one))
+
+
+def _trend(worse: float, better: float) -> Trend:
+    """Say whether the second is above the first."""
+    return "same" if worse == better else "better" if better > worse else "worse"
+
+
+def nothing_accepted(summary: Summary) -> str | None:
+    """Say that nothing was pruned, and why; None where an attempt was accepted."""
+    if summary["accepted"]:
+        return None
+    count = summary["attempts"]
+    return (
+        f"nothing was pruned: none of {count} attempts was accepted ({summary['stopped_because']}), and the dense "
+        "model is the baseline"
+    )
+
+
+def ended_because(summary: Summary) -> str:
+    """Say how the loop ended, and that nothing was accepted where it was so."""
+    return f"{summary['stopped_because']}{'' if summary['accepted'] else '; nothing was accepted'}"
 
 
 def latency_name(batch_size: int, threads: int) -> str:
@@ -102,16 +160,30 @@ def compare_latency(workspace: Workspace) -> list[Line]:
 
 
 def _latency_line(before: benchmark.Row, after: benchmark.Row) -> Line:
-    remark = ""
+    """Compare two latencies, measured in turns: the ratio of the medians, and how far the quartiles let it go."""
+    low = before["lower_quartile_ms"] / after["upper_quartile_ms"]
+    high = before["upper_quartile_ms"] / after["lower_quartile_ms"]
+    remark = f"{low:.2f} to {high:.2f} by quartiles"
     if before["predicted_ms"] and after["predicted_ms"]:
-        remark = f" ({before['predicted_ms'] / after['predicted_ms']:.2f} predicted)"
+        remark += f", {before['predicted_ms'] / after['predicted_ms']:.2f} predicted"
     return Line(
         latency_name(after["batch_size"], after["threads"]),
-        f"{before['median_ms']:.3f} ms",
-        f"{after['median_ms']:.3f} ms",
+        as_latency(before),
+        as_latency(after),
         f"{before['median_ms'] / after['median_ms']:.2f} × as fast",
         remark,
+        "better" if low > 1 else "worse" if high < 1 else "same",
     )
+
+
+def as_latency(measured: benchmark.Row) -> str:
+    """Write a measured latency for people: the median, and the quartiles behind it."""
+    return as_ms(measured["median_ms"], measured["lower_quartile_ms"], measured["upper_quartile_ms"])
+
+
+def as_ms(median: float, lower: float, upper: float) -> str:
+    """Write a median in milliseconds with its quartiles."""
+    return f"{median:.3f} ms [{lower:.3f}, {upper:.3f}]"
 
 
 def as_text(lines: list[Line]) -> str:
@@ -127,10 +199,6 @@ def as_markdown(lines: list[Line]) -> str:
     """Lay the lines out as a Markdown table."""
     rows = ["|" + "|".join(line.cells) + "|" for line in lines]
     return "\n".join(["|" + "|".join(HEAD.cells) + "|", "|---|---:|---:|---:|", *rows])
-
-
-def _less(before: Mapping[str, Any], after: Mapping[str, Any], key: str) -> str:
-    return f"{after[key] / before[key] - 1:+.1%}"
 
 
 def as_bytes(count: int) -> str:

@@ -18,13 +18,13 @@ h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 3r
 p { margin: .3rem 0; } .quiet { color: var(--quiet); }
 .figures { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.8rem 0; }
 .figure { flex: 1 1 9rem; border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem; }
-.figure b { display: block; font-size: 1.45rem; white-space: nowrap; color: var(--good); }
+.figure b { display: block; font-size: 1.45rem; white-space: nowrap; }
 .figure small { display: block; color: var(--quiet); font-variant-numeric: tabular-nums; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .45rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
 th:first-child, td:first-child { text-align: left; }
 th { font-weight: 600; color: var(--quiet); font-size: .88rem; }
-.accepted { color: var(--good); } .rejected { color: var(--bad); }
+.better { color: var(--good); } .worse, .warning { color: var(--bad); } .warning { font-weight: 600; }
 img { width: 100%; height: auto; } .scroll { overflow-x: auto; }
 """
 
@@ -35,6 +35,7 @@ def render(
     rows: Sequence[Row],
     pictures: Mapping[str, bytes],
     remarks: Sequence[str],
+    warning: str | None = None,
 ) -> str:
     """Render the page.
 
@@ -44,10 +45,13 @@ def render(
         rows: The attempts.
         pictures: Heading -> PNG.
         remarks: Sentences below the headline.
+        warning: What is wrong with the result, without its full stop; None where nothing is.
     """
     figures = "".join(_card(line) for line in lines)
+    title = f"{model}, {'not pruned' if warning else 'pruned'}"
     parts = [
-        f"<h1>{escape(model)}, pruned</h1>",
+        f"<h1>{escape(title)}</h1>",
+        *([f'<p class="warning">{escape(warning[0].upper() + warning[1:])}.</p>'] if warning else ()),
         *(f'<p class="quiet">{escape(remark)}</p>' for remark in remarks),
         f'<div class="figures">{figures}</div>',
         "<h2>Baseline and dense model</h2>",
@@ -56,7 +60,7 @@ def render(
         table(_ATTEMPT_HEAD, [_attempt_cells(row) for row in rows]),
     ]
     parts += [picture(heading, png) for heading, png in pictures.items()]
-    return document(f"{model}, pruned", parts)
+    return document(title, parts)
 
 
 def document(title: str, parts: Sequence[str]) -> str:
@@ -77,8 +81,11 @@ def picture(heading: str, png: bytes) -> str:
 
 
 def _card(line: Line) -> str:
-    figure, what, details = map(escape, (line.change, line.quantity, f"{line.baseline} → {line.dense}"))
-    return f'<div class="figure"><b>{figure}</b>{what}<small>{details}</small></div>'
+    small = (f"{line.baseline} → {line.dense}", *([line.remark] if line.remark else ()))
+    details = "".join(f"<small>{escape(text)}</small>" for text in small)
+    return (
+        f'<div class="figure"><b class="{line.trend}">{escape(line.change)}</b>{escape(line.quantity)}{details}</div>'
+    )
 
 
 _ATTEMPT_HEAD = ("attempt", "goal", "reached", "accuracy", "size", "MACs", "parameters", "recipe", "verdict")
@@ -95,8 +102,11 @@ def _attempt_cells(row: Row) -> tuple[str, ...]:
         f"{found.macs:,}" if found else "–",
         f"{found.parameters:,}" if found else "–",
         row.recipe or "–",
-        "accepted" if row.accepted else "no plan" if row.refused else "rejected",
+        row.verdict,
     )
+
+
+_SHADES = {"accepted": "better", "rejected": "worse", "training failed": "worse", "no plan": "worse"}
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -107,5 +117,5 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    shade = f' class="{text}"' if text in ("accepted", "rejected") else ""
+    shade = f' class="{_SHADES[text]}"' if text in _SHADES else ""
     return f"<td{shade}>{escape(text)}</td>"

@@ -18,7 +18,9 @@ LATENCY = "latency, batch 1"
 
 
 def point(name: str, accuracy: float, macs: float, latency: float) -> Point:
-    return Point(name, accuracy, {MACS: macs, LATENCY: latency}, int(1000 * macs), {LATENCY: latency}, {}, "")
+    return Point(
+        name, accuracy, {MACS: macs, LATENCY: latency}, int(1000 * macs), {LATENCY: (latency, latency, latency)}, {}, ""
+    )
 
 
 POINTS = [
@@ -49,7 +51,7 @@ def test_points_of_equal_figures_do_not_dominate_each_other() -> None:
 def test_page_and_table_name_every_target_and_star_the_dominated(tmp_path: Path) -> None:
     write_frontier(mark_dominated(POINTS), "net <on> data", "accuracy", tmp_path)
     text = (tmp_path / "frontier.md").read_text(encoding="utf-8")
-    assert "| 1 | a | 97.00% | 70.0% | 110.0% * 1.100 ms |" in text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "| 1 | a | 97.00% | 70.0% | 110.0% * 1.100 ms [1.100, 1.100] |" in text.replace("\N{NO-BREAK SPACE}", " ")
     assert text.count("*") == 3
     page = (tmp_path / "frontier.html").read_text(encoding="utf-8")
     assert "net &lt;on&gt; data" in page

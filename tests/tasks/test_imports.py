@@ -109,7 +109,7 @@ def test_function_that_raises_is_named_with_its_arguments() -> None:
 
 CALLABLES = """
 from functools import partial
-import operator
+import torch
 from torch import nn
 from torch.nn import functional
 
@@ -128,7 +128,7 @@ bound = partial(functional.cross_entropy, label_smoothing=0.1)
 twice = partial(bound, reduction="mean")
 scored = Scored()
 method = scored.method
-built_in = operator.sub
+built_in = torch.sub
 Renamed = nn.CrossEntropyLoss
 """
 """Whatever Python can call."""
@@ -164,7 +164,7 @@ def test_any_callable_is_a_loss_and_a_class_is_made_first(
     ("name", "text"),
     [
         ("torch.nn:Linear", "is a class that can't be made without arguments"),
-        ("fractions:Fraction", "is a class whose instances can't be called"),
+        ("torch:Size", "is a class whose instances can't be called"),
     ],
 )
 def test_class_that_is_no_function_of_outputs_and_targets_is_explained(name: str, text: str) -> None:

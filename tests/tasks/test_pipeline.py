@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,12 +27,16 @@ from tasks.loop.ledger import read_ledger
 from tasks.measurements import read_curves
 from tasks.models import example_inputs, load_model, make_factory, size_bytes
 from tasks.params.settings import Settings, load
+from tasks.prune import describe
 from tasks.showing.comparison import as_markdown, as_text, compare, compare_latency
 from tasks.stages import NAMES, find_stage
 from tasks.workspace import Workspace, is_current, seal
 from tests.shop import BODIES
 
 BEFORE_THE_LOOP = NAMES[: NAMES.index("prune")]
+
+WILD = {"name": "wild", "epochs": 2, "learning_rate": 1000.0, "weight_decay": 1000.0, "batch_size": 32}
+"""A recipe that diverges."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,16 @@ def copied(finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_summary_has_the_agreed_keys_and_says_what_the_files_say(inside: Project) -> None:
     summary = inside.json("report", "summary.json")
     assert set(summary) == {
-        *("measure", "kind", "baseline", "dense", "mac_reduction", "parameter_reduction", "accuracy_drop"),
+        *(
+            "measure",
+            "test_samples",
+            "kind",
+            "baseline",
+            "dense",
+            "mac_reduction",
+            "parameter_reduction",
+            "accuracy_drop",
+        ),
         *("parity", "attempts", "accepted", "stopped_because"),
     }
     data, example = read_description(inside.workspace), example_inputs(inside.workspace, inside.settings)
@@ -340,22 +354,24 @@ def test_a_recipe_that_diverges_has_lost_and_the_others_go_on(
 ) -> None:
     def diverging(settings: dict[str, Any]) -> None:
         settings["prune"]["iterations"] = 1
-        settings["prune"]["recipes"][0] = {"name": "wild", "epochs": 2, "learning_rate": 1e30, "batch_size": 32}
+        settings["prune"]["recipes"][0] = WILD
 
     make(copied, project_writer, diverging).run("prune")
     rows = read_ledger(Path("artifacts/iterations")).rows
     assert rows[0].recipe == "plain"
     assert list(rows[0].recipes) == ["plain"]
+    assert list(rows[0].failed) == ["wild"]
+    assert "the loss became" in rows[0].failed["wild"]
 
 
-def test_an_attempt_whose_recipes_all_diverge_is_refused_with_the_reason(
+def test_an_attempt_whose_recipes_all_diverge_is_no_missing_plan_but_a_failed_training(
     copied: Path, finished: Project, project_writer: Callable[..., Path]
 ) -> None:
     def diverging(settings: dict[str, Any]) -> None:
         settings["prune"].update(iterations=1, max_attempts=1)
-        settings["prune"]["recipes"] = [{"name": "wild", "epochs": 2, "learning_rate": 1e30, "batch_size": 32}]
+        settings["prune"]["recipes"] = [WILD]
 
     make(copied, project_writer, diverging).run("prune")
     row = read_ledger(Path("artifacts/iterations")).rows[0]
-    assert not row.accepted
-    assert "wild" in (row.refused or "")
+    assert (row.accepted, row.refused, row.verdict) == (False, None, "training failed")
+    assert re.fullmatch(r"attempt 1: goal 60.0%, training failed: wild: .*the loss became (nan|inf).*", describe(row))

@@ -8,6 +8,7 @@ from torch import nn
 
 from pruning.errors import ExportError
 from pruning.files.export import export_onnx
+from pruning.timing import latency
 from pruning.timing.latency import measure_latency
 
 
@@ -41,3 +42,30 @@ def test_smaller_model_is_faster_and_quartiles_enclose_the_median(tmp_path: Path
 def test_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="no ONNX file"):
         measure_latency({"baseline": tmp_path / "none.onnx"})
+
+
+def test_a_model_that_was_interrupted_in_its_warmup_is_repeated_as_often_as_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = export_onnx(nn.Linear(8, 2), torch.zeros(1, 8), tmp_path / "model.onnx")
+    asked: list[int] = []
+    times = iter([0.1, 5.0, *[0.1] * 100])  # the last pass of the first model's warm-up takes long
+
+    def measured(_session: object, _feed: object, repeats: int) -> float:
+        asked.append(repeats)
+        return next(times)
+
+    monkeypatch.setattr(latency, "_time_ms", measured)
+    measure_latency({"one": path, "same": path}, batch_sizes=[1], rounds=1, warmup=2)
+    assert asked[-2:] == [10, 10]
+
+
+def test_batches_are_made_of_the_samples_that_are_given(tmp_path: Path) -> None:
+    ids = torch.arange(6).reshape(3, 2)
+    path = export_onnx(torch.nn.Sequential(torch.nn.Embedding(6, 4), torch.nn.Flatten()), ids, tmp_path / "ids.onnx")
+    (found,) = measure_latency({"ids": path}, inputs=ids, batch_sizes=[5], rounds=2)
+    assert found.median_ms > 0
+    with pytest.raises(ExportError, match="give samples to measure it on"):
+        measure_latency({"ids": path}, rounds=1)
+    with pytest.raises(ExportError, match=r"the samples are \[3\] each"):
+        measure_latency({"ids": path}, inputs=torch.zeros(2, 3, dtype=torch.int64), rounds=1)

@@ -63,6 +63,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory, project_writer: Callable[.
             BODIES[name](settings, workspace)
             finish(name)
         version = registration.register(settings, workspace, Path("params.yaml"))
+        assert version is not None
         place = store.absolute(settings.tracking.uri)
         yield Tracked(settings, workspace, run_id, version, MlflowClient(place, place))
 

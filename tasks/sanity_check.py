@@ -1,0 +1,241 @@
+"""Try on one batch whatever training will call, before anything is trained: a fault costs seconds, not hours."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import pruning
+from pruning.criteria import find_criterion, order_channels
+from pruning.errors import DataError, ModelError, SecateurError, SettingsError
+from pruning.evaluation import Loss, Metric, described, losses_of_each, mean_loss, restored_modes, values_of_each
+from pruning.files.weights import load_weights
+from pruning.gathering.statistics import collect
+from pruning.structure.bundles import groups_in
+from pruning.structure.groups import Groups
+from pruning.training.recipe import Recipe
+from tasks.data import Description, read_description, read_inputs, read_split, spread
+from tasks.determinism import begin
+from tasks.models import (
+    augmentation,
+    chosen_criterion,
+    example_inputs,
+    loss_and_metric,
+    make_factory,
+    size_bytes,
+    sparsity_training,
+)
+from tasks.params.names import LOSSES, METRICS
+from tasks.params.settings import Settings
+from tasks.workspace import Workspace
+from zoo.datasets.splits import Samples
+
+_NUM_SAMPLES = 16
+_CLOSE = 1e-4
+
+
+def sanity_check(settings: Settings, workspace: Workspace) -> None:
+    """Run the model, the loss with its gradient, the metric and what prunes on a few training samples.
+
+    Nothing is kept. Whoever calls this brings torch to a known state afterwards.
+
+    Raises:
+        SettingsError: The factory, the augmentation or a criterion can't be called, or a name matches nothing.
+        CheckpointError: The weights that were brought along are damaged or don't fit.
+        ModelError: The model, the loss or the metric gives something else than training needs.
+        DataError: There are no labels to train by.
+    """
+    begin(settings)
+    data = read_description(workspace)
+    if not data.labelled and settings.baseline.recipe is not None:
+        raise DataError(
+            f"{settings.data.factory!r} gives no labels, so no baseline can be trained on them; set baseline.recipe to "
+            "null and model.weights to the model's weights, or bring labels along"
+        )
+    model = make_factory(settings, data)().to(settings.run.device)
+    if settings.model.weights is not None:
+        load_weights(model, settings.model.weights)
+    inputs, labels = _first_batch(workspace, data)
+    with torch.no_grad(), restored_modes(model):
+        outputs = _run(model.eval(), inputs.to(settings.run.device), settings, data)
+    targets = outputs.argmax(1) if labels is None else labels.to(outputs.device)
+    loss, metric = loss_and_metric(settings)
+    _check_metric(metric, outputs, targets, settings)
+    _check_augmentation(inputs, settings)
+    trains = settings.baseline.recipe is not None or bool(settings.prune.recipes)
+    _check_loss(loss, model, inputs.to(settings.run.device), targets, settings, data, trains=trains)
+    groups = pruning.find_groups(model, example_inputs(workspace, settings))
+    _check_pruning(model, groups, Samples(inputs, targets.cpu()), loss, settings)
+
+
+def _first_batch(workspace: Workspace, data: Description) -> tuple[Tensor, Tensor | None]:
+    """Return a few training samples, spread over all, and their targets; None where there are no labels."""
+    if data.labelled:
+        samples = spread(read_split(workspace, "train"), _NUM_SAMPLES)
+        return samples.inputs, samples.targets
+    return read_inputs(workspace, "train")[:_NUM_SAMPLES], None
+
+
+def _run(model: nn.Module, inputs: Tensor, settings: Settings, data: Description) -> Tensor:
+    """Run the model on a batch, and hold its outputs to what loss, metric and export take."""
+    factory = f"model.factory {settings.model.factory!r}"
+    shown = f"{list(inputs.shape)} of {str(inputs.dtype).removeprefix('torch.')}"
+    outputs = _called(lambda: model(inputs), f"{factory}: the model can't be run on inputs {shown}", ModelError)
+    if not isinstance(outputs, Tensor):
+        raise ModelError(
+            f"{factory}: the model returned {_listed(outputs)}; expected one tensor. Wrap it in a module whose forward "
+            "returns the one that the loss and the metric read, and name that one's factory"
+        )
+    what, count = f"{factory}: the model gave outputs", len(inputs)
+    if not outputs.is_floating_point():
+        raise ModelError(f"{what} {described(outputs).removeprefix('a tensor ')}; expected floating point")
+    if outputs.shape[:1] != (count,):
+        raise ModelError(
+            f"{what} of shape {list(outputs.shape)} for {count} samples; expected the samples on the first axis"
+        )
+    built_in = settings.training.loss in LOSSES.values() or settings.training.metric in METRICS.values()
+    if built_in and (outputs.ndim != 2 or outputs.shape[1] < len(data.classes)):
+        raise ModelError(
+            f"{what} of shape {list(outputs.shape)}, but the data have {len(data.classes)} classes and the built-in "
+            f"loss and metric take logits [N, {len(data.classes)}]; mend model.arguments, or name a loss and a metric "
+            "of your own"
+        )
+    distils = [recipe.name for recipe in settings.prune.recipes if recipe.distillation > 0]
+    if distils and (outputs.ndim < 2 or outputs.shape[1] < 2):
+        raise ModelError(
+            f"{what} of shape {list(outputs.shape)}, and recipe {distils[0]!r} distils, which needs logits "
+            "[N, classes, ...]; set its distillation to 0"
+        )
+    if not bool(outputs.isfinite().all()):
+        raise ModelError(f"{what} that are not finite; look for inf or nan in the weights and the inputs")
+    return outputs
+
+
+def _check_metric(metric: Metric, outputs: Tensor, targets: Tensor, settings: Settings) -> None:
+    name = f"training.metric {settings.training.metric!r}"
+    with torch.no_grad():
+        values = _called(lambda: values_of_each(metric, outputs, targets), _on(name, outputs, targets), ModelError)
+    low, high = values.double().min().item(), values.double().max().item()
+    if not (low >= 0 and high <= 1):
+        raise ModelError(
+            f"{name} gave values from {low:g} to {high:g}; expected them in [0, 1], where 1 is right: their mean is "
+            "shown as percent, and floors and drops are in its unit"
+        )
+
+
+def _check_augmentation(inputs: Tensor, settings: Settings) -> None:
+    augment = augmentation(settings)
+    if augment is None or settings.training.augment is None:
+        return
+    name = f"training.augment {settings.training.augment.function!r}"
+    shown = described(inputs).removeprefix("a tensor ")
+    given: Any = _called(lambda: augment(inputs.clone(), torch.Generator()), f"{name}, called with inputs {shown}")
+    if not isinstance(given, Tensor) or given.shape != inputs.shape or given.dtype != inputs.dtype:
+        raise SettingsError(f"{name} gave {described(given)} for inputs {shown}; expected the same shape and type")
+    if not bool(given.isfinite().all()):
+        raise SettingsError(f"{name} gave inputs that are not finite")
+
+
+def _check_loss(
+    loss: Loss,
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    settings: Settings,
+    data: Description,
+    *,
+    trains: bool,
+) -> None:
+    """See that the loss is one finite number, the mean over the samples, and that its gradient reaches the model."""
+    name = f"training.loss {settings.training.loss!r}"
+    model.train(trains)
+    outputs = _run(model, inputs, settings, data)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Using a target size")  # torch would stretch one over the other
+        value = _called(lambda: mean_loss(loss, outputs, targets), _on(name, outputs, targets), ModelError)
+    if not bool(value.isfinite()):
+        raise ModelError(f"{name} gave {value.item():g} on the model's first outputs; expected a finite number")
+    with torch.no_grad():
+        total = _called(lambda: losses_of_each(loss, outputs, targets), _on(name, outputs[:1], targets[:1]), ModelError)
+    whole, total = value.detach().double(), total.double().sum()
+    if len(targets) > 1 and bool((whole - total).abs() <= _CLOSE * whole.abs()) and bool(whole.abs() > _CLOSE):
+        raise ModelError(
+            f"{name} gave the sum over the samples, {whole.item():.4g} for {len(targets)}; expected their mean "
+            "(reduction='mean'): steps and figures would depend on the size of a batch"
+        )
+    if not trains:
+        return
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not learned:
+        raise ModelError(
+            f"no parameter of the model is trained: {settings.model.factory!r} gave none that requires a gradient; set "
+            "requires_grad, or train nothing: baseline.recipe null and prune.recipes []"
+        )
+    if value.requires_grad:
+        _called(lambda: torch.autograd.backward(value), f"the gradient of {name}", ModelError)
+    gradients = [parameter.grad for parameter in learned if parameter.grad is not None]
+    if not gradients:
+        raise ModelError(
+            f"{name}: no gradient flows from it to the model's parameters; look for detach, item, argmax, numpy or "
+            "no_grad in the loss and in the model's forward"
+        )
+    if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+        raise ModelError(f"{name}: its gradient is not finite on the model's first outputs")
+
+
+def _check_pruning(model: nn.Module, groups: Groups, samples: Samples, loss: Loss, settings: Settings) -> None:
+    """See that what settings name in the model is there, that own criteria score it, and that sparsity can be met."""
+    chosen = settings.prune
+    groups_in(groups, chosen.ignore, "prune.ignore")
+    for scope, entries in chosen.allocation.scopes.items():
+        groups_in(groups, entries, f"prune.allocation.scopes[{scope!r}]")
+    baseline: tuple[Recipe, ...] = () if settings.baseline.recipe is None else (settings.baseline.recipe,)
+    for recipe in (*baseline, *chosen.recipes):
+        sparsity_training(recipe, model, samples.inputs[:1].to(settings.run.device))
+    if chosen.target.size_bytes is not None and chosen.target.size_bytes >= (size := size_bytes(model)):
+        raise SettingsError(
+            f"prune.target.size_bytes is {chosen.target.size_bytes:,}, but the baseline takes {size:,} bytes already; "
+            "ask for less"
+        )
+    own = {settings.analyze.criterion} if settings.analyze.rates else set()
+    own |= {chosen.criterion} if chosen.kind == "structured" else set()
+    for name in sorted(one for one in own if ":" in one):
+        criterion = chosen_criterion(name)
+        statistics = collect(groups, find_criterion(criterion).needs, samples, loss, seed=settings.run.seed)
+        for group in list(groups)[:1]:
+            _called(lambda: order_channels(criterion, group, statistics), f"criterion {name!r}")  # noqa: B023
+
+
+def _called(call: Callable[[], Any], what: str, error: type[SecateurError] = SettingsError) -> Any:
+    """Call what belongs to the user; whatever it raises is a fault of theirs, told in one line."""
+    try:
+        return call()
+    except SecateurError as fault:
+        raise type(fault)(f"{what}: {fault}") from fault
+    except Exception as fault:
+        raise error(f"{what} raised {type(fault).__name__}: {_first_line(fault)}") from fault
+
+
+def _first_line(fault: Exception) -> str:
+    lines = str(fault).strip().splitlines()
+    return lines[0] if lines else "no message"
+
+
+def _on(name: str, outputs: Tensor, targets: Tensor) -> str:
+    shown = (described(one).removeprefix("a tensor ") for one in (outputs, targets))
+    return "{}, called with outputs {} and targets {}".format(name, *shown)
+
+
+def _listed(outputs: Any) -> str:
+    """Say what a model returned that is no tensor, with the tensors in it."""
+    if isinstance(outputs, Mapping):
+        parts = [f"{key} {described(part).removeprefix('a tensor ')}" for key, part in outputs.items()]
+    elif isinstance(outputs, list | tuple):
+        parts = [described(part).removeprefix("a tensor ") for part in outputs]
+    else:
+        return described(outputs)
+    return f"a {type(outputs).__name__} of {len(parts)}: {', '.join(parts[:8])}"

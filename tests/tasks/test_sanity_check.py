@@ -1,0 +1,356 @@
+"""Wrong factories, losses, metrics, outputs and weights: one message each, before anything is trained."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pruning.errors import SecateurError
+from tasks import baseline, prepare
+from tasks.data import FOLDER as DATA
+from tasks.fingerprints import fingerprint
+from tasks.params.settings import Data, load
+from tasks.stages import find_stage
+from tasks.workspace import Workspace, seal
+
+LONGEST_S = 5.0
+
+WRONG_CODE = """
+from types import SimpleNamespace
+from dataclasses import dataclass
+import sys
+
+import numpy
+import torch
+from torch import nn
+from torch.nn import functional
+
+from own_project import few, small
+from zoo.datasets.splits import Samples
+
+
+def data(**changed):
+    whole = few()
+    parts = {name: SimpleNamespace(inputs=part.inputs, targets=part.targets) for name, part in whole.named()}
+    found = SimpleNamespace(**parts, classes=whole.classes)
+    for name, change in changed.items():
+        change(getattr(found, name), found)
+    return found
+
+def nothing(): return None
+def no_classes():
+    found = data(); del found.classes; return found
+def targets_of_floats(): return data(train=lambda part, _: setattr(part, "targets", part.targets.float()))
+def targets_missing(): return data(test=lambda part, _: setattr(part, "targets", None))
+def targets_beyond(): return data(test=lambda part, _: setattr(part, "targets", part.targets + 10))
+def nan_inputs(): return data(train=lambda part, _: part.inputs.__setitem__(3, float("nan")))
+def byte_inputs(): return data(train=lambda part, _: setattr(part, "inputs", part.inputs.byte()))
+def other_shape(): return data(test=lambda part, _: setattr(part, "inputs", part.inputs[..., :4]))
+def fewer_targets(): return data(train=lambda part, _: setattr(part, "targets", part.targets[:-1]))
+def empty_split():
+    def change(part, _):
+        part.inputs, part.targets = part.inputs[:0], part.targets[:0]
+    return data(test=change)
+def one_class(): return data(train=lambda _, found: setattr(found, "classes", ("all",)))
+def raising(): raise RuntimeError("the disk is gone")
+
+
+class Wrapped(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.inner = small((1, 8, 8), num_classes, width=8)
+
+    def forward(self, inputs):
+        return self.change(self.inner(inputs))
+
+def wrapped(change):
+    model = Wrapped()
+    model.change = change
+    return model
+
+def model_class(): return Wrapped
+def model_none(): return None
+def model_of_width(width): return small((1, 8, 8), 10, width)
+def too_few(): return small((1, 8, 8), 5)
+def other_input(): return small((3, 8, 8), 10)
+def gives_tuple(): return wrapped(lambda out: (out, out))
+def gives_list(): return wrapped(lambda out: [out])
+def gives_dict(): return wrapped(lambda out: {"logits": out, "aux": out})
+def gives_none(): return wrapped(lambda out: None)
+def gives_object(): return wrapped(lambda out: SimpleNamespace(logits=out))
+def gives_classes(): return wrapped(lambda out: out.argmax(1))
+def gives_map(): return wrapped(lambda out: out[..., None].expand(-1, -1, 4))
+def gives_one_for_all(): return wrapped(lambda out: out.mean(0, keepdim=True))
+def gives_flat(): return wrapped(lambda out: out[:, 0])
+def gives_nan(): return wrapped(lambda out: out * float("nan"))
+def gives_detached(): return wrapped(lambda out: out.detach())
+def forward_raises():
+    def change(out): raise KeyError("mask")
+    return wrapped(change)
+def frozen(): return small((1, 8, 8), 10).requires_grad_(False)
+def without_parameters(): return nn.Sequential(nn.Flatten(), nn.LayerNorm(64, elementwise_affine=False))
+
+
+def loss_of_three(outputs, targets, mask): return outputs.sum()
+def loss_of_one(outputs): return outputs.sum()
+def loss_unreduced(outputs, targets): return functional.cross_entropy(outputs, targets, reduction="none")
+def loss_summed(outputs, targets): return functional.cross_entropy(outputs, targets, reduction="sum")
+def loss_of_float(outputs, targets): return functional.cross_entropy(outputs, targets).item()
+def loss_of_numpy(outputs, targets): return numpy.float32(1.0)
+def loss_none(outputs, targets): return None
+def loss_of_pair(outputs, targets): return functional.cross_entropy(outputs, targets), outputs
+def loss_nan(outputs, targets): return functional.cross_entropy(outputs, targets) * float("nan")
+def loss_detached(outputs, targets): return functional.cross_entropy(outputs.detach(), targets)
+def loss_constant(outputs, targets): return torch.tensor(1.0)
+def loss_whole(outputs, targets): return (outputs.argmax(1) == targets).sum()
+def loss_raises(outputs, targets): raise IndexError("no such class")
+def loss_nan_gradient(outputs, targets): return 1 + (outputs - outputs).pow(2).sum().sqrt()
+def loss_of_one_output(outputs, targets): return functional.mse_loss(outputs[:, :1], targets.float())
+def good_loss(outputs, targets): return functional.cross_entropy(outputs, targets)
+
+class NeedsClasses:
+    def __init__(self, num_classes): ...
+    def __call__(self, outputs, targets): ...
+
+def metric_of_float(outputs, targets): return (outputs.argmax(1) == targets).float().mean().item()
+def metric_of_scalar(outputs, targets): return (outputs.argmax(1) == targets).float().mean()
+def metric_of_pairs(outputs, targets): return outputs
+def metric_of_list(outputs, targets): return (outputs.argmax(1) == targets).tolist()
+def metric_in_percent(outputs, targets): return 100.0 * (outputs.argmax(1) == targets)
+def metric_negative(outputs, targets): return -functional.cross_entropy(outputs, targets, reduction="none")
+def metric_nan(outputs, targets): return outputs[:, 0] * float("nan")
+def metric_none(outputs, targets): return None
+def metric_of_three(outputs, targets, weights): return outputs[:, 0]
+def metric_raises(outputs, targets): raise ZeroDivisionError("no positives")
+
+def augment_shorter(inputs, generator): return inputs[:, :, 1:]
+def augment_none(inputs, generator): return None
+def augment_alone(inputs): return inputs
+def augment_double(inputs, generator): return inputs.double()
+def augment_nan(inputs, generator): return inputs / 0 * 0
+
+def score_of_one(group): return torch.zeros(group.size)
+def score_short(group, statistics): return torch.zeros(1)
+def score_none(group, statistics): return None
+"""
+
+Change = Callable[[dict[str, Any]], object]
+
+
+def data(name: str) -> Change:
+    return lambda s: s["data"].update(factory=f"wrong_code:{name}")
+
+
+def model(name: str, **arguments: Any) -> Change:
+    return lambda s: s["model"].update(factory=f"wrong_code:{name}", arguments=arguments)
+
+
+def training(section: str, name: str) -> Change:
+    return lambda s: s["training"].update({section: name if ":" in name else f"wrong_code:{name}"})
+
+
+def loss(name: str) -> Change:
+    return training("loss", name)
+
+
+def metric(name: str) -> Change:
+    return training("metric", name)
+
+
+def augment(name: str, **arguments: Any) -> Change:
+    return lambda s: s["training"].update(augment={"function": f"wrong_code:{name}", "arguments": arguments})
+
+
+def recipe(**changed: Any) -> Change:
+    return lambda s: s["prune"]["recipes"][0].update(changed)
+
+
+def prune(**changed: Any) -> Change:
+    return lambda s: s["prune"].update(changed)
+
+
+def weights(name: str) -> Change:
+    return lambda s: s["model"].update(weights=name)
+
+
+def both(*changes: Change) -> Change:
+    return lambda s: [change(s) for change in changes]
+
+
+CASES: list[tuple[Change, str]] = [
+    (data("nothing"), "returned a NoneType"),
+    (data("no_classes"), "has no attribute 'classes'"),
+    (data("targets_of_floats"), "of torch.float32, expected [N] of torch.int64"),
+    (data("targets_missing"), "test has no targets"),
+    (data("targets_beyond"), "targets of test lie in [10, 19], expected [0, 9]"),
+    (data("nan_inputs"), "1 of 270 inputs hold values that are not finite"),
+    (data("byte_inputs"), "inputs are torch.uint8, expected torch.float32 or torch.int64"),
+    (data("other_shape"), "inputs of test have shape [1, 8, 4], those of train [1, 8, 8]"),
+    (data("fewer_targets"), "270 inputs for 269 targets"),
+    (data("empty_split"), "there are no samples"),
+    (data("one_class"), "expected at least two different names"),
+    (data("raising"), "raised RuntimeError: the disk is gone"),
+    (lambda s: s["data"].update(arguments={"steps": 2}), "it takes: step, seed"),
+    (model("model_class"), "returned a type; expected a module"),
+    (model("model_none"), "returned a NoneType; expected a module"),
+    (model("model_of_width"), "missing a required argument: 'width'"),
+    (model("model_of_width", width=-3), "raised RuntimeError"),
+    (model("model_of_width", width="8"), "raised TypeError"),
+    (model("too_few"), "outputs of shape [16, 5], but the data have 10 classes"),
+    (model("other_input"), "can't be run on inputs [16, 1, 8, 8] of float32"),
+    (model("gives_tuple"), "returned a tuple of 2: [16, 10] of float32, [16, 10] of float32"),
+    (model("gives_list"), "returned a list of 1: [16, 10] of float32"),
+    (model("gives_dict"), "returned a dict of 2: logits [16, 10] of float32, aux [16, 10] of float32"),
+    (model("gives_none"), "returned a NoneType"),
+    (model("gives_object"), "returned a SimpleNamespace"),
+    (model("gives_classes"), "outputs [16] of int64"),
+    (model("gives_map"), "outputs of shape [16, 10, 4]"),
+    (model("gives_one_for_all"), "outputs of shape [1, 10] for 16 samples"),
+    (model("gives_flat"), "outputs of shape [16], but"),
+    (model("gives_nan"), "not finite"),
+    (model("gives_detached"), "no gradient flows"),
+    (model("forward_raises"), "KeyError: 'mask'"),
+    (model("frozen"), "no parameter of the model is trained"),
+    (model("without_parameters"), "no parameter of the model is trained"),
+    (weights("own_project.py"), "is damaged"),
+    (weights("other.pt"), "doesn't fit the model; missing"),
+    (weights("pickled.pt"), "holds pickled objects"),
+    (loss("loss_of_three"), "missing 1 required positional argument: 'mask'"),
+    (loss("loss_of_one"), "takes 1 positional argument but 2 were given"),
+    (loss("loss_unreduced"), "gave a tensor [16] of float32"),
+    (loss("loss_summed"), "gave the sum over the samples"),
+    (loss("loss_of_float"), "gave a float"),
+    (loss("loss_of_numpy"), "gave a float32"),
+    (loss("loss_none"), "gave a NoneType"),
+    (loss("loss_of_pair"), "gave a tuple"),
+    (loss("loss_nan"), "gave nan"),
+    (loss("loss_detached"), "no gradient flows"),
+    (loss("loss_constant"), "no gradient flows"),
+    (loss("loss_whole"), "gave a tensor [] of int64"),
+    (loss("loss_raises"), "raised IndexError: no such class"),
+    (loss("loss_nan_gradient"), "its gradient is not finite"),
+    (loss("loss_of_one_output"), "Using a target size"),
+    (loss("NeedsClasses"), "is a class that can't be made without arguments"),
+    (loss("torch.nn:Linear"), "is a class that can't be made without arguments"),
+    (loss("torch.nn:BCEWithLogitsLoss"), "raised ValueError: Target size"),
+    (loss("torch.nn.functional:relu"), "training.loss 'torch.nn.functional:relu'"),
+    (metric("metric_of_float"), "gave a float for 16 samples; expected a tensor [16]: one value per sample"),
+    (metric("metric_of_scalar"), "gave a tensor [] of float32 for 16 samples"),
+    (metric("metric_of_pairs"), "gave a tensor [16, 10] of float32 for 16 samples"),
+    (metric("metric_of_list"), "gave a list for 16 samples"),
+    (metric("metric_in_percent"), "expected them in [0, 1]"),
+    (metric("metric_negative"), "expected them in [0, 1]"),
+    (metric("metric_nan"), "expected them in [0, 1]"),
+    (metric("metric_none"), "gave a NoneType"),
+    (metric("metric_of_three"), "missing 1 required positional argument: 'weights'"),
+    (metric("metric_raises"), "raised ZeroDivisionError: no positives"),
+    (metric("NeedsClasses"), "is a class that can't be made without arguments"),
+    (augment("augment_shorter"), "gave a tensor [16, 1, 7, 8] of float32 for inputs [16, 1, 8, 8] of float32"),
+    (augment("augment_none"), "gave a NoneType"),
+    (augment("augment_alone"), "takes 1 positional argument but 2 were given"),
+    (augment("augment_double"), "of float64 for inputs"),
+    (augment("augment_nan"), "not finite"),
+    (augment("augment_none", strength=3), "unexpected keyword argument 'strength'"),
+    (lambda s: s["baseline"]["recipe"].update(distillation=0.5), "baseline.recipe distils, but there is no teacher"),
+    (both(loss("good_loss"), recipe(label_smoothing=0.1)), "sets label_smoothing, which only the built-in"),
+    (recipe(sparsity={"penalty": "group_lasso", "share": 0.9}), "can't be at zero"),
+    (prune(ignore=["layer3.*"]), "prune.ignore"),
+    (prune(allocation={"by": "scoped", "scopes": {"early": ["stem"]}}), "scopes['early']"),
+    (prune(criterion="wrong_code:score_of_one"), "raised TypeError"),
+    (prune(criterion="wrong_code:score_short"), "expected (16,): one score per channel"),
+    (prune(criterion="wrong_code:score_none"), "gave a NoneType"),
+    (lambda s: s["analyze"].update(criterion="wrong_code:score_short"), "one score per channel"),
+    (prune(target={"size_bytes": 10**9}), "prune.target.size_bytes is 1,000,000,000, but"),
+]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, project_writer: Callable[..., Path]) -> Path:
+    """A project whose data are there."""
+    root = tmp_path_factory.mktemp("prepared")
+    (root / "wrong_code.py").write_text(WRONG_CODE, encoding="utf-8")
+    torch.save({"other.weight": torch.zeros(3)}, root / "other.pt")
+    torch.save({"model": object()}, root / "pickled.pt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        _prepare(project_writer(root))
+    for name in ("wrong_code", "own_project"):
+        sys.modules.pop(name, None)
+    return root
+
+
+def _prepare(params: Path) -> None:
+    settings, workspace = load(params), Workspace(Path("artifacts"))
+    prepare.prepare(settings, workspace)
+    seal(workspace.folder(DATA), fingerprint(find_stage("prepare"), settings, workspace))
+
+
+def _begin(params: Path, prepared: Data) -> None:
+    """Do what a run does up to the baseline's training."""
+    settings = load(params)
+    if settings.data != prepared:
+        _prepare(params)
+    baseline.baseline(settings, Workspace(Path("artifacts")))
+
+
+@pytest.fixture
+def never_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(*_: Any, **__: Any) -> None:
+        raise AssertionError("training has begun")
+
+    monkeypatch.setattr(baseline, "finetune", trained)
+
+
+@pytest.mark.parametrize(("change", "text"), CASES, ids=[f"{n}-{case[1][:30]}" for n, case in enumerate(CASES)])
+@pytest.mark.usefixtures("never_trained")
+def test_one_message_before_anything_is_trained(
+    prepared: Path,
+    project_writer: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    change: Change,
+    text: str,
+) -> None:
+    monkeypatch.chdir(prepared)
+    before = load(project_writer(prepared)).data
+    start = time.process_time()
+    with pytest.raises(SecateurError) as caught:
+        _begin(project_writer(prepared, change), before)
+    assert text in str(caught.value)
+    assert len(str(caught.value)) < 1000
+    assert time.process_time() - start < LONGEST_S
+    assert not (prepared / "artifacts" / "baseline").exists()
+
+
+def test_there_are_sixty_of_them() -> None:
+    assert len(CASES) >= 60
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: None,
+        loss("torch.nn:CrossEntropyLoss"),
+        loss("good_loss"),
+        model("model_of_width", width=8),
+    ],
+    ids=["plain", "class", "own", "width"],
+)
+@pytest.mark.usefixtures("never_trained")
+def test_what_is_right_is_trained(
+    prepared: Path,
+    project_writer: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    never_trained: None,
+    change: Change,
+) -> None:
+    monkeypatch.chdir(prepared)
+    shutil.rmtree(prepared / "artifacts" / "baseline", ignore_errors=True)
+    with pytest.raises(AssertionError, match="training has begun"):
+        baseline.baseline(load(project_writer(prepared, change)), Workspace(Path("artifacts")))
