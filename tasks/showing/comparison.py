@@ -163,7 +163,7 @@ def _latency_line(before: benchmark.Row, after: benchmark.Row) -> Line:
     """Compare two latencies, measured in turns: the ratio of the medians, and how far the quartiles let it go."""
     low = before["lower_quartile_ms"] / after["upper_quartile_ms"]
     high = before["upper_quartile_ms"] / after["lower_quartile_ms"]
-    remark = f"{low:.2f} to {high:.2f} by quartiles"
+    remark = f"quartiles {low:.2f}–{high:.2f}"
     if before["predicted_ms"] and after["predicted_ms"]:
         remark += f", {before['predicted_ms'] / after['predicted_ms']:.2f} predicted"
     return Line(

@@ -55,7 +55,10 @@ def render(
         *(f'<p class="quiet">{escape(remark)}</p>' for remark in remarks),
         f'<div class="figures">{figures}</div>',
         "<h2>Baseline and dense model</h2>",
-        table(HEAD.cells, [line.cells for line in lines]),
+        table(
+            HEAD.cells,
+            [(name, _glued(one), _glued(two), change) for name, one, two, change in (line.cells for line in lines)],
+        ),
         "<h2>Attempts</h2>",
         table(_ATTEMPT_HEAD, [_attempt_cells(row) for row in rows]),
     ]
@@ -80,8 +83,13 @@ def picture(heading: str, png: bytes) -> str:
     return f'<h2>{escape(heading)}</h2><img alt="{escape(heading)}" src="{source}">'
 
 
+def _glued(value: str) -> str:
+    """Keep a value with its unit on one line."""
+    return value.replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def _card(line: Line) -> str:
-    small = (f"{line.baseline} → {line.dense}", *([line.remark] if line.remark else ()))
+    small = (f"{_glued(line.baseline)} → {_glued(line.dense)}", *([line.remark] if line.remark else ()))
     details = "".join(f"<small>{escape(text)}</small>" for text in small)
     return (
         f'<div class="figure"><b class="{line.trend}">{escape(line.change)}</b>{escape(line.quantity)}{details}</div>'
