@@ -18,6 +18,7 @@ from benchmarks.architectures import Architecture
 from pruning.algebra.axes import SINGLE, leaves
 from pruning.algebra.equation import EXTENT
 from pruning.containers import with_tensors
+from pruning.structure.other_inputs import difference_elsewhere
 from pruning.structure.verification import outputs_of, relative_difference
 
 RATE = 0.3
@@ -42,6 +43,9 @@ class Measurement:
     macs_removed: float = float("nan")
     difference: float = float("nan")
     difference_float64: float = float("nan")
+    difference_elsewhere: float = float("nan")
+    elsewhere: str = ""
+    others: int = 0  # inputs of other sizes that the model takes
     effect: float = float("nan")
     seconds_first: float = float("nan")
     seconds_second: float = float("nan")
@@ -96,8 +100,12 @@ def measure(architecture: Architecture, fast: bool = False) -> Measurement:
         if row.difference > TOLERANCE:  # rounding vanishes in double precision, a fault doesn't
             row.difference_float64 = in_float64(masked, dense, fresh)
         same = row.difference <= TOLERANCE or row.difference_float64 <= TOLERANCE_FLOAT64
+        step = "inputs of another size raised"
+        row.difference_elsewhere, row.elsewhere, row.others = difference_elsewhere(masked, dense, example)
         if same and row.effect < 10 * TOLERANCE:
             row.status = "can't tell, since what was removed changed nothing"
+        elif same and not row.difference_elsewhere <= TOLERANCE:
+            row.status = f"differs on inputs of shapes {row.elsewhere}"
         elif same:
             row.status = "exact"
             counted, real = pruning.count_parameters(groups, plan), sum(p.numel() for p in dense.parameters())

@@ -14,7 +14,7 @@ from benchmarks.measure import Measurement
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "torch-pruning")
 _HEAD = (
     "architecture", "tool", "result", "groups", "layers prunable", "the same, streams aside", "parameters removed",
-    "MACs removed", "difference", "no rule for", "first, s", "again, s", "peak, MB",
+    "MACs removed", "difference", "other inputs", "no rule for", "first, s", "again, s", "peak, MB",
 )  # fmt: skip
 
 
@@ -32,7 +32,7 @@ def as_json(rows: Sequence[Measurement]) -> str:
 def as_markdown(rows: Sequence[Measurement]) -> str:
     """Write the table with its summary first."""
     lines = [_sentence(engine, summary(rows, engine)) for engine in _engines(rows)]
-    lines += ["", f"| {' | '.join(_HEAD)} |", f"|{'|'.join(['---'] * 3 + ['--:'] * 6 + ['---'] + ['--:'] * 3)}|"]
+    lines += ["", f"| {' | '.join(_HEAD)} |", f"|{'|'.join(['---'] * 3 + ['--:'] * 7 + ['---'] + ['--:'] * 3)}|"]
     lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
     return "\n".join(lines) + "\n"
 
@@ -76,6 +76,7 @@ def _cells(row: Measurement) -> list[str]:
         _percent(row.parameters_removed),
         _percent(row.macs_removed),
         f"{row.difference:.0e}" if not math.isnan(row.difference) else "",
+        str(row.others) if row.others else "",
         ", ".join(row.unknown_operators),
         *(f"{value:.{digits}f}" if not math.isnan(value) else "" for value, digits in (
             (row.seconds_first, 2), (row.seconds_second, 2), (row.peak_mb, 0),

@@ -74,27 +74,28 @@ def resizings(example: Inputs) -> Iterator[Iterator[Inputs]]:
             )
 
 
-def difference_elsewhere(expected: nn.Module, found: nn.Module, example: Inputs) -> tuple[float, str]:
+def difference_elsewhere(expected: nn.Module, found: nn.Module, example: Inputs) -> tuple[float, str, int]:
     """Compare two models on inputs of all other sizes that the first one takes.
 
     A difference in float32 above 1e-4 that vanishes in float64 is rounding and counts as none.
 
     Returns:
-        The largest relative difference, infinite where the second model fails, and the shapes of the inputs that show
-        it.
+        The largest relative difference, infinite where the second model fails; the shapes of the inputs that show it;
+        and how many inputs were tried.
     """
     everywhere = [*expected.parameters(), *expected.buffers(), *tree_flatten(example)[0]]
     if any(isinstance(t, Tensor) and t.device.type != "cpu" for t in everywhere):
         expected, found = deepcopy(expected).cpu(), deepcopy(found).cpu()
         example = tree_map(lambda v: v.cpu() if isinstance(v, Tensor) else v, example)
-    worst, where = 0.0, ""
+    worst, where, tried = 0.0, "", 0
     for inputs, outputs in other_inputs(expected, example):
+        tried += 1
         difference = _difference(outputs, found, inputs)
         if difference > 1e-4:
             difference = min(difference, _in_float64(expected, found, inputs))
         if difference > worst:
             worst, where = difference, _shapes(inputs)
-    return worst, where
+    return worst, where, tried
 
 
 def _first_samples(model: nn.Module, example: Inputs) -> Inputs:

@@ -137,7 +137,7 @@ def _verify(
             stacklevel=3,
         )
         return
-    elsewhere, shapes = difference_elsewhere(masked, dense, example_inputs)
+    elsewhere, shapes, _ = difference_elsewhere(masked, dense, example_inputs)
     if not elsewhere <= tolerance:
         raise VerificationError(
             f"the narrowed {name} computes what the masked one does on the example inputs, and something else on "

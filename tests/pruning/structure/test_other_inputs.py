@@ -79,8 +79,8 @@ def test_what_is_wrong_at_another_length_alone_is_found() -> None:
     model = Positions().eval()
     cut = deepcopy(model)
     cut.table = torch.cat([model.get_buffer("table")[:, :6], model.get_buffer("table")[:, 9:]], 1)
-    assert difference_elsewhere(model, deepcopy(model), TOKENS) == (0.0, "")
-    difference, shapes = difference_elsewhere(model, cut, TOKENS)
+    assert difference_elsewhere(model, deepcopy(model), TOKENS) == (0.0, "", 4)
+    difference, shapes, _ = difference_elsewhere(model, cut, TOKENS)
     assert difference > 0.1
     assert shapes == "(2, 12)"
     cut.table = model.get_buffer("table")[:, :7]
