@@ -193,7 +193,8 @@ _benches: list[_Bench] = []  # at most one: what this process has loaded for the
 
 def _as_text(name: str) -> str:
     """Return a name that no spreadsheet takes for a formula."""
-    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
+    text = "".join(sign if sign.isprintable() else "_" for sign in name)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 
 def _table(curves: Sequence[Curve]) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pruning.errors import ExportError, unknown_name
 from pruning.evaluation import device_of, restored_modes
+from pruning.files.external_weights import refuse_external_weights
 from pruning.files.writing import replace_file
 from pruning.tracing.copying import copy_whole
 
@@ -167,7 +168,7 @@ def open_session(
     """
     if not Path(path).is_file():
         raise ExportError(f"no ONNX file at {path}; export the model first")
-    _refuse_other_files(Path(path))
+    refuse_external_weights(Path(path))
     known = onnxruntime.get_available_providers()
     if provider not in known:
         raise ExportError(unknown_name("execution provider", provider, known))
@@ -179,35 +180,6 @@ def open_session(
         return onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # ONNX Runtime's own errors have no public root but Exception
         raise ExportError(f"{path} can't be loaded by ONNX Runtime; export the model again ({error})") from error
-
-
-def _refuse_other_files(path: Path) -> None:
-    """Refuse a file whose weights lie in other files: `export_onnx` writes none, and they may lie anywhere."""
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's own errors differ from version to version
-        raise ExportError(f"{path} is no ONNX file, or a damaged one; export the model again ({error})") from error
-    graphs = [model.graph]
-    tensors: list[onnx.TensorProto] = []
-    nodes = [node for function in model.functions for node in function.node]
-    while graphs or nodes:
-        if graphs:
-            graph = graphs.pop()
-            tensors += graph.initializer
-            for sparse in graph.sparse_initializer:
-                tensors += [sparse.values, sparse.indices]
-            nodes += graph.node
-            continue
-        for attribute in nodes.pop().attribute:
-            tensors += [attribute.t, *attribute.tensors]
-            graphs += [attribute.g, *attribute.graphs]
-    for tensor in tensors:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-            place = next((entry.value for entry in tensor.external_data if entry.key == "location"), "unnamed")[:200]
-            raise ExportError(
-                f"{path} keeps {tensor.name!r} in another file ({place}), which isn't read; "
-                "expected one file that holds all of its weights: export the model again"
-            )
 
 
 def _run(session: onnxruntime.InferenceSession, name: str, batch: Tensor, path: str | Path) -> NDArray[np.float32]:

@@ -21,6 +21,7 @@ from tasks.production import registry
 from tasks.production.decisions import ROLLED_BACK, Decision, about, announce, complete, write_down
 from tasks.production.gates import Gate, judge
 from tasks.production.registry import CANDIDATE, PREVIOUS, PRODUCTION, Version
+from tasks.production.served import fetch_served
 from tasks.production.side_by_side import measure_side_by_side
 from tasks.workspace import Workspace
 
@@ -179,7 +180,7 @@ def _see_that_it_can_be_served(settings: Settings, version: Version) -> None:
     """Refuse a version that isn't what a registration makes: an ONNX file with its record."""
     registry.read_record(settings, version)
     with tempfile.TemporaryDirectory() as folder:
-        open_session(registry.fetch_served(settings, version, Path(folder)))
+        open_session(fetch_served(settings, version, Path(folder)))
 
 
 def _still(settings: Settings, instead_of: str | None) -> None:

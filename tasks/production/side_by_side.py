@@ -23,8 +23,9 @@ from tasks.memory import bounded_memory
 from tasks.models import example_inputs, load_model, measure
 from tasks.params.settings import Settings
 from tasks.production.gates import Figures
-from tasks.production.registry import Version, answers_of
+from tasks.production.registry import Version
 from tasks.production.restoring import Copy, brought_back
+from tasks.production.served import answers_of
 from tasks.production.trust import settings_to_measure_by
 from tasks.progress import shown
 from tasks.workspace import Workspace

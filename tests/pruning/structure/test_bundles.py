@@ -68,7 +68,7 @@ def test_group_below_the_multiple_stays_whole_and_says_so(caplog: pytest.LogCapt
 def test_names_prefixes_and_patterns_are_ignored(entry: str) -> None:
     first, second = find_bundles(mlp(2, 5, 4, 3), Limits(ignore=(entry,)))
     assert first.counts == (0,)
-    assert first.obstacle == f"ignored by {entry!r}"
+    assert (first.obstacle, first.ignored) == (f"ignored by {entry!r}", True)
     assert (len(second.counts) == 1) == (entry == "[01].weight")
 
 

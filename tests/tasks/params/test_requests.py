@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from pruning.errors import SettingsError
+from pruning.errors import SettingsError, WorkspaceError
 from tasks.params.requests import SettingsFile, Trial, accept
 from tasks.params.settings import load
 from tasks.params.yaml_file import MOST_BYTES
@@ -47,6 +47,21 @@ def test_trial_runs_by_its_own_settings_in_its_own_workspace_and_leaves_dvc_and_
     assert (settings.prune.iterations, settings.prune.max_accuracy_drop) == (2, 0.05)
     assert settings.tracking.model_name == "small-trials"
     assert (settings.data, settings.model, settings.prune.recipes) == (before.data, before.model, before.prune.recipes)
+
+
+def test_trial_whose_folder_is_a_link_is_refused(repository: Any, tmp_path: Path) -> None:
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere"
+    elsewhere.mkdir()
+    Path("trials").mkdir()
+    Path("trials/linked").symlink_to(elsewhere)
+    with pytest.raises(WorkspaceError, match=r"trials/linked is, or lies behind, a symbolic link to .*-elsewhere"):
+        accept("params.yaml", Trial(name="linked"))
+    Path("trials/linked").unlink()
+    Path("trials").rmdir()
+    Path("trials").symlink_to(elsewhere)
+    with pytest.raises(WorkspaceError, match="trials/behind is, or lies behind, a symbolic link"):
+        accept("params.yaml", Trial(name="behind"))
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_settings_that_dvc_cannot_see_are_refused_without_a_trial(repository: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 from pruning.errors import WorkspaceError
 from tasks.held import holding
 from tasks.production import registry, restoring, source
-from tasks.production.record import Record
+from tasks.production.record import Record, make_record
 from tasks.production.versioning import Versions
 
 STAGES = """
@@ -131,6 +131,27 @@ def test_file_that_mlflow_damaged_is_taken_from_elsewhere_or_refused(shop: Any) 
     shutil.rmtree(shop.workspace.folder("dense"))
     with pytest.raises(WorkspaceError, match=r"artifacts/dense/weights.safetensors: nowhere with sha256"):
         put_back(shop)
+
+
+def test_link_is_no_folder_to_restore_into(shop: Any) -> None:
+    Path("back").symlink_to("nowhere")
+    with pytest.raises(WorkspaceError, match="back is a symbolic link; give a new or an empty folder"):
+        put_back(shop)
+    assert not Path("nowhere").exists()
+
+
+def test_password_of_the_store_is_not_recorded(shop: Any, tmp_path: Path) -> None:
+    uri = "http://user:s3cret@host:5000"
+    shop.change(lambda settings: settings["tracking"].update(uri=uri))
+    patch = b"+  uri: http://user:s3cret@host:5000\n"
+    code = source.Source("0" * 40, "1" * 40, patch)
+    (tmp_path / "kept").mkdir()
+    found = make_record(shop.settings, shop.workspace, Path("params.yaml"), tmp_path / "kept", code)
+    assert (found.commit, found.tree, found.patch_sha256) == ("0" * 40, None, None)
+    files = [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
+    assert not [path for path in files if b"s3cret" in path.read_bytes()]
+    assert b"user:***@host:5000" in (tmp_path / "kept/params.yaml").read_bytes()
+    assert found.files["params.yaml"] == sha256((tmp_path / "kept/params.yaml").read_bytes()).hexdigest()
 
 
 def test_record_that_was_edited_is_refused(shop: Any) -> None:

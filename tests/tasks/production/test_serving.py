@@ -19,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load as parse_safetensors
 
-from tasks.production import registry
+from tasks.production import registry, served
 from tasks.production.record import BATCH, NUM_ANSWERS
 from tasks.production.store import absolute
 
@@ -35,9 +35,9 @@ def batch(shop: Any, into: Path) -> dict[str, NDArray[np.float32]]:
 def test_loaded_model_gives_the_recorded_answers(shop: Any, tmp_path: Path) -> None:
     found = batch(shop, tmp_path / "record")
     assert len(found["answers"]) == NUM_ANSWERS
-    answers = registry.answers_of(shop.settings, registry.find(shop.settings, number="1"), found["inputs"])
+    answers = served.answers_of(shop.settings, registry.find(shop.settings, number="1"), found["inputs"])
     np.testing.assert_allclose(answers, found["answers"], rtol=1e-5, atol=1e-6)
-    other = registry.answers_of(shop.settings, registry.find(shop.settings, number="1"), found["inputs"][::-1].copy())
+    other = served.answers_of(shop.settings, registry.find(shop.settings, number="1"), found["inputs"][::-1].copy())
     assert np.abs(other - found["answers"]).max() > 1e-3
 
 

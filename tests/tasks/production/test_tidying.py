@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock
 
 from pruning.errors import WorkspaceError
-from tasks.production import registry, tidying
+from tasks.production import registry, served, tidying
 from tasks.production.store import open_store
 from tasks.production.tracking import FINGERPRINT
 from tasks.production.versioning import Versions, outputs
@@ -64,7 +64,7 @@ def test_run_without_a_version_goes_with_its_files_and_one_with_a_version_stays(
     assert tidying.remove_runs(settings, LATER, dry_run=False) == [run.info.run_id]
     assert not (files / "params.yaml").exists()
     assert [found.info.run_id for found in client.search_runs([experiment.experiment_id])] == [kept]
-    assert len(registry.answers_of(settings, registry.find(settings, number="1"), registry_inputs(shop))) == 2
+    assert len(served.answers_of(settings, registry.find(settings, number="1"), registry_inputs(shop))) == 2
 
 
 def registry_inputs(shop: Any) -> Any:

@@ -104,6 +104,9 @@ def test_settings_are_parameters_and_what_only_stops_is_a_tag(tracked: Tracked) 
     assert data.params["prune.recipes.1.name"] == "plain"
     assert "prune.max_attempts" not in data.params
     assert data.tags["prune.max_attempts"] == "12"
+    sections = {name.partition(".")[0] for name in data.params}
+    assert {"run", "data", "model", "training", "baseline", "prune"} <= sections
+    assert not sections & {"tracking", "promote", "tidy", "machine", "frontier", "export", "benchmark"}
 
 
 def test_pictures_plan_and_ledger_are_artifacts(tracked: Tracked) -> None:
