@@ -4,7 +4,8 @@
     at its end           away: the end is kept in PREFECT_HOME/unreported/, by the run's id
     at the next start    there again: it is told of all that is kept
 
-A server that Prefect starts for one process alone is never away.
+Where none is named, a process starts one of its own (`flows.own_server`); what wasn't told to that one, the next one
+of the same PREFECT_HOME is told.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 from pydantic import BaseModel
 
-from flows.abandoned import end_abandoned
+from flows import own_server, signals
 from tasks.workspace import write_json
 
 P = ParamSpec("P")
@@ -41,8 +42,8 @@ _FIRST_FAULT_OF_A_SERVER = 500
 
 log = logging.getLogger("secateur")
 
-if get_current_settings().api.url is not None:  # else the worker would hold up the end by 7 s for each event it has
-    EventsWorker.set_client_override(PrefectEventsClient, reconnection_attempts=1)
+# Else the worker would hold up the end by 7 s for each event that it has, where the server is away.
+EventsWorker.set_client_override(PrefectEventsClient, reconnection_attempts=1)
 
 
 @dataclass(frozen=True)
@@ -82,20 +83,24 @@ class Flow(prefect.Flow[P, R]):
 
     def __call__(self, *arguments: P.args, **named: P.kwargs) -> R:  # type: ignore[override]  # no futures, no states
         """Run it; where the server is away, without."""
+        signals.end_if_asked()
+        if _address() is None and not own_server.start():
+            return self.body(*arguments, **named)
         if is_away():
             log.warning("Prefect's server %s doesn't answer: %s goes on without it", _address(), self.name)
             return self.body(*arguments, **named)
         self._ends.clear()
-        if _address() is None and flow_run.id is None:
-            end_abandoned()
         try:
-            return super().__call__(*arguments, **named)
+            found = super().__call__(*arguments, **named)
+            signals.end_if_asked()  # the engine lets go of an exception that comes after the body's end
+            return found
         except Exception as error:
+            signals.end_if_asked()  # the server may have been told to end too: then it isn't away
             if any(error is end.error for end in self._ends):
                 raise
             if not isinstance(error, httpx.HTTPError) and not is_away():
                 raise
-            log.warning("Prefect's server %s went away: %s goes on without it", _address(), self.name)
+            log.warning("Prefect's server %s %s: %s goes on without it", _address(), _what_happened(error), self.name)
         return self._ends[-1].value() if self._ends else self.body(*arguments, **named)
 
     def _watched(self) -> Callable[P, R]:
@@ -103,6 +108,8 @@ class Flow(prefect.Flow[P, R]):
 
         @wraps(self.body)
         def body(*arguments: P.args, **named: P.kwargs) -> R:
+            signals.set_deadline(self.name)
+            signals.take_over()  # from the engine, whose handler would raise at every signal, in mid-ending too
             report()
             try:
                 end = _End(self.body(*arguments, **named))
@@ -132,6 +139,7 @@ def is_away() -> bool:
 
 def tell(action: Callable[[], R]) -> R | None:
     """Show something on Prefect's pages; where the server is away, nobody sees it."""
+    signals.end_if_asked()
     if is_away():
         return None
     try:
@@ -151,7 +159,7 @@ def report() -> None:
         except ValueError:
             log.warning("%s can't be read, so Prefect's page of that run stays as it is; delete the file", path)
             continue
-        if note.server != _address():
+        if note.server != _lasting():
             continue
         with get_client(sync_client=True) as client:
             try:
@@ -168,11 +176,22 @@ def report() -> None:
 def _keep(error: Exception | None) -> None:
     message = "It ended while Prefect's server was away." + (f" {error}" if error else "")
     state = {"type": "FAILED" if error else "COMPLETED", "message": message}
-    write_json(_kept() / f"{flow_run.id}.json", {"server": _address(), "state": state})
+    write_json(_kept() / f"{flow_run.id}.json", {"server": _lasting(), "state": state})
 
 
 def _kept() -> Path:
     return Path(os.environ["PREFECT_HOME"]) / "unreported"
+
+
+def _what_happened(error: Exception) -> str:
+    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.UNAUTHORIZED:
+        return "asks for another password than PREFECT_API_AUTH_STRING holds"
+    return "went away"
+
+
+def _lasting() -> str | None:
+    """Return the address of a server that will be there for the next flow too; None stands for each flow's own."""
+    return None if own_server.is_running() else _address()
 
 
 def _address() -> str | None:

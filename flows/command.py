@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
+from flows import signals
 from pruning.errors import SecateurError, TargetError
 from tasks.held import holding
 from tasks.params.requests import DEFAULT_PARAMS
@@ -21,8 +18,6 @@ from tasks.workspace import DEFAULT_ROOT, Workspace
 
 REFUSED = 1
 FAULT = 2
-INTERRUPTED = 130
-ENDED_BY_SIGNAL = 128  # and the signal's number
 
 FlowFunction = Callable[[str, str, bool], object]
 
@@ -51,23 +46,24 @@ def execute(name: str, options: argparse.Namespace, action: Callable[[], object]
     """Do what a command line asks for, and end the process where that goes wrong.
 
     A fault of the user's is one message and exit code 2, a target that no model has met one and exit code 1; the
-    traceback is shown with --debug alone. A signal that asks for the end is one message too: locks are let go of, and
-    programs that were started for this process alone end.
+    traceback is shown with --debug alone. A signal that asks for the end is one message and the exit code 128 + its
+    number, whatever else goes wrong by it.
     """
     _say_on_terminal()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, partial(_end, name))
+    signals.watch(name)
     try:
         with holding():
             action()
     except (SecateurError, OSError) as fault:
         if options.debug:
             raise
-        sys.stderr.write(f"{name}: {_message(fault, getattr(options, 'workspace', None))}\n")
-        sys.exit(REFUSED if isinstance(fault, TargetError) else FAULT)
-    except KeyboardInterrupt:
-        sys.stderr.write(f"\n{name}: interrupted; run the same command again to go on\n")
-        sys.exit(INTERRUPTED)
+        if not signals.asked():
+            sys.stderr.write(f"{name}: {_message(fault, getattr(options, 'workspace', None))}\n")
+            sys.exit(REFUSED if isinstance(fault, TargetError) else FAULT)
+    except BaseException:
+        if not signals.asked():
+            raise
+    signals.end_if_asked()
 
 
 def parser(name: str, summary: str) -> argparse.ArgumentParser:
@@ -101,11 +97,6 @@ def _commits(options: argparse.Namespace) -> bool:
     return False
 
 
-def _end(name: str, number: int, _frame: object) -> NoReturn:
-    os.write(2, f"\n{name}: {signal.Signals(number).name}; run the same command again to go on\n".encode())
-    sys.exit(ENDED_BY_SIGNAL + number)
-
-
 def _message(fault: SecateurError | OSError, workspace: Path | None) -> str:
     if isinstance(fault, SecateurError):
         return str(fault)
@@ -119,6 +110,7 @@ def _message(fault: SecateurError | OSError, workspace: Path | None) -> str:
 def _say_on_terminal() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
+    for logger, level in ((log, logging.INFO), (logging.getLogger("pruning"), logging.WARNING)):
+        logger.addHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = False

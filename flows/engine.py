@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import tasks  # noqa: F401  # sets the environment before Prefect is imported
+from flows import signals
 from tasks.production.versioning import inside_dvc
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -53,6 +54,7 @@ def send_event(name: str, resource: str, payload: dict[str, Any]) -> None:
 
 def call_as_task(function: Callable[..., Any], name: str, *arguments: Any) -> Any:
     """Call a function as a task of the flow's run, without cache or stored result: the workspace is the only truth."""
+    signals.end_if_asked()
     if run_id() is None:
         return function(*arguments)
     import prefect
@@ -78,23 +80,13 @@ def process_pool(processes: int, initializer: Callable[[], None]) -> Iterator[Su
         from prefect.cache_policies import NO_CACHE
         from prefect.task_runners import ProcessPoolTaskRunner
 
-        with _server_named(), ProcessPoolTaskRunner(processes, initializer=initializer) as runner:
+        with ProcessPoolTaskRunner(processes, initializer=initializer) as runner:
 
             def submit(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
                 task = prefect.task(cache_policy=NO_CACHE, persist_result=False)(function)
                 return runner.submit(task, signature(function).bind(*arguments).arguments).result
 
             yield submit
-
-
-@contextmanager
-def _server_named() -> Iterator[None]:
-    """Put the server's address into Prefect's settings: other processes would start a temporary server each."""
-    import prefect
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    with temporary_settings({PREFECT_API_URL: str(prefect.get_client(sync_client=True).api_url)}):
-        yield
 
 
 def _show(make: str, **given: Any) -> Any:

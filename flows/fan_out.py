@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import Any
 
+from flows import signals
 from flows.engine import process_pool
 from pruning.errors import WorkspaceError
 
@@ -36,7 +37,7 @@ def in_processes(function: Callable[..., None], calls: Sequence[tuple[Any, ...]]
                 yield done + 1
         except BaseException as fault:
             for process in set(multiprocessing.active_children()) - before:
-                process.terminate()
+                process.kill()
             if not isinstance(fault, BrokenProcessPool):
                 raise
             raise WorkspaceError(
@@ -46,8 +47,9 @@ def in_processes(function: Callable[..., None], calls: Sequence[tuple[Any, ...]]
 
 
 def _belong_to_the_parent() -> None:
-    """Leave Ctrl-C to the process that asked for this one, and end with it, however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leave signals to the process that asked for this one, and end with it, however it ends."""
+    for number in signals.ASKING:
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

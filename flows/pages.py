@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
+from flows import signals
 from flows.command import FAULT, bare_parser
-from flows.servers import Programs, mlflow_server, prefect_server, programs
+from flows.servers import Programs, how_to_log_in, mlflow_server, prefect_server, programs
 from pruning.errors import SecateurError
 from tasks.params.requests import DEFAULT_PARAMS
 from tasks.params.settings import Settings, load
+
+_LONGEST_END_S = 60.0  # for servers, a worker and its runs, one after the other
 
 
 def show_pages(settings: Settings, started: Programs) -> str:
@@ -18,7 +21,7 @@ def show_pages(settings: Settings, started: Programs) -> str:
     sys.stderr.flush()
     api = prefect_server(started)
     mlflow = mlflow_server(started, settings)
-    sys.stdout.write(f"{'Prefect':<8} {api.removesuffix('/api')}\n{'MLflow':<8} {mlflow}\n")
+    sys.stdout.write(f"{'Prefect':<8} {api.removesuffix('/api')}{how_to_log_in()}\n{'MLflow':<8} {mlflow}\n")
     sys.stdout.flush()
     return api
 
@@ -35,6 +38,7 @@ def until_interrupted(
         arguments: Of the command line; None for the process's own.
     """
     options = bare_parser(name, summary).parse_args(arguments)
+    signals.watch(name, patience_s=_LONGEST_END_S)
     try:
         settings = load(DEFAULT_PARAMS)
         with programs() as started:
@@ -42,8 +46,9 @@ def until_interrupted(
             sys.stdout.write("Ctrl-C ends all of it\n")
             sys.stdout.flush()
             started.watch()
-    except KeyboardInterrupt:
-        sys.stderr.write(f"\n{name}: ended\n")
+    except SystemExit:
+        if not signals.asked():
+            raise
     except (SecateurError, OSError) as fault:
         if options.debug:
             raise

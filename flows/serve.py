@@ -44,6 +44,7 @@ def serve(settings: Settings, started: Programs) -> None:
     template = ("--base-job-template", str(JOB_TEMPLATE))
     _set_up(["prefect", "work-pool", "create", POOL, "--type", "process", *template, "--overwrite"], environment)
     _set_up(["prefect", "--no-prompt", "deploy", "--all"], environment)
+    _refuse_unknown_parameters(environment["PREFECT_API_URL"])
     started.start("worker", ["prefect", "worker", "start", "--pool", POOL, "--type", "process"], environment)
     sys.stdout.write(f"{'worker':<8} runs the deployments of prefect.yaml in {Path.cwd()}\n")
 
@@ -60,6 +61,17 @@ def stay_alone(started: Programs) -> None:
         started.hold(lock)
     except Timeout as error:
         raise ServiceError(f"another `make serve` runs by {lock.lock_file}; end that one first") from error
+
+
+def _refuse_unknown_parameters(api: str) -> None:
+    """Have the server refuse a request with a parameter that the form doesn't have; `prefect deploy` can't say so."""
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.actions import DeploymentUpdate
+
+    with SyncPrefectClient(api, auth_string=os.environ.get("PREFECT_API_AUTH_STRING")) as client:
+        for found in client.read_deployments():
+            form = {**(found.parameter_openapi_schema or {}), "additionalProperties": False}
+            client.update_deployment(found.id, DeploymentUpdate(parameter_openapi_schema=form))
 
 
 def _set_up(command: list[str], environment: dict[str, str]) -> None:

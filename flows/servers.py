@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +16,9 @@ from urllib.parse import urlsplit
 import psutil
 from filelock import BaseFileLock
 
+from flows.password import password
 from pruning.errors import SecateurError
+from tasks.environment import password_file
 from tasks.params.settings import Settings
 from tasks.production.store import absolute, is_server, open_store
 
@@ -113,9 +114,7 @@ class Programs:
 
 @contextmanager
 def programs() -> Iterator[Programs]:
-    """Give what programs are started with, and end them all when the block is left, by a signal too."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    """Give what programs are started with, and end them all when the block is left."""
     started = Programs(Path(os.environ["PREFECT_HOME"]) / "logs")
     try:
         yield started
@@ -128,9 +127,25 @@ def prefect_server(started: Programs) -> str:
     if address := os.environ.get("PREFECT_API_URL"):
         return address
     port = free_port(PREFECT_PORT)
-    started.start("Prefect", ["prefect", "server", "start", "--host", HOST, "--port", str(port)])
+    secret = os.environ.get("PREFECT_SERVER_API_AUTH_STRING") or password()
+    given = {
+        "PREFECT_SERVER_API_AUTH_STRING": secret,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(_pages(port)),
+        "PREFECT_UI_API_URL": f"http://{HOST}:{port}/api",  # else the pages would ask port 4200, whoever has it
+    }
+    started.start("Prefect", ["prefect", "server", "start", "--host", HOST, "--port", str(port)], given)
     started.wait_for("Prefect", port)
+    os.environ["PREFECT_API_AUTH_STRING"] = secret  # for whatever else is started here
     return f"http://{HOST}:{port}/api"
+
+
+def how_to_log_in() -> str:
+    """Say what the page of the server that was started asks for."""
+    if os.environ.get("PREFECT_API_URL"):
+        return ""
+    if os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+        return "  (log in with what PREFECT_SERVER_API_AUTH_STRING holds)"
+    return f"  (log in with the line in {password_file()})"
 
 
 def mlflow_server(started: Programs, settings: Settings) -> str:
@@ -147,10 +162,16 @@ def mlflow_server(started: Programs, settings: Settings) -> str:
         open_store(uri)  # a server that is killed while it makes the tables would leave half of them
         port, store = free_port(MLFLOW_PORT), {"MLFLOW_BACKEND_STORE_URI": absolute(uri)}
     command = ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    command += ["--allowed-hosts", f"{HOST}:{port},localhost:{port}", "--cors-allowed-origins", ",".join(_pages(port))]
     # The store is not on the command line, which every user of the machine can read: there may be a password in it.
     started.start("MLflow", command, store)
     started.wait_for("MLflow", port)
     return f"http://{HOST}:{port}"
+
+
+def _pages(port: int) -> list[str]:
+    """Return the origins of a server's own pages; a page of any other origin gets no answer that it could read."""
+    return [f"http://{HOST}:{port}", f"http://localhost:{port}"]
 
 
 def free_port(wanted: int) -> int:
@@ -175,7 +196,3 @@ def _family(pid: int) -> list[psutil.Process]:
         return [*parent.children(recursive=True), parent]
     except psutil.NoSuchProcess:
         return []
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt

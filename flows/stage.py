@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows import signals
 from flows.engine import PLAIN, call_as_task
 from pruning.errors import SettingsError, WorkspaceError
 from tasks.code.changes import changes
@@ -140,7 +141,8 @@ def recorded_end(run: Run) -> Iterator[None]:
         yield
     except BaseException as end:
         if not PLAIN and (run.workspace.folder(LOOP) / LEDGER).exists():
-            _record_end(run, tracking.FAILED if isinstance(end, Exception) else tracking.KILLED)
+            failed = isinstance(end, Exception) and not signals.asked()
+            _record_end(run, tracking.FAILED if failed else tracking.KILLED)
         raise
 
 

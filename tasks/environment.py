@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
 DEFAULTS = {
     # Telemetry: Prefect takes 1/true/yes for DO_NOT_TRACK, MLflow only the word true.
@@ -21,7 +23,7 @@ DEFAULTS = {
     "PREFECT_HOME": str(REPOSITORY / ".prefect"),
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-    "PREFECT_LOGGING_EXTRA_LOGGERS": "secateur",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "secateur,pruning",
     "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",  # what is older than 90 days goes by itself
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # each event that doesn't reach a server would be a line
@@ -38,3 +40,19 @@ DEFAULTS = {
 
 for name, value in DEFAULTS.items():
     os.environ.setdefault(name, value)
+
+
+def password_file() -> Path:
+    """Return where the password of this machine's own Prefect server lies, once it has been started."""
+    return Path(os.environ["PREFECT_HOME"]) / "password"
+
+
+def _tell_password() -> None:
+    """Give the password to whoever calls a server on this machine, and to no other server."""
+    host = urlsplit(os.environ.get("PREFECT_API_URL", "")).hostname
+    if host in THIS_MACHINE and os.access(password_file(), os.R_OK):
+        found = password_file().read_text(encoding="utf-8", errors="replace").strip()
+        os.environ.setdefault("PREFECT_API_AUTH_STRING", found)
+
+
+_tell_password()

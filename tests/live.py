@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,11 +94,13 @@ class Served:
         """Return the processes of servers, worker and runs."""
         return set(self._process.children(recursive=True))
 
+    def password(self) -> bytes:
+        return (Path(self.clone.environment["PREFECT_HOME"]) / "password").read_bytes().strip()
+
     def ask(self, place: str, body: dict[str, Any]) -> tuple[int, Any]:
         """Post to Prefect's API; return the status and the answer."""
-        request = urllib.request.Request(
-            f"{self.api}/{place}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
+        headers = {"Content-Type": "application/json", "Authorization": f"Basic {b64encode(self.password()).decode()}"}
+        request = urllib.request.Request(f"{self.api}/{place}", json.dumps(body).encode(), headers)
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, json.load(answer)

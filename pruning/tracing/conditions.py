@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from pruning.tracing.written import Calls
 
 OnModule = Callable[[str, str, Any], None]
+_CODE = (ModuleType, FunctionType, BuiltinFunctionType, CodeType, FrameType, type)
 
 # Every fake tensor that the passes of one search made.
 _made: ContextVar[list[weakref.ref[Tensor]]] = ContextVar("made")
@@ -40,10 +42,26 @@ def no_leftovers() -> Iterator[None]:
         _made.reset(token)
         if any(tensor() is not None for tensor in made):
             gc.collect()
-        if any(tensor() is not None for tensor in made):
+        kept = {id(found) for tensor in made if (found := tensor()) is not None}
+        if kept:
             for thing in gc.get_objects():
-                if type(thing) is functools._lru_cache_wrapper and not _of_torch(thing):
+                if type(thing) is functools._lru_cache_wrapper and not _of_torch(thing) and _reaches(thing, kept):
                     thing.cache_clear()
+
+
+def _reaches(cache: Any, wanted: set[int]) -> bool:
+    """Say whether what a cache keeps leads to one of these objects; code leads everywhere, and is left out."""
+    own = (id(cache.__wrapped__), id(cache.__dict__))
+    seen: set[int] = set()
+    ahead = [thing for thing in gc.get_referents(cache) if id(thing) not in own]
+    while ahead:
+        thing = ahead.pop()
+        if id(thing) in wanted:
+            return True
+        if id(thing) not in seen and not isinstance(thing, _CODE):
+            seen.add(id(thing))
+            ahead += gc.get_referents(thing)
+    return False
 
 
 def _of_torch(function: Any) -> bool:

@@ -79,6 +79,6 @@ def test_note_that_another_flow_has_just_told_or_that_is_damaged_holds_up_no_flo
     assert caplog.text.count("can't be read") == len(damaged) + 1
 
 
-def test_server_of_one_process_is_never_away() -> None:
+def test_no_server_is_never_away() -> None:
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
         assert not away.is_away()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
-import time
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,9 @@ from flows.baseline import baseline
 from flows.compress import compress_what_changed
 from flows.prepare import prepare
 from flows.prune import prune
-from tasks.lock import locked
+from tasks.environment import REPOSITORY
 from tasks.loop.ledger import read_ledger
 from tasks.production import store, tracking
-from tasks.workspace import Workspace
 
 Change = Callable[[dict[str, Any]], object]
 Write = Callable[[Change | None], Path]
@@ -192,28 +193,46 @@ def test_baseline_that_was_brought_along_remembers_its_data(
     assert "the baseline learned from the data" in fails(capsys, prune, "--workspace", "other")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_signal_that_asks_for_the_end_is_one_message_and_lets_go_of_the_workspace(
-    write_params: Write, capfd: Any, number: signal.Signals
+def test_signal_is_one_message_whatever_fails_by_it_and_lets_go_of_the_workspace(
+    tmp_path: Path, project_writer: Callable[..., Path]
 ) -> None:
-    write_params(None)
-    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+    project_writer(tmp_path)
+    code = """
+import os, signal, time
+from pathlib import Path
+from flows import command
+from pruning.errors import WorkspaceError
+from tasks.lock import locked
+from tasks.workspace import Workspace
 
-    def ended(params: str, workspace: str, commit: bool) -> None:
-        with locked(Workspace(Path(workspace))):
-            os.kill(os.getpid(), number)
+def ended(params, workspace, commit):
+    with locked(Workspace(Path(workspace))):
+        try:
+            os.kill(os.getpid(), signal.SIGHUP)
             time.sleep(10)
+        finally:
+            raise WorkspaceError("something that the signal brought about")
 
-    try:
-        with pytest.raises(SystemExit) as end:
-            command.main("stage", ended, "", ["--no-commit"])
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-    assert end.value.code == 128 + number
-    assert capfd.readouterr().err == f"\nstage: {number.name}; run the same command again to go on\n"
-    with FileLock("artifacts/.lock", timeout=0):
+command.main("stage", ended, "", ["--no-commit"])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "DVC_STAGE": "tests"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 128 + signal.SIGHUP
+    assert done.stderr == "\nstage: ended by SIGHUP; run the same command again to go on\n"
+    with FileLock(tmp_path / "artifacts/.lock", timeout=0):
         pass
+
+
+def test_warnings_of_the_library_reach_the_terminal(write_params: Write, capsys: Any) -> None:
+    write_params(None)
+
+    def warns(params: str, workspace: str, commit: bool) -> None:
+        logging.getLogger("pruning.choosing.allocation").warning("a group can't give what it was asked for")
+
+    succeeds(warns)
+    assert capsys.readouterr().err == "a group can't give what it was asked for\n"
 
 
 @pytest.mark.parametrize(

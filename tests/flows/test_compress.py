@@ -14,10 +14,11 @@ from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.clone import LONGEST_S, Clone
-from tests.live import served
+from tests.live import Served, served
 
 pytestmark = pytest.mark.slow
 
@@ -143,9 +144,29 @@ def test_schedule_trains_registers_and_promotes_and_does_nothing_where_nothing_c
             {"parameters": {"trial": {"name": "code", "factory": "os:abort"}}},
             {"job_variables": {"command": "touch pwned"}},
             {"job_variables": {"env": {"PYTHONPATH": "/tmp"}}},
+            {"parameters": {"workspace": "elsewhere"}},
         ):
             status, answer = here.start("compress", **asked)
             assert status in {409, 422}, (asked, answer)
+        for name, unknown in (
+            ("promote", "approve"),
+            ("restore", "into"),
+            ("tidy", "keep_days"),
+            ("rollback", "params"),
+        ):
+            status, answer = here.start(name, parameters={unknown: 1})
+            assert status == 409, (name, answer)
+        assert_closed_to_others(here)
+
+
+def assert_closed_to_others(here: Served) -> None:
+    """Pages of other origins can't ask Prefect's API anything, nor can anybody without the password."""
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type,authorization"}
+    own = here.api.removesuffix("/api")
+    for origin in ("https://elsewhere.example", "http://127.0.0.1:9", "null", own):
+        answer = httpx.options(f"{here.api}/work_pools/filter", headers={"Origin": origin, **asked})
+        assert answer.headers.get("access-control-allow-origin") == (own if origin == own else None)
+    assert httpx.post(f"{here.api}/work_pools/filter", json={}).status_code == httpx.codes.UNAUTHORIZED
 
 
 def test_version_is_promoted_and_comes_back_from_mlflow_dvc_and_git(by_flow: Clone) -> None:

@@ -1,8 +1,10 @@
-"""Ended by SIGTERM or from Prefect's page: no child is left, locks are let go of, MLflow says so, and it goes on."""
+"""Ended by a signal or from Prefect's page: no child is left, locks are let go of, MLflow says so, and it goes on."""
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -74,7 +76,91 @@ def assert_ended_cleanly(clone: Clone) -> None:
     (clone.root / "slow").unlink()
 
 
-def test_sigterm_ends_cleanly_and_the_same_command_goes_on(
+MOMENTS: tuple[tuple[str, float | str, signal.Signals], ...] = (
+    ("imports begin", 0.0, signal.SIGTERM),
+    ("imports go on", 2.0, signal.SIGINT),
+    ("settings are checked", "write artifacts/.probe", signal.SIGTERM),
+    ("temporary server starts", "own_server.py", signal.SIGTERM),
+    ("data are prepared", "rename data", signal.SIGTERM),
+    ("baseline is trained", "write artifacts/.training.unfinished", signal.SIGTERM),
+    ("sensitivities are measured", "write artifacts/.analysis.unfinished", signal.SIGINT),
+    ("first attempt", "write artifacts/iterations/ledger.json", signal.SIGTERM),
+    ("second attempt", "write artifacts/iterations/02", signal.SIGTERM),
+    ("export", "write artifacts/.onnx.partial", signal.SIGTERM),
+    ("report", "write artifacts/.report.partial", signal.SIGHUP),
+    ("registration", "rename mlartifacts", signal.SIGTERM),
+)
+"""(what happens, after how many seconds or at which event of `sitecustomize` or child of the process, the signal)"""
+
+ENDS_WITHIN_S = 10.0
+
+
+def wait_for_moment(process: subprocess.Popen[bytes], moment: float | str, trace: Path) -> None:
+    if isinstance(moment, float):
+        while psutil.Process(process.pid).num_threads() < 2:  # before, Python itself starts, and nothing of ours runs
+            time.sleep(0.005)
+        time.sleep(moment)
+        return
+    deadline = time.monotonic() + LONGEST_S
+    while not (trace.exists() and moment in trace.read_text(encoding="utf-8")):
+        assert process.poll() is None, f"it ended before: {moment}"
+        assert time.monotonic() < deadline, moment
+        here = psutil.Process(process.pid)
+        if moment.endswith(".py") and any(moment in " ".join(child.cmdline()) for child in here.children()):
+            return
+        time.sleep(0.005)
+
+
+def left_behind(mark: str) -> list[psutil.Process]:
+    """Return the processes that have something in their environment, whatever group or parent they have."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("SECATEUR_TEST") == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_signal_to_the_whole_group_ends_a_run_at_any_moment_and_it_goes_on_to_the_same_bytes(
+    new_slow_clone: Callable[[], Clone], undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    clone = new_slow_clone()
+    watcher = str(Path(__file__).parent / "killing")
+    for position, (what, moment, number) in enumerate(MOMENTS):
+        mark, trace, said = f"{tmp_path}/{position}", tmp_path / f"{position}.trace", tmp_path / f"{position}.err"
+        more = {"SECATEUR_TEST": mark, "PYTHONPATH": watcher, "KILL_TRACE": str(trace), "KILL_ROOT": str(clone.root)}
+        with said.open("wb") as err:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "flows.compress"],
+                cwd=clone.root,
+                env=clone.environment | more,
+                stdout=subprocess.DEVNULL,
+                stderr=err,
+                start_new_session=True,
+            )
+        wait_for_moment(process, moment, trace)
+        began = time.monotonic()
+        os.killpg(process.pid, number)
+        assert process.wait(60) == 128 + number, what
+        seconds = time.monotonic() - began
+        assert left_behind(mark) == [], what
+        message = said.read_text(encoding="utf-8")
+        print(f"{what}: {number.name}, ended after {seconds:.1f} s")
+        assert seconds < ENDS_WITHIN_S, what
+        assert message.count("compress: ") == 1, f"{what}: {message}"
+        assert message.count(f"compress: ended by {number.name}; run the same command again to go on") == 1
+        assert "Traceback" not in message, f"{what}: {message}"
+        assert "goes on without it" not in message, f"{what}: {message}"
+        if (clone.root / "mlflow.db").exists():
+            assert clone.recorded("select count(*) from registered_model_aliases") == [(0,)], what
+    clone.flow()
+    assert clone.hashes() == undisturbed
+    clone.assert_tracked_once()
+
+
+def test_sigterm_in_mid_loop_is_known_to_mlflow_and_the_same_command_goes_on(
     new_slow_clone: Callable[[], Clone], undisturbed: dict[str, str]
 ) -> None:
     clone = new_slow_clone()
@@ -83,7 +169,7 @@ def test_sigterm_ends_cleanly_and_the_same_command_goes_on(
     wait_for_second_attempt(clone)
     children = psutil.Process(process.pid).children(recursive=True)
     assert children, "Prefect's own server"
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
     assert psutil.wait_procs(children, timeout=10)[1] == []
     assert_ended_cleanly(clone)

@@ -1,0 +1,126 @@
+"""Signals that ask for the end: one message at once, an exception that unwinds the work, and a deadline.
+
+    a signal ─► Python's C handler ─► a byte in a pipe ─► a thread: the message, the deadline
+            └─► Python's own handler, in the main thread, between two of its instructions: SystemExit, once
+
+The thread needs nothing of the main thread, which may be in native code for long, and sees the signal whoever has
+replaced the handler: Prefect's engine does. An exception can be swallowed by whoever catches all of them, so what must
+not begin after a signal asks first. What has not ended by the deadline is ended by force, as safely as by `kill -9`:
+a run goes on from there to the same bytes (docs/kill-matrix.md).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from types import FrameType
+
+import psutil
+
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PATIENCE_S = 5.0
+_EXIT_CODE = 128  # and the signal's number
+
+
+class _Watch:
+    """What this process knows of signals that ask for its end."""
+
+    def __init__(self) -> None:
+        self.name = "secateur"
+        self.patience_s = 0.0
+        self.asked: int | None = None
+        self.raised = False
+        self.ours = False  # whether the handlers are
+        self.process: int | None = None  # a fork has no thread
+        self._unsaid = threading.Lock()
+
+    def listen(self) -> None:
+        """Have the C handler write to a pipe, and a thread read it."""
+        if self.process == os.getpid():
+            return
+        self.process = os.getpid()
+        ours, handlers = socket.socketpair()
+        handlers.setblocking(False)
+        signal.set_wakeup_fd(handlers.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._wait, args=(ours, handlers), name="signals", daemon=True).start()
+
+    def _wait(self, ours: socket.socket, _kept_open: socket.socket) -> None:
+        while True:
+            number = ours.recv(1)[0]
+            if number in ASKING:
+                break
+        self.note(number)
+        time.sleep(self.patience_s)
+        _end_children()
+        os._exit(_EXIT_CODE + number)
+
+    def note(self, number: int) -> None:
+        """Say once, from the thread or from the handler, whichever comes first, which signal it was."""
+        if self._unsaid.acquire(blocking=False):
+            self.asked = number
+            what = signal.Signals(number).name
+            os.write(2, f"\n{self.name}: ended by {what}; run the same command again to go on\n".encode())
+
+    def raise_once(self, number: int, _frame: FrameType | None) -> None:
+        """Unwind the main thread; whatever asks again doesn't disturb what is done meanwhile."""
+        if not self.raised:
+            self.raised = True
+            self.note(number)
+            raise SystemExit(_EXIT_CODE + number)
+
+
+_watch = _Watch()
+
+
+def watch(name: str, patience_s: float = PATIENCE_S) -> None:
+    """Let signals end this process: by SystemExit in the main thread, and by force after a while.
+
+    Args:
+        name: Of the command, for the message.
+        patience_s: How long the exception may take; 0 to end at once, where there is nothing to be unwound.
+    """
+    _watch.name, _watch.patience_s, _watch.ours = name, patience_s, True
+    take_over()
+    _watch.listen()
+
+
+def set_deadline(name: str) -> None:
+    """Give a process whose handlers are another's, as those of a run that a worker started, the deadline alone."""
+    if _watch.process != os.getpid() and threading.current_thread() is threading.main_thread():
+        _watch.name, _watch.patience_s = name, PATIENCE_S
+        _watch.listen()
+
+
+def take_over() -> None:
+    """Put our handlers into the place of others, where this process is a command of ours."""
+    if _watch.ours and threading.current_thread() is threading.main_thread():
+        for number in ASKING:
+            signal.signal(number, _watch.raise_once)
+
+
+def asked() -> bool:
+    """Say whether a signal has asked for the end."""
+    return _watch.asked is not None
+
+
+def end_if_asked() -> None:
+    """Raise what the handler raises, where a signal has asked for the end and the exception was swallowed.
+
+    Raises:
+        SystemExit: With the exit code that says which signal it was.
+    """
+    if _watch.asked is not None:
+        raise SystemExit(_EXIT_CODE + _watch.asked)
+
+
+def _end_children() -> None:
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(children, timeout=1)
