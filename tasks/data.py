@@ -21,6 +21,7 @@ from zoo.datasets.splits import Samples, Splits
 
 FOLDER = "data"
 DESCRIPTION = "meta.json"
+EXAMPLE = "example.safetensors"
 ANSWERS = "answers.safetensors"
 """In the baseline's folder: what it says of each sample, where the data carry no labels."""
 
@@ -94,6 +95,7 @@ def save_splits(splits: Splits, folder: Path) -> Description:
         if splits.labelled:
             tensors["targets"] = samples.targets.contiguous()
         replace_file(folder / f"{name}.safetensors", format_safetensors(tensors))
+    replace_file(folder / EXAMPLE, format_safetensors({"inputs": splits.validation.inputs[:1].contiguous()}))
     description = Description(
         fingerprint=splits.fingerprint(),
         classes=splits.classes,
@@ -139,6 +141,16 @@ def read_inputs(workspace: Workspace, split: Split) -> Tensor:
         DataError: The file is missing or damaged.
     """
     return _read_tensors(workspace.folder(FOLDER) / f"{split}.safetensors", "prepare", "inputs")["inputs"]
+
+
+def read_example(workspace: Workspace) -> Tensor:
+    """Read the inputs of the first validation sample, [1, ...]: a file of its own, so that no split is read for it.
+
+    Raises:
+        WorkspaceError: `prepare` hasn't run.
+        DataError: The file is missing or damaged.
+    """
+    return _read_tensors(workspace.folder(FOLDER) / EXAMPLE, "prepare", "inputs")["inputs"]
 
 
 def save_answers(answers: Mapping[Split, Tensor], folder: Path) -> None:

@@ -24,7 +24,7 @@ from pruning.training.epochs import Augment
 from pruning.training.recipe import Recipe
 from pruning.training.sparsity import SparsityTraining
 from tasks import imports
-from tasks.data import Description, read_inputs
+from tasks.data import Description, read_example
 from tasks.measured import Measured
 from tasks.params.settings import Settings
 from tasks.workspace import Json, Workspace
@@ -46,7 +46,7 @@ def make_factory(settings: Settings, data: Description) -> Callable[[], nn.Modul
 
 def example_inputs(workspace: Workspace, settings: Settings) -> Tensor:
     """Return one validation sample [1, ...] on the device of the run: what models are traced and counted with."""
-    return read_inputs(workspace, "validation")[:1].to(settings.run.device)
+    return read_example(workspace).to(settings.run.device)
 
 
 def load_model(folder: Path, settings: Settings, data: Description, example: Tensor) -> tuple[nn.Module, Plan, Json]:

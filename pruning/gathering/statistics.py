@@ -18,7 +18,7 @@ from pruning.gathering.moments import Moments
 from pruning.gathering.observation import Layer
 from pruning.structure.groups import Group, Groups, Slice
 from pruning.structure.slices import rows_of
-from pruning.tracing.watch import state_of
+from pruning.tracing.watch import state_copied_once, state_of
 
 Result = TypeVar("Result")
 
@@ -130,7 +130,8 @@ def collect(
         what = "samples (and the loss)" if set(asked) & set(_WITH_LOSS) else "samples (inputs alone will do)"
         raise CriterionError(f"the criterion needs {', '.join(asked)}: pass {what} to gather them on")
     gatherers = _gatherers(groups, asked, loss)
-    _pass_over(groups, samples, gatherers, batch_size, seed, progress)
+    with state_copied_once():
+        _pass_over(groups, samples, gatherers, batch_size, seed, progress)
     gathered = {need: found for gatherer in gatherers for need, found in gatherer.results().items()}
     second = next((one for one in gatherers if isinstance(one, second_moments.MomentGatherer)), None)
     if second is None:

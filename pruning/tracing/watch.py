@@ -7,8 +7,9 @@ device, or copies of the real ones where it minds the values. The pass runs belo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -184,6 +185,50 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+@dataclass(frozen=True)
+class _Copy:
+    """A copy of a tensor, and the versions that both had then: each write into a tensor is a new version."""
+
+    original: Tensor
+    version: int
+    copy: Tensor
+    copy_version: int
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Say whether it is a copy of this tensor still: neither of them has been written into."""
+        versions = (self.version, self.copy_version)
+        return self.original is tensor and (tensor._version, self.copy._version) == versions
+
+
+_copies: ContextVar[dict[int, _Copy] | None] = ContextVar("_copies", default=None)
+
+
+@contextmanager
+def state_copied_once() -> Iterator[None]:
+    """Let passes on real tensors share one copy of a model's state; what one of them writes into is copied again.
+
+    Inside, the state must not be written into behind autograd's back, by `tensor.data`.
+    """
+    token = _copies.set({})
+    try:
+        yield
+    finally:
+        _copies.reset(token)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """Return a copy of a tensor of the state: the one that is there, where passes share it."""
+    known = _copies.get()
+    if known is None or tensor.is_inference():
+        return tensor.detach().clone()
+    if id(tensor) not in known or not known[id(tensor)].holds(tensor):
+        copy = tensor.detach().clone()
+        if copy.is_inference():
+            return copy
+        known[id(tensor)] = _Copy(tensor, tensor._version, copy, copy._version)
+    return known[id(tensor)].copy
+
+
 def watch(
     model: nn.Module,
     example: Inputs,
@@ -234,11 +279,13 @@ def watch(
 
         def convert(t: Tensor, device: torch.device) -> Tensor:
             if id(t) not in made:
-                made[id(t)] = t.detach().clone() if tensors == "real" else _convert(t, device, mode)
+                made[id(t)] = _copied(t) if tensors == "real" else _convert(t, device, mode)
             return made[id(t)]
 
         state = {name: convert(t, (devices or {}).get(name, t.device)) for name, t in real.items()}
+        token = _copies.set(None)  # inputs are others each time
         args, kwargs = with_tensors((args, kwargs), lambda tensor: convert(tensor, tensor.device))
+        _copies.reset(token)
         if mode is not None:
             stack.enter_context(mode)
         begin(state, find_tensors((args, kwargs)))

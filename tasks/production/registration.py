@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks import analyze, export, report
-from tasks.data import read_description, read_inputs
+from tasks.data import read_description, read_example
 from tasks.loop.ledger import Ledger, read_ledger
 from tasks.params.settings import Settings
 from tasks.production.record import FILE, make_record
@@ -111,7 +111,7 @@ def _create_version(
     import onnxruntime
     from mlflow.models import infer_signature
 
-    example = read_inputs(workspace, "validation")[:2].numpy()
+    example = read_example(workspace).numpy()
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     outputs = session.run(None, {session.get_inputs()[0].name: example})[0]
     with warnings.catch_warnings():

@@ -62,6 +62,7 @@ def show(_: Settings, workspace: Workspace) -> object:
 
 READERS: dict[str, Read] = {
     "data/meta.json": lambda _, workspace: data.read_description(workspace),
+    "data/example.safetensors": lambda _, workspace: data.read_example(workspace),
     **{
         f"data/{split}.safetensors": lambda _, workspace, split=split: data.read_split(workspace, split)  # type: ignore[misc]
         for split in data.SPLITS
