@@ -44,7 +44,7 @@ def test_no_stage_reads_a_whole_split_for_one_sample(
             found[name], _opened = set(_opened), None
     assert found["analyze"] == found["measurements"] == set()
     assert found["profile"] <= {"example"}
-    assert found["benchmark"] == {"example"}
-    assert found["transform"] == found["export"] == {"example", "validation"}
+    batches = found["benchmark"], found["transform"], found["export"]
+    assert all(one == {"example", "validation"} for one in batches), "what they run are batches of samples"
     assert found["report"] == {"example", "test"}
     assert "test" not in found["prune"]
