@@ -153,4 +153,4 @@ def test_every_package_is_under_the_import_contracts() -> None:
 def test_modules_are_short_and_named_for_a_subject() -> None:
     for path in sources(*PACKAGES):
         assert path.stem not in {"utils", "helpers", "common", "base", "misc"}, path
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 250, path
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
