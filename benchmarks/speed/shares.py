@@ -1,4 +1,4 @@
-"""The default at shares of the MACs, and predictions on the networks of the zoo: time needs no training."""
+"""Widths by a profile at shares of the MACs, and predictions on the networks of the zoo: time needs no training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ZOO: dict[str, Callable[..., nn.Module]] = {
 
 
 def default_at_shares(widths: Sequence[int], seen: Samples, num_classes: int, batch_sizes: Sequence[int]) -> list[Time]:
-    """Measure what the default of params.yaml makes of ResNet-20 at shares of the MACs.
+    """Measure ResNet-20 at shares of the MACs, its widths rounded by its own profile.
 
     Args:
         widths: Of the first stage; each is a network, with the weights that it was made with.

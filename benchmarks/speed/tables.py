@@ -21,7 +21,7 @@ def as_markdown(parts: Parts) -> str:
     """Write the parts that were measured as tables."""
     lines = ["# Latency, measured", "", "Written by `python -m benchmarks.latency` on an otherwise idle machine.", ""]
     for name, title, table in (
-        ("shares", "The default of params.yaml at shares of the MACs. One thread.", _times),
+        ("shares", "Widths by the network's profile, at shares of the MACs. One thread.", _times),
         ("predictions", "Predictions, half the MACs gone from each network of the zoo. One thread.", _times),
         ("duel", "Half the latency at batch 1, one thread: ResNet-20 on glyphs.", _duellists),
         ("sweeps", "The cheap analysis beside the full sweep: plans for half the MACs by either's curves.", _sweeps),
