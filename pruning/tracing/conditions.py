@@ -173,3 +173,5 @@ def module_paths(model: nn.Module, path: list[str], calls: list[Calls], on_modul
     finally:
         for hook in hooks:
             hook.remove()
+            # PyTorch leaves this behind, and then warns at every compiled model that the process has global hooks.
+            torch.nn.modules.module._global_forward_hooks_with_kwargs.pop(hook.id, None)
