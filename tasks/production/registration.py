@@ -80,7 +80,9 @@ def _finish(client: MlflowClient, run_id: str) -> None:
 
 
 def _log_pictures(client: MlflowClient, run_id: str, workspace: Workspace) -> None:
-    pictures = [workspace.folder(report.FOLDER) / name for name in (*report.PICTURES, report.PAGE, report.SUMMARY)]
+    folder = workspace.folder(report.FOLDER)
+    drawn = [folder / name for name in report.PICTURES if (folder / name).exists()]  # no curves, no picture of them
+    pictures = [*drawn, folder / report.PAGE, folder / report.SUMMARY]
     tables = [workspace.folder(analyze.FOLDER) / analyze.TABLE, workspace.folder("iterations") / "ledger.json"]
     for path in (*pictures, *tables, workspace.folder("dense") / "plan.json"):
         client.log_artifact(run_id, str(path))

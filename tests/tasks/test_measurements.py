@@ -17,6 +17,7 @@ from tasks.measurements import read_curves, read_profile
 from tasks.params.settings import Settings, load
 from tasks.stages import find_stage
 from tasks.workspace import seal
+from tests.shop import Shop
 from tests.tasks.test_pipeline import BEFORE_THE_LOOP, Project, made, make
 
 Writer = Callable[..., Path]
@@ -186,3 +187,10 @@ def test_another_machine_makes_nothing_stale(
     monkeypatch.setattr("pruning.timing.measuring.cpu_name", lambda: "another")
     monkeypatch.setattr("tasks.fingerprints.cpu_name", lambda: "another", raising=False)
     assert fingerprint(find_stage("profile"), load(Path("params.yaml")), project.workspace) == before
+
+
+def test_a_result_without_curves_is_registered(shop: Shop) -> None:
+    shop.change(lambda settings: settings["prune"].update(allocation={"by": "global"}, recipes=[]))
+    shop.run()
+    assert not Path("artifacts/report/sensitivity.png").exists()
+    assert shop.register() == "2"
