@@ -114,6 +114,7 @@ def test_summary_has_the_agreed_keys_and_says_what_the_files_say(inside: Project
         *(
             "measure",
             "test_samples",
+            "proven",
             "kind",
             "baseline",
             "dense",
