@@ -24,6 +24,8 @@ class Stage:
         sections: The sections of the settings that shape its output.
         modules: Those that make its output; what they import in turn is found from their import statements.
         facts: Properties of the settings that shape it, where the rest of the sections that they follow from doesn't.
+        files: Of its folder, where the stages that read it depend on these alone in DVC: the folder's record changes
+            with whatever the stage itself reads.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Stage:
     sections: tuple[str, ...]
     modules: tuple[str, ...]
     facts: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 STAGES = (
@@ -46,7 +49,15 @@ STAGES = (
         ("measures_curves",),
     ),
     Stage("profile", "profile", ("prepare",), ("run", "model", "profile"), ("tasks.profile",)),
-    Stage("measurements", "measurements", ("analyze", "profile"), (), ("tasks.measurements",), ("goes_by",)),
+    Stage(
+        "measurements",
+        "measurements",
+        ("analyze", "profile"),
+        (),
+        ("tasks.measurements",),
+        ("goes_by",),
+        ("curves.json", "profile.json"),
+    ),
     Stage(
         "prune",
         "iterations",

@@ -19,6 +19,10 @@ def folder(name: str) -> str:
     return Workspace(DEFAULT_ROOT).folder(find_stage(name).folder).as_posix()
 
 
+def read_of(name: str) -> list[str]:
+    return [f"{folder(name)}/{file}" for file in find_stage(name).files] or [folder(name)]
+
+
 def test_dvc_knows_the_same_stages_in_the_same_order() -> None:
     assert tuple(DVC) == ("code", *NAMES)
 
@@ -28,7 +32,7 @@ def test_dvc_runs_the_flow_and_depends_on_what_shapes_its_output(stage: Stage) -
     found = DVC[stage.name]
     assert found["cmd"].endswith(f"python -m flows.{stage.name}")
     told = code_file(stage, Workspace(DEFAULT_ROOT)).as_posix()
-    assert found["deps"] == [told, *(folder(need) for need in stage.needs)]
+    assert found["deps"] == [told, *(place for need in stage.needs for place in read_of(need))]
     assert told in DVC["code"]["outs"]
     assert tuple(found.get("params", ())) == stage.sections
     options = {"persist": True} if stage.name in ("prune", "profile") else None
