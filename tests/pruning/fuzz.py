@@ -44,6 +44,8 @@ class RandomNetwork(nn.Module):
         self.tokens = self.dims == 1 and self.random.random() < 0.5
         self.container = self.random.choice(list(CONTAINERS))
         self.parts, self.weights = nn.ModuleList(), nn.ParameterList()
+        self.forked: set[int] = set()  # layers that are run on some paths alone
+        self.needs_all_paths = False
         self.listing: list[str] = []
         self.channels = [3]
         self.steps: list[Step] = []
@@ -338,6 +340,8 @@ def shared(net: RandomNetwork) -> Made:
     if not fitting:
         return activation(net)
     index, part, source = net.random.choice(fitting)
+    # A layer that is used here and on a path besides: an example of one path shows no unused parameter.
+    net.needs_all_paths |= index in net.forked
     return f"conv again {source}", part.out_channels, lambda n, t: n.parts[index](t[source])
 
 
@@ -375,6 +379,7 @@ def fork_by_path(net: RandomNetwork) -> Made:
     """Layers of which the caller's path chooses one."""
     source, out = net.pick(), net.random.choice([6, 8])
     indices = [len(net.parts), len(net.parts) + 1]
+    net.forked.update(indices)
     for _ in indices:
         net.convolution(source, out)
     return f"conv of {source} by path", out, lambda n, t: n.parts[indices[t.path]](t[source])
@@ -384,6 +389,7 @@ def fork_by_size(net: RandomNetwork) -> Made:
     """A layer that only inputs above a size run through."""
     source = net.pick()
     first, second = len(net.parts), len(net.parts) + 1
+    net.forked.update((first, second))
     net.convolution(source, net.channels[source], kernel=1)
     net.convolution(source, net.channels[source])
 
