@@ -18,8 +18,11 @@ UnprovenWarning          a model was narrowed, and no inputs were found on which
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+import torch
 
 
 class SecateurError(Exception):
@@ -72,6 +75,22 @@ class WorkspaceError(SecateurError):
 
 class UnprovenWarning(UserWarning):
     """A model was narrowed, and no inputs were found on which that could be verified."""
+
+
+def pass_on(fault: Exception) -> None:
+    """Raise a fault again that isn't of the code that was run: before a model's faults are turned into messages.
+
+    Such are the end of memory, the interpreter's own faults, time-outs, and whatever a signal handler raised.
+    """
+    handlers = {getattr(signal.getsignal(number), "__code__", None) for number in signal.valid_signals()} - {None}
+    step = fault.__traceback__
+    while step is not None and step.tb_frame.f_code not in handlers:
+        step = step.tb_next
+    if step is not None or isinstance(fault, _FOREIGN):
+        raise fault
+
+
+_FOREIGN = (TimeoutError, InterruptedError, MemoryError, SystemError, torch.OutOfMemoryError)
 
 
 def unknown_name(kind: str, found: str, known: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pruning.criteria.registry import criterion
+from pruning.errors import CriterionError
 from pruning.gathering.statistics import Statistics
 from pruning.structure.groups import Group
 from pruning.structure.slices import own_slices
@@ -56,13 +57,20 @@ def sum_over_filters(group: Group, statistics: Statistics, power: int) -> Tensor
 def filters(group: Group, statistics: Statistics) -> list[Tensor]:
     """Return the filters of each of the group's layers, [size, values per filter] each.
 
-    They are the weights of its producers; of a group without any, all its slices that hold floating-point values.
+    They are the weights of its producers; of a group without any, all its slices that hold no integers.
+
+    Raises:
+        CriterionError: There are none.
     """
     produced = [
         piece for piece in group.slices if piece.role == "producer" and not piece.use.endswith((".bias", "_bias"))
     ]
     if not produced:
         produced = own_slices(
-            group, (name for name, tensor in statistics.tensors.items() if tensor.is_floating_point())
+            group, (name for name, t in statistics.tensors.items() if t.is_floating_point() or t.is_complex())
+        )
+    if not produced:
+        raise CriterionError(
+            f"group {group.name!r} has no weights to take a norm of; leave it whole (ignore), or choose another one"
         )
     return [statistics.rows(piece, group.size) for piece in produced]

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pruning.errors import ExportError, unknown_name
+from pruning.errors import ExportError, pass_on, unknown_name
 from pruning.evaluation import device_of, restored_modes
 from pruning.files.external_weights import refuse_external_weights
 from pruning.files.writing import replace_file
@@ -179,6 +179,7 @@ def open_session(
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # ONNX Runtime's own errors have no public root but Exception
+        pass_on(error)
         raise ExportError(f"{path} can't be loaded by ONNX Runtime; export the model again ({error})") from error
 
 
@@ -186,6 +187,7 @@ def _run(session: onnxruntime.InferenceSession, name: str, batch: Tensor, path: 
     try:
         found: NDArray[np.float32] = session.run(None, {name: batch.cpu().numpy()})[0]
     except Exception as error:  # as above
+        pass_on(error)
         raise ExportError(f"{path} can't be run at batch size {len(batch)}: {error}") from error
     return found
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pruning.errors import CheckpointError
+from pruning.errors import CheckpointError, pass_on
 
 _SHOWN = 8
 _DEEPEST = 4  # how many keys may lead to a state dict
@@ -174,6 +174,7 @@ def _read_torch(path: Path) -> Any:
             "is refused; where you trust it, save model.state_dict() alone and load that file"
         ) from error
     except Exception as error:
+        pass_on(error)
         raise CheckpointError(f"{path} is damaged or no file of torch.save ({error})") from error
 
 

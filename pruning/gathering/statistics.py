@@ -81,8 +81,11 @@ class Statistics:
         return found
 
     def rows(self, piece: Slice, size: int) -> Tensor:
-        """Return a slice's values by channel, [size, values per channel], float64 on the CPU."""
-        return rows_of(self.tensors[piece.parameter], piece, size).to("cpu", torch.float64)
+        """Return a slice's values by channel, [size, values per channel], float64 on the CPU; two for a complex one."""
+        rows = rows_of(self.tensors[piece.parameter], piece, size)
+        if rows.is_complex():
+            rows = torch.view_as_real(rows.to(torch.complex128)).flatten(1)
+        return rows.to("cpu", torch.float64)
 
     def generator(self, group: Group) -> torch.Generator:
         """Return a generator of the group's own, the same whatever order groups are scored in."""

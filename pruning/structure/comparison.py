@@ -10,6 +10,7 @@ from torch import nn
 
 from pruning.algebra.axes import Atom, count
 from pruning.algebra.unification import cut
+from pruning.errors import pass_on
 from pruning.rules.call import Call, is_pointwise, operator_name, tensors_in
 from pruning.rules.reshaping import slice_start
 from pruning.structure.groups import Groups
@@ -66,6 +67,7 @@ class Comparison:
         except _Ended:
             return self.deviation
         except Exception as fault:  # noqa: BLE001 - the model's own code may raise anything at a size it doesn't know
+            pass_on(fault)
             return Deviation(self.traced, self.index, _first_line(fault))
         if self.index < len(self.operations):
             return Deviation(self.traced, self.index, "it ends early")

@@ -113,5 +113,6 @@ def masked_copy(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     parameters = dict(masked.named_parameters())
     with torch.no_grad():
         for name, mask in masks.items():
-            parameters[name].mul_(mask.to(parameters[name].device))
+            whole = parameters[name]  # not multiplied: float8 can't be, and infinity times zero is no zero
+            whole.copy_(torch.where(mask.to(whole.device), whole, torch.zeros_like(whole)))
     return masked

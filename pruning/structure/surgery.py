@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from pruning.errors import ModelError, UnprovenWarning, VerificationError
+from pruning.errors import ModelError, UnprovenWarning, VerificationError, pass_on
 from pruning.structure.calls import REFUSALS, Call, other_calls, other_values
 from pruning.structure.groups import Groups
 from pruning.structure.masks import apply_masks, groups_for, keep_removed
@@ -99,6 +99,7 @@ def _verify(
         try:
             found = call.run(dense)
         except REFUSALS as fault:
+            pass_on(fault)
             raise VerificationError(f"the narrowed {name} does not run{call.how}: {fault}. {advice}") from fault
         difference = relative_difference(expected, found)
         if not difference <= tolerance:

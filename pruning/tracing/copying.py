@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pruning.errors import ModelError
+from pruning.errors import ModelError, pass_on
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -30,6 +30,7 @@ def copy_module(model: Module, tensors: Mapping[int, Tensor] | None = None) -> M
         with _WithoutGraphs():
             return deepcopy(model, memo)
     except Exception as fault:
+        pass_on(fault)
         raise ModelError(
             f"{type(model).__name__} can't be copied: {fault}. A module may hold only what copy.deepcopy can copy: "
             "no open files, no generators"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pruning.algebra.axes import SINGLE, Atom, Axis, leaves, mix
 from pruning.algebra.unification import unify
 from pruning.containers import find_tensors
-from pruning.errors import ModelError
+from pruning.errors import ModelError, pass_on
 from pruning.rules import find_rule
 from pruning.rules.call import Call, Inapplicable, freeze_all, frozen
 from pruning.rules.facts import Facts, Typed
@@ -161,6 +161,7 @@ def type_pass(
         except ModelError:
             raise
         except Exception as fault:  # noqa: BLE001 - fake tensors refuse some things that real ones do
+            pass_on(fault)
             faults.append(fault)
     else:
         last = faults[-1]
