@@ -30,8 +30,8 @@ def test_weights_of_few_bits_are_masked_and_narrowed(dtype: torch.dtype) -> None
     model, x = FewBits(dtype), torch.randn(4, 16)
     groups = pruning.find_groups(model, x)
     dense = pruning.narrow(model, pruning.make_plan(groups, "l1_norm", channel_sparsity=0.3), x, groups=groups)
-    assert dense.w.shape[0] < 32
-    assert dense.w.dtype == dtype
+    assert dense.get_parameter("w").shape[0] < 32
+    assert dense.get_parameter("w").dtype == dtype
 
 
 class Complex(nn.Module):
