@@ -143,7 +143,8 @@ def _resized(leaves: Sequence[Any], places: Sequence[Place], size: int, other: i
 
 def _shortened(leaf: Any, size: int, other: int) -> Any:
     """Lengths that go up to the size of an extent go up to its new one."""
-    holds_lengths = _is_sized(leaf) and _is_integer(leaf) and leaf.numel() and int(leaf.max()) == size
+    valued = _is_sized(leaf) and not leaf.is_meta
+    holds_lengths = valued and _is_integer(leaf) and leaf.numel() and int(leaf.max()) == size
     return leaf.clamp(max=other) if holds_lengths else leaf
 
 
@@ -151,6 +152,8 @@ def _more(tensor: Tensor, number: int, generator: torch.Generator) -> Tensor:
     """Further rows like those of a tensor: no two alike where they hold numbers, going on where they count."""
     size = len(tensor)
     first, second = (torch.randint(size, (number,), generator=generator).to(tensor.device) for _ in range(2))
+    if tensor.is_meta:  # it has no values that could be gone on with
+        return tensor[first]
     if tensor.is_floating_point() and len(set(tensor.flatten()[:_LOOKED_AT].tolist())) > 2:  # no mask
         share = torch.rand(number, generator=generator).to(tensor).view(-1, *[1] * (tensor.ndim - 1))
         return share * tensor[first] + (1 - share) * tensor[second]
