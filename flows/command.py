@@ -107,10 +107,21 @@ def _message(fault: SecateurError | OSError, workspace: Path | None) -> str:
     )
 
 
+class _Terminal(logging.Handler):
+    """Writes messages to what is the standard error then."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+        except OSError:
+            self.handleError(record)
+
+
+_TERMINAL = _Terminal()
+
+
 def _say_on_terminal() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
     for logger, level in ((log, logging.INFO), (logging.getLogger("pruning"), logging.WARNING)):
-        logger.addHandler(handler)
+        logger.addHandler(_TERMINAL)  # a handler that is there already isn't added again
         logger.setLevel(level)
         logger.propagate = False

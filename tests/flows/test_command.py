@@ -157,14 +157,14 @@ def test_damaged_weights_that_were_brought_along_are_one_message(
 def test_other_data_than_the_baseline_are_an_error_that_names_both(
     copied: Path, capsys: Any, project_writer: Callable[..., Path]
 ) -> None:
-    from flows.analyze import analyze
+    from flows.measurements import measurements
 
     def change(settings: dict[str, Any]) -> None:
         settings["data"]["arguments"] = {"seed": 1}
 
     project_writer(copied, change)
     succeeds(prepare)
-    succeeds(analyze)
+    succeeds(measurements)
     message = fails(capsys, prune)
     assert "the baseline learned from the data" in message
     assert "the workspace holds" in message
@@ -180,7 +180,7 @@ def test_other_data_than_the_baseline_are_an_error_that_names_both(
 def test_baseline_that_was_brought_along_remembers_its_data(
     copied: Path, capsys: Any, project_writer: Callable[..., Path]
 ) -> None:
-    from flows.analyze import analyze
+    from flows.measurements import measurements
 
     def change(settings: dict[str, Any]) -> None:
         settings["data"]["arguments"] = {"seed": 1}
@@ -188,7 +188,7 @@ def test_baseline_that_was_brought_along_remembers_its_data(
         settings["baseline"]["recipe"] = None
 
     project_writer(copied, change)
-    for one in (prepare, baseline, analyze):
+    for one in (prepare, baseline, measurements):
         succeeds(one, "--workspace", "other")
     assert "the baseline learned from the data" in fails(capsys, prune, "--workspace", "other")
 

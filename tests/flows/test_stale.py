@@ -69,6 +69,7 @@ def test_a_stage_runs_again_for_what_shapes_it_and_says_why(
     before = WORKSPACE.folder("data").stat().st_ino
     _edit(Path(file), old, new)
     caplog.set_level("INFO", logger="secateur")
+    caplog.clear()
     code("params.yaml", "artifacts", False)
     _prepare()
     if why is None:

@@ -122,7 +122,7 @@ def test_summary_has_the_agreed_keys_and_says_what_the_files_say(inside: Project
             "parameter_reduction",
             "accuracy_drop",
         ),
-        *("parity", "attempts", "accepted", "stopped_because"),
+        *("parity", "proven", "attempts", "accepted", "stopped_because"),
     }
     data, example = read_description(inside.workspace), example_inputs(inside.workspace, inside.settings)
     for name in ("baseline", "dense"):

@@ -161,6 +161,7 @@ def test_baseline_and_attempt_go_on_where_they_were_killed(
     assert len(trained) == 12 - 7
     monkeypatch.setattr(trainer, "_run_epoch", real)
     project.run("analyze")
+    project.run("measurements")
     trained.clear()
     lift = _killed_after(3, monkeypatch)  # two epochs of the first recipe, one of the second
     with pytest.raises(Killed):

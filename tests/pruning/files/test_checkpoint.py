@@ -172,7 +172,7 @@ def test_missing_folder_and_foreign_format_are_refused(tmp_path: Path, narrowed:
     with pytest.raises(CheckpointError, match="format 99; this version reads format 1"):
         load_checkpoint(folder, factory, EXAMPLE)
     (folder / "meta.json").write_text("[]")
-    with pytest.raises(CheckpointError, match=r"meta.json is damaged: input should be a valid dictionary, found \[\]"):
+    with pytest.raises(CheckpointError, match=r"meta.json is damaged: input should be an object, found \[\]"):
         load_checkpoint(folder, factory, EXAMPLE)
 
 
