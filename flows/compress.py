@@ -62,6 +62,7 @@ def compress(params: str = "params.yaml", workspace: str = "artifacts", commit: 
     with locked(run.workspace):
         with recorded_end(run):
             _run_stages(run, params, workspace, commit)
+            _show(run)
             version = call_as_task(_record, "record", run, begun_with)
         _conclude(run, version)
 
@@ -106,6 +107,7 @@ def nothing_to_run(params: str, workspace: str, commit: bool) -> bool:
                 sanity_check(run.settings, run.workspace)
             return False
         log.info("every stage is current: nothing to run")
+        _show(run)
         _conclude(run, _record(run, begun_with))
     return True
 
@@ -116,8 +118,11 @@ def _is_done(run: Run, stage: Stage, changed: frozenset[str]) -> bool:
 
 
 def _lines(run: Run) -> list[Line]:
-    summary = run.workspace.read_json("report", "summary.json", "report", Summary)
-    return [*compare(summary), *compare_latency(run.workspace)]
+    return [*compare(_summary(run)), *compare_latency(run.workspace)]
+
+
+def _summary(run: Run) -> Summary:
+    return run.workspace.read_json("report", "summary.json", "report", Summary)
 
 
 def _record(run: Run, begun_with: Source | None) -> str | None:
@@ -127,15 +132,11 @@ def _record(run: Run, begun_with: Source | None) -> str | None:
     return register(run.settings, run.workspace, run.params, lambda: begun_with if edited() else snapshot())
 
 
-def _conclude(run: Run, version: str | None) -> None:
-    """Show the result, what is missing from it first.
-
-    Raises:
-        TargetError: No attempt was accepted, so that there is no version.
-    """
-    summary = run.workspace.read_json("report", "summary.json", "report", Summary)
-    if version is None:
-        sys.stdout.write(f"{nothing_accepted(summary)}; nothing is registered\n")
+def _show(run: Run) -> None:
+    """Show the result, what is missing from it first."""
+    summary = _summary(run)
+    if missing := nothing_accepted(summary):
+        sys.stdout.write(f"{missing}; nothing is registered\n")
     sys.stdout.write(f"\n{as_text(_lines(run))}\n\n")
     for what, place in (
         ("stopped because", summary["stopped_because"]),
@@ -144,8 +145,16 @@ def _conclude(run: Run, version: str | None) -> None:
         ("report", run.workspace.folder("report") / "report.html"),
     ):
         _say(what, place)
+
+
+def _conclude(run: Run, version: str | None) -> None:
+    """Say what was registered.
+
+    Raises:
+        TargetError: No attempt was accepted, so that there is no version.
+    """
     if version is None:
-        raise TargetError(f"{nothing_accepted(summary)}; nothing is registered")
+        raise TargetError(f"{nothing_accepted(_summary(run))}; nothing is registered")
     _say("registered", f"{run.settings.tracking.model_name}, version {version}, alias candidate")
 
 

@@ -16,9 +16,12 @@ import pytest
 from filelock import FileLock
 
 from flows import command, stage
+from flows.analyze import analyze
 from flows.baseline import baseline
 from flows.compress import compress_what_changed
+from flows.measurements import measurements
 from flows.prepare import prepare
+from flows.profile import profile
 from flows.prune import prune
 from tasks.environment import REPOSITORY
 from tasks.loop.ledger import read_ledger
@@ -157,14 +160,12 @@ def test_damaged_weights_that_were_brought_along_are_one_message(
 def test_other_data_than_the_baseline_are_an_error_that_names_both(
     copied: Path, capsys: Any, project_writer: Callable[..., Path]
 ) -> None:
-    from flows.measurements import measurements
-
     def change(settings: dict[str, Any]) -> None:
         settings["data"]["arguments"] = {"seed": 1}
 
     project_writer(copied, change)
-    succeeds(prepare)
-    succeeds(measurements)
+    for one in (prepare, analyze, profile, measurements):
+        succeeds(one)
     message = fails(capsys, prune)
     assert "the baseline learned from the data" in message
     assert "the workspace holds" in message
@@ -180,15 +181,13 @@ def test_other_data_than_the_baseline_are_an_error_that_names_both(
 def test_baseline_that_was_brought_along_remembers_its_data(
     copied: Path, capsys: Any, project_writer: Callable[..., Path]
 ) -> None:
-    from flows.measurements import measurements
-
     def change(settings: dict[str, Any]) -> None:
         settings["data"]["arguments"] = {"seed": 1}
         settings["model"]["weights"] = "artifacts/baseline/weights.safetensors"
         settings["baseline"]["recipe"] = None
 
     project_writer(copied, change)
-    for one in (prepare, baseline, measurements):
+    for one in (prepare, baseline, analyze, profile, measurements):
         succeeds(one, "--workspace", "other")
     assert "the baseline learned from the data" in fails(capsys, prune, "--workspace", "other")
 

@@ -160,8 +160,8 @@ def test_baseline_and_attempt_go_on_where_they_were_killed(
     project.run("baseline")
     assert len(trained) == 12 - 7
     monkeypatch.setattr(trainer, "_run_epoch", real)
-    project.run("analyze")
-    project.run("measurements")
+    for name in ("analyze", "profile", "measurements"):
+        project.run(name)
     trained.clear()
     lift = _killed_after(3, monkeypatch)  # two epochs of the first recipe, one of the second
     with pytest.raises(Killed):
