@@ -146,7 +146,7 @@ def test_missing_and_damaged_profiles_are_refused(tmp_path: Path) -> None:
     whole = Profiles(questions="0", profiles=(synthetic(),)).model_dump_json()
     for damage in ("{", whole.replace('"period":16', '"period":17')):
         path.write_text(damage, encoding="utf-8")
-        with pytest.raises(ProfileError, match="is no profile|is damaged"):
+        with pytest.raises(ProfileError, match=r"is no profile|is damaged"):
             read_profiles(path)
 
 
