@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from pruning.errors import ModelError
+from pruning.errors import DataError, ModelError
 
 Iterators = Literal["consume", "leave", "refuse"]
 
@@ -92,6 +92,28 @@ def with_tensors(value: Any, replace: Callable[[Tensor], Tensor]) -> Any:
             ) from fault
 
     return tree_map(copy, value)
+
+
+def count_samples(inputs: Any) -> int:
+    """Return how many samples inputs hold: what all their tensors have on axis 0.
+
+    Raises:
+        DataError: They hold no tensor, or tensors of different lengths.
+    """
+    tensors = find_tensors(inputs, iterators="refuse")
+    lengths = {tensor.shape[:1] for tensor in tensors}
+    if len(lengths) != 1 or () in lengths:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors) or "none"
+        raise DataError(
+            f"samples lie along axis 0 of every tensor that a model is given, as many in each; found shapes {shapes}. "
+            "Repeat for each sample what all of them share, or let the model hold it"
+        )
+    return int(tensors[0].shape[0])
+
+
+def take(inputs: Any, index: slice | Tensor, device: torch.device | None = None) -> Any:
+    """Return some of the samples in inputs of any kind, along axis 0 of every tensor."""
+    return with_tensors(inputs, lambda tensor: tensor[index] if device is None else tensor[index].to(device))
 
 
 @dataclass

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pruning.containers import count_samples
 from pruning.errors import DataError, ModelError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -137,7 +138,7 @@ def check_samples(samples: Samples) -> int:
     Raises:
         DataError: there are none, or inputs and targets differ in number.
     """
-    num_inputs, num_targets = len(samples.inputs), len(samples.targets)
+    num_inputs, num_targets = count_samples(samples.inputs), len(samples.targets)
     if num_inputs != num_targets:
         raise DataError(f"{num_inputs} inputs but {num_targets} targets; each input needs one target")
     if num_inputs == 0:

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from torch import Tensor
-
 from pruning.choosing.kernel_widths import PORTABLE, find_kernel_widths
 from pruning.choosing.landing import Landing, Target
 from pruning.choosing.latency_target import plan_for_latency
@@ -24,6 +22,7 @@ from pruning.structure.groups import Groups
 from pruning.structure.plan import Plan
 from pruning.timing.latency_cost import LatencyCost
 from pruning.timing.profiles import Profile
+from pruning.tracing.watch import Inputs
 
 Scope = Literal["local", "global", "scoped"]
 Normalise = Literal["mean", "max", "none", "macs"]
@@ -74,7 +73,7 @@ def make_plan(
     keep_at_least: int = 1,
     max_sparsity: float = 0.75,
     statistics: Statistics | None = None,
-    samples: Samples | Tensor | None = None,
+    samples: Samples | Inputs | None = None,
     loss: Loss = cross_entropy,
     seed: int = 0,
 ) -> Plan:
@@ -118,7 +117,8 @@ def make_plan(
         keep_at_least: channels that each group keeps.
         max_sparsity: largest share that a group may lose, so that no layer collapses; 1 leaves only `keep_at_least`.
         statistics: what the criterion needs, where it was gathered already.
-        samples: for criteria that look at data; inputs alone where they don't look at the loss.
+        samples: for criteria that look at data; inputs alone where they don't look at the loss, a tuple or
+            dict of them where the model takes several.
         loss: for criteria that look at gradients.
         seed: for criteria that draw random numbers.
 

@@ -36,7 +36,7 @@ class ActivationGatherer(Gatherer):
     def see(self, batch: Batch) -> None:
         """Run the batch forward."""
         for observer in self._observers.values():
-            observer.samples = len(batch.inputs)
+            observer.samples = batch.num_samples
         observe(self._model, batch.inputs, list(self._observers.values()))
 
     def results(self) -> Gathered:

@@ -14,6 +14,7 @@ from pruning.gathering.products import SquaredProducts
 from pruning.structure.groups import Groups
 from pruning.structure.slices import own_slices, rows_of
 from pruning.tracing.copying import copy_whole
+from pruning.tracing.watch import as_call
 
 NEEDS = ("fisher", "hessian_diagonal", "hessian_trace")
 _PROBES = 4  # random directions per minibatch
@@ -45,7 +46,7 @@ class CurvatureGatherer(Gatherer):
 
     def see(self, batch: Batch) -> None:
         """Add the per-sample gradients, and the products of the Hessian with random signs."""
-        self._samples += len(batch.inputs)
+        self._samples += batch.num_samples
         if "fisher" in self._needs:
             self._add("fisher", self._squares.of_samples(batch.inputs, batch.labels()))
         if self._needs & {"hessian_diagonal", "hessian_trace"}:
@@ -74,7 +75,7 @@ class CurvatureGatherer(Gatherer):
         own = {name: parameter.clone().requires_grad_(True) for name, parameter in self._parameters.items()}
         totals = {name: torch.zeros_like(parameter) for name, parameter in self._parameters.items()}
         with torch.enable_grad():
-            value = self._loss(functional_call(self._model, own, (batch.inputs,)), batch.labels())
+            value = self._loss(functional_call(self._model, own, *as_call(batch.inputs)), batch.labels())
             gradients = torch.autograd.grad(value, list(own.values()), create_graph=True, allow_unused=True)
             used = [(name, g) for name, g in zip(own, gradients, strict=True) if g is not None and g.requires_grad]
             for probe in range(_PROBES if used else 0):
@@ -89,7 +90,7 @@ class CurvatureGatherer(Gatherer):
                 for (name, _), sign, product in zip(used, signs, products, strict=True):
                     if product is not None:
                         totals[name] += sign * product / _PROBES
-        return {name: total * len(batch.inputs) for name, total in totals.items()}
+        return {name: total * batch.num_samples for name, total in totals.items()}
 
 
 def _signs(like: nn.Parameter | Tensor, generator: torch.Generator) -> Tensor:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pruning.containers import count_samples
 from pruning.errors import CriterionError
+from pruning.tracing.watch import Inputs, as_call
 
 
 @dataclass(frozen=True)
@@ -17,14 +20,24 @@ class Batch:
     """Some of the samples.
 
     Attributes:
-        inputs: [N, ...] on the model's device.
+        inputs: what the model is given, on its device: a tensor, a tuple or a dict, all tensors [N, ...].
         targets: [N, ...]; None where the samples have none.
         generator: on the CPU, for gatherers that draw.
     """
 
-    inputs: Tensor
+    inputs: Inputs
     targets: Tensor | None
     generator: torch.Generator
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return count_samples(self.inputs)
+
+    def run(self, model: Callable[..., Any]) -> Any:
+        """Return what a model makes of the inputs."""
+        args, kwargs = as_call(self.inputs)
+        return model(*args, **kwargs)
 
     def labels(self) -> Tensor:
         """Return the targets.

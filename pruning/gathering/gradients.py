@@ -52,18 +52,18 @@ class GradientGatherer(Gatherer):
             return own
 
         with torch.enable_grad(), changed_inputs(self._model, self._readers, note):
-            value = self._loss(self._model(batch.inputs), batch.labels())
+            value = self._loss(batch.run(self._model), batch.labels())
             sources = [*self._parameters.values(), *(own for _, own, _ in read)]
             found = torch.autograd.grad(value, sources, allow_unused=True) if sources else ()
         gradients = [torch.zeros_like(s) if g is None else g for s, g in zip(sources, found, strict=True)]
-        self._samples += len(batch.inputs)
+        self._samples += batch.num_samples
         by_name = dict(zip(self._parameters, gradients, strict=False))
         if "gradients" in self._needs:
             self._add_products(by_name)
         if "gradient_magnitudes" in self._needs:
             self._add_magnitudes(by_name)
         if "activation_gradients" in self._needs:
-            self._add_activations(read, gradients[len(by_name) :], len(batch.inputs))
+            self._add_activations(read, gradients[len(by_name) :], batch.num_samples)
 
     def _add_products(self, gradients: dict[str, Tensor]) -> None:
         products = {name: gradient * self._parameters[name].detach() for name, gradient in gradients.items()}

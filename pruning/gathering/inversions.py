@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pruning.containers import with_tensors
 from pruning.gathering.activations import Rectified
 from pruning.gathering.consumers import ConsumerObserver
 from pruning.gathering.gatherer import Batch, Gathered, Gatherer
@@ -32,11 +33,11 @@ class InversionGatherer(Gatherer):
 
     def see(self, batch: Batch) -> None:
         """Run the batch forward as it is and disturbed."""
-        noise = torch.randn(batch.inputs.shape, generator=batch.generator).to(batch.inputs)
+        disturbed = with_tensors(batch.inputs, lambda tensor: _disturbed(tensor, batch.generator))
         before, after = self._last, _Signs(self._groups, self._rectified)
         before.signs.clear()
         observe(self._groups.model, batch.inputs, [before])
-        observe(self._groups.model, batch.inputs + DISTURBANCE * batch.inputs.std() * noise, [after])
+        observe(self._groups.model, disturbed, [after])
         for (name, was), (_, now) in zip(before.signs, after.signs, strict=True):
             self._changed[name] += (was != now).sum(dim=1).to("cpu", torch.float64)
             self._seen[name] += was.shape[1]
@@ -48,6 +49,13 @@ class InversionGatherer(Gatherer):
             reason = None if group.name in self._rectified.groups else self._last.reason(group)
             shares[group.name] = reason or self._changed[group.name] / max(1, self._seen[group.name])
         return {"inversions": shares}
+
+
+def _disturbed(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Add noise; numbers that are names, as tokens are, stay."""
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor + DISTURBANCE * tensor.std() * torch.randn(tensor.shape, generator=generator).to(tensor)
 
 
 class _Signs(ConsumerObserver):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pruning.evaluation import Loss
+from pruning.evaluation import Loss, device_of
 from pruning.gathering.consumers import changed_inputs, module_channels, owner_of, readers_of, unowned
 from pruning.gathering.gatherer import Batch, Gathered, Gatherer
 from pruning.structure.groups import Groups
@@ -39,13 +39,13 @@ class KnockoffGatherer(Gatherer):
 
     def see(self, batch: Batch) -> None:
         """Take some steps."""
-        if len(batch.inputs) < 2:  # there is no other sample to shuffle in
+        if batch.num_samples < 2:  # there is no other sample to shuffle in
             return
         whole, read = self._whole(batch)
         for _ in range(_STEPS):
             if self._learned:
                 return
-            order = torch.randperm(len(batch.inputs), generator=batch.generator).to(batch.inputs.device)
+            order = torch.randperm(batch.num_samples, generator=batch.generator).to(device_of(self._model))
             self._step(batch, {weight: [one[order] for one in calls] for weight, calls in read.items()}, whole)
 
     def _whole(self, batch: Batch) -> tuple[float, dict[str, list[Tensor]]]:
@@ -53,7 +53,7 @@ class KnockoffGatherer(Gatherer):
         read: dict[str, list[Tensor]] = {}
 
         def keep(weight: str, inputs: Tensor, axis: int) -> Tensor:
-            if len(inputs) != len(batch.inputs) or axis == 0:
+            if len(inputs) != batch.num_samples or axis == 0:
                 for group, _ in self._readers[weight]:
                     self._unowned[group.name] = f"the samples do not lie on axis 0 of what {weight} reads"
             else:
@@ -61,7 +61,7 @@ class KnockoffGatherer(Gatherer):
             return inputs
 
         with torch.no_grad(), changed_inputs(self._model, self._readers, keep):
-            return float(self._loss(self._model(batch.inputs), batch.labels())), read
+            return float(self._loss(batch.run(self._model), batch.labels())), read
 
     def _step(self, batch: Batch, knockoffs: dict[str, list[Tensor]], whole: float) -> None:
         """Take one step, unless what is left of the knockoffs' cost says that all is learned."""
@@ -80,7 +80,7 @@ class KnockoffGatherer(Gatherer):
             return share * inputs + (1 - share) * knockoffs[weight].pop(0)
 
         with torch.enable_grad(), changed_inputs(self._model, self._readers, mix):
-            value = self._loss(self._model(batch.inputs), batch.labels())
+            value = self._loss(batch.run(self._model), batch.labels())
         cost = float(value.detach()) - whole
         self._cost = cost if self._cost is None else self._cost
         self._learned = not value.requires_grad or cost < _ENOUGH * self._cost  # no gradient: nothing could be hooked

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from pruning.containers import find_tensors, take, with_tensors
 from pruning.evaluation import Loss
+from pruning.tracing.watch import Inputs, as_call
 
 _GRADIENTS = 1 << 25  # values of per-sample gradients at a time
 
@@ -24,39 +26,46 @@ class SquaredProducts:
         self._model, self._parameters, self._loss = model, dict(parameters), loss
         self._vectorised = True
 
-    def of_batch(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def of_batch(self, inputs: Inputs, targets: Tensor) -> dict[str, Tensor]:
         """Return (g·w)² with g the gradient of the minibatch's mean loss."""
         own = {name: tensor.clone().requires_grad_(True) for name, tensor in self._parameters.items()}
         with torch.enable_grad():
-            value = self._loss(functional_call(self._model, own, (inputs,)), targets)
+            value = self._loss(functional_call(self._model, own, *as_call(inputs)), targets)
             found = torch.autograd.grad(value, list(own.values()), allow_unused=True)
         gradients = zip(self._parameters.items(), found, strict=True)
         return {name: (torch.zeros_like(w) if g is None else g * w).square() for (name, w), g in gradients}
 
-    def of_samples(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def of_samples(self, inputs: Inputs, targets: Tensor) -> dict[str, Tensor]:
         """Return the sum over samples of (g·w)², with g the gradient of one sample's loss."""
         size = sum(parameter.numel() for parameter in self._parameters.values())
         step = max(1, _GRADIENTS // max(1, size))
         totals = {name: torch.zeros_like(parameter) for name, parameter in self._parameters.items()}
         for start in range(0, len(targets), step):
-            gradients = self._per_sample(inputs[start : start + step], targets[start : start + step])
+            here = slice(start, start + step)
+            gradients = self._per_sample(take(inputs, here), targets[here])
             for name, gradient in gradients.items():
                 totals[name] += (gradient * self._parameters[name]).square().sum(dim=0)
         return totals
 
-    def _per_sample(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def _per_sample(self, inputs: Inputs, targets: Tensor) -> dict[str, Tensor]:
         """Return each sample's gradients, [samples, ...] per parameter."""
+        tensors = find_tensors(inputs)
+
+        def loss_of(parameters: Mapping[str, Tensor], sample: list[Tensor], target: Tensor) -> Tensor:
+            alone = {id(tensor): one[None] for tensor, one in zip(tensors, sample, strict=True)}
+            call = as_call(with_tensors(inputs, lambda tensor: alone[id(tensor)]))
+            return self._loss(functional_call(self._model, dict(parameters), *call), target[None])
+
+        of_one = grad(loss_of)
         if self._vectorised:
             try:
-                return _as_tensors(vmap(grad(self._loss_of), in_dims=(None, 0, 0))(self._parameters, inputs, targets))
+                return _as_tensors(vmap(of_one, in_dims=(None, 0, 0))(self._parameters, tensors, targets))
             except RuntimeError as fault:  # operators that change tensors in place, control flow that reads values
                 self._vectorised = False
                 _log.info("per-sample gradients one by one, since vmap can't take this model: %s", fault)
-        rows = [grad(self._loss_of)(self._parameters, x, y) for x, y in zip(inputs, targets, strict=True)]
+        samples = zip(*tensors, strict=True)
+        rows = [of_one(self._parameters, [*sample], target) for sample, target in zip(samples, targets, strict=True)]
         return {name: torch.stack([row[name] for row in rows]) for name in self._parameters}
-
-    def _loss_of(self, parameters: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-        return self._loss(functional_call(self._model, dict(parameters), (inputs[None],)), targets[None])
 
 
 def _as_tensors(found: Any) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pruning.containers import take
 from pruning.gathering.consumers import readers_of
 from pruning.gathering.gatherer import Batch, Gathered, Gatherer
 from pruning.gathering.moments import Moments
@@ -31,7 +32,7 @@ class MomentGatherer(Gatherer, Observer):
     def see(self, batch: Batch) -> None:
         """Run the batch forward."""
         if not self.layers:
-            found = find_layers(self._model, batch.inputs[:1])
+            found = find_layers(self._model, take(batch.inputs, slice(1)))
             self.layers = {layer.weight: layer for layer in found if layer.weight in self._consumers}
         observe(self._model, batch.inputs, [self])
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from pruning.containers import count_samples, take
 from pruning.errors import CriterionError, DataError, unknown_name
 from pruning.evaluation import Loss, Progress, Samples, check_samples, cross_entropy, device_of
 from pruning.gathering import activations, curvature, gradients, inversions, knockoffs, second_moments
@@ -18,7 +19,7 @@ from pruning.gathering.moments import Moments
 from pruning.gathering.observation import Layer
 from pruning.structure.groups import Group, Groups, Slice
 from pruning.structure.slices import rows_of
-from pruning.tracing.watch import state_copied_once, state_of
+from pruning.tracing.watch import Inputs, state_copied_once, state_of
 
 Result = TypeVar("Result")
 
@@ -96,7 +97,7 @@ class Statistics:
 def collect(
     groups: Groups,
     needs: Collection[str],
-    samples: Samples | Tensor | None = None,
+    samples: Samples | Inputs | None = None,
     loss: Loss = cross_entropy,
     *,
     batch_size: int = 64,
@@ -111,8 +112,8 @@ def collect(
     Args:
         groups: found on the model to be scored.
         needs: any of `NEEDS`.
-        samples: shuffled into minibatches by the seed; inputs alone where no need looks at the loss; None where only
-            weights are needed.
+        samples: shuffled into minibatches by the seed; inputs alone where no need looks at the loss (a tensor, or a
+            tuple or dict of several as the model is given, [N, ...] each); None where only weights are needed.
         loss: mean loss of a batch.
         batch_size: samples per minibatch.
         seed: of the minibatches, and of whatever draws random numbers.
@@ -120,7 +121,7 @@ def collect(
 
     Raises:
         CriterionError: a need is unknown, or samples or their targets are needed and there are none.
-        DataError: there are no samples.
+        DataError: there are no samples, or several inputs hold different numbers of them.
     """
     for need in needs:
         if need not in NEEDS:
@@ -156,25 +157,29 @@ def _gatherers(groups: Groups, asked: Collection[str], loss: Loss) -> list[Gathe
 
 def _pass_over(
     groups: Groups,
-    samples: Samples | Tensor,
+    samples: Samples | Inputs,
     gatherers: list[Gatherer],
     batch_size: int,
     seed: int,
     progress: Progress | None,
 ) -> None:
-    if isinstance(samples, Tensor):
-        inputs, targets = samples, None
-        if len(inputs) == 0:
-            raise DataError("no samples; at least one is needed")
+    targets = None
+    if isinstance(samples, Tensor | tuple | Mapping):
+        inputs: Inputs = samples
+    elif isinstance(samples, Sequence):
+        raise DataError(f"the samples are a {type(samples).__name__}; give several inputs as a tuple or a dict")
     else:
         check_samples(samples)
         inputs, targets = samples.inputs, samples.targets
+    number = count_samples(inputs)
+    if number == 0:
+        raise DataError("no samples; at least one is needed")
     generator, device = torch.Generator().manual_seed(seed), device_of(groups.model)
     own = [torch.Generator().manual_seed(seed) for _ in gatherers]  # so that none depends on which others there are
-    batches = torch.split(torch.randperm(len(inputs), generator=generator), batch_size)
+    batches = torch.split(torch.randperm(number, generator=generator), batch_size)
     for index, batch in enumerate(batches):
         labels = None if targets is None else targets[batch].to(device)
         for gatherer, drawn in zip(gatherers, own, strict=True):
-            gatherer.see(Batch(inputs[batch].to(device), labels, drawn))
+            gatherer.see(Batch(take(inputs, batch, device), labels, drawn))
         if progress is not None:
             progress(index + 1, len(batches))

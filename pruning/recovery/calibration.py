@@ -8,10 +8,11 @@ from types import SimpleNamespace
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pruning.choosing.kernel_widths import PORTABLE
 from pruning.choosing.selection import Normalise, Scope, make_plan
+from pruning.containers import count_samples, take
 from pruning.criteria import Criterion
 from pruning.evaluation import Progress
 from pruning.recovery.recalibration import recalibrate
@@ -22,6 +23,7 @@ from pruning.structure.finding import find_groups
 from pruning.structure.plan import Plan
 from pruning.structure.surgery import narrow
 from pruning.tracing.unwrapping import unwrap
+from pruning.tracing.watch import Inputs
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Calibrated:
 
 def calibrate(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs,
     criterion: str | Criterion = "structured_obs",
     *,
     channel_sparsity: float | None = None,
@@ -69,7 +71,7 @@ def calibrate(
 
     Args:
         model: untouched.
-        inputs: [N, ...], a few hundred, unlabelled, on any device.
+        inputs: [N, ...], a few hundred, unlabelled, on any device; a tuple or dict where the model takes several.
         criterion: one that needs no labels.
         channel_sparsity: as for `make_plan`, exactly one of three.
         mac_reduction: likewise.
@@ -93,7 +95,8 @@ def calibrate(
         TargetError: as for `make_plan`.
     """
     model = unwrap(model)
-    example = inputs[:1].to(next((tensor.device for tensor in model.parameters()), torch.device("cpu")))
+    number = count_samples(inputs)
+    example = take(inputs, slice(1), next((tensor.device for tensor in model.parameters()), torch.device("cpu")))
     groups = find_groups(model, example)
     plan = make_plan(
         groups,
@@ -115,6 +118,6 @@ def calibrate(
     dense = narrow(model, plan, example, groups=groups)
     refits = reconstruct(dense, model, plan, groups, inputs, ridge=ridge, batch_size=batch_size, progress=progress)
     if recalibrate_norms:
-        samples = SimpleNamespace(inputs=inputs, targets=inputs)
-        recalibrate(dense, samples, num_samples=len(inputs), batch_size=batch_size)
+        samples = SimpleNamespace(inputs=inputs, targets=torch.zeros(number))
+        recalibrate(dense, samples, num_samples=number, batch_size=batch_size)
     return Calibrated(dense, plan, refits)

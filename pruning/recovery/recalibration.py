@@ -6,7 +6,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pruning.containers import take
 from pruning.evaluation import Samples, check_samples, device_of, restored_modes
+from pruning.tracing.watch import as_call
 
 
 @torch.no_grad()
@@ -44,7 +46,8 @@ def recalibrate(model: nn.Module, samples: Samples, *, num_samples: int = 1024, 
             norm.train()
         try:
             for batch in chosen.tensor_split(max(1, -(-used // batch_size))):
-                model(samples.inputs[batch].to(device))
+                args, kwargs = as_call(take(samples.inputs, batch, device))
+                model(*args, **kwargs)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.algebra.axes import kept
+from pruning.containers import count_samples, take
 from pruning.errors import DataError, PlanError
 from pruning.evaluation import Progress, device_of
 from pruning.gathering.consumers import readers_of
@@ -17,7 +18,7 @@ from pruning.recovery.refitting import Fit, Refit
 from pruning.structure.groups import Groups
 from pruning.structure.plan import Plan
 from pruning.tracing.unwrapping import unwrap
-from pruning.tracing.watch import state_of
+from pruning.tracing.watch import Inputs, state_of
 
 RIDGE = 1e-3
 _FEWEST = 16  # inputs from which on some are held out
@@ -28,7 +29,7 @@ def reconstruct(
     model: nn.Module,
     plan: Plan,
     groups: Groups,
-    inputs: Tensor,
+    inputs: Inputs,
     *,
     ridge: float = RIDGE,
     batch_size: int = 64,
@@ -58,7 +59,7 @@ def reconstruct(
         model: the model that the plan was made for; untouched.
         plan: what was removed.
         groups: found on `model`.
-        inputs: [N, ...], unlabelled; a few hundred.
+        inputs: [N, ...], unlabelled; a few hundred. A tuple or dict where the model takes several.
         ridge: least strength of the pull, relative to the mean variance of the layer's inputs; `MEAN_ALONE` absorbs
             means and leaves the weights.
         batch_size: inputs per forward pass.
@@ -68,15 +69,15 @@ def reconstruct(
         One entry per layer, in forward order; then one for each consumer of a group that is used in some other way.
 
     Raises:
-        DataError: no inputs.
+        DataError: no inputs, or several that hold different numbers of samples.
         PlanError: `dense` isn't the model narrowed by the plan.
     """
-    if len(inputs) == 0:
+    if count_samples(inputs) == 0:
         raise DataError("reconstruction needs inputs; a few hundred unlabelled ones do")
     model = unwrap(model)
     device = device_of(dense)
     _check_narrowed(dense, plan, groups)
-    layers = find_layers(dense, inputs[:1].to(device), parts=True)
+    layers = find_layers(dense, take(inputs, slice(1), device), parts=True)
     parts = _parts(inputs)
     found = []
     for index, layer in enumerate(layers):
@@ -86,9 +87,9 @@ def reconstruct(
         else:
             fit = Fit(layer, _tensors_of(layer, state_of(dense)), outputs.to(device))
             if all(
-                fit.see(dense, model, batch.to(device), held_out=bool(held_out))
+                fit.see(dense, model, take(part, slice(start, start + batch_size), device), held_out=bool(held_out))
                 for held_out, part in enumerate(parts)
-                for batch in torch.split(part, batch_size)
+                for start in range(0, count_samples(part), batch_size)
             ):
                 found.append(fit.write(ridge))
             else:
@@ -100,12 +101,13 @@ def reconstruct(
     return (*found, *(Refit(weight, skipped="no convolution or linear layer uses it as it is") for weight in unseen))
 
 
-def _parts(inputs: Tensor) -> tuple[Tensor, ...]:
+def _parts(inputs: Inputs) -> tuple[Inputs, ...]:
     """Hold every fourth input out, where there are enough to fit by the others."""
-    if len(inputs) < _FEWEST:
+    number = count_samples(inputs)
+    if number < _FEWEST:
         return (inputs,)
-    held_out = torch.arange(len(inputs)) % 4 == 3
-    return inputs[~held_out], inputs[held_out]
+    held_out = torch.arange(number) % 4 == 3
+    return take(inputs, ~held_out), take(inputs, held_out)
 
 
 def _check_narrowed(dense: nn.Module, plan: Plan, groups: Groups) -> None:

@@ -12,6 +12,7 @@ from pruning.errors import PlanError
 from pruning.gathering.observation import Enough, Layer, Observer, observe
 from pruning.recovery.least_squares import MEAN_ALONE, Equations
 from pruning.structure.layers import LayerCall, from_matrix, output_rows, to_matrix
+from pruning.tracing.watch import Inputs
 
 _STRONGER = (10.0, 100.0)
 _SMALLEST_SCALE = 1e-2  # relative to the largest scale of a batch norm; below it a channel hardly counts
@@ -52,7 +53,7 @@ class Fit:
         none = Equations.none(groups, columns, len(outputs) // groups)
         self._fitted, self._held_out = none, none
 
-    def see(self, dense: nn.Module, model: nn.Module, batch: Tensor, *, held_out: bool = False) -> bool:
+    def see(self, dense: nn.Module, model: nn.Module, batch: Inputs, *, held_out: bool = False) -> bool:
         """Add the rows of a batch, to those that are fitted or to those that judge the fit.
 
         Returns:
