@@ -68,7 +68,7 @@ while True:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("work", "forced"),
     [(POLITE, False), (ASKED_AGAIN, False), (SWALLOWED, True), (NATIVE, True), (HANDLER_OF_ANOTHER, True)],
