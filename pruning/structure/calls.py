@@ -22,9 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from pruning.containers import outputs_in, with_tensors
-from pruning.errors import ModelError
 from pruning.rules.call import operator_name, tensors_in
-from pruning.structure.verification import are_finite, hold_values, outputs_of
+from pruning.structure.verification import comparable_outputs, outputs_of
 from pruning.tracing.conditions import in_mode, seeded
 from pruning.tracing.copying import copy_module
 from pruning.tracing.watch import Inputs, as_call
@@ -34,11 +33,6 @@ _MOST_OPTIONAL = 4  # optional tensors that are given
 _MOST_TRIED = 8  # optional arguments for which a tensor is looked for
 _SCALES = (1e-2, 1e-4, 1e2)  # of random inputs
 _MASKS = re.compile("mask|pad|valid|keep")
-# What a model raises on what it doesn't take; a time-out of the caller's is none of these.
-REFUSALS = (
-    ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError,
-    ValueError, ModelError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,6 +65,10 @@ class Call:
             if self.how:
                 warnings.simplefilter("ignore")  # nobody has called it in this way yet
             return self._run(model)
+
+    def run_on(self, model: nn.Module, inputs: Inputs) -> list[Tensor]:
+        """Run a model in this way on other inputs."""
+        return replace(self, inputs=inputs).run(model)
 
     def _run(self, model: nn.Module) -> list[Tensor]:
         if not self.training and not self.inference:
@@ -112,7 +110,7 @@ def other_calls(model: nn.Module, example: Inputs) -> Iterator[tuple[Call, list[
     for name, options in list(_optional(model, inputs))[:_MOST_TRIED]:
         for option in options:
             call = Call(option, f" with {name}{on}")
-            outputs = _try(model, call)
+            outputs = comparable_outputs(call.run, model)
             if outputs is not None:
                 given.append(call)
                 yield call, outputs
@@ -121,7 +119,7 @@ def other_calls(model: nn.Module, example: Inputs) -> Iterator[tuple[Call, list[
             break
     trained = [replace(call, how=f"{call.how} in training", training=True) for call in given]
     for call in (*plain, *trained):
-        outputs = _try(model, call)
+        outputs = comparable_outputs(call.run, model)
         if outputs is not None:
             yield call, outputs
 
@@ -139,7 +137,7 @@ def other_values(model: nn.Module, example: Inputs, samples: Iterable[Inputs]) -
     """
     given = [Call(sample, f" on sample {number}") for number, sample in enumerate(islice(samples, _MOST_TRIED))]
     for call in (*given, *(_random(example, scale) for scale in _SCALES)):
-        outputs = _try(model, call)
+        outputs = comparable_outputs(call.run, model)
         if outputs is not None:
             yield call, outputs
 
@@ -155,15 +153,6 @@ def _random(example: Inputs, scale: float) -> Call:
         return torch.randint(max(1, int(leaf.max()) + 1), leaf.shape, generator=generator).to(leaf)
 
     return Call(tree_map(drawn, example), f" on random inputs of scale {scale:g}")
-
-
-def _try(model: nn.Module, call: Call) -> list[Tensor] | None:
-    """What a model makes of a call; None where it refuses it or gives what can't be compared."""
-    try:
-        outputs = call.run(model)
-    except REFUSALS:
-        return None
-    return outputs if hold_values(outputs) and are_finite(outputs) else None
 
 
 def _batch(example: Inputs, number: int) -> Inputs | None:

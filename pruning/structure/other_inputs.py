@@ -13,26 +13,27 @@ the coverage table do the same:
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from pruning.structure.verification import are_finite, hold_values, outputs_of, relative_difference
+from pruning.structure.verification import (
+    attempt,
+    comparable_outputs,
+    difference_in_float64,
+    outputs_of,
+    relative_difference,
+)
+from pruning.tracing.copying import copy_whole
 from pruning.tracing.watch import Inputs, as_call, examples_of
 
 _MOST_VALUES = 1 << 19  # inputs with more values are only made smaller
 _BATCH = 2  # samples of the example that are looked at
 _LOOKED_AT = 256  # values that tell a mask from numbers
-# What a model raises on a size that it doesn't take; a time-out of the caller's is none of these.
-REFUSALS = (
-    ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError,
-    ValueError,
-)  # fmt: skip
 
 Place = tuple[int, int]  # which tensor, which of its axes
 
@@ -53,9 +54,11 @@ def other_inputs(model: nn.Module, example: Inputs) -> Iterator[tuple[Inputs, li
     """
     for one in examples_of(example):
         for candidates in resizings(_first_samples(model, one)):
-            taken = next((found for inputs in candidates if (found := _run(model, inputs)) is not None), None)
-            if taken is not None:
-                yield taken
+            for inputs in candidates:
+                outputs = comparable_outputs(outputs_of, model, inputs)
+                if outputs is not None:
+                    yield inputs, outputs
+                    break
 
 
 def resizings(example: Inputs) -> Iterator[Iterator[Inputs]]:
@@ -85,14 +88,15 @@ def difference_elsewhere(expected: nn.Module, found: nn.Module, example: Inputs)
     """
     everywhere = [*expected.parameters(), *expected.buffers(), *tree_flatten(example)[0]]
     if any(isinstance(t, Tensor) and t.device.type != "cpu" for t in everywhere):
-        expected, found = deepcopy(expected).cpu(), deepcopy(found).cpu()
+        expected, found = copy_whole(expected).cpu(), copy_whole(found).cpu()
         example = tree_map(lambda v: v.cpu() if isinstance(v, Tensor) else v, example)
     worst, where, tried = 0.0, "", 0
     for inputs, outputs in other_inputs(expected, example):
         tried += 1
-        difference = _difference(outputs, found, inputs)
+        narrowed = attempt(outputs_of, found, inputs)
+        difference = inf if narrowed is None else relative_difference(outputs, narrowed)
         if difference > 1e-4:
-            difference = min(difference, _in_float64(expected, found, inputs))
+            difference = min(difference, difference_in_float64(expected, found, inputs))
         if difference > worst:
             worst, where = difference, _shapes(inputs)
     return worst, where, tried
@@ -105,7 +109,7 @@ def _first_samples(model: nn.Module, example: Inputs) -> Inputs:
     if len(batch) != 1 or next(iter(batch)) <= _BATCH:
         return example
     fewer = _as_inputs([leaf[:_BATCH] if _is_sized(leaf) else leaf for leaf in leaves], structure)
-    return example if _run(model, fewer) is None else fewer
+    return example if comparable_outputs(outputs_of, model, fewer) is None else fewer
 
 
 def _as_inputs(leaves: Sequence[Any], structure: Any) -> Inputs:
@@ -163,33 +167,6 @@ def _more(tensor: Tensor, number: int, generator: torch.Generator) -> Tensor:
             ahead = torch.arange(1, number + 1, device=tensor.device, dtype=tensor.dtype)
             return tensor[-1:] + ahead.view(-1, *[1] * (tensor.ndim - 1)) * steps[:1]
     return tensor[first]
-
-
-def _run(model: nn.Module, inputs: Inputs) -> tuple[Inputs, list[Tensor]] | None:
-    """What a model makes of inputs; None where it refuses them or gives what can't be compared."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            outputs = outputs_of(model, inputs)
-    except REFUSALS:
-        return None
-    return (inputs, outputs) if hold_values(outputs) and are_finite(outputs) else None
-
-
-def _difference(expected: Sequence[Tensor], model: nn.Module, inputs: Inputs) -> float:
-    try:
-        return relative_difference(expected, outputs_of(model, inputs))
-    except REFUSALS:
-        return float("inf")
-
-
-def _in_float64(expected: nn.Module, found: nn.Module, inputs: Inputs) -> float:
-    """The difference in double precision; infinite where a model insists on another."""
-    wide = tree_map(lambda v: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v, inputs)
-    try:
-        return _difference(outputs_of(deepcopy(expected).double(), wide), deepcopy(found).double(), wide)
-    except REFUSALS:
-        return float("inf")
 
 
 def _shapes(inputs: Inputs) -> str:

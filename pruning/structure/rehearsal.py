@@ -18,9 +18,10 @@ from pruning.rules.facts import Argument, Count
 from pruning.structure.comparison import Comparison, Deviation
 from pruning.structure.counts import conflicts, proposals, suspects
 from pruning.structure.groups import Groups
-from pruning.structure.other_inputs import REFUSALS, resizings
+from pruning.structure.other_inputs import resizings
 from pruning.structure.plan import Plan
 from pruning.structure.rebuilding import rebuild
+from pruning.structure.verification import attempt
 from pruning.tracing.conditions import no_leftovers
 from pruning.tracing.copying import copy_module
 from pruning.tracing.operations import Operation
@@ -98,12 +99,12 @@ def _numbers(groups: Groups, traced: Trace, inputs: Inputs) -> dict[tuple[str, s
             for index, value in written.numbers:
                 found.setdefault((place.module, place.line, written.function, index), {})[written.ordinal] = value
 
-    try:
+    def run() -> dict[tuple[str, str, str, int], dict[int, int]]:
         with no_leftovers():
             watch(copy_module(groups.model), inputs, lambda *_: None, on_call, traced.tensors, None, traced.training)
-    except REFUSALS:
-        return None
-    return found
+        return found
+
+    return attempt(run)
 
 
 def _rounds(groups: Groups) -> list[dict[str, int]]:

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from math import inf
-from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from pruning.errors import ModelError, UnprovenWarning, VerificationError, pass_on
-from pruning.structure.calls import REFUSALS, Call, other_calls, other_values
+from pruning.structure.calls import Call, other_calls, other_values
 from pruning.structure.groups import Groups
 from pruning.structure.masks import apply_masks, groups_for, keep_removed
 from pruning.structure.other_inputs import difference_elsewhere
 from pruning.structure.plan import Plan
 from pruning.structure.rebuilding import rebuild
-from pruning.structure.verification import hold_values, relative_difference
-from pruning.tracing.copying import copy_whole
+from pruning.structure.verification import REFUSALS, difference_in_float64, hold_values, relative_difference
 from pruning.tracing.unwrapping import unwrap
 from pruning.tracing.watch import Inputs, examples_of
 
@@ -103,7 +99,7 @@ def _verify(
             raise VerificationError(f"the narrowed {name} does not run{call.how}: {fault}. {advice}") from fault
         difference = relative_difference(expected, found)
         if not difference <= tolerance:
-            difference = min(difference, _in_double_precision(call, masked, dense))
+            difference = min(difference, difference_in_float64(masked, dense, call.inputs, call.run_on))
         if not (difference <= tolerance or inexact):
             raise VerificationError(
                 f"the narrowed {name} differs from the masked one{call.how} by {difference:.2e} of the largest output; "
@@ -188,16 +184,3 @@ class _Sight:
     @cached_property
     def _complement(self) -> nn.Module:
         return keep_removed(self.model, self.plan, self.groups)
-
-
-def _in_double_precision(call: Call, masked: nn.Module, dense: nn.Module) -> float:
-    """The difference without the rounding of float32; infinite where a model insists on its own precision."""
-    call = replace(call, inputs=tree_map(_doubled, call.inputs))
-    try:
-        return relative_difference(call.run(copy_whole(masked).double()), call.run(copy_whole(dense).double()))
-    except REFUSALS:
-        return inf
-
-
-def _doubled(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value

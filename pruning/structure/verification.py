@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from math import inf
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from pruning.containers import outputs_in, with_tensors
+from pruning.errors import ModelError, pass_on
+from pruning.tracing.copying import copy_whole
 from pruning.tracing.watch import Inputs, as_call, examples_of
+
+# What a model raises on what it doesn't take.
+REFUSALS = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError,
+    ValueError, ModelError,
+)  # fmt: skip
+
+T = TypeVar("T")
 
 
 def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
@@ -34,6 +47,50 @@ def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
         for module, training in modes:
             module.training = training
     return found
+
+
+def attempt(run: Callable[..., T], *arguments: Any) -> T | None:
+    """Do with a model what it may refuse; None where it does. Faults that aren't the model's pass through."""
+    try:
+        return run(*arguments)
+    except REFUSALS as fault:
+        pass_on(fault)
+        return None
+
+
+def comparable_outputs(run: Callable[..., list[Tensor]], *arguments: Any) -> list[Tensor] | None:
+    """Run a model as nobody has called it yet; None where it refuses, or gives what can't be compared.
+
+    Args:
+        run: Returns the tensors of its outputs, as `outputs_of` does.
+        arguments: Of `run`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        outputs = attempt(run, *arguments)
+    return outputs if outputs is not None and hold_values(outputs) and are_finite(outputs) else None
+
+
+def difference_in_float64(
+    expected: nn.Module,
+    found: nn.Module,
+    inputs: Inputs,
+    run: Callable[[nn.Module, Inputs], list[Tensor]] = outputs_of,
+) -> float:
+    """Compare two models without the rounding of float32.
+
+    Returns:
+        As `relative_difference`; infinite where a model insists on its own precision.
+    """
+    wide = tree_map(
+        lambda leaf: leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, inputs
+    )
+
+    def compared() -> float:
+        return relative_difference(run(copy_whole(expected).double(), wide), run(copy_whole(found).double(), wide))
+
+    difference = attempt(compared)
+    return inf if difference is None else difference
 
 
 def hold_values(outputs: Sequence[Tensor]) -> bool:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import pruning
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {}
 IMAGE = (2, 3, 16, 16)
 
@@ -61,6 +63,17 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.head(self.features(x))
+
+
+def a_third(groups: pruning.Groups, seed: int) -> pruning.Plan:
+    """Choose a third of the channels of every group at random; tied groups lose equal counts."""
+    generator = torch.Generator().manual_seed(seed)
+    removed: dict[str, list[int]] = {}
+    for group in groups:
+        tied = next((len(removed[other]) for other in group.ties if other in removed), None)
+        count = tied if tied is not None else max(1, group.size // 3)
+        removed[group.name] = torch.randperm(group.size, generator=generator)[:count].tolist()
+    return pruning.Plan.of(groups, removed)
 
 
 @network

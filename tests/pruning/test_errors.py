@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 import pruning
 from pruning.errors import ModelError
+from pruning.structure.calls import other_calls
+from pruning.structure.other_inputs import other_inputs
 
 X = torch.randn(2, 8)
 
@@ -73,3 +75,33 @@ def test_only_the_models_own_faults_are_turned_into_messages(
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert expected is not ModelError or isinstance(caught.value.__cause__, KeyError)
+
+
+class DisturbedElsewhere(Net):
+    """Calls `disturb` on batches of other sizes than the example's alone."""
+
+    def forward(self, x: Tensor) -> Any:
+        if len(x) != len(X):
+            self.disturb()
+        return self.b(torch.relu(self.a(x)))
+
+
+def out_of_memory() -> None:
+    raise torch.OutOfMemoryError
+
+
+def interrupt(_number: int, _frame: Any) -> None:
+    raise RuntimeError("of a handler, by a type that models raise too")
+
+
+@pytest.mark.parametrize(("disturb", "expected"), [(signalled, RuntimeError), (out_of_memory, torch.OutOfMemoryError)])
+@pytest.mark.parametrize("tried", [other_inputs, other_calls])
+def test_they_pass_through_what_tries_other_inputs(
+    tried: Callable[[nn.Module, Tensor], Any], disturb: Callable[[], Any], expected: type[Exception]
+) -> None:
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(expected):
+            list(tried(DisturbedElsewhere(disturb), X))
+    finally:
+        signal.signal(signal.SIGUSR1, before)

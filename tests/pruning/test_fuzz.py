@@ -12,6 +12,7 @@ import pruning
 from pruning.errors import VerificationError
 from pruning.structure.verification import relative_difference
 from tests.pruning.fuzz import LONGEST, RandomNetwork
+from tests.pruning.networks import a_third
 
 # The outputs of some networks depend on no channel that can go; they are compared on many inputs here all the same.
 pytestmark = pytest.mark.filterwarnings("ignore::pruning.errors.UnprovenWarning")
@@ -27,7 +28,6 @@ def check(seed: int, num_steps: int = 10) -> Counter[str]:
     that no single example can tell of, too.
     """
     network = RandomNetwork(seed, num_steps)
-    generator = torch.Generator().manual_seed(seed)
     x = network.make_input(*EXAMPLE, seed=seed)
     examples = [(x, 0), (network.make_input(*LARGER, seed=seed), 1)] if seed % 4 < 2 or network.needs_all_paths else x
     program = network.program
@@ -35,12 +35,7 @@ def check(seed: int, num_steps: int = 10) -> Counter[str]:
     assert not groups.unknown_operators, program
     report = groups.report()
     assert all(row.prunable or row.reasons for row in report), program
-    removed: dict[str, list[int]] = {}
-    for group in groups:
-        tied = next((len(removed[other]) for other in group.ties if other in removed), None)
-        count = tied if tied is not None else max(1, group.size // 3)
-        removed[group.name] = torch.randperm(group.size, generator=generator)[:count].tolist()
-    plan = pruning.Plan.of(groups, removed)
+    plan = a_third(groups, seed)
     counted = Counter(prunable=sum(row.prunable for row in report), every=len(report))
     try:
         dense = pruning.narrow(network, plan, examples, groups=groups)

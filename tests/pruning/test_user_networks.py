@@ -10,6 +10,7 @@ from torch import nn
 
 import pruning
 from pruning.structure.verification import outputs_of, relative_difference
+from tests.pruning.networks import a_third
 from tests.pruning.user_networks import NETWORKS
 
 NOTHING_TO_PRUNE = {
@@ -37,13 +38,7 @@ def test_narrowed_network_computes_what_the_masked_one_does_on_every_input(name:
     model, example, others = made(name)
     groups = pruning.find_groups(model, example)
     assert bool(len(groups)) == (name not in NOTHING_TO_PRUNE)
-    generator = torch.Generator().manual_seed(1)
-    removed: dict[str, list[int]] = {}
-    for group in groups:
-        tied = next((len(removed[other]) for other in group.ties if other in removed), None)
-        count = tied if tied is not None else max(1, group.size // 3)
-        removed[group.name] = torch.randperm(group.size, generator=generator)[:count].tolist()
-    plan = pruning.Plan.of(groups, removed)
+    plan = a_third(groups, seed=1)
     dense = pruning.narrow(model, plan, example, groups=groups)
     masked = pruning.apply_masks(model, plan, groups=groups)
     for inputs in (example, *others):
