@@ -1,13 +1,21 @@
-"""What every test shares: one thread, no record outside the test's own folders, and a small project to run."""
+"""What every test shares: one thread, no record outside the test's own folders, and a small project to run.
+
+Flows are plain functions here, as DVC runs them: what is tested is ours, not the engine's start.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["DVC_STAGE"] = "tests"
+import flows.engine  # noqa: F401  # it looks once, whichever test imports it first
+
+del os.environ["DVC_STAGE"]
 
 import pytest
 import torch
@@ -95,6 +103,15 @@ Change = Callable[[dict[str, Any]], object]
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _loggers_as_new() -> None:
+    """Undo what a command that ran in this process did to the loggers."""
+    for logger in (logging.getLogger(name) for name in ("secateur", "pruning")):
+        logger.handlers.clear()
+        logger.setLevel(logging.NOTSET)
+        logger.propagate = True
 
 
 def write_project(folder: Path, change: Change | None = None, params: str = "params.yaml") -> Path:
