@@ -19,8 +19,8 @@ $(STAMP): pyproject.toml constraints.txt
 run: install ## compress the model that params.yaml names, from the data to the report
 	$(BIN)/python -m flows.compress
 
-test: install ## run the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+test: install ## run the tests that take seconds, two at a time
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: install ## run every test
 	$(BIN)/python -m pytest

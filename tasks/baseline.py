@@ -17,7 +17,7 @@ from pruning.files.checkpoint import save_checkpoint
 from pruning.files.json_files import JsonError, checked_json
 from pruning.files.weights import load_weights
 from pruning.structure.plan import Plan
-from pruning.training.epochs import finetune
+from pruning.training.epochs import Callbacks, finetune
 from tasks.data import SPLITS, Split, read_description, read_inputs, read_split, save_answers
 from tasks.determinism import begin
 from tasks.fingerprints import fingerprint
@@ -132,10 +132,12 @@ def _train(model: nn.Module, settings: Settings, workspace: Workspace, under_way
             loss=loss,
             seed=settings.run.seed,
             augment=augmentation(settings),
-            after_step=after_step,
-            progress=progress,
-            memory=sparsity,
-            keeper=EpochKeeper(under_way / "training.safetensors"),
+            callbacks=Callbacks(
+                after_step=after_step,
+                memory=sparsity,
+                progress=progress,
+                keeper=EpochKeeper(under_way / "training.safetensors"),
+            ),
         )
 
 

@@ -11,13 +11,14 @@ from torch import nn
 
 import pruning
 from benchmarks.contest.terms import Entry, Pruned, Terms, accuracy, macs
-from pruning.choosing.selection import make_plan
+from pruning.choosing.selection import Scope, make_plan
 from pruning.criteria import criterion_names, find_criterion
 from pruning.errors import TargetError
 from pruning.gathering.statistics import collect
 from pruning.recovery.folding import fold
 from pruning.recovery.recalibration import recalibrate
 from pruning.recovery.reconstruction import reconstruct
+from pruning.structure.bundles import Limits
 from pruning.structure.plan import Plan
 from pruning.training.recipe import Recipe
 from tasks.environment import REPOSITORY
@@ -58,10 +59,9 @@ def _default(change: dict[str, Any], terms: Terms, baseline: nn.Module, seed: in
         groups,
         settings.criterion,
         mac_reduction=reduction,
-        scope=change.get("scope", settings.allocation.by),
-        normalise=settings.allocation.normalise,
-        statistics=statistics,
-        max_sparsity=settings.max_group_rate,
+        scope=Scope(change.get("scope", settings.allocation.by), settings.allocation.normalise),
+        samples=statistics,
+        limits=Limits(max_group_rate=settings.max_group_rate),
     )
     dense = pruning.narrow(baseline, plan, example, groups=groups)
     narrowed = deepcopy(dense)
@@ -94,8 +94,8 @@ def _by_criterion(name: str, terms: Terms, baseline: nn.Module, seed: int, reduc
                 name,
                 mac_reduction=reduction,
                 scope=scope,
-                statistics=statistics,
-                max_sparsity=MAX_SPARSITY if scope == "global" else 1.0,
+                samples=statistics,
+                limits=Limits(max_group_rate=MAX_SPARSITY if scope == "global" else 1.0),
             )
         except TargetError:
             return None
@@ -109,10 +109,10 @@ def _by_criterion(name: str, terms: Terms, baseline: nn.Module, seed: int, reduc
     return better(terms, outcome("local"), outcome("global"))
 
 
-def _uniform(terms: Terms, baseline: nn.Module, seed: int, reduction: float) -> Pruned:
+def _uniform(terms: Terms, baseline: nn.Module, _seed: int, reduction: float) -> Pruned:
     """The same share of every group, the first channels."""
     groups = pruning.find_groups(baseline, terms.data.test.inputs[:1])
-    plan = make_plan(groups, _first_channels, mac_reduction=reduction, seed=seed)
+    plan = make_plan(groups, _first_channels, mac_reduction=reduction)
     dense = pruning.narrow(baseline, plan, terms.data.test.inputs[:1], groups=groups)
     narrowed = deepcopy(dense)
     recalibrate(dense, terms.seen, num_samples=len(terms.unlabelled))
@@ -126,7 +126,7 @@ def _first_channels(group: pruning.Group, _statistics: object) -> torch.Tensor:
 def _thin(terms: Terms, baseline: nn.Module, seed: int, reduction: float) -> Pruned:
     """The same share of every group, and fresh weights: what the widths alone are worth."""
     groups = pruning.find_groups(baseline, terms.data.test.inputs[:1])
-    plan: Plan = make_plan(groups, _first_channels, mac_reduction=reduction, seed=seed)
+    plan: Plan = make_plan(groups, _first_channels, mac_reduction=reduction)
     torch.manual_seed(seed)
     dense = pruning.narrow(terms.make_model(), plan, terms.data.test.inputs[:1])
     assert abs(1 - macs(dense, terms) / macs(baseline, terms) - reduction) < 0.02

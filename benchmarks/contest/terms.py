@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pruning.evaluation import Samples, evaluate
-from pruning.training.epochs import finetune
+from pruning.training.epochs import Callbacks, finetune
 from pruning.training.recipe import Recipe
 from zoo.datasets import glyphs
 from zoo.datasets.splits import Splits
@@ -205,7 +205,7 @@ def enter(entry: Entry, terms: Terms, seed: int, target: float) -> Result:
             pruned.recipe or terms.recipe,
             seed=seed,
             teacher=pruned.teacher,
-            after_step=after_step,
+            callbacks=Callbacks(after_step=after_step),
         )
     result.tuned = accuracy(model, test)
     return result

@@ -15,10 +15,13 @@ from torch import nn
 import pruning
 from benchmarks.contest.terms import Terms, accuracy
 from benchmarks.speed.race import Time, profiled, race
+from pruning.choosing.selection import Scope
+from pruning.choosing.targets import LatencyReduction
 from pruning.criteria import find_criterion
 from pruning.gathering.statistics import collect
 from pruning.recovery.recalibration import recalibrate
 from pruning.recovery.reconstruction import reconstruct
+from pruning.structure.bundles import Limits
 from pruning.timing.profiles import Profiles
 from pruning.training.epochs import finetune
 from pruning.training.recipe import Recipe
@@ -79,13 +82,10 @@ def half_the_latency(terms: Terms, seed: int, *, peer: bool, share: float = 0.5)
         plan = pruning.make_plan(
             groups,
             settings.criterion,
-            latency_reduction=1 - asked,
-            profile=profiles.profiles[0],
-            scope="global",
-            normalise=settings.allocation.normalise,
-            statistics=statistics,
-            keep_at_least=settings.keep_at_least,
-            max_sparsity=settings.max_group_rate,
+            LatencyReduction(1 - asked, profiles.profiles[0]),
+            scope=Scope("global", settings.allocation.normalise),
+            samples=statistics,
+            limits=Limits(settings.keep_at_least, settings.max_group_rate),
         )
         dense = pruning.narrow(baseline, plan, example, groups=groups)
         reconstruct(dense, baseline, plan, groups, terms.unlabelled, ridge=settings.recover.ridge)

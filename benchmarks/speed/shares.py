@@ -11,7 +11,8 @@ from torch import nn
 
 import pruning
 from benchmarks.speed.race import Time, profiled, race
-from pruning.choosing.landing import Landing, Target
+from pruning.choosing.landing import Budget, Landing
+from pruning.choosing.selection import Scope
 from pruning.criteria import find_criterion
 from pruning.errors import TargetError
 from pruning.evaluation import Samples
@@ -60,13 +61,10 @@ def default_at_shares(widths: Sequence[int], seen: Samples, num_classes: int, ba
                     groups,
                     settings.criterion,
                     mac_reduction=reduction,
-                    scope="global",
-                    normalise=settings.allocation.normalise,
-                    round_to="auto",
-                    profile=profiles.profiles[0],
-                    keep_at_least=settings.keep_at_least,
-                    max_sparsity=settings.max_group_rate,
-                    statistics=statistics,
+                    scope=Scope("global", settings.allocation.normalise),
+                    round_to=profiles.profiles[0],
+                    limits=Limits(settings.keep_at_least, settings.max_group_rate),
+                    samples=statistics,
                 )
             except TargetError as fault:
                 print(f"width {width}, {reduction:.0%}: {fault}")
@@ -92,9 +90,9 @@ def fastest(groups: pruning.Groups, cost: LatencyCost, macs_share: float, max_ra
         The predicted share of the whole model's latency.
     """
     random, whole = np.random.default_rng(0), pruning.count_macs(groups)
-    bundles = find_bundles(groups, Limits(round_to=cost.profile.granule, max_rate=max_rate))
-    by_macs = Landing(bundles, Target("MACs", Cost(groups).macs, macs_share * whole))
-    by_time = Landing(bundles, Target("latency", cost.predict, 0.0))
+    bundles = find_bundles(groups, Limits(max_group_rate=max_rate), round_to=cost.profile.granule)
+    by_macs = Landing(bundles, Budget("MACs", Cost(groups).macs, macs_share * whole))
+    by_time = Landing(bundles, Budget("latency", cost.predict, 0.0))
     whole_ms = cost.predict({})
 
     def judge(levels: Sequence[int]) -> tuple[float, float]:
@@ -133,13 +131,8 @@ def predictions(batch_sizes: Sequence[int], reduction: float = 0.5) -> list[Time
         groups = pruning.find_groups(model, example)
         profiles = profiled(groups, batch_sizes)
         networks = {}
-        for kind, round_to in (("rounded", "auto"), ("multiples of 8", 8)):
-            plan = pruning.make_plan(
-                groups,
-                mac_reduction=reduction,
-                round_to=round_to,  # type: ignore[arg-type]
-                profile=profiles.profiles[0] if round_to == "auto" else None,
-            )
+        for kind, round_to in (("rounded", profiles.profiles[0]), ("multiples of 8", 8)):
+            plan = pruning.make_plan(groups, mac_reduction=reduction, round_to=round_to)
             networks[f"{name}, {kind}"] = pruning.narrow(model, plan, example, verify=False)
         times += race(model, networks, example, profiles)
     return times

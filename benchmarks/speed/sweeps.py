@@ -19,7 +19,7 @@ from torch import nn
 import pruning
 from flows.fan_out import in_processes
 from pruning.choosing.allocation import allocate
-from pruning.choosing.landing import Landing, Target
+from pruning.choosing.landing import Budget, Landing
 from pruning.choosing.sensitivity import Sensitivity, Sweep
 from pruning.criteria import find_criterion, order_channels
 from pruning.evaluation import evaluate
@@ -108,10 +108,8 @@ def compare(name: str, cache: Path, epochs: int) -> list[Found]:
     orders = {group.name: order_channels("l2_norm", group, statistics) for group in groups}
     cost, whole = Cost(groups), pruning.count_macs(groups)
     guard = load(REPOSITORY / "params.yaml").prune
-    target = Target("MACs", cost.macs, (1 - TARGET) * whole)
-    landing = Landing(
-        find_bundles(groups, Limits(keep_at_least=guard.keep_at_least, max_rate=guard.max_group_rate)), target
-    )
+    target = Budget("MACs", cost.macs, (1 - TARGET) * whole)
+    landing = Landing(find_bundles(groups, Limits(guard.keep_at_least, guard.max_group_rate)), target)
     found = []
     for sweep, share in _SWEEPS:
         begin = time.process_time()

@@ -78,7 +78,7 @@ def allocate(groups: Groups, landing: Landing, curves: Sequence[Curve], orders: 
     by_group = {member: curve for curve in curves if curve.points for member in curve.measured_with}
     by_group |= {curve.group: curve for curve in curves if curve.points}
     _check_sizes(groups, {one.name: by_group[one.name].size for one in groups if one.name in by_group})
-    landing = Landing([_held_without_curve(bundle, by_group) for bundle in landing.bundles], landing.target)
+    landing = Landing([_held_without_curve(bundle, by_group) for bundle in landing.bundles], landing.budget)
     nothing = [0] * len(landing.bundles)
     if landing.met(nothing):
         return landing.plan(groups, nothing, orders)
@@ -149,7 +149,7 @@ def _savings(landing: Landing, around: Sequence[int]) -> list[NDArray[np.float64
 
     Of several targets, those that are not met yet count alike.
     """
-    target, nothing = landing.target, [0] * len(landing.bundles)
+    target, nothing = landing.budget, [0] * len(landing.bundles)
     parts = [Landing(landing.bundles, part) for part in target.parts or (target,)]
     wholes = {part: part.cost(nothing) for part in parts if not part.met(nothing)}
     savings = []
@@ -215,11 +215,11 @@ def _as_measured(landing: Landing, curves: Mapping[str, Curve]) -> Landing:
         ]
         counts = tuple(count for count in bundle.counts if not count or count <= min(ends, default=0))
         measured.append(replace(bundle, counts=counts, obstacle=f"{bundle.obstacle}, as far as its curve goes"))
-    found = Landing(measured, landing.target)
+    found = Landing(measured, landing.budget)
     if found.in_reach():
         return found
     _log.warning(
-        "%s is out of reach of what the sensitivity curves measured; they are extrapolated", landing.target.name
+        "%s is out of reach of what the sensitivity curves measured; they are extrapolated", landing.budget.name
     )
     return landing
 

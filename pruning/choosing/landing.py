@@ -20,7 +20,7 @@ _TOLERANCE = 0.005
 
 
 @dataclass(frozen=True)
-class Target:
+class Budget:
     """A cost to come down to.
 
     Attributes:
@@ -33,14 +33,14 @@ class Target:
     name: str
     measure: Measure
     at_most: float
-    parts: tuple[Target, ...] = ()
+    parts: tuple[Budget, ...] = ()
 
     def met(self, cost: float) -> bool:
         """Say whether a cost is low enough; rounding in the last digits is forgiven."""
         return cost <= self.at_most + 1e-9 * abs(self.at_most)
 
 
-def joined(targets: Sequence[Target]) -> Target:
+def joined(targets: Sequence[Budget]) -> Budget:
     """Return the target that is met where all of these are: the largest of their costs as shares of what is asked."""
     if len(targets) == 1:
         return targets[0]
@@ -48,15 +48,15 @@ def joined(targets: Sequence[Target]) -> Target:
     def measure(kept: Mapping[str, int]) -> float:
         return max(one.measure(kept) / one.at_most for one in targets)
 
-    return Target(" and ".join(one.name for one in targets), measure, 1.0, tuple(targets))
+    return Budget(" and ".join(one.name for one in targets), measure, 1.0, tuple(targets))
 
 
 class Landing:
     """Counts under way to a target: one level per bundle, an index into its `counts`."""
 
-    def __init__(self, bundles: Sequence[Bundle], target: Target) -> None:
+    def __init__(self, bundles: Sequence[Bundle], target: Budget) -> None:
         self.bundles = bundles
-        self.target = target
+        self.budget = target
 
     def cost(self, levels: Sequence[int]) -> float:
         """Return what the model costs at these levels."""
@@ -65,11 +65,11 @@ class Landing:
             for bundle, level in zip(self.bundles, levels, strict=True)
             for name, size in zip(bundle.names, bundle.sizes, strict=True)
         }
-        return self.target.measure(kept)
+        return self.budget.measure(kept)
 
     def met(self, levels: Sequence[int]) -> bool:
         """Say whether these levels meet the target."""
-        return self.target.met(self.cost(levels))
+        return self.budget.met(self.cost(levels))
 
     @property
     def highest(self) -> list[int]:
@@ -135,7 +135,7 @@ class Landing:
                 levels[index] -= 1
                 cost = self.cost(levels)
                 levels[index] += 1
-                if self.target.met(cost):
+                if self.budget.met(cost):
                     fitting.append((worth(index, levels[index]) if worth else cost, -index))
                 else:
                     candidates.discard(index)  # costs only rise from here, so it can't fit later
@@ -183,7 +183,7 @@ class Landing:
             price: (bundle, level) -> price of the step to that level, for `climb`.
             worth: for `give_back`.
         """
-        enough = self.target.at_most - _TOLERANCE * self.cost([0] * len(self.bundles))
+        enough = self.budget.at_most - _TOLERANCE * self.cost([0] * len(self.bundles))
         best = self.give_back(levels, worth=worth)
         while (cost := self.cost(best)) < enough:
             exchanged = []
@@ -218,7 +218,7 @@ class Landing:
         more = f"; and {len(held) - _SHOWN} groups more" if len(held) > _SHOWN else ""
         standing = "; ".join(held[:_SHOWN]) + more if held else "the model has no prunable group"
         return (
-            f"{self.target.name} can't be met: from {_shown(whole)} now to {_shown(self.target.at_most)} was asked, "
+            f"{self.budget.name} can't be met: from {_shown(whole)} now to {_shown(self.budget.at_most)} was asked, "
             f"{_shown(reached)} ({1 - reached / max(whole, 1e-9):.1%} less) is the least. In the way: {standing}; "
             "and every layer in no group (see groups.report())"
         )

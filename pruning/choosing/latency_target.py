@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pruning.choosing.landing import Landing, Target, joined
+from pruning.choosing.landing import Budget, Landing, joined
 from pruning.choosing.rounding import faster_counts
 from pruning.errors import TargetError
 from pruning.structure.bundles import Bundle
@@ -20,7 +20,7 @@ def plan_for_latency(
     at_most: float,
     name: str,
     choose: Callable[[Landing], Plan],
-    beside: Sequence[Target] = (),
+    beside: Sequence[Budget] = (),
 ) -> Plan:
     """Let a way of choosing land on a latency, and see to it that the plan is predicted to meet it as it is.
 
@@ -40,7 +40,7 @@ def plan_for_latency(
     """
     offered, goal = faster_counts(bundles, cost), at_most
     for _ in range(_ATTEMPTS):
-        plan = choose(Landing(offered, joined([*beside, Target(name, cost, goal)])))
+        plan = choose(Landing(offered, joined([*beside, Budget(name, cost, goal)])))
         found = cost.predict({group: size - len(plan.removed[group]) for group, size in plan.sizes.items()})
         if found <= at_most * (1 + 1e-9):
             return plan

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pruning.choosing.kernel_widths import Admits, KernelWidths
-from pruning.choosing.landing import Landing, Target
+from pruning.choosing.landing import Budget, Landing
 from pruning.structure.bundles import Bundle
 from pruning.timing.latency_cost import LatencyCost
 
@@ -36,7 +36,7 @@ def faster_counts(bundles: Sequence[Bundle], cost: LatencyCost) -> tuple[Bundle,
 
 
 def rounded(
-    bundles: Sequence[Bundle], target: Target, by: KernelWidths | LatencyCost, original_sizes: Mapping[str, int]
+    bundles: Sequence[Bundle], target: Budget, by: KernelWidths | LatencyCost, original_sizes: Mapping[str, int]
 ) -> Landing:
     """Return a landing on the widths that a runtime rewards, for a target that is no latency.
 

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, Unpack, get_args
 
-from pruning.choosing.kernel_widths import PORTABLE, find_kernel_widths
-from pruning.choosing.landing import Landing, Target
+from pruning.choosing.kernel_widths import PORTABLE, KernelWidths, find_kernel_widths
+from pruning.choosing.landing import Budget, Landing
 from pruning.choosing.latency_target import plan_for_latency
 from pruning.choosing.ranking import Ranking
 from pruning.choosing.rounding import rounded
+from pruning.choosing.targets import (
+    ChannelSparsity,
+    LatencyMs,
+    LatencyReduction,
+    MacReduction,
+    ParameterReduction,
+    Target,
+    TargetKeywords,
+    the_target,
+)
 from pruning.choosing.thresholds import NORMALISATIONS, normalised, one_threshold, sets_of, steps_of, thresholds_by_set
 from pruning.criteria import Criterion, find_criterion
 from pruning.errors import SettingsError, TargetError, unknown_name
-from pruning.evaluation import Loss, Samples, cross_entropy
+from pruning.evaluation import Samples
 from pruning.gathering.statistics import Statistics, collect
 from pruning.structure.bundles import Bundle, Entry, Limits, find_bundles
 from pruning.structure.cost import Cost
@@ -24,179 +34,160 @@ from pruning.timing.latency_cost import LatencyCost
 from pruning.timing.profiles import Profile
 from pruning.tracing.watch import Inputs
 
-Scope = Literal["local", "global", "scoped"]
+ScopeName = Literal["local", "global", "scoped"]
 Normalise = Literal["mean", "max", "none", "macs"]
+Rounding = int | str | Profile
+"""What kept counts are rounded to: multiples of a number, the name of a table of `kernel_widths` ("auto": the portable
+one), or a profile, whose runtime's widths are taken."""
 
 
 @dataclass(frozen=True)
-class Choice:
+class Scope:
     """How a target is shared among the groups.
 
     Attributes:
-        scope: the same share of each group, one threshold for all, or one for each of some sets.
+        name: "local": the same share of each group; "global": one threshold for all; "scoped": one for each of some
+            sets.
         normalise: how scores of different groups are made comparable, see `thresholds.normalised`; not for "local".
-        scopes: for "scoped": name of a set -> names, prefixes or patterns of its modules or parameters.
+        sets: for "scoped": name of a set -> names, prefixes or patterns of its modules or parameters.
 
     Raises:
-        SettingsError: scope or normalisation is unknown, or scopes are given for another scope.
+        SettingsError: scope or normalisation is unknown, or sets are given for another scope.
     """
 
-    scope: Scope = "local"
+    name: ScopeName = "local"
     normalise: Normalise = "mean"
-    scopes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    sets: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.scope not in get_args(Scope):
-            raise SettingsError(unknown_name("scope", self.scope, get_args(Scope)))
+        if self.name not in get_args(ScopeName):
+            raise SettingsError(unknown_name("scope", self.name, get_args(ScopeName)))
         if self.normalise not in NORMALISATIONS:
             raise SettingsError(unknown_name("normalisation", self.normalise, NORMALISATIONS))
-        if self.scopes and self.scope != "scoped":
-            raise SettingsError(f"scopes are given but the scope is {self.scope!r}; expected 'scoped'")
+        if self.sets and self.name != "scoped":
+            raise SettingsError(f"sets of modules are given but the scope is {self.name!r}; expected 'scoped'")
+
+
+class PlanKeywords(TargetKeywords, total=False):
+    """What `make_plan` takes by keyword, for functions that hand it on."""
+
+    scope: ScopeName | Scope
+    ignore: Sequence[Entry]
+    round_to: Rounding
+    limits: Limits
 
 
 def make_plan(
     groups: Groups,
     criterion: str | Criterion = "l2_norm",
+    target: Target | None = None,
     *,
-    channel_sparsity: float | None = None,
-    mac_reduction: float | None = None,
-    parameter_reduction: float | None = None,
-    latency_reduction: float | None = None,
-    latency_ms: float | None = None,
-    profile: Profile | None = None,
-    scope: Scope = "local",
-    normalise: Normalise = "mean",
-    scopes: Mapping[str, Sequence[str]] | None = None,
+    scope: ScopeName | Scope = "local",
     ignore: Sequence[Entry] = (),
-    round_to: int | Literal["auto"] = 1,
-    round_for: str = PORTABLE,
-    keep_at_least: int = 1,
-    max_sparsity: float = 0.75,
-    statistics: Statistics | None = None,
-    samples: Samples | Inputs | None = None,
-    loss: Loss = cross_entropy,
-    seed: int = 0,
+    round_to: Rounding = 1,
+    limits: Limits | None = None,
+    samples: Samples | Inputs | Statistics | None = None,
+    **target_keywords: Unpack[TargetKeywords],
 ) -> Plan:
     """Make a plan that meets one target.
 
-    local: every group gives the same share of its channels. With `channel_sparsity` that is round(share · size) of
-    each, as near as `round_to`, `keep_at_least` and `max_sparsity` let it come; with a reduction the smallest share
-    that meets it, and then single channels go or stay so that it is met closely.
+    local: every group gives the same share of its channels. With a channel sparsity that is round(share · size) of
+    each, as near as `round_to` and `limits` let it come; with a reduction the smallest share that meets it, and then
+    single channels go or stay so that it is met closely.
 
     global: one threshold over the channels of all groups, their scores made comparable by `normalise`; equal ones go by
-    the group's place in the model, then by channel. `channel_sparsity` is then the share of the channels of all groups
+    the group's place in the model, then by channel. A channel sparsity is then the share of the channels of all groups
     not ignored, removed to the exact number where groups are neither tied nor rounded.
 
-    scoped: the same with a threshold for each set of modules in `scopes`, and one for all others; each set gives the
-    same share of its channels.
+    scoped: the same with a threshold for each set of modules, and one for all others; each set gives the same share of
+    its channels.
 
     With a latency for the target, groups keep the numbers of channels that the profile rewards: those at which the
     model is predicted to be faster than at every larger one. The same profile gives the same plan.
 
-    In all, no group is emptied (`keep_at_least`, `max_sparsity` guard layers from collapse further), and groups tied to
-    each other lose equal counts.
+    In all, no group is emptied (`limits` guard layers from collapse further), and groups tied to each other lose equal
+    counts.
 
     Args:
         groups: found on the model to be pruned.
         criterion: a name (see `criteria.criterion_names()`) or a function (group, statistics) -> scores.
-        channel_sparsity: share of channels to remove; exactly one of the five targets is given.
-        mac_reduction: 1 − MACs after / before, over the whole model.
-        parameter_reduction: 1 − parameters after / before, over the whole model.
-        latency_reduction: 1 − latency after / before, as predicted from the profile.
-        latency_ms: milliseconds per batch of the profile's size, as predicted from it.
-        profile: of the model, or of one that it was narrowed from; where the target is a latency, or counts are rounded
-            by it.
-        scope: "local", "global" or "scoped".
-        normalise: how scores of different groups are made comparable, see `thresholds.normalised`; not for "local".
-        scopes: for "scoped": name of a set -> names, prefixes or patterns of its modules or parameters.
+        target: what to reach: `MacReduction(0.5)`, `LatencyMs(3.0, profile)`, … (`pruning.choosing.targets`).
+        scope: how the target is shared; a name is short for a `Scope` with its defaults.
         ignore: names, prefixes or patterns ("fc", "layer1.*") of modules or parameters, or modules themselves; groups
             produced there stay whole.
         round_to: kept counts are multiples of this; a group not above it stays whole, with a warning in the log.
-            "auto": the counts that the runtime rewards, see `rounding.rounded`; by the profile, if one is given.
-        round_for: what "auto" means without a profile: a name from `kernel_widths`.
-        keep_at_least: channels that each group keeps.
-        max_sparsity: largest share that a group may lose, so that no layer collapses; 1 leaves only `keep_at_least`.
-        statistics: what the criterion needs, where it was gathered already.
+            "auto": the counts that most runtimes reward; another table's name, or a profile, whose runtime's counts are
+            taken, see `rounding.rounded`. A latency is met by the counts that its own profile rewards.
+        limits: what every group keeps; None: one channel and a quarter of them.
         samples: for criteria that look at data; inputs alone where they don't look at the loss, a tuple or
-            dict of them where the model takes several.
-        loss: for criteria that look at gradients.
-        seed: for criteria that draw random numbers.
+            dict of them where the model takes several. For another loss than cross entropy, or another seed:
+            statistics, gathered by `collect`.
+        target_keywords: the target by its name instead: `channel_sparsity`, `mac_reduction` or `parameter_reduction`.
 
     Raises:
-        TargetError: not exactly one target, a share outside (0, 1), one that can't be met or that removes nothing, a
-            latency without a profile, or a profile without a latency.
+        TargetError: not exactly one target, or one that can't be met or that removes nothing.
         ProfileError: the profile is of another network.
         CriterionError: the criterion is unknown or doesn't apply to a group.
-        SettingsError: the scope or normalisation is unknown, or an entry of `ignore` or `scopes` matches nothing.
+        SettingsError: the scope, normalisation or table is unknown, or an entry of `ignore` or of a set matches
+            nothing.
     """
-    asked = {
-        "channel_sparsity": channel_sparsity,
-        "mac_reduction": mac_reduction,
-        "parameter_reduction": parameter_reduction,
-        "latency_reduction": latency_reduction,
-        "latency_ms": latency_ms,
-    }
-    name, share = _only_target(asked)
-    in_time, auto = name.startswith("latency"), round_to == "auto"
-    if (profile is None and in_time) or (profile is not None and not in_time and not auto):
-        raise TargetError(
-            f"the target is {name} and a profile is {'missing' if profile is None else 'given'}; expected one, made by "
-            "pruning.timing.profiling.profile, where the target is a latency or round_to is 'auto', and only there"
-        )
-    limits = Limits(ignore, round_to if isinstance(round_to, int) else 1, keep_at_least, max_sparsity)
-    bundles = find_bundles(groups, limits)
-    choice = Choice(scope=scope, normalise=normalise, scopes=scopes or {})
+    asked = the_target(target, target_keywords)
+    shared = scope if isinstance(scope, Scope) else Scope(scope)
+    multiple = round_to if isinstance(round_to, int) else 1
+    bundles = find_bundles(groups, Limits() if limits is None else limits, ignore=ignore, round_to=multiple)
     if not any(len(bundle.counts) > 1 for bundle in bundles):
         held = "; ".join(f"{bundle.names[0]}: {bundle.obstacle}" for bundle in bundles[:6]) or "the model has none"
-        raise TargetError(f"{name} {share:g} can't be met: no group can lose a channel ({held}). See groups.report()")
-    if statistics is None:
-        statistics = collect(groups, find_criterion(criterion).needs, samples, loss, seed=seed)
-    ranking = Ranking(groups, criterion, statistics)
-    cost = LatencyCost(groups, profile) if profile is not None else None
-    if cost is not None and in_time:
-        now = cost.predict({})
-        at_most = share if name == "latency_ms" else (1 - share) * now
-        if now <= at_most:
-            raise TargetError(f"{name} is met already: the model is predicted to take {now:.4g} ms; ask for less")
-        label = f"{name} {share:g}"
-        plan = plan_for_latency(bundles, cost, at_most, label, lambda one: choose(ranking, one, choice))
+        raise TargetError(f"{asked} can't be met: no group can lose a channel ({held}). See groups.report()")
+    if isinstance(samples, Statistics):
+        statistics = samples
     else:
-        target = _target(groups, bundles, name, share)
-        landing = (
-            rounded(bundles, target, cost or find_kernel_widths(round_for), {}) if auto else Landing(bundles, target)
-        )
-        plan = choose(ranking, landing, choice, share if name == "channel_sparsity" else None)
+        statistics = collect(groups, find_criterion(criterion).needs, samples)
+    ranking = Ranking(groups, criterion, statistics)
+    if isinstance(asked, LatencyMs | LatencyReduction):
+        cost = LatencyCost(groups, asked.profile)
+        now = cost.predict({})
+        at_most = asked.milliseconds if isinstance(asked, LatencyMs) else (1 - asked.share) * now
+        if now <= at_most:
+            raise TargetError(f"{asked.name} is met already: the model is predicted to take {now:.4g} ms; ask for less")
+        plan = plan_for_latency(bundles, cost, at_most, str(asked), lambda one: choose(ranking, one, shared))
+    else:
+        budget = _budget(groups, bundles, asked)
+        if isinstance(round_to, int):
+            landing = Landing(bundles, budget)
+        else:
+            landing = rounded(bundles, budget, _rewarded(groups, round_to), {})
+        plan = choose(ranking, landing, shared, asked.share if isinstance(asked, ChannelSparsity) else None)
     if not plan.removed:
         largest = max(max(bundle.sizes) for bundle in bundles if len(bundle.counts) > 1)
         raise TargetError(
-            f"{name} {share:g} comes to no channel in any group; the largest that may lose some has {largest}: ask for "
+            f"{asked} comes to no channel in any group; the largest that may lose some has {largest}: ask for "
             "more, or lower round_to"
         )
     return plan
 
 
-def choose(ranking: Ranking, landing: Landing, choice: Choice, share: float | None = None) -> Plan:
-    """Make a plan that meets a landing's target, by one criterion.
+def choose(ranking: Ranking, landing: Landing, scope: Scope, share: float | None = None) -> Plan:
+    """Make a plan that meets a landing's budget, by one criterion.
 
     Args:
         ranking: which channels go.
-        landing: bundles and target.
-        choice: how many channels each group gives.
+        landing: bundles and budget.
+        scope: how many channels each group gives.
         share: of the channels that each group (or each set) gives, where that itself is the target.
 
     Raises:
         TargetError: the target can't be met.
         CriterionError: the criterion doesn't apply to a group.
-        SettingsError: an entry of the scopes matches nothing.
+        SettingsError: an entry of the sets matches nothing.
     """
     groups, bundles = ranking.groups, landing.bundles
     orders = ranking.orders(bundles)
-    if choice.scope != "local":
-        steps = steps_of(bundles, orders, normalised(ranking.scores(bundles), groups, choice.normalise))
-        if choice.scope == "global":
+    if scope.name != "local":
+        steps = steps_of(bundles, orders, normalised(ranking.scores(bundles), groups, scope.normalise))
+        if scope.name == "global":
             levels = one_threshold(landing, steps)
         else:
-            levels = thresholds_by_set(landing, steps, sets_of(groups, bundles, choice.scopes), share)
+            levels = thresholds_by_set(landing, steps, sets_of(groups, bundles, scope.sets), share)
     elif share is not None:
         levels = [bundle.nearest_level(round(share * min(bundle.sizes))) for bundle in bundles]
     else:
@@ -204,28 +195,23 @@ def choose(ranking: Ranking, landing: Landing, choice: Choice, share: float | No
     return landing.plan(groups, levels, orders)
 
 
-def _only_target(asked: Mapping[str, float | None]) -> tuple[str, float]:
-    given = {name: share for name, share in asked.items() if share is not None}
-    if len(given) != 1:
-        raise TargetError(f"give exactly one of {', '.join(asked)}; found {', '.join(given) or 'none'}")
-    ((name, share),) = given.items()
-    if name == "latency_ms":
-        if not 0 < share < float("inf"):
-            raise TargetError(f"{name} is {share:g}; expected milliseconds above 0")
-    elif not 0 < share < 1:
-        raise TargetError(f"{name} is {share:g}; expected a share between 0 and 1, both excluded")
-    return name, share
+def _rewarded(groups: Groups, rounding: str | Profile) -> KernelWidths | LatencyCost:
+    if isinstance(rounding, Profile):
+        return LatencyCost(groups, rounding)
+    return find_kernel_widths(PORTABLE if rounding == "auto" else rounding)
 
 
-def _target(groups: Groups, bundles: Sequence[Bundle], name: str, share: float) -> Target:
-    label = f"{name} {share:g}"
-    if name == "channel_sparsity":
+def _budget(
+    groups: Groups, bundles: Sequence[Bundle], target: ChannelSparsity | MacReduction | ParameterReduction
+) -> Budget:
+    if isinstance(target, ChannelSparsity):
         counted = [one for bundle in bundles if not bundle.ignored for one in bundle.names]
         total = sum(groups[one].size for one in counted)
-        return Target(label, lambda kept: sum(kept[one] for one in counted), total - round(share * total))
+        at_most = total - round(target.share * total)
+        return Budget(str(target), lambda kept: sum(kept[one] for one in counted), at_most)
     cost = Cost(groups)
-    measure = cost.macs if name == "mac_reduction" else cost.parameters
-    return Target(label, measure, (1 - share) * measure({}))
+    measure = cost.macs if isinstance(target, MacReduction) else cost.parameters
+    return Budget(str(target), measure, (1 - target.share) * measure({}))
 
 
 def _common_share(landing: Landing) -> list[int]:

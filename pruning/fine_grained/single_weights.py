@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil, prod
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from pruning.errors import SettingsError, TargetError
+from pruning.errors import SettingsError, TargetError, unknown_name
 from pruning.evaluation import Loss, Samples, cross_entropy
 from pruning.fine_grained.weight_criteria import WeightCriterion
 from pruning.fine_grained.weight_masks import sparsity_of
@@ -20,9 +21,31 @@ from pruning.structure.bundles import Entry, parameters_in
 from pruning.structure.groups import Groups
 from pruning.structure.layers import Geometry, to_matrix
 
+WeightScopeName = Literal["local", "global"]
+
 _ROUNDING = 1e-9
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WeightScope:
+    """How a share of the weights is spread over the layers.
+
+    Attributes:
+        name: "local": the same share of each; "global": one threshold over all, scores taken as they are.
+        max_layer_sparsity: for "global": largest share that one layer may lose; one weight stays in any case.
+
+    Raises:
+        SettingsError: the name is unknown.
+    """
+
+    name: WeightScopeName = "global"
+    max_layer_sparsity: float = 0.99
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(WeightScopeName):
+            raise SettingsError(unknown_name("scope", self.name, get_args(WeightScopeName)))
 
 
 def choose_weights(
@@ -30,8 +53,7 @@ def choose_weights(
     weight_sparsity: float,
     criterion: str | WeightCriterion = "l1_norm",
     *,
-    scope: Literal["local", "global"] = "global",
-    max_layer_sparsity: float = 0.99,
+    scope: WeightScopeName | WeightScope = "global",
     ignore: Sequence[Entry] = (),
     samples: Samples | None = None,
     loss: Loss = cross_entropy,
@@ -47,8 +69,7 @@ def choose_weights(
         groups: found on the model.
         weight_sparsity: share of the weights of all layers not ignored that is to be zero, in (0, 1).
         criterion: a name of `weight_criteria`, or a function of its contract.
-        scope: "local" or "global".
-        max_layer_sparsity: the largest share that one layer may lose in global scope; one weight stays in any case.
+        scope: how the share is spread over the layers; a name is short for a `WeightScope` with its defaults.
         ignore: names, prefixes or patterns of modules or parameters that stay whole.
         samples: for criteria that look at gradients.
         loss: for the same.
@@ -67,19 +88,20 @@ def choose_weights(
     """
     if not 0 < weight_sparsity < 1:
         raise TargetError(f"weight_sparsity is {weight_sparsity:g}; expected a share between 0 and 1, both excluded")
+    spread = scope if isinstance(scope, WeightScope) else WeightScope(scope)
     names = tuple(_weights(groups, ignore))
     scores = score_layers(groups.model, names, criterion, samples, loss, seed=seed)
-    if scope == "local":
+    if spread.name == "local":
         masks = {name: _without_lowest(own, _count(weight_sparsity, own.numel())) for name, own in scores.items()}
         limit = "in local scope no layer may lose its last weight"
     else:
-        flat = {name: _spared(values.flatten(), max_layer_sparsity) for name, values in scores.items()}
+        flat = {name: _spared(values.flatten(), spread.max_layer_sparsity) for name, values in scores.items()}
         joined = torch.cat(list(flat.values()))
         free = int((joined < torch.inf).sum())
         kept = _without_lowest(joined, min(free, _count(weight_sparsity, len(joined))))
         parts = torch.split(kept, [len(values) for values in flat.values()])
         masks = {name: part.reshape(scores[name].shape) for name, part in zip(flat, parts, strict=True)}
-        limit = f"no layer may lose more than {max_layer_sparsity:.1%} of its weights; raise max_layer_sparsity"
+        limit = f"no layer may lose more than {spread.max_layer_sparsity:.1%} of its weights; raise max_layer_sparsity"
     if sparsity_of(masks) < weight_sparsity - _ROUNDING:
         raise TargetError(
             f"weight_sparsity {weight_sparsity:g} can't be met, {sparsity_of(masks):.4f} can: {limit}, or ask for less"

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Literal
+from typing import Unpack
 
 import torch
 from torch import nn
 
-from pruning.choosing.kernel_widths import PORTABLE
-from pruning.choosing.selection import Normalise, Scope, make_plan
+from pruning.choosing.selection import PlanKeywords, make_plan
+from pruning.choosing.targets import Target
 from pruning.containers import count_samples, take
 from pruning.criteria import Criterion
 from pruning.evaluation import Progress
 from pruning.recovery.recalibration import recalibrate
 from pruning.recovery.reconstruction import RIDGE, reconstruct
 from pruning.recovery.refitting import Refit
-from pruning.structure.bundles import Entry
 from pruning.structure.finding import find_groups
 from pruning.structure.plan import Plan
 from pruning.structure.surgery import narrow
@@ -45,23 +43,13 @@ def calibrate(
     model: nn.Module,
     inputs: Inputs,
     criterion: str | Criterion = "structured_obs",
+    target: Target | None = None,
     *,
-    channel_sparsity: float | None = None,
-    mac_reduction: float | None = None,
-    parameter_reduction: float | None = None,
-    scope: Scope = "local",
-    normalise: Normalise = "mean",
-    scopes: Mapping[str, Sequence[str]] | None = None,
-    ignore: Sequence[Entry] = (),
-    round_to: int | Literal["auto"] = 1,
-    round_for: str = PORTABLE,
-    keep_at_least: int = 1,
-    max_sparsity: float = 0.75,
     ridge: float = RIDGE,
     recalibrate_norms: bool = False,
     batch_size: int = 64,
-    seed: int = 0,
     progress: Progress | None = None,
+    **plan_keywords: Unpack[PlanKeywords],
 ) -> Calibrated:
     """Choose, narrow and reconstruct.
 
@@ -73,22 +61,12 @@ def calibrate(
         model: untouched.
         inputs: [N, ...], a few hundred, unlabelled, on any device; a tuple or dict where the model takes several.
         criterion: one that needs no labels.
-        channel_sparsity: as for `make_plan`, exactly one of three.
-        mac_reduction: likewise.
-        parameter_reduction: likewise.
-        scope: as for `make_plan`.
-        normalise: as for `make_plan`.
-        scopes: as for `make_plan`.
-        ignore: as for `make_plan`.
-        round_to: as for `make_plan`.
-        round_for: as for `make_plan`.
-        keep_at_least: as for `make_plan`.
-        max_sparsity: as for `make_plan`.
+        target: as for `make_plan`.
         ridge: as for `reconstruct`.
         recalibrate_norms: recompute the batch norms' statistics in the end.
         batch_size: inputs per forward pass.
-        seed: of the criterion.
         progress: told after each layer that is reconstructed.
+        plan_keywords: what `make_plan` takes: `mac_reduction` and its like, `scope`, `ignore`, `round_to`, `limits`.
 
     Raises:
         CriterionError: the criterion needs labels.
@@ -98,23 +76,7 @@ def calibrate(
     number = count_samples(inputs)
     example = take(inputs, slice(1), next((tensor.device for tensor in model.parameters()), torch.device("cpu")))
     groups = find_groups(model, example)
-    plan = make_plan(
-        groups,
-        criterion,
-        channel_sparsity=channel_sparsity,
-        mac_reduction=mac_reduction,
-        parameter_reduction=parameter_reduction,
-        scope=scope,
-        normalise=normalise,
-        scopes=scopes,
-        ignore=ignore,
-        round_to=round_to,
-        round_for=round_for,
-        keep_at_least=keep_at_least,
-        max_sparsity=max_sparsity,
-        samples=inputs,
-        seed=seed,
-    )
+    plan = make_plan(groups, criterion, target, samples=inputs, **plan_keywords)
     dense = narrow(model, plan, example, groups=groups)
     refits = reconstruct(dense, model, plan, groups, inputs, ridge=ridge, batch_size=batch_size, progress=progress)
     if recalibrate_norms:

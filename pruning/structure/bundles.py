@@ -24,30 +24,24 @@ class Limits:
     """What no plan may break.
 
     Attributes:
-        ignore: names, prefixes or shell patterns of modules or parameters, or modules; a group with a producer there
-            stays whole.
-        round_to: kept counts are multiples of this, or the whole group.
-        keep_at_least: channels that each group keeps.
-        max_rate: largest share of its original channels that a group may lose in all.
+        min_channels: channels that each group keeps.
+        max_group_rate: largest share of its original channels that a group may lose in all, so that no layer collapses.
+
+    Raises:
+        SettingsError: one of them is out of bounds.
     """
 
-    ignore: Sequence[Entry] = ()
-    round_to: int = 1
-    keep_at_least: int = 1
-    max_rate: float = 1.0
+    min_channels: int = 1
+    max_group_rate: float = 0.75
 
     def __post_init__(self) -> None:
-        if self.round_to < 1 or self.keep_at_least < 1:
+        if self.min_channels < 1:
+            raise SettingsError(f"min_channels is {self.min_channels}; expected 1 or more: no group is ever emptied")
+        if not 0 < self.max_group_rate <= 1:
             raise SettingsError(
-                f"round_to ({self.round_to}) and keep_at_least ({self.keep_at_least}) must be 1 or more: "
-                "no group is ever emptied"
+                f"max_group_rate, the largest share of a group's channels to remove, is {self.max_group_rate}; "
+                "expected (0, 1]"
             )
-        if not 0 < self.max_rate <= 1:
-            raise SettingsError(
-                f"the largest share of a group's channels to remove is {self.max_rate}; expected (0, 1]"
-            )
-        if isinstance(self.ignore, str):
-            raise SettingsError(f"ignore is the text {self.ignore!r}; expected a list: [{self.ignore!r}]")
 
 
 @dataclass(frozen=True)
@@ -74,21 +68,31 @@ class Bundle:
 
 
 def find_bundles(
-    groups: Groups, limits: Limits, *, original_sizes: Mapping[str, int] | None = None
+    groups: Groups,
+    limits: Limits,
+    *,
+    ignore: Sequence[Entry] = (),
+    round_to: int = 1,
+    original_sizes: Mapping[str, int] | None = None,
 ) -> tuple[Bundle, ...]:
     """Return the bundles of all prunable groups, in the groups' order, with the counts that the limits leave.
 
     Args:
         groups: found on the model at hand.
         limits: what to keep.
+        ignore: names, prefixes or shell patterns of modules or parameters, or modules; a group with a producer there
+            stays whole.
+        round_to: kept counts are multiples of this, or the whole group.
         original_sizes: channels of each group in the original model, where the one at hand is narrower already.
 
     Raises:
-        SettingsError: an entry of `ignore` matches nothing in the model.
+        SettingsError: an entry of `ignore` matches nothing in the model, or `round_to` is below 1.
     """
-    ignored = groups_in(groups, limits.ignore, "ignore")
+    if round_to < 1:
+        raise SettingsError(f"round_to is {round_to}; expected 1 or more")
+    ignored = groups_in(groups, ignore, "ignore")
     return tuple(
-        _bundle([groups[name] for name in names], whole, ignored, limits, original_sizes or {})
+        _bundle([groups[name] for name in names], whole, ignored, limits, round_to, original_sizes or {})
         for names, whole in _tied(groups)
     )
 
@@ -131,6 +135,7 @@ def _bundle(
     outside: str | None,
     ignored: Mapping[str, str],
     limits: Limits,
+    round_to: int,
     original_sizes: Mapping[str, int],
 ) -> Bundle:
     names, sizes = tuple(group.name for group in members), tuple(group.size for group in members)
@@ -140,30 +145,30 @@ def _bundle(
     if entry is not None:
         return Bundle(names, sizes, (0,), f"ignored by {entry!r}", ignored=True)
     allowed = set.intersection(
-        *(_counts(group.size, original_sizes.get(group.name, group.size), limits) for group in members)
+        *(_counts(group.size, original_sizes.get(group.name, group.size), limits, round_to) for group in members)
     )
     counts = tuple(sorted(allowed))
-    obstacle = _obstacle(min(sizes), limits)
+    obstacle = _obstacle(min(sizes), limits, round_to)
     if len(counts) == 1:
         _log.warning("group %s (%d channels) stays whole: %s", names[0], sizes[0], obstacle)
     return Bundle(names, sizes, counts, obstacle)
 
 
-def _counts(size: int, original: int, limits: Limits) -> set[int]:
+def _counts(size: int, original: int, limits: Limits, round_to: int) -> set[int]:
     """Return the numbers of channels that a group may lose."""
     gone = original - size
-    largest = min(size - limits.keep_at_least, int(limits.max_rate * original + 1e-9) - gone)
-    return {0} | {count for count in range(1, largest + 1) if (size - count) % limits.round_to == 0}
+    largest = min(size - limits.min_channels, int(limits.max_group_rate * original + 1e-9) - gone)
+    return {0} | {count for count in range(1, largest + 1) if (size - count) % round_to == 0}
 
 
-def _obstacle(size: int, limits: Limits) -> str:
-    if size <= limits.round_to and limits.round_to > 1:
-        return f"not above round_to = {limits.round_to}"
-    reasons = [f"keep_at_least = {limits.keep_at_least}"]
-    if limits.round_to > 1:
-        reasons.append(f"round_to = {limits.round_to}")
-    if limits.max_rate < 1:
-        reasons.append(f"at most {limits.max_rate:.0%} of a group")
+def _obstacle(size: int, limits: Limits, round_to: int) -> str:
+    if size <= round_to and round_to > 1:
+        return f"not above round_to = {round_to}"
+    reasons = [f"min_channels = {limits.min_channels}"]
+    if round_to > 1:
+        reasons.append(f"round_to = {round_to}")
+    if limits.max_group_rate < 1:
+        reasons.append(f"at most {limits.max_group_rate:.0%} of a group")
     return ", ".join(reasons)
 
 
@@ -199,6 +204,8 @@ def parameters_in(model: nn.Module, entries: Iterable[Entry], setting: str) -> d
     Raises:
         SettingsError: an entry matches nothing in the model.
     """
+    if isinstance(entries, str):
+        raise SettingsError(f"{setting} is the text {entries!r}; expected a list: [{entries!r}]")
     places = _places(model)
     found: dict[str, str] = {}
     for entry in (_name_of(entry, model, setting) for entry in entries):

@@ -18,6 +18,8 @@ from pruning.evaluation import Progress
 from pruning.files.export import open_session
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
+_WARMUP = 5  # passes of each model before the first measurement
+_SHORTEST_MS = 1.0  # a measurement repeats the pass until about this long, so that the clock's grain doesn't matter
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,6 @@ def measure_latency(
     num_threads: int = 1,
     provider: str = "CPUExecutionProvider",
     rounds: int = 50,
-    warmup: int = 5,
-    shortest_ms: float = 1.0,
     progress: Progress | None = None,
 ) -> tuple[Latency, ...]:
     """Measure models in turns, A B A B …, so that whatever else the machine does meets all of them alike.
@@ -63,8 +63,6 @@ def measure_latency(
         num_threads: threads of ONNX Runtime.
         provider: what runs the operators.
         rounds: measurements of each model at each batch size.
-        warmup: passes of each model before the first measurement.
-        shortest_ms: a measurement repeats the pass until about this long, so that the clock's grain doesn't matter.
         progress: told after each round.
 
     Returns:
@@ -81,8 +79,8 @@ def measure_latency(
         repeats = {}
         for name, session in sessions.items():
             # The fastest: one that was interrupted would give a model fewer repeats, so colder caches, than the others.
-            fastest = min(_time_ms(session, feeds[name], 1) for _ in range(max(1, warmup)))
-            repeats[name] = max(1, round(shortest_ms / max(fastest, 1e-6)))
+            fastest = min(_time_ms(session, feeds[name], 1) for _ in range(_WARMUP))
+            repeats[name] = max(1, round(_SHORTEST_MS / max(fastest, 1e-6)))
         times: dict[str, list[float]] = {name: [] for name in sessions}
         for turn in range(rounds):
             for name, session in sessions.items():

@@ -62,6 +62,26 @@ class Keeper(Protocol):
 
 
 @dataclass(frozen=True)
+class Callbacks:
+    """What takes part in a training run beside model, data and recipe.
+
+    Attributes:
+        penalty: added to the loss of each step.
+        after_step: called after each step, for what changes parameters beside the optimizer; needed where the recipe
+            names `sparsity` (`pruning.training.sparsity.SparsityTraining`).
+        memory: what `penalty` and `after_step` remember from epoch to epoch, for the keeper.
+        progress: told after each batch.
+        keeper: keeps the state after each epoch; what it has kept is gone on from, to the same bits.
+    """
+
+    penalty: Penalty | None = None
+    after_step: AfterStep | None = None
+    memory: Memory | None = None
+    progress: Progress | None = None
+    keeper: Keeper | None = None
+
+
+@dataclass(frozen=True)
 class History:
     """What a training run saw.
 
@@ -86,9 +106,7 @@ class _Run:
     seed: int
     teacher: nn.Module | None
     augment: Augment | None
-    penalty: Penalty | None
-    after_step: AfterStep | None
-    progress: Progress | None
+    callbacks: Callbacks
 
 
 def finetune(
@@ -100,11 +118,7 @@ def finetune(
     seed: int,
     teacher: nn.Module | None = None,
     augment: Augment | None = None,
-    penalty: Penalty | None = None,
-    after_step: AfterStep | None = None,
-    memory: Memory | None = None,
-    progress: Progress | None = None,
-    keeper: Keeper | None = None,
+    callbacks: Callbacks | None = None,
 ) -> History:
     """Train a model in place, by a recipe; module modes and the global random state are restored.
 
@@ -119,12 +133,7 @@ def finetune(
         seed: of the order of the samples, of dropout and of `augment`.
         teacher: needed where the recipe distils; run in evaluation mode.
         augment: applied to each batch of inputs on the CPU.
-        penalty: added to the loss of each step.
-        after_step: called after each step, for what changes parameters beside the optimizer; needed where the recipe
-            names `sparsity` (`pruning.training.sparsity.SparsityTraining`).
-        memory: what `penalty` and `after_step` remember from epoch to epoch, for the keeper.
-        progress: told after each batch.
-        keeper: keeps the state after each epoch; what it has kept is gone on from, to the same bits.
+        callbacks: what else takes part.
 
     Raises:
         DataError: no samples, or inputs and targets differ in number.
@@ -133,7 +142,9 @@ def finetune(
             smooths labels of a loss other than the built-in cross entropy.
     """
     check_samples(samples)
-    if recipe.sparsity is not None and after_step is None:
+    callbacks = Callbacks() if callbacks is None else callbacks
+    keeper, memory = callbacks.keeper, callbacks.memory
+    if recipe.sparsity is not None and callbacks.after_step is None:
         raise SettingsError(f"recipe {recipe.name!r} names sparsity but no after_step was given that brings it about")
     if recipe.distillation > 0 and teacher is None:
         raise SettingsError(f"recipe {recipe.name!r} distils (weight {recipe.distillation:g}) but no teacher was given")
@@ -146,7 +157,7 @@ def finetune(
         loss = partial(nn.functional.cross_entropy, label_smoothing=recipe.label_smoothing)
     optimizer = make_optimizer(recipe, model.parameters())
     followed = teacher if recipe.distillation else None
-    run = _Run(model, samples, recipe, loss, optimizer, seed, followed, augment, penalty, after_step, progress)
+    run = _Run(model, samples, recipe, loss, optimizer, seed, followed, augment, callbacks)
     device = device_of(model)
     devices = [device] if device.type == "cuda" else []
     also = model if teacher is None else teacher
@@ -178,8 +189,8 @@ def _run_epoch(run: _Run, epoch: int) -> float:
                 "or set gradient_clip"
             )
         total += value * len(batch)
-        if run.progress is not None:
-            run.progress(epoch * len(batches) + index + 1, run.recipe.epochs * len(batches))
+        if (progress := run.callbacks.progress) is not None:
+            progress(epoch * len(batches) + index + 1, run.recipe.epochs * len(batches))
     return total / len(run.samples.inputs)
 
 
@@ -197,8 +208,8 @@ def _run_step(run: _Run, batch: Tensor, generator: torch.Generator, step: int, s
             answers = run.teacher(inputs)
         weight = recipe.distillation
         value = (1 - weight) * value + weight * distillation_loss(outputs, answers, recipe.temperature)
-    if run.penalty is not None:
-        value = value + run.penalty()
+    if (penalty := run.callbacks.penalty) is not None:
+        value = value + penalty()
     if not math.isfinite(result := value.item()):
         return result
     rate = learning_rate_at(recipe, step, steps_per_epoch)
@@ -209,8 +220,8 @@ def _run_step(run: _Run, batch: Tensor, generator: torch.Generator, step: int, s
     if recipe.gradient_clip is not None:
         nn.utils.clip_grad_norm_(run.model.parameters(), recipe.gradient_clip)
     run.optimizer.step()
-    if run.after_step is not None:
-        run.after_step(step + 1, recipe.epochs * steps_per_epoch, rate)
+    if (after_step := run.callbacks.after_step) is not None:
+        after_step(step + 1, recipe.epochs * steps_per_epoch, rate)
     return result
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ from pruning.choosing.schedule import Attempt
 from pruning.errors import ModelError, TargetError
 from pruning.files.checkpoint import save_checkpoint
 from pruning.recovery.widening import widen
-from pruning.training.epochs import finetune
+from pruning.training.epochs import Callbacks, finetune
 from pruning.training.recipe import Recipe
 from tasks.baseline import epoch_folder
 from tasks.data import Description, read_description, read_split
@@ -169,16 +169,19 @@ def _recover(
     model = copy.deepcopy(taken.model)
     loss, _ = loss_and_metric(settings)
     with shown(f"attempt {number + 1}: {recipe.name}") as progress:
-        train = partial(
-            finetune,
-            samples=read_split(workspace, "train"),
-            recipe=recipe,
-            loss=loss,
-            seed=settings.run.seed + 1 + number,
-            teacher=teacher,
-            augment=augmentation(settings),
-            progress=progress,
-            keeper=keeper,
-        )
+        callbacks = Callbacks(progress=progress, keeper=keeper)
+
+        def train(model: nn.Module, **hooks: Any) -> None:
+            finetune(
+                model,
+                read_split(workspace, "train"),
+                recipe,
+                loss=loss,
+                seed=settings.run.seed + 1 + number,
+                teacher=teacher,
+                augment=augmentation(settings),
+                callbacks=replace(callbacks, **hooks),
+            )
+
         taken.train(model, recipe, train)
     return _Candidate(recipe.name, model, measure(model, read_split(workspace, "validation"), settings, example))

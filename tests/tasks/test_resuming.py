@@ -15,7 +15,7 @@ from pruning.dynamic.gate_training import GateTraining
 from pruning.dynamic.gates import GatedModel, add_gates
 from pruning.structure.cost import Cost
 from pruning.training import epochs as trainer
-from pruning.training.epochs import finetune
+from pruning.training.epochs import Callbacks, finetune
 from pruning.training.recipe import Recipe, Sparsity
 from pruning.training.sparsity import SparsityTraining
 from tasks.resuming import UNFINISHED, EpochKeeper
@@ -90,7 +90,8 @@ def test_a_killed_training_ends_with_the_same_bits(
                 raise Killed
             steps.append(done)
 
-        finetune(model, _samples(), recipe, seed=3, keeper=keeper, progress=progress, **hooks(model, recipe))
+        callbacks = Callbacks(keeper=keeper, progress=progress, **hooks(model, recipe))
+        finetune(model, _samples(), recipe, seed=3, callbacks=callbacks)
 
     undisturbed, killed, resumed = make_network(), make_network(), make_network()
     train(undisturbed, None)
@@ -107,10 +108,10 @@ def test_a_killed_training_ends_with_the_same_bits(
 def test_a_state_that_is_cut_off_is_left_alone(tmp_path: Path) -> None:
     model, path = _network(), tmp_path / "run.safetensors"
     keeper = EpochKeeper(path)
-    finetune(model, _samples(), SGD, seed=3, keeper=keeper)
+    finetune(model, _samples(), SGD, seed=3, callbacks=Callbacks(keeper=keeper))
     path.write_bytes(path.read_bytes()[:-50])
     again = _network()
-    finetune(again, _samples(), SGD, seed=3, keeper=keeper)
+    finetune(again, _samples(), SGD, seed=3, callbacks=Callbacks(keeper=keeper))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 

@@ -8,12 +8,12 @@ from functools import partial
 import pruning
 from pruning.choosing.allocation import allocate
 from pruning.choosing.kernel_widths import find_kernel_widths
-from pruning.choosing.landing import Landing, Measure, Target, joined
+from pruning.choosing.landing import Budget, Landing, Measure, joined
 from pruning.choosing.latency_target import plan_for_latency
 from pruning.choosing.ranking import Ranking
 from pruning.choosing.rounding import rounded
 from pruning.choosing.search import search
-from pruning.choosing.selection import Choice, choose
+from pruning.choosing.selection import Scope, choose
 from pruning.criteria import find_criterion
 from pruning.evaluation import evaluate
 from pruning.gathering.statistics import Statistics, collect
@@ -56,8 +56,8 @@ def choose_channels(situation: Situation, groups: Groups) -> tuple[Plan, Mapping
     ranking = Ranking(groups, criterion, statistics)
     sizes = situation.plan.sizes  # of the original model; a group that isn't in it has lost nothing
     round_to = chosen.round_to if isinstance(chosen.round_to, int) else 1
-    limits = Limits(chosen.ignore, round_to, chosen.keep_at_least, chosen.max_group_rate)
-    bundles = find_bundles(groups, limits, original_sizes=sizes)
+    limits = Limits(chosen.keep_at_least, chosen.max_group_rate)
+    bundles = find_bundles(groups, limits, ignore=chosen.ignore, round_to=round_to, original_sizes=sizes)
     latency = latency_cost(situation.workspace, groups)
     targets, latency_name, at_most_ms = _targets(situation, Cost(groups), latency)
     whole = Landing(bundles, joined(targets)) if targets else None
@@ -70,7 +70,7 @@ def choose_channels(situation: Situation, groups: Groups) -> tuple[Plan, Mapping
     elif whole is None or met:
         plan = Plan.of(groups, {})
     elif chosen.round_to == "auto":
-        plan = choose_by(rounded(bundles, whole.target, find_kernel_widths(chosen.round_for), sizes))
+        plan = choose_by(rounded(bundles, whole.budget, find_kernel_widths(chosen.round_for), sizes))
         if chosen.allocation.by != "search":
             kept = choose_by(whole).kept_sizes(groups)
             unrounded = {group.name: kept.get(group.name, group.size) for group in groups}
@@ -83,14 +83,14 @@ def _choose_by(situation: Situation, ranking: Ranking, landing: Landing) -> Plan
     """Share a landing's target among the groups by the settings' way."""
     allocation, groups = situation.settings.prune.allocation, ranking.groups
     if allocation.by in ("local", "global", "scoped"):
-        return choose(ranking, landing, Choice(allocation.by, allocation.normalise, allocation.scopes))
+        return choose(ranking, landing, Scope(allocation.by, allocation.normalise, allocation.scopes))
     orders = ranking.orders(landing.bundles)
     if allocation.by == "search":
         return _search(situation, groups, landing, orders)
     return allocate(groups, landing, read_curves(situation.workspace), orders)
 
 
-def _targets(situation: Situation, cost: Cost, latency: LatencyCost | None) -> tuple[list[Target], str, float]:
+def _targets(situation: Situation, cost: Cost, latency: LatencyCost | None) -> tuple[list[Budget], str, float]:
     """Return what is to come down how far, but for the latency; its name, and its milliseconds (infinite if not asked).
 
     A latency longer than predicted by a ratio needs a prediction that is as much shorter.
@@ -109,7 +109,7 @@ def _targets(situation: Situation, cost: Cost, latency: LatencyCost | None) -> t
             name, at_most_ms = called, (1 - reduction) * whole_ms / ledger.latency_ratio
         else:
             quantity, whole = measures[kind]
-            targets.append(Target(called, quantity, (1 - reduction) * whole))
+            targets.append(Budget(called, quantity, (1 - reduction) * whole))
     return targets, name, at_most_ms
 
 

@@ -30,7 +30,7 @@ def gate_channels(situation: Situation) -> Step:
     def train(model: nn.Module, _recipe: Recipe, finetune: Train) -> None:
         assert isinstance(model, GatedModel)
         training = GateTraining(model, cost, macs, weight=settings.prune.gates.weight, ramp=settings.prune.gates.ramp)
-        finetune(model=model, penalty=training.penalty, after_step=training.after_step, memory=training)
+        finetune(model, penalty=training.penalty, after_step=training.after_step, memory=training)
         calibrate_gates(model, cost, inputs, macs, batch_size=settings.training.batch_size)
 
     return Step(gated, Plan(removed={}, sizes={}), train)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,8 +13,8 @@ from tasks.loop.ledger import Ledger
 from tasks.params.settings import Settings
 from tasks.workspace import Workspace
 
-Train = Callable[..., Any]
-"""`finetune`, but for the model and its hooks."""
+Train = Callable[..., None]
+"""(model, **hooks): fine-tune it by the recipe at hand; hooks are fields of `pruning.training.epochs.Callbacks`."""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def narrow_channels(situation: Situation) -> Step:
 
     def train(model: nn.Module, recipe: Recipe, finetune: Train) -> None:
         sparsity = sparsity_training(recipe, model, example, settings.prune.ignore)
-        finetune(model=model, after_step=sparsity, memory=sparsity)
+        finetune(model, after_step=sparsity, memory=sparsity)
 
     return Step(narrowed, chosen, train, unrounded=unrounded)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import pruning
 from pruning.errors import TargetError
-from pruning.fine_grained.single_weights import choose_n_of_m, choose_weights
+from pruning.fine_grained.single_weights import WeightScope, choose_n_of_m, choose_weights
 from pruning.fine_grained.weight_criteria import WeightCriterion
 from pruning.fine_grained.weight_masks import WeightMasks, held, sparsity_of, zero_weights
 from pruning.structure.plan import Plan
@@ -30,8 +30,8 @@ def zero_share(situation: Situation) -> Step:
         TargetError: The goal can't be met.
     """
     chosen = situation.settings.prune.weights
-    choose = partial(choose_weights, scope=chosen.scope, max_layer_sparsity=chosen.max_layer_sparsity)
-    return _without_weights(situation, partial(choose, weight_sparsity=situation.goal))
+    scope = WeightScope(chosen.scope, chosen.max_layer_sparsity)
+    return _without_weights(situation, partial(choose_weights, scope=scope, weight_sparsity=situation.goal))
 
 
 def zero_all_but_n_of_m(situation: Situation) -> Step:
@@ -71,6 +71,6 @@ def _without_weights(situation: Situation, choose: Callable[..., WeightMasks]) -
 
     def train(model: nn.Module, _recipe: Recipe, finetune: Train) -> None:
         with held(model, masks):
-            finetune(model=model)
+            finetune(model)
 
     return Step(model, Plan(removed={}, sizes={}), train, sparsity_of(masks))

@@ -13,7 +13,7 @@ from torch import nn
 from pruning import find_groups
 from pruning.choosing import allocation
 from pruning.choosing.damage import predicted_damage
-from pruning.choosing.landing import Landing, Measure, Target
+from pruning.choosing.landing import Budget, Landing, Measure
 from pruning.choosing.sensitivity import Curve, Point
 from pruning.errors import TargetError
 from pruning.structure.bundles import Limits, find_bundles
@@ -46,12 +46,12 @@ def allocate(
     measure: Measure,
     at_most: float,
     name: str = "the target",
-    max_group_rate: float = 0.9,
-    **limits: Any,
+    limits: Limits = Limits(max_group_rate=0.9),  # noqa: B008 - it is frozen
+    **more: Any,
 ) -> Plan:
     sizes = {one.group: one.size for one in curves}
-    bundles = find_bundles(groups, Limits(max_rate=max_group_rate, **limits), original_sizes=sizes)
-    return allocation.allocate(groups, Landing(bundles, Target(name, measure, at_most)), curves, orders)
+    bundles = find_bundles(groups, limits, **more, original_sizes=sizes)
+    return allocation.allocate(groups, Landing(bundles, Budget(name, measure, at_most)), curves, orders)
 
 
 @pytest.fixture(scope="module")
@@ -160,9 +160,8 @@ def test_limits_hold_and_the_result_is_the_same_each_time(residual: Groups) -> N
             orders(residual),
             measure=cost.macs,
             at_most=0.6 * cost.macs({}),
-            max_group_rate=0.6,
+            limits=Limits(8, 0.6),
             round_to=4,
-            keep_at_least=8,
             ignore=["stage2.*"],
         )
 
@@ -187,13 +186,23 @@ def test_channels_go_in_their_order(residual: Groups) -> None:
 def test_narrowed_model_goes_on_along_the_curves_of_the_original(residual: Groups) -> None:
     curves, cost = mixed_curves(residual), Cost(residual)
     first = allocate(
-        residual, curves, orders(residual), measure=cost.macs, at_most=0.6 * cost.macs({}), max_group_rate=0.8
+        residual,
+        curves,
+        orders(residual),
+        measure=cost.macs,
+        at_most=0.6 * cost.macs({}),
+        limits=Limits(max_group_rate=0.8),
     )
     dense = narrow(residual.model, first, EXAMPLE)
     groups = find_groups(dense, EXAMPLE)
     assert [group.name for group in groups] == [group.name for group in residual]
     second = allocate(
-        groups, curves, orders(groups), measure=Cost(groups).macs, at_most=0.3 * cost.macs({}), max_group_rate=0.8
+        groups,
+        curves,
+        orders(groups),
+        measure=Cost(groups).macs,
+        at_most=0.3 * cost.macs({}),
+        limits=Limits(max_group_rate=0.8),
     )
     both = first.then(second)
     kept = both.kept_sizes(residual)
@@ -217,7 +226,7 @@ def test_target_out_of_reach_says_how_far_it_got_and_what_stood_in_the_way(resid
             measure=cost.macs,
             at_most=0.2 * cost.macs({}),
             name="mac_reduction 0.8",
-            max_group_rate=0.5,
+            limits=Limits(max_group_rate=0.5),
         )
     text = str(caught.value)
     assert "mac_reduction 0.8 can't be met" in text
@@ -246,14 +255,13 @@ def test_exchanges_come_to_the_best_of_all_plans(residual: Groups) -> None:
     others = [group.name.rpartition(":")[0] for group in residual if group.name not in names]
     cost, generator = Cost(residual), np.random.default_rng(1)
     steps = {name: residual[name].size // 4 for name in names}
-    limits = Limits(ignore=others, round_to=min(steps.values()), max_rate=0.75)
     bundles = tuple(
         replace(one, counts=tuple(gone for gone in one.counts if gone % steps.get(one.names[0], 1) == 0))
-        for one in find_bundles(residual, limits)
+        for one in find_bundles(residual, Limits(), ignore=others, round_to=min(steps.values()))
     )
     for _ in range(6):
         curves = [curve(one, residual[one].size, list(np.cumsum(generator.random(6)))) for one in names]
-        landing = Landing(bundles, Target("the target", cost.macs, 0.85 * cost.macs({})))
+        landing = Landing(bundles, Budget("the target", cost.macs, 0.85 * cost.macs({})))
         gone = {name: np.arange(4, dtype=np.float64) * step for name, step in steps.items()}
         damages = {one.group: predicted_damage(one, gone[one.group]) + _prior(curves) for one in curves}
 
@@ -266,7 +274,7 @@ def test_exchanges_come_to_the_best_of_all_plans(residual: Groups) -> None:
             damage(removed)
             for levels in product(range(4), repeat=4)
             for removed in [{name: level * step for (name, step), level in zip(steps.items(), levels, strict=True)}]
-            if landing.target.met(cost.macs({name: residual[name].size - lost for name, lost in removed.items()}))
+            if landing.budget.met(cost.macs({name: residual[name].size - lost for name, lost in removed.items()}))
         )
         assert found <= 1.02 * best
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning.choosing.landing import Landing, Target
+from pruning.choosing.landing import Budget, Landing
 from pruning.errors import TargetError
 from pruning.structure.bundles import Bundle
 
@@ -20,7 +20,7 @@ def landing(weights: list[int], sizes: list[int], at_most: float, step: int = 1)
     def measure(kept: Mapping[str, int]) -> float:
         return sum(weight * kept[str(index)] for index, weight in enumerate(weights))
 
-    return Landing(bundles, Target("cost 0.5", measure, at_most))
+    return Landing(bundles, Budget("cost 0.5", measure, at_most))
 
 
 @st.composite

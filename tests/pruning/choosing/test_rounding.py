@@ -8,7 +8,7 @@ from torch import nn
 
 from pruning import find_groups
 from pruning.choosing.kernel_widths import PORTABLE, find_kernel_widths, kernel_widths_names
-from pruning.choosing.landing import Target, joined
+from pruning.choosing.landing import Budget, joined
 from pruning.choosing.rounding import rounded
 from pruning.errors import SettingsError
 from pruning.structure.bundles import Limits, find_bundles
@@ -55,9 +55,9 @@ def patterned() -> Profile:
 
 def kept(groups: Groups, reduction: float, by: Profile | str = PORTABLE) -> list[list[int]]:
     cost = Cost(groups)
-    target = Target("MACs", cost.macs, (1 - reduction) * cost.macs({}))
+    target = Budget("MACs", cost.macs, (1 - reduction) * cost.macs({}))
     rule = find_kernel_widths(by) if isinstance(by, str) else LatencyCost(groups, by)
-    landing = rounded(find_bundles(groups, Limits(max_rate=0.75)), target, rule, {})
+    landing = rounded(find_bundles(groups, Limits()), target, rule, {})
     return [[bundle.sizes[0] - one for one in bundle.counts] for bundle in landing.bundles]
 
 
@@ -69,10 +69,10 @@ def test_portable_widths_are_blocks_of_16_and_of_8_in_narrow_groups() -> None:
     assert kept(network(), 0.5) == [[64, 48, 32, 16]] * 2
     assert kept(network(32), 0.5) == [[32, 24, 16, 8]] * 2
     narrowed = network(48)
-    target = Target("MACs", Cost(narrowed).macs, 0.9 * Cost(narrowed).macs({}))
+    target = Budget("MACs", Cost(narrowed).macs, 0.9 * Cost(narrowed).macs({}))
     sizes = {group.name: 64 for group in narrowed}
     rule = find_kernel_widths(PORTABLE)
-    landing = rounded(find_bundles(narrowed, Limits(max_rate=0.75), original_sizes=sizes), target, rule, sizes)
+    landing = rounded(find_bundles(narrowed, Limits(), original_sizes=sizes), target, rule, sizes)
     assert [bundle.counts for bundle in landing.bundles] == [(0, 16, 32)] * 2
 
 
@@ -103,8 +103,8 @@ def test_joined_target_is_met_where_all_are() -> None:
     def measure(kept: object) -> float:
         return 4.0
 
-    both = joined([Target("one", measure, 8), Target("two", measure, 4)])
+    both = joined([Budget("one", measure, 8), Budget("two", measure, 4)])
     assert both.name == "one and two"
     assert both.met(both.measure({}))
-    assert not joined([Target("one", measure, 8), Target("two", measure, 3)]).met(4 / 3)
-    assert joined([Target("one", measure, 8)]).parts == ()
+    assert not joined([Budget("one", measure, 8), Budget("two", measure, 3)]).met(4 / 3)
+    assert joined([Budget("one", measure, 8)]).parts == ()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pruning
-from pruning.choosing.landing import Landing, Target
+from pruning.choosing.landing import Budget, Landing
 from pruning.choosing.search import search
 from pruning.errors import SettingsError, TargetError
 from pruning.structure.bundles import Limits, find_bundles
@@ -19,7 +19,7 @@ X = torch.randn(IMAGE)
 
 def _landing(groups: pruning.Groups, share: float) -> Landing:
     cost = Cost(groups)
-    return Landing(find_bundles(groups, Limits()), Target("MACs", cost.macs, share * cost.macs({})))
+    return Landing(find_bundles(groups, Limits()), Budget("MACs", cost.macs, share * cost.macs({})))
 
 
 def _orders(groups: pruning.Groups) -> dict[str, list[int]]:

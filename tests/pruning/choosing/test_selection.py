@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import itertools
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pruning import find_groups
-from pruning.choosing.selection import make_plan
+from pruning.choosing.selection import Normalise, Scope, make_plan
+from pruning.choosing.targets import ChannelSparsity, MacReduction, ParameterReduction, Target
 from pruning.errors import CriterionError, SettingsError, TargetError
-from pruning.gathering.statistics import Statistics
+from pruning.gathering.statistics import Statistics, collect
+from pruning.structure.bundles import Limits
 from pruning.structure.cost import count_macs, count_parameters
 from pruning.structure.groups import Group, Groups
 from pruning.structure.masks import apply_masks
@@ -63,7 +65,7 @@ def test_global_scores_are_relative_to_the_group() -> None:
 def test_global_scope_never_empties_a_group() -> None:
     groups = mlp(2, 4, 40, 3)
     scores = {"0.weight:0": [0.0, 0, 0, 1e-9], "1.weight:0": [1.0 + i for i in range(40)]}
-    plan = make_plan(groups, weighted(scores), channel_sparsity=0.8, scope="global", max_sparsity=1.0)
+    plan = make_plan(groups, weighted(scores), channel_sparsity=0.8, scope="global", limits=Limits(max_group_rate=1.0))
     assert len(plan.removed["0.weight:0"]) == 3
     assert sum(map(len, plan.removed.values())) == round(0.8 * 44)
 
@@ -75,7 +77,7 @@ def test_no_group_falls_below_a_quarter_unless_asked(residual: Groups, scope: Li
     def lopsided(group: Group, _statistics: object) -> torch.Tensor:
         return torch.full((group.size,), 10.0 ** -len(group.name) * group.size, dtype=torch.float64)
 
-    plan = make_plan(residual, lopsided, mac_reduction=0.7, scope=scope, normalise="none")
+    plan = make_plan(residual, lopsided, mac_reduction=0.7, scope=Scope(scope, "none"))
     assert all(kept >= 0.25 * residual[name].size for name, kept in plan.kept_sizes(residual).items())
 
 
@@ -196,7 +198,10 @@ def test_criterion_that_needs_data_gets_it_from_samples() -> None:
 
 
 def test_random_follows_its_seed(residual: Groups) -> None:
-    first, again, other = (make_plan(residual, "random", channel_sparsity=0.5, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (
+        make_plan(residual, "random", channel_sparsity=0.5, samples=collect(residual, ["weights"], seed=seed))
+        for seed in (1, 1, 2)
+    )
     assert first == again
     assert first != other
 
@@ -213,11 +218,11 @@ def test_criterion_is_not_asked_about_ignored_groups() -> None:
 
 def test_target_out_of_reach_says_how_far_it_got_and_what_stood_in_the_way(residual: Groups) -> None:
     with pytest.raises(TargetError) as caught:
-        make_plan(residual, mac_reduction=0.95, keep_at_least=8, max_sparsity=1.0)
+        make_plan(residual, mac_reduction=0.95, limits=Limits(8, 1.0))
     text = str(caught.value)
     assert "mac_reduction 0.95 can't be met" in text
     assert "% less) is the least" in text
-    assert " keeps 8 of 32 (keep_at_least = 8)" in text
+    assert " keeps 8 of 32 (min_channels = 8)" in text
 
 
 def test_share_too_small_for_any_group_is_an_error(residual: Groups) -> None:
@@ -237,10 +242,20 @@ def test_share_outside_zero_and_one_is_an_error(residual: Groups, share: float) 
 
 
 def test_not_exactly_one_target_is_an_error(residual: Groups) -> None:
-    with pytest.raises(TargetError, match=r"exactly one of .* found none"):
+    with pytest.raises(TargetError, match=r"exactly one target.* found none"):
         make_plan(residual)
-    with pytest.raises(TargetError, match="found channel_sparsity, mac_reduction"):
+    with pytest.raises(TargetError, match=r"found channel_sparsity 0.5, mac_reduction 0.5"):
         make_plan(residual, channel_sparsity=0.5, mac_reduction=0.5)
+    with pytest.raises(TargetError, match=r"found channel_sparsity 0.5, mac_reduction 0.4"):
+        make_plan(residual, "l2_norm", MacReduction(0.4), channel_sparsity=0.5)
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'max_sparsity'; .* are channel_sparsity, mac"):
+        make_plan(residual, channel_sparsity=0.5, max_sparsity=1.0)  # type: ignore[call-arg]
+
+
+def test_targets_are_values_and_keywords_are_short_for_them(residual: Groups) -> None:
+    targets: list[Target] = [MacReduction(0.4), ParameterReduction(0.4), ChannelSparsity(0.4)]
+    for target in targets:
+        assert make_plan(residual, "l2_norm", target) == make_plan(residual, **{target.name: 0.4})  # type: ignore[arg-type]
 
 
 def test_unknown_scope_and_criterion_are_errors(residual: Groups) -> None:
@@ -254,8 +269,8 @@ def test_normalisations_rank_groups_by_their_rule() -> None:
     groups = mlp(2, 4, 4, 3)  # MACs per channel: 2 + 4 in the first group, 4 + 3 in the second
     scores = {"0.weight:0": [1.0, 1, 1, 5], "1.weight:0": [1.5, 4, 4, 4]}
     first = {
-        rule: make_plan(groups, weighted(scores), channel_sparsity=0.125, scope="global", normalise=rule).removed
-        for rule in ("mean", "max", "none", "macs")
+        rule: make_plan(groups, weighted(scores), channel_sparsity=0.125, scope=Scope("global", rule)).removed
+        for rule in get_args(Normalise)
     }
     assert first == {
         "mean": {"1.weight:0": (0,)},  # 1/2 against 1.5/3.375
@@ -264,7 +279,7 @@ def test_normalisations_rank_groups_by_their_rule() -> None:
         "macs": {"0.weight:0": (0,)},  # 1/6 against 1.5/7
     }
     scores["1.weight:0"][0] = 1.1
-    plan = make_plan(groups, weighted(scores), channel_sparsity=0.125, scope="global", normalise="macs")
+    plan = make_plan(groups, weighted(scores), channel_sparsity=0.125, scope=Scope("global", "macs"))
     assert plan.removed == {"1.weight:0": (0,)}  # 1/6 against 1.1/7
 
 
@@ -275,17 +290,15 @@ def test_scoped_thresholds_take_the_same_share_of_each_set() -> None:
         groups,
         weighted(scores),
         channel_sparsity=0.5,
-        scope="scoped",
-        normalise="none",
-        scopes={"late": ["1", "2"]},
-        max_sparsity=1.0,
+        scope=Scope("scoped", "none", {"late": ["1", "2"]}),
+        limits=Limits(max_group_rate=1.0),
     )
     assert plan.removed == {"0.weight:0": (0, 1), "1.weight:0": (0, 1, 2, 3, 4, 5, 6), "2.weight:0": (0,)}
 
 
 def test_scoped_reduction_is_met_and_sets_give_alike(residual: Groups) -> None:
     scopes = {"early": ["conv1", "stage1"], "late": ["stage3"]}
-    plan = make_plan(residual, mac_reduction=0.5, scope="scoped", scopes=scopes)
+    plan = make_plan(residual, mac_reduction=0.5, scope=Scope("scoped", sets=scopes))
     assert 0.5 <= 1 - count_macs(residual, plan) / count_macs(residual) <= 0.51
     shares = []
     for entries in scopes.values():
@@ -297,16 +310,14 @@ def test_scoped_reduction_is_met_and_sets_give_alike(residual: Groups) -> None:
 def test_guards_keep_layers_from_collapsing_under_any_threshold() -> None:
     groups = mlp(2, 4, 40, 3)
     scores = {"0.weight:0": [0.0] * 4, "1.weight:0": [1.0] * 40}
-    cases: list[tuple[Literal["global", "scoped"], Any]] = [("global", None), ("scoped", {"all": ["0", "1"]})]
+    cases: list[tuple[Literal["global", "scoped"], Any]] = [("global", {}), ("scoped", {"all": ["0", "1"]})]
     for scope, scopes in cases:
         plan = make_plan(
             groups,
             weighted(scores),
             channel_sparsity=0.5,
-            scope=scope,
-            scopes=scopes,
-            normalise="none",
-            keep_at_least=2,
+            scope=Scope(scope, "none", scopes),
+            limits=Limits(min_channels=2),
         )
         assert {name: len(gone) for name, gone in plan.removed.items()} == {"0.weight:0": 2, "1.weight:0": 20}
 
@@ -315,10 +326,10 @@ def test_faults_in_scopes_are_told(residual: Groups) -> None:
     with pytest.raises(SettingsError, match="needs scopes"):
         make_plan(residual, mac_reduction=0.5, scope="scoped")
     with pytest.raises(SettingsError, match=r"scopes\['a'\]: unknown .* 'stage9'; did you mean 'stage"):
-        make_plan(residual, mac_reduction=0.5, scope="scoped", scopes={"a": ["stage9"]})
+        make_plan(residual, mac_reduction=0.5, scope=Scope("scoped", sets={"a": ["stage9"]}))
     with pytest.raises(SettingsError, match="is in the scopes 'a' and 'b'"):
-        make_plan(residual, mac_reduction=0.5, scope="scoped", scopes={"a": ["stage1"], "b": ["stage1.*"]})
+        make_plan(residual, mac_reduction=0.5, scope=Scope("scoped", sets={"a": ["stage1"], "b": ["stage1.*"]}))
     with pytest.raises(SettingsError, match="expected 'scoped'"):
-        make_plan(residual, mac_reduction=0.5, scopes={"a": ["stage1"]})
+        make_plan(residual, mac_reduction=0.5, scope=Scope(sets={"a": ["stage1"]}))
     with pytest.raises(SettingsError, match="unknown normalisation 'men'; did you mean 'mean'"):
-        make_plan(residual, mac_reduction=0.5, scope="global", normalise="men")  # type: ignore[arg-type]
+        make_plan(residual, mac_reduction=0.5, scope=Scope("global", "men"))  # type: ignore[arg-type]

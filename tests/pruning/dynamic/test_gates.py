@@ -21,7 +21,7 @@ from pruning.structure.groups import Groups
 from pruning.structure.masks import masks_of
 from pruning.structure.plan import Plan
 from pruning.structure.verification import relative_difference
-from pruning.training.epochs import finetune
+from pruning.training.epochs import Callbacks, finetune
 from pruning.training.recipe import Recipe
 from tests.pruning.networks import IMAGE, NETWORKS, make
 
@@ -122,7 +122,8 @@ def test_trained_and_calibrated_gates_meet_the_target_and_choose_by_input() -> N
     target = 0.6 * cost.macs({})
     recipe = Recipe(epochs=8, learning_rate=0.05, batch_size=20)
     training = GateTraining(model, cost, target)
-    finetune(model, data, recipe, seed=0, penalty=training.penalty, after_step=training.after_step)
+    callbacks = Callbacks(penalty=training.penalty, after_step=training.after_step)
+    finetune(model, data, recipe, seed=0, callbacks=callbacks)
     reached = calibrate_gates(model, cost, data.inputs, target)
     found = macs_of_samples(model, cost, data.inputs)
     assert reached == pytest.approx(float(found.mean()))

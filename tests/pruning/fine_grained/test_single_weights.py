@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pruning import find_groups
 from pruning.errors import CriterionError, SettingsError, TargetError
 from pruning.files.export import check_parity, export_onnx
-from pruning.fine_grained.single_weights import choose_n_of_m, choose_weights
+from pruning.fine_grained.single_weights import WeightScope, choose_n_of_m, choose_weights
 from pruning.fine_grained.weight_criteria import LayerWeights, lamp, weight_criterion_names
 from pruning.fine_grained.weight_masks import held, sparsity_of, zero_weights
 from pruning.training.epochs import finetune
@@ -65,7 +65,7 @@ def test_global_scope_removes_the_exact_number_and_empties_no_layer() -> None:
     model = network()
     with torch.no_grad():
         model.get_parameter("0.weight").mul_(1e-6)
-    masks = choose_weights(find_groups(model, IMAGE), 0.6, max_layer_sparsity=0.9)
+    masks = choose_weights(find_groups(model, IMAGE), 0.6, scope=WeightScope(max_layer_sparsity=0.9))
     total = sum(mask.numel() for mask in masks.values())
     assert list(masks) == LAYERS
     assert sum(int((~mask).sum()) for mask in masks.values()) == ceil(0.6 * total)
@@ -74,7 +74,7 @@ def test_global_scope_removes_the_exact_number_and_empties_no_layer() -> None:
 
 def test_share_beyond_what_layers_may_lose_is_refused() -> None:
     with pytest.raises(TargetError, match=r"no layer may lose more than 90\.0%"):
-        choose_weights(find_groups(network(), IMAGE), 0.95, max_layer_sparsity=0.9)
+        choose_weights(find_groups(network(), IMAGE), 0.95, scope=WeightScope(max_layer_sparsity=0.9))
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -33,32 +34,32 @@ def mlp(*widths: int) -> Groups:
 
 
 def test_every_count_that_leaves_one_channel_is_allowed_by_default() -> None:
-    (bundle,) = find_bundles(mlp(2, 5, 3), Limits())
-    assert bundle == Bundle(("0.weight:0",), (5,), (0, 1, 2, 3, 4), "keep_at_least = 1")
+    (bundle,) = find_bundles(mlp(2, 5, 3), Limits(max_group_rate=1.0))
+    assert bundle == Bundle(("0.weight:0",), (5,), (0, 1, 2, 3, 4), "min_channels = 1")
 
 
 @pytest.mark.parametrize(
-    ("size", "limits", "kept"),
+    ("size", "limits", "round_to", "kept"),
     [
-        (12, Limits(round_to=8), [12, 8]),
-        (24, Limits(round_to=8), [24, 16, 8]),
-        (6, Limits(keep_at_least=4), [6, 5, 4]),
-        (10, Limits(max_rate=0.3), [10, 9, 8, 7]),
-        (20, Limits(round_to=4, keep_at_least=6, max_rate=0.5), [20, 16, 12]),
+        (12, Limits(), 8, [12, 8]),
+        (24, Limits(), 8, [24, 16, 8]),
+        (6, Limits(min_channels=4), 1, [6, 5, 4]),
+        (10, Limits(max_group_rate=0.3), 1, [10, 9, 8, 7]),
+        (20, Limits(6, 0.5), 4, [20, 16, 12]),
     ],
 )
-def test_limits_leave_only_these_widths(size: int, limits: Limits, kept: list[int]) -> None:
-    (bundle,) = find_bundles(mlp(2, size, 3), limits)
+def test_limits_leave_only_these_widths(size: int, limits: Limits, round_to: int, kept: list[int]) -> None:
+    (bundle,) = find_bundles(mlp(2, size, 3), limits, round_to=round_to)
     assert [size - count for count in bundle.counts] == kept
 
 
 def test_rate_counts_from_the_original_size() -> None:
-    (bundle,) = find_bundles(mlp(2, 10, 3), Limits(max_rate=0.5), original_sizes={"0.weight:0": 16})
+    (bundle,) = find_bundles(mlp(2, 10, 3), Limits(max_group_rate=0.5), original_sizes={"0.weight:0": 16})
     assert bundle.counts == (0, 1, 2)
 
 
 def test_group_below_the_multiple_stays_whole_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    (bundle,) = find_bundles(mlp(2, 6, 3), Limits(round_to=8))
+    (bundle,) = find_bundles(mlp(2, 6, 3), Limits(), round_to=8)
     assert bundle.counts == (0,)
     assert bundle.obstacle == "not above round_to = 8"
     assert "0.weight:0 (6 channels) stays whole: not above round_to = 8" in caplog.text
@@ -66,21 +67,21 @@ def test_group_below_the_multiple_stays_whole_and_says_so(caplog: pytest.LogCapt
 
 @pytest.mark.parametrize("entry", ["0", "0.weight", "0*", "[01].weight"])
 def test_names_prefixes_and_patterns_are_ignored(entry: str) -> None:
-    first, second = find_bundles(mlp(2, 5, 4, 3), Limits(ignore=(entry,)))
+    first, second = find_bundles(mlp(2, 5, 4, 3), Limits(max_group_rate=1.0), ignore=(entry,))
     assert first.counts == (0,)
     assert (first.obstacle, first.ignored) == (f"ignored by {entry!r}", True)
     assert (len(second.counts) == 1) == (entry == "[01].weight")
 
 
 def test_ignored_consumer_does_not_hold_its_producer() -> None:
-    (bundle,) = find_bundles(mlp(2, 5, 3), Limits(ignore=("1",)))
+    (bundle,) = find_bundles(mlp(2, 5, 3), Limits(max_group_rate=1.0), ignore=("1",))
     assert len(bundle.counts) == 5
 
 
 def test_entry_that_matches_nothing_is_met_with_the_nearest_name() -> None:
     groups = find_groups(Halves(), torch.zeros(1, 4))
     with pytest.raises(SettingsError, match="ignore: unknown module or parameter 'lefft'; did you mean 'left'"):
-        find_bundles(groups, Limits(ignore=("lefft",)))
+        find_bundles(groups, Limits(), ignore=("lefft",))
 
 
 def test_tied_groups_form_one_bundle() -> None:
@@ -94,7 +95,7 @@ def test_tied_groups_form_one_bundle() -> None:
 
 def test_ignoring_one_of_two_tied_groups_holds_both() -> None:
     groups = find_groups(Halves(), torch.zeros(1, 4))
-    held = [bundle for bundle in find_bundles(groups, Limits(ignore=("split",))) if len(bundle.names) == 2]
+    held = [bundle for bundle in find_bundles(groups, Limits(), ignore=("split",)) if len(bundle.names) == 2]
     assert [bundle.counts for bundle in held] == [(0,)]
 
 
@@ -105,8 +106,16 @@ def test_nearest_level_keeps_more_where_two_are_equally_near() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"round_to": 0}, {"keep_at_least": 0}, {"max_rate": 0.0}, {"max_rate": 1.5}, {"ignore": "fc"}]
+    ("wrong", "message"),
+    [
+        ({"round_to": 0}, "round_to is 0; expected 1 or more"),
+        ({"min_channels": 0}, "min_channels is 0; expected 1 or more"),
+        ({"max_group_rate": 0.0}, "max_group_rate.* is 0.0; expected"),
+        ({"max_group_rate": 1.5}, "max_group_rate.* is 1.5; expected"),
+        ({"ignore": "fc"}, r"ignore is the text 'fc'; expected a list: \['fc'\]"),
+    ],
 )
-def test_limits_out_of_bounds_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(SettingsError):
-        Limits(**wrong)  # type: ignore[arg-type]
+def test_limits_out_of_bounds_are_refused(wrong: dict[str, Any], message: str) -> None:
+    limits = {name: wrong[name] for name in wrong if name.startswith("m")}
+    with pytest.raises(SettingsError, match=message):
+        find_bundles(mlp(2, 5, 3), Limits(**limits), **{name: wrong[name] for name in wrong if name not in limits})

@@ -12,12 +12,13 @@ from torch import nn
 
 from pruning import find_groups, make_plan
 from pruning.choosing.allocation import allocate
-from pruning.choosing.landing import Landing, Target
+from pruning.choosing.landing import Budget, Landing
 from pruning.choosing.ranking import Ranking
 from pruning.choosing.rounding import faster_counts
 from pruning.choosing.search import search
-from pruning.choosing.selection import Choice, Scope, choose
+from pruning.choosing.selection import Scope, ScopeName, choose
 from pruning.choosing.sensitivity import Curve, Point
+from pruning.choosing.targets import LatencyMs, LatencyReduction, Target
 from pruning.errors import ProfileError, TargetError
 from pruning.gathering.statistics import collect
 from pruning.structure.bundles import Limits, find_bundles
@@ -105,14 +106,14 @@ def test_plan_keeps_multiples_of_the_profiles_block_without_rounding(way: str) -
     groups = network()
     cost = LatencyCost(groups, synthetic())
     orders = {group.name: list(range(group.size)) for group in groups}
-    target = Target("latency", cost, 0.5 * cost({}))
+    target = Budget("latency", cost, 0.5 * cost({}))
 
     def make() -> dict[str, int]:
         landing = Landing(find_bundles(groups, Limits()), target)
         if way == "allocate":
             plan = allocate(groups, landing, [curve(one) for one in orders], orders)
         elif way == "local":
-            plan = choose(Ranking(groups, "l2_norm", collect(groups, ["weights"])), landing, Choice())
+            plan = choose(Ranking(groups, "l2_norm", collect(groups, ["weights"])), landing, Scope())
         else:
             plan = search(groups, landing, orders, lambda plan: -len(str(plan.removed)), candidates=3)
         return plan.kept_sizes(groups)
@@ -182,10 +183,10 @@ def test_profile_of_another_network_is_refused() -> None:
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])
-@pytest.mark.parametrize("target", [{"latency_reduction": 0.6}, {"latency_ms": 9.8}])
-def test_latency_is_a_target_of_a_plan(scope: Scope, target: dict[str, float]) -> None:
+@pytest.mark.parametrize("target", [LatencyReduction(0.6, synthetic()), LatencyMs(9.8, synthetic())])
+def test_latency_is_a_target_of_a_plan(scope: ScopeName, target: Target) -> None:
     groups = network()
-    plans = [make_plan(groups, scope=scope, profile=synthetic(), **target) for _ in range(2)]  # type: ignore[arg-type]
+    plans = [make_plan(groups, "l2_norm", target, scope=scope) for _ in range(2)]
     kept = plans[0].kept_sizes(groups)
     assert plans[0] == plans[1]
     assert all(number % 16 == 0 for number in kept.values()), kept
@@ -198,17 +199,17 @@ def test_bundles_keep_the_widths_that_gain_speed() -> None:
     assert first.counts == (0, 16, 32, 48)
 
 
-def test_latency_without_profile_profile_without_latency_and_what_is_met_already_are_refused() -> None:
+def test_latency_that_is_met_already_out_of_reach_or_below_zero_is_refused() -> None:
     groups = network()
-    with pytest.raises(TargetError, match="latency_reduction and a profile is missing"):
-        make_plan(groups, latency_reduction=0.5)
-    with pytest.raises(TargetError, match="mac_reduction and a profile is given"):
-        make_plan(groups, mac_reduction=0.5, profile=synthetic())
-    rounded = make_plan(groups, mac_reduction=0.5, profile=synthetic(), round_to="auto").kept_sizes(groups)
-    assert all(number % 16 == 0 for number in rounded.values()), rounded
     with pytest.raises(TargetError, match=r"met already: the model is predicted to take 24.5 ms"):
-        make_plan(groups, latency_ms=30, profile=synthetic())
+        make_plan(groups, target=LatencyMs(30, synthetic()))
     with pytest.raises(TargetError, match=r"latency_ms 0.5 can't be met: from 24.5 now to 0.5 was asked"):
-        make_plan(groups, latency_ms=0.5, profile=synthetic())
+        make_plan(groups, target=LatencyMs(0.5, synthetic()))
     with pytest.raises(TargetError, match="latency_ms is -1; expected milliseconds above 0"):
-        make_plan(groups, latency_ms=-1, profile=synthetic())
+        LatencyMs(-1, synthetic())
+
+
+def test_counts_are_rounded_by_a_profile_where_the_target_is_no_latency() -> None:
+    groups = network()
+    rounded = make_plan(groups, mac_reduction=0.5, round_to=synthetic()).kept_sizes(groups)
+    assert all(number % 16 == 0 for number in rounded.values()), rounded

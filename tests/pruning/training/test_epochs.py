@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pruning.errors import ModelError, SettingsError
 from pruning.evaluation import evaluate
-from pruning.training.epochs import finetune
+from pruning.training.epochs import Callbacks, finetune
 from pruning.training.recipe import Recipe
 
 RECIPE = Recipe(name="quick", epochs=3, learning_rate=0.05, batch_size=16)
@@ -123,5 +123,5 @@ def test_loss_that_becomes_nan_names_epoch_and_step_and_spares_the_weights() -> 
 
 def test_progress_hears_of_every_step() -> None:
     heard: list[tuple[int, int]] = []
-    finetune(model(), samples(40), RECIPE, seed=0, progress=lambda done, total: heard.append((done, total)))
+    finetune(model(), samples(40), RECIPE, seed=0, callbacks=Callbacks(progress=lambda *counts: heard.append(counts)))
     assert heard == [(step, 9) for step in range(1, 10)]

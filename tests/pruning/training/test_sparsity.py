@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from pruning import find_groups, make_plan, narrow
+from pruning.choosing.selection import Scope
 from pruning.errors import SettingsError
 from pruning.structure.groups import Groups
-from pruning.training.epochs import finetune
+from pruning.training.epochs import Callbacks, finetune
 from pruning.training.penalties import GroupLasso, ScalePenalty
 from pruning.training.recipe import Recipe, Sparsity
 from pruning.training.sparsity import SparsityTraining
@@ -94,7 +95,7 @@ def test_the_share_asked_for_is_at_zero_and_no_group_is_emptied(penalty: Literal
     groups = find_groups(model, torch.zeros(1, 1, 6, 6))
     chosen = recipe(penalty, 0.5)
     training = SparsityTraining(groups, model, chosen)
-    history = finetune(model, samples(), chosen, seed=0, after_step=training)
+    history = finetune(model, samples(), chosen, seed=0, callbacks=Callbacks(after_step=training))
     assert training.share == pytest.approx(0.5, abs=0.03)
     assert history.losses[-1] < 0.7 * history.losses[0]
     for norm in (model.inner_norm, model.outer_norm):
@@ -108,9 +109,10 @@ def test_channels_that_the_group_lasso_brought_to_zero_can_go_without_a_differen
     example = torch.randn(2, 1, 6, 6)
     chosen = recipe("group_lasso", 0.4)
     groups = find_groups(model, example)
-    finetune(model, samples(), chosen, seed=0, after_step=SparsityTraining(groups, model, chosen))
+    callbacks = Callbacks(after_step=SparsityTraining(groups, model, chosen))
+    finetune(model, samples(), chosen, seed=0, callbacks=callbacks)
     groups = find_groups(model.eval(), example)
-    plan = make_plan(groups, "l2_norm", channel_sparsity=0.39, scope="global", normalise="none")
+    plan = make_plan(groups, "l2_norm", channel_sparsity=0.39, scope=Scope("global", "none"))
     dense = narrow(model, plan, example)
     torch.testing.assert_close(dense(example), model(example), rtol=1e-4, atol=1e-5)
 
