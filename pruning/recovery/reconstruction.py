@@ -18,7 +18,7 @@ from pruning.recovery.refitting import Fit, Refit
 from pruning.structure.groups import Groups
 from pruning.structure.plan import Plan
 from pruning.tracing.unwrapping import unwrap
-from pruning.tracing.watch import Inputs, state_of
+from pruning.tracing.watch import Inputs, state_copied_once, state_of
 
 RIDGE = 1e-3
 _FEWEST = 16  # inputs from which on some are held out
@@ -77,25 +77,28 @@ def reconstruct(
     model = unwrap(model)
     device = device_of(dense)
     _check_narrowed(dense, plan, groups)
-    layers = find_layers(dense, take(inputs, slice(1), device), parts=True)
     parts = _parts(inputs)
-    found = []
-    for index, layer in enumerate(layers):
+
+    def refit(layer: Layer) -> Refit:
         outputs = _kept_outputs(layer, plan, groups)
         if outputs is None:
-            found.append(Refit(layer.weight, skipped="it is a transposed convolution with groups"))
-        else:
-            fit = Fit(layer, _tensors_of(layer, state_of(dense)), outputs.to(device))
-            if all(
-                fit.see(dense, model, take(part, slice(start, start + batch_size), device), held_out=bool(held_out))
-                for held_out, part in enumerate(parts)
-                for start in range(0, count_samples(part), batch_size)
-            ):
-                found.append(fit.write(ridge))
-            else:
-                found.append(Refit(layer.weight, skipped="what it reads one by one has lost channels too"))
-        if progress is not None:
-            progress(index + 1, len(layers))
+            return Refit(layer.weight, skipped="it is a transposed convolution with groups")
+        fit = Fit(layer, _tensors_of(layer, state_of(dense)), outputs.to(device))
+        if all(
+            fit.see(dense, model, take(part, slice(start, start + batch_size), device), held_out=bool(held_out))
+            for held_out, part in enumerate(parts)
+            for start in range(0, count_samples(part), batch_size)
+        ):
+            return fit.write(ridge)
+        return Refit(layer.weight, skipped="what it reads one by one has lost channels too")
+
+    found = []
+    with state_copied_once():
+        layers = find_layers(dense, take(inputs, slice(1), device), parts=True)
+        for index, layer in enumerate(layers):
+            found.append(refit(layer))
+            if progress is not None:
+                progress(index + 1, len(layers))
     seen = {parameter_of(layer.weight)[0] for layer in layers}
     unseen = (weight for weight in readers_of(groups) if weight not in seen)
     return (*found, *(Refit(weight, skipped="no convolution or linear layer uses it as it is") for weight in unseen))

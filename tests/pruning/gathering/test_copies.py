@@ -1,4 +1,4 @@
-"""Statistics keep the model's state once, however many batches there are."""
+"""Statistics and reconstruction copy the model's state once, however many batches there are."""
 
 from __future__ import annotations
 
@@ -48,6 +48,23 @@ def test_state_is_copied_once_and_not_for_each_batch() -> None:
     with _Clones(model.get_parameter("0.weight").shape) as clones:
         collect(groups, {"moments"}, inputs, batch_size=4)
     assert clones.count == 1
+
+
+def test_reconstruction_copies_state_once_and_what_it_refits_once_more() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 7, 1), nn.ReLU(), nn.Conv2d(7, 5, 1)).eval()
+    inputs = torch.randn(24, 3, 4, 4)
+    groups = pruning.find_groups(model, inputs[:1])
+    plan = pruning.Plan.of(groups, {"0.weight:0": [1]})
+    shapes = [model.get_parameter("0.weight").shape, torch.Size((6, 3, 1, 1))]
+    counts = []
+    for shape in shapes:
+        dense = pruning.narrow(model, plan, inputs[:1], groups=groups)
+        with _Clones(shape) as clones:
+            refits = pruning.reconstruct(dense, model, plan, groups, inputs, batch_size=4)
+        counts.append(clones.count)
+    assert [refit.skipped for refit in refits] == ["", ""]
+    assert counts == [1, 2]
 
 
 def test_what_a_pass_writes_into_is_as_it_was_for_the_next() -> None:
