@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from pruning.errors import DataError, ModelError
+from pruning.errors import DataError, ModelError, describe, pass_on
 
 Iterators = Literal["consume", "leave", "refuse"]
 
@@ -85,9 +85,10 @@ def with_tensors(value: Any, replace: Callable[[Tensor], Tensor]) -> Any:
             return leaf
         try:
             return deepcopy(leaf, {id(tensor): other(tensor) for tensor in inner})
-        except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError) as fault:
+        except Exception as fault:
+            pass_on(fault)
             raise ModelError(
-                f"the inputs hold tensors in {_described(leaf)}, which can't be copied: {fault}. "
+                f"the inputs hold tensors in {_described(leaf)}, which can't be copied: {describe(fault)}. "
                 "Give them in what copy.deepcopy can copy"
             ) from fault
 

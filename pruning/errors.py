@@ -18,9 +18,12 @@ UnprovenWarning          a model was narrowed, and no inputs were found on which
 
 from __future__ import annotations
 
+import copy
 import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
+from traceback import extract_tb
 
 import torch
 
@@ -91,6 +94,22 @@ def pass_on(fault: Exception) -> None:
 
 
 _FOREIGN = (TimeoutError, InterruptedError, MemoryError, SystemError, torch.OutOfMemoryError)
+
+
+def describe(fault: Exception) -> str:
+    """Say what a fault of a model says, by its own class where it says nothing, and which line of code raised it."""
+    text = str(fault).strip() or type(fault).__name__
+    lines = [
+        f"{Path(f.filename).name}:{f.lineno}"
+        for f in extract_tb(fault.__traceback__)
+        if not f.filename.startswith(_INSIDE)
+    ]
+    notes = [*getattr(fault, "__notes__", []), *(f"raised at {line}" for line in lines[-1:])]
+    return f"{text} ({notes[0]})" if notes else text
+
+
+# Whose lines say nothing of a model.
+_INSIDE = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parent}/", copy.__file__, "<")
 
 
 def unknown_name(kind: str, found: str, known: Iterable[str]) -> str:

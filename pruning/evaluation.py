@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.containers import count_samples
-from pruning.errors import DataError, ModelError
+from pruning.errors import DataError, ModelError, pass_on
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) -> scalar: the mean over the samples."""
@@ -88,7 +88,8 @@ def losses_of_each(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
     """Return the loss of each sample by itself, [N]: in one call where that works, to the bits of one for each."""
     try:
         return torch.vmap(loss)(outputs.unsqueeze(1), targets.unsqueeze(1))
-    except Exception:  # noqa: BLE001 - a loss that looks at values, or draws random numbers, can't be vectorised
+    except Exception as fault:  # noqa: BLE001 - a loss that looks at values or draws random numbers isn't vectorised
+        pass_on(fault)
         return torch.stack([mean_loss(loss, outputs[i : i + 1], targets[i : i + 1]) for i in range(len(targets))])
 
 

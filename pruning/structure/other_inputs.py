@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from pruning.structure.verification import (
     attempt,
     comparable_outputs,
-    difference_in_float64,
+    difference_beyond_rounding,
     outputs_of,
     relative_difference,
 )
@@ -80,7 +80,7 @@ def resizings(example: Inputs) -> Iterator[Iterator[Inputs]]:
 def difference_elsewhere(expected: nn.Module, found: nn.Module, example: Inputs) -> tuple[float, str, int]:
     """Compare two models on inputs of all other sizes that the first one takes.
 
-    A difference in float32 above 1e-4 that vanishes in float64 is rounding and counts as none.
+    A difference above 1e-4 that is rounding counts as none.
 
     Returns:
         The largest relative difference, infinite where the second model fails; the shapes of the inputs that show it;
@@ -96,7 +96,7 @@ def difference_elsewhere(expected: nn.Module, found: nn.Module, example: Inputs)
         narrowed = attempt(outputs_of, found, inputs)
         difference = inf if narrowed is None else relative_difference(outputs, narrowed)
         if difference > 1e-4:
-            difference = min(difference, difference_in_float64(expected, found, inputs))
+            difference = min(difference, difference_beyond_rounding(expected, found, inputs))
         if difference > worst:
             worst, where = difference, _shapes(inputs)
     return worst, where, tried

@@ -6,17 +6,24 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 
 from torch import Tensor, nn
 
-from pruning.errors import ModelError, UnprovenWarning, VerificationError, pass_on
+from pruning.errors import ModelError, UnprovenWarning, VerificationError, describe, pass_on
 from pruning.structure.calls import Call, other_calls, other_values
 from pruning.structure.groups import Groups
 from pruning.structure.masks import apply_masks, groups_for, keep_removed
 from pruning.structure.other_inputs import difference_elsewhere
 from pruning.structure.plan import Plan
 from pruning.structure.rebuilding import rebuild
-from pruning.structure.verification import REFUSALS, difference_in_float64, hold_values, relative_difference
+from pruning.structure.verification import (
+    attempt,
+    difference_beyond_rounding,
+    floors_of,
+    hold_values,
+    relative_difference,
+)
 from pruning.tracing.unwrapping import unwrap
 from pruning.tracing.watch import Inputs, examples_of
 
@@ -92,19 +99,24 @@ def _verify(
     )
 
     def compare(call: Call, expected: Sequence[Tensor]) -> float:
+        """Compare on one call, and look whether that can tell a right model from a wrong one."""
         try:
             found = call.run(dense)
-        except REFUSALS as fault:
+        except Exception as fault:
             pass_on(fault)
-            raise VerificationError(f"the narrowed {name} does not run{call.how}: {fault}. {advice}") from fault
+            raise VerificationError(
+                f"the narrowed {name} does not run{call.how}: {describe(fault)}. {advice}"
+            ) from fault
         difference = relative_difference(expected, found)
-        if not difference <= tolerance:
-            difference = min(difference, difference_in_float64(masked, dense, call.inputs, call.run_on))
+        rounded = not difference <= tolerance
+        if rounded:
+            difference = min(difference, difference_beyond_rounding(masked, dense, call.inputs, call.run_on))
         if not (difference <= tolerance or inexact):
             raise VerificationError(
                 f"the narrowed {name} differs from the masked one{call.how} by {difference:.2e} of the largest output; "
                 f"at most {tolerance:.0e} is accepted. {advice}"
             )
+        sight.look(call, expected, beyond_rounding=rounded)
         return difference
 
     inexact = [group for group in groups if group.mixed and plan.removed.get(group.name)]
@@ -112,20 +124,24 @@ def _verify(
     difference, examples = 0.0, examples_of(example_inputs)
     for inputs in examples:
         example = Call(inputs)
-        expected = example.run(masked)
+        try:
+            expected = example.run(masked)
+        except Exception as fault:
+            pass_on(fault)
+            raise ModelError(
+                f"the masked {name} does not run on the example inputs, so that nothing can be compared: "
+                f"{describe(fault)}. Give inputs on which the model runs with channels that are zero"
+            ) from fault
         if not hold_values(expected):
             raise VerificationError(
                 f"the outputs of {name} hold no value to compare on these inputs (they are empty, or not finite), so "
                 "the narrowed model can't be verified; give inputs for which there are outputs"
             )
         difference = max(difference, compare(example, expected))
-        sight.look(example, expected)
         for call, outputs in other_calls(masked, inputs):
             compare(call, outputs)
-            sight.look(call, outputs)
     for call, outputs in () if sight.sees else other_values(masked, examples[0], samples):
         compare(call, outputs)
-        sight.look(call, outputs)
     if inexact:
         reasons = dict.fromkeys(reason for group in inexact for reason in group.mixed)
         warnings.warn(
@@ -174,12 +190,29 @@ class _Sight:
     def __post_init__(self) -> None:
         self.sees = not any(self.plan.removed.values())
 
-    def look(self, call: Call, outputs: Sequence[Tensor]) -> None:
-        """Look at the outputs that the masked model gives in a call."""
+    def look(self, call: Call, outputs: Sequence[Tensor], *, beyond_rounding: bool) -> None:
+        """Look at the outputs that the masked model gives in a call.
+
+        Args:
+            call: The call.
+            outputs: What the masked model gives in it.
+            beyond_rounding: Whether the narrowed model was compared in float64, as its outputs were rounded too much.
+        """
         self.looks += 1
-        self.sees = self.sees or any(
-            relative_difference(call.run(other), outputs) > self.tolerance for other in (self.model, self._complement)
+        self.sees = (
+            self.sees
+            or self._differs(self.model, call, outputs, beyond_rounding)
+            or self._differs(self._complement, call, outputs, beyond_rounding)
         )
+
+    def _differs(self, other: nn.Module, call: Call, outputs: Sequence[Tensor], beyond_rounding: bool) -> bool:
+        if beyond_rounding:
+            return inf > difference_beyond_rounding(self.masked, other, call.inputs, call.run_on) > self.tolerance
+        found = attempt(call.run, other)
+        if found is None or relative_difference(outputs, found) <= self.tolerance:
+            return False
+        floors = floors_of(self.masked, outputs, call.inputs, call.run_on)
+        return relative_difference(outputs, found, floors) > self.tolerance
 
     @cached_property
     def _complement(self) -> nn.Module:

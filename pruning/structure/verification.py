@@ -9,18 +9,15 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from pruning.containers import outputs_in, with_tensors
-from pruning.errors import ModelError, pass_on
+from pruning.errors import pass_on
 from pruning.tracing.copying import copy_whole
 from pruning.tracing.watch import Inputs, as_call, examples_of
 
-# What a model raises on what it doesn't take.
-REFUSALS = (
-    ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError,
-    ValueError, ModelError,
-)  # fmt: skip
+_DRAWS = 3  # of moved parameters
+_ROUNDINGS = 10.0
+_MOVED = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 T = TypeVar("T")
 
@@ -53,7 +50,7 @@ def attempt(run: Callable[..., T], *arguments: Any) -> T | None:
     """Do with a model what it may refuse; None where it does. Faults that aren't the model's pass through."""
     try:
         return run(*arguments)
-    except REFUSALS as fault:
+    except Exception as fault:  # noqa: BLE001 - a model's own code may raise anything
         pass_on(fault)
         return None
 
@@ -71,26 +68,76 @@ def comparable_outputs(run: Callable[..., list[Tensor]], *arguments: Any) -> lis
     return outputs if outputs is not None and hold_values(outputs) and are_finite(outputs) else None
 
 
-def difference_in_float64(
+def difference_beyond_rounding(
     expected: nn.Module,
     found: nn.Module,
     inputs: Inputs,
     run: Callable[[nn.Module, Inputs], list[Tensor]] = outputs_of,
 ) -> float:
-    """Compare two models without the rounding of float32.
+    """Compare two models as far as their outputs can be computed: in float64, where rounding is small, if they take it.
+
+    Args:
+        expected: A model.
+        found: Another one, which should compute the same.
+        inputs: What both are given.
+        run: Runs a model on inputs and returns the tensors of its outputs.
 
     Returns:
-        As `relative_difference`; infinite where a model insists on its own precision.
+        As `relative_difference`, where what rounding leaves counts as no difference; infinite where one doesn't run.
     """
-    wide = tree_map(
-        lambda leaf: leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, inputs
-    )
 
-    def compared() -> float:
-        return relative_difference(run(copy_whole(expected).double(), wide), run(copy_whole(found).double(), wide))
+    def compared(wide: bool) -> float:
+        first, second = (copy_whole(model).double() if wide else model for model in (expected, found))
+        given = with_tensors(inputs, lambda t: t.double() if wide and t.is_floating_point() else t)
+        outputs, others = run(first, given), run(second, given)
+        return relative_difference(outputs, others, floors_of(first, outputs, given, run))
 
-    difference = attempt(compared)
+    difference = attempt(compared, True)
+    if difference is None:
+        difference = attempt(compared, False)
     return inf if difference is None else difference
+
+
+def floors_of(
+    model: nn.Module,
+    outputs: Sequence[Tensor],
+    inputs: Inputs,
+    run: Callable[[nn.Module, Inputs], list[Tensor]] = outputs_of,
+) -> list[float]:
+    """Up to which difference two models can't be told apart, since rounding makes as large ones.
+
+    An output that is zero in theory, such as the mean of what an instance norm gives, is what rounding leaves of it, in
+    any precision, and no two orders of summation leave the same. How much that is shows where the parameters are moved
+    by no more than they are rounded.
+
+    Args:
+        model: A model.
+        outputs: What it gives.
+        inputs: What it is given.
+        run: Runs a model on inputs and returns the tensors of its outputs.
+
+    Returns:
+        For each output ten times the largest difference that moving the parameters makes.
+
+    Source: Parker, Monte Carlo Arithmetic (1997): random rounding shows which digits of a result are significant.
+    """
+    draws = [attempt(run, _moved(model, seed), inputs) or [] for seed in range(_DRAWS)]
+    return [
+        _ROUNDINGS * max((_distance(output, draw[i]) for draw in draws if len(draw) == len(outputs)), default=0.0)
+        for i, output in enumerate(outputs)
+    ]
+
+
+def _moved(model: nn.Module, seed: int) -> nn.Module:
+    """Copy a model with parameters that are others by at most two units in their last place."""
+    generator = torch.Generator().manual_seed(seed)
+    moved = copy_whole(model)
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            if parameter.dtype in _MOVED:
+                by = 2 * torch.rand(parameter.shape, generator=generator) - 1
+                parameter.mul_((1 + 2 * torch.finfo(parameter.dtype).eps * by.double()).to(parameter))
+    return moved
 
 
 def hold_values(outputs: Sequence[Tensor]) -> bool:
@@ -103,28 +150,42 @@ def are_finite(outputs: Sequence[Tensor]) -> bool:
     return all(bool(torch.isfinite(_plain(tensor)).all()) for tensor in outputs)
 
 
-def relative_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+def relative_difference(expected: Sequence[Tensor], found: Sequence[Tensor], floors: Sequence[float] = ()) -> float:
     """The largest difference of two lists of tensors, each relative to the largest value of the expected one.
+
+    Args:
+        expected: Tensors.
+        found: As many others.
+        floors: For each of them, up to which difference it counts as none.
 
     Returns:
         max|found − expected| / max|expected|, the largest over the tensors; infinite where shapes or non-finite values
         differ, and where there is no finite value to compare.
     """
-    pairs = [(_plain(a), _plain(b)) for a, b in zip(expected, found, strict=False)]
-    if len(expected) != len(found) or any(a.shape != b.shape for a, b in pairs):
+    if len(expected) != len(found):
         return inf
     worst, compared = 0.0, False
-    for a, b in pairs:
-        finite = torch.isfinite(a)
-        if not torch.equal(finite, torch.isfinite(b)):
-            return inf
-        if not finite.any():
-            continue
-        compared = True
-        scale, difference = float(a[finite].abs().max()), float((a - b)[finite].abs().max())
-        exact = not (a.is_floating_point() or a.is_complex())
-        worst = max(worst, 0.0 if difference == 0.0 else inf if exact or scale == 0.0 else difference / scale)
+    for a, b, floor in zip(expected, found, floors or [0.0] * len(expected), strict=True):
+        difference = _distance(a, b)
+        values = _plain(a)
+        finite = values[torch.isfinite(values)]
+        compared = compared or finite.numel() > 0
+        if difference > floor:
+            exact = not (values.is_floating_point() or values.is_complex())
+            scale = float(finite.abs().max()) if finite.numel() else 0.0
+            worst = max(worst, inf if exact or scale == 0.0 else difference / scale)
     return worst if compared else inf
+
+
+def _distance(expected: Tensor, found: Tensor) -> float:
+    """max|found − expected| over the finite values; infinite where shapes differ, or which values are finite."""
+    a, b = _plain(expected), _plain(found)
+    if a.shape != b.shape:
+        return inf
+    finite = torch.isfinite(a)
+    if not torch.equal(finite, torch.isfinite(b)):
+        return inf
+    return float((a - b)[finite].abs().max()) if finite.any() else 0.0
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pruning.errors import ModelError, pass_on
+from pruning.errors import ModelError, describe, pass_on
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -32,8 +32,8 @@ def copy_module(model: Module, tensors: Mapping[int, Tensor] | None = None) -> M
     except Exception as fault:
         pass_on(fault)
         raise ModelError(
-            f"{type(model).__name__} can't be copied: {fault}. A module may hold only what copy.deepcopy can copy: "
-            "no open files, no generators"
+            f"{type(model).__name__} can't be copied: {describe(fault)}. A module may hold only what "
+            "copy.deepcopy can copy: no open files, no generators"
         ) from fault
 
 

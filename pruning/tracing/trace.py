@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pruning.algebra.axes import SINGLE, Atom, Axis, leaves, mix
 from pruning.algebra.unification import unify
 from pruning.containers import find_tensors
-from pruning.errors import ModelError, pass_on
+from pruning.errors import ModelError, describe, pass_on
 from pruning.rules import find_rule
 from pruning.rules.call import Call, Inapplicable, freeze_all, frozen
 from pruning.rules.facts import Facts, Typed
@@ -165,11 +165,9 @@ def type_pass(
             faults.append(fault)
     else:
         last = faults[-1]
-        notes = "; ".join(getattr(last, "__notes__", []))
         raise ModelError(
-            f"the forward pass of {type(model).__name__} fails on the example inputs: {last}"
-            + (f" ({notes})" if notes else "")
-            + ". Check the inputs' shapes and types (several arguments are a tuple, a list is several examples); "
+            f"the forward pass of {type(model).__name__} fails on the example inputs: {describe(last)}"
+            ". Check the inputs' shapes and types (several arguments are a tuple, a list is several examples); "
             "the model has to run as it is before it can be pruned." + wrappers_inside(model)
         ) from last
     typing.finish(outputs)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import pruning
-from pruning.errors import ModelError
+from pruning.errors import ModelError, VerificationError
+from pruning.evaluation import losses_of_each
 from pruning.structure.calls import other_calls
 from pruning.structure.other_inputs import other_inputs
 
@@ -105,3 +106,80 @@ def test_they_pass_through_what_tries_other_inputs(
             list(tried(DisturbedElsewhere(disturb), X))
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+class OwnError(Exception):
+    """A class of the model's own, of which the engine knows nothing."""
+
+
+class Particular(nn.Module):
+    """Raises its own exception where it is not as it wants to be."""
+
+    def __init__(self, wants: Callable[[nn.Module, Tensor], bool]) -> None:
+        super().__init__()
+        self.a, self.b, self.wants = nn.Linear(8, 6), nn.Linear(6, 2), wants
+
+    def forward(self, x: Tensor) -> Any:
+        if not (x.is_meta or self.wants(self, x)):
+            raise OwnError
+        return self.b(torch.relu(self.a(x)))
+
+
+def narrow_particular(wants: Callable[[nn.Module, Tensor], bool]) -> nn.Module:
+    model = Particular(wants)
+    groups = pruning.find_groups(model, X)
+    return pruning.narrow(model, pruning.Plan.of(groups, {"a.weight:0": [1]}), X, groups=groups)
+
+
+@pytest.mark.parametrize(
+    ("wants", "expected", "match"),
+    [
+        (lambda model, x: len(model.a.weight) == 6, VerificationError, "narrowed Particular does not run: OwnError"),
+        (lambda model, x: bool(model.a.weight[1].any()), ModelError, "masked Particular does not run on the example"),
+    ],
+)
+def test_an_exception_of_the_models_own_is_the_cause_of_one_of_ours_that_says_where(
+    wants: Callable[[nn.Module, Tensor], bool], expected: type[Exception], match: str
+) -> None:
+    with pytest.raises(expected, match=rf"{match}.*\(raised at test_errors\.py:\d+\)") as caught:
+        narrow_particular(wants)
+    assert isinstance(caught.value.__cause__, OwnError)
+
+
+def test_what_a_model_refuses_by_an_exception_of_its_own_is_left_out() -> None:
+    assert narrow_particular(lambda _, x: x.shape == X.shape).get_parameter("a.weight").shape == (5, 8)
+    assert narrow_particular(lambda model, _: bool(model.get_parameter("a.weight").any())) is not None
+
+
+class Uncopied:
+    """Holds a tensor, and calls `disturb` where it is copied."""
+
+    def __init__(self, disturb: Callable[[], Any]) -> None:
+        self.x, self.disturb = X, disturb
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        self.disturb()
+
+
+def own_fault() -> None:
+    raise OwnError
+
+
+def test_inputs_that_cannot_be_copied() -> None:
+    with pytest.raises(ModelError, match=r"Uncopied, which can't be copied: OwnError \(raised at test_errors"):
+        pruning.find_groups(nn.Linear(8, 2), (Uncopied(own_fault),))
+    with pytest.raises(TimeoutError):
+        pruning.find_groups(nn.Linear(8, 2), (Uncopied(timed_out),))
+
+
+def test_a_time_out_in_a_loss_is_no_loss_that_has_to_be_called_for_each_sample() -> None:
+    calls: list[int] = []
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) == 1:
+            raise TimeoutError
+        return (outputs - targets).square().mean()
+
+    with pytest.raises(TimeoutError):
+        losses_of_each(loss, X, X)

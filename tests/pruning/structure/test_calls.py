@@ -161,3 +161,38 @@ def test_channels_that_were_zero_are_proven_by_those_that_stay() -> None:
         model.get_parameter("0.bias")[[1, 5]] = 0.0
     groups = pruning.find_groups(model, X)
     pruning.narrow(model, pruning.Plan.of(groups, {"0.weight:0": [1, 5]}), X, groups=groups)
+
+
+class Cancelled(nn.Module):
+    """One output is zero but for rounding: the mean of what an instance norm gives of what sums over channels gave."""
+
+    def __init__(self, fault: float = 0.0, *, features: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Conv1d(8, 16, 3), nn.Conv1d(16, 6, 1), nn.InstanceNorm1d(6)
+        self.fault, self.features = fault, features
+
+    def forward(self, x: Tensor) -> Any:
+        wrong = self.fault * (0 if x.is_meta else 16 - self.a.out_channels)
+        h = self.b(self.a(x.transpose(1, 2)).relu())
+        mean = self.norm(h).mean(-1)
+        return (mean, h + wrong) if self.features else mean + wrong
+
+
+def narrow_cancelled(model: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    groups = pruning.find_groups(model.eval(), X)
+    return pruning.narrow(model, pruning.Plan.of(groups, {"a.weight:0": [0, 3, 4, 9]}), X, groups=groups)
+
+
+def test_outputs_that_are_rounding_alone_are_neither_refused_nor_called_proven() -> None:
+    with pytest.warns(UnprovenWarning, match="the narrowed Cancelled is not proven"):
+        narrow_cancelled(Cancelled())
+    narrow_cancelled(Cancelled(features=True))  # what else it gives proves it
+
+
+@pytest.mark.parametrize("features", [False, True])
+def test_beside_rounding_a_fault_shows(features: bool) -> None:
+    with pytest.raises(VerificationError, match="differs from the masked one"):
+        narrow_cancelled(Cancelled(fault=1e-3, features=features))
