@@ -33,13 +33,23 @@ def main(name: str, run: FlowFunction, summary: str, arguments: Sequence[str] | 
     takes_workspace(given)
     given.add_argument("--no-commit", action="store_true", help="leave DVC alone")
     options = given.parse_args(arguments)
+    execute(name, options, lambda: run_flow(run, options))
 
-    def checked() -> None:
-        load(options.params)
-        Workspace(options.workspace).open()
-        run(str(options.params), str(options.workspace), _commits(options))
 
-    execute(name, options, checked)
+def run_flow(run: FlowFunction, options: argparse.Namespace) -> None:
+    """Check settings and workspace, and run a stage's flow or the whole pipeline.
+
+    Args:
+        run: The flow.
+        options: Of the command line: params, workspace, no_commit.
+
+    Raises:
+        SettingsError: The settings are wrong.
+        WorkspaceError: The workspace can't be written.
+    """
+    load(options.params)
+    Workspace(options.workspace).open()
+    run(str(options.params), str(options.workspace), _commits(options))
 
 
 def execute(name: str, options: argparse.Namespace, action: Callable[[], object]) -> None:

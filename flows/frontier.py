@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from flows import command
@@ -72,12 +73,12 @@ def _conclude(settings: Settings, shared: Workspace, workspaces: dict[str, Works
     sys.stdout.write(f"\n{text}\n{root / 'frontier.html'}\n")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the flow from the command line."""
     given = command.parser(NAME, "Run the pipeline for every target of frontier.targets, and compare.")
     command.takes_workspace(given)
     given.add_argument("--into", type=Path, default=FRONTIER, metavar="DIR", help="where it is written (%(default)s/)")
-    options = given.parse_args()
+    options = given.parse_args(arguments)
 
     def checked() -> None:
         load(options.params)

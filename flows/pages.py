@@ -56,5 +56,10 @@ def until_interrupted(
         sys.exit(FAULT)
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run it from the command line."""
+    until_interrupted("pages", "Show Prefect's and MLflow's pages until Ctrl-C.", show_pages, arguments)
+
+
 if __name__ == "__main__":
-    until_interrupted("pages", "Show Prefect's and MLflow's pages until Ctrl-C.", show_pages)
+    main()

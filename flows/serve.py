@@ -11,18 +11,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from flows.pages import show_pages, until_interrupted
 from flows.servers import Programs, ServiceError, installed
-from tasks.environment import REPOSITORY
+from tasks.environment import REPOSITORY, is_installed
 from tasks.params.settings import Settings
 from tasks.production.versioning import Versions
 
 POOL = "secateur"
-JOB_TEMPLATE = REPOSITORY / "work-pool.json"
+JOB_TEMPLATE = Path(__file__).with_name("work-pool.json")
 _LONGEST_SETUP_S = 180
 
 
@@ -39,8 +40,9 @@ def serve(settings: Settings, started: Programs) -> None:
         "PREFECT_API_URL": show_pages(settings, started),
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
         "PWD": str(Path.cwd()),  # what prefect.yaml writes into the deployments
-        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
+    if not is_installed():  # the worker's processes have to find this code
+        environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     template = ("--base-job-template", str(JOB_TEMPLATE))
     _set_up(["prefect", "work-pool", "create", POOL, "--type", "process", *template, "--overwrite"], environment)
     _set_up(["prefect", "--no-prompt", "deploy", "--all"], environment)
@@ -87,5 +89,12 @@ def _set_up(command: list[str], environment: dict[str, str]) -> None:
         raise ServiceError(f"`{' '.join(command)}` failed: {(done.stderr or done.stdout).strip()}")
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run it from the command line."""
+    until_interrupted(
+        "serve", "Run what prefect.yaml deploys, with servers and a worker, until Ctrl-C.", serve, arguments
+    )
+
+
 if __name__ == "__main__":
-    until_interrupted("serve", "Run what prefect.yaml deploys, with servers and a worker, until Ctrl-C.", serve)
+    main()

@@ -7,10 +7,13 @@ set in the environment stays: a person or a scheduler that sets a variable knows
 from __future__ import annotations
 
 import os
+import sysconfig
 from pathlib import Path
 from urllib.parse import urlsplit
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+"""Where this code lies: a clone, or the environment's site-packages. The project is the current folder."""
+
 THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
 DEFAULTS = {
@@ -20,7 +23,7 @@ DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DVC_NO_ANALYTICS": "1",
     # Prefect: its own home, time enough to start on a busy machine, and our lines alone on the terminal.
-    "PREFECT_HOME": str(REPOSITORY / ".prefect"),
+    "PREFECT_HOME": str(Path.cwd() / ".prefect"),
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "secateur,pruning",
@@ -40,6 +43,11 @@ DEFAULTS = {
 
 for name, value in DEFAULTS.items():
     os.environ.setdefault(name, value)
+
+
+def is_installed() -> bool:
+    """Say whether this code lies in an environment, and not in a clone."""
+    return str(REPOSITORY) in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
 
 
 def password_file() -> Path:

@@ -10,14 +10,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import zoo  # noqa: F401  # a folder of the user's of this name isn't taken for it later
 from pruning.errors import SecateurError, SettingsError, unknown_name
+
+_HOME = Path(__file__).resolve().parents[1]
+OWN_PACKAGES = ("secateur", "flows", "tasks", "pruning", "zoo")
 
 
 def resolve(reference: str) -> Callable[..., Any]:
     """Import what an import string names.
 
     Args:
-        reference: `package.module:name`. The folder that the command runs in is searched first.
+        reference: `package.module:name`. The folder that the command runs in is searched before the environment,
+            behind Secateur's own packages.
 
     Raises:
         SettingsError: The module or the name isn't there, what it names can't be called, or belongs to Python itself.
@@ -32,7 +37,11 @@ def resolve(reference: str) -> Callable[..., Any]:
     importlib.invalidate_caches()
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
+        if shadowed := _shadowed(error, Path(here)):
+            raise SettingsError(f"{reference!r} can't be imported: {shadowed}") from error
+        if not isinstance(error, ModuleNotFoundError):
+            raise SettingsError(f"{reference!r} can't be imported: {type(error).__name__}: {error}") from error
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             message = (
                 f"{reference!r} can't be imported: there is no module {error.name!r} in {here} or in the environment"
@@ -58,6 +67,20 @@ def resolve(reference: str) -> Callable[..., Any]:
         raise SettingsError(f"{reference!r} is a {type(target).__name__}; expected a function or a class")
     _refuse_python(reference, _home(target))
     return target  # type: ignore[no-any-return]  # getattr is Any
+
+
+def _shadowed(error: ImportError, here: Path) -> str | None:
+    """Say that what is looked for lies in a folder of the user's whose name is that of a package of Secateur's."""
+    top = (error.name or "").partition(".")[0]
+    if top not in OWN_PACKAGES or here.resolve() == _HOME:
+        return None
+    found = next((place for place in (here / top, here / f"{top}.py") if place.exists()), None)
+    if found is None:
+        return None
+    return (
+        f"{top!r} is a package of Secateur's own, so {found} can't be imported by that name while Secateur runs "
+        f"({error}); rename it, or move what is needed into a module of another name"
+    )
 
 
 def _home(target: Callable[..., Any]) -> str:

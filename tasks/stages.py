@@ -26,6 +26,7 @@ class Stage:
         facts: Properties of the settings that shape it, where the rest of the sections that they follow from doesn't.
         files: Of its folder, where the stages that read it depend on these alone in DVC: the folder's record changes
             with whatever the stage itself reads.
+        persist: Whether the folder stays where it is when the stage runs again: the stage decides what is resumed.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Stage:
     modules: tuple[str, ...]
     facts: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    persist: bool = False
 
 
 STAGES = (
@@ -48,7 +50,7 @@ STAGES = (
         ("tasks.analyze",),
         ("measures_curves",),
     ),
-    Stage("profile", "profile", ("prepare",), ("run", "model", "profile"), ("tasks.profile",)),
+    Stage("profile", "profile", ("prepare",), ("run", "model", "profile"), ("tasks.profile",), persist=True),
     Stage(
         "measurements",
         "measurements",
@@ -64,6 +66,7 @@ STAGES = (
         ("prepare", "baseline", "measurements"),
         ("run", "model", "training", "prune"),
         ("tasks.prune", "tasks.loop.attempt", "tasks.params.prune_settings"),
+        persist=True,
     ),
     Stage("transform", "dense", ("prepare", "baseline", "prune"), ("run", "model", "training"), ("tasks.transform",)),
     Stage("export", "onnx", ("prepare", "baseline", "transform"), ("run", "model", "export"), ("tasks.export",)),

@@ -51,15 +51,16 @@ class _Seal(TypedDict):
 class Workspace:
     """The folder that holds everything a pipeline writes.
 
-    The data of the default workspace lie beside it, in `data/`; those of any other inside it, so that two workspaces
-    never share a data set by accident.
+    The data of the default workspace lie beside it, in `data/`, unless a folder of this name holds files of the user's
+    own, which stay untouched. Those of any other lie inside it, so that two workspaces never share a data set by
+    accident.
     """
 
     root: Path
 
     def folder(self, name: str) -> Path:
         """Return where a stage's folder lies."""
-        if name == "data" and self.root == DEFAULT_ROOT:
+        if name == "data" and self.root == DEFAULT_ROOT and not _is_foreign(Path("data")):
             return Path("data")
         return self.root / name
 
@@ -123,6 +124,11 @@ class Workspace:
             return read_json(path, form, error=WorkspaceError, mend=mend)
         except FileNotFoundError:
             raise WorkspaceError(f"{path} isn't there; run `python -m flows.{maker}` first") from None
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Say whether a folder holds files, and no record that a stage made them."""
+    return folder.is_dir() and not (folder / RECORD).exists() and any(folder.iterdir())
 
 
 def write_json(path: Path, value: Json) -> None:

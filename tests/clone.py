@@ -19,7 +19,7 @@ import pytest
 from tasks.environment import REPOSITORY
 
 CODE = (
-    *("pruning", "zoo", "tasks", "flows", "dvc.yaml", "prefect.yaml", "work-pool.json"),
+    *("pruning", "zoo", "tasks", "flows", "dvc.yaml", "prefect.yaml"),
     *(".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore"),
 )
 FOLDERS = (

@@ -17,7 +17,7 @@ import yaml
 
 from tasks.environment import DEFAULTS, REPOSITORY
 
-PACKAGES = ("pruning", "zoo", "tasks", "flows")
+PACKAGES = ("secateur", "pruning", "zoo", "tasks", "flows")
 PROJECT: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 
 

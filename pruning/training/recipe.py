@@ -17,57 +17,51 @@ LearningRate = Annotated[StrictFloat, Field(gt=0, le=1000)]
 
 
 class Sparsity(BaseModel):
-    """Training that brings channels to zero, see `pruning.training.sparsity`.
+    """Training that brings channels to zero, see `pruning.training.sparsity`."""
 
-    Attributes:
-        penalty: `group_lasso` on all values of a channel, or `bn_scale` on the scales of batch norms.
-        share: of the channels that the penalty acts on, how many are at zero in the end.
-        ramp: the part of the run over which the penalty brings them there; the rest is left to recover.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     penalty: Literal["group_lasso", "bn_scale"]
+    """group_lasso on all values of a channel, or bn_scale on the scales of batch norms."""
     share: StrictFloat = Field(gt=0, le=0.9)
+    """Of the channels that the penalty acts on, how many are at zero in the end."""
     ramp: StrictFloat = Field(default=0.5, gt=0, le=1)
+    """Part of the run over which the penalty brings them there; the rest is left to recover."""
 
 
 class Recipe(BaseModel):
-    """How to train: frozen, and unknown keys are refused.
+    """How to train: frozen, and unknown keys are refused."""
 
-    Attributes:
-        name: what reports call it, and the file that keeps its training: letters, digits, dashes, dots.
-        epochs: passes over the samples.
-        learning_rate: the highest rate of the run.
-        schedule: the learning rate over the run, see `learning_rate_at`.
-        warmup_epochs: the rate rises linearly from 0 over so many epochs (for one_cycle: the length of its rise).
-        optimizer: SGD with Nesterov momentum, or AdamW.
-        momentum: of SGD; AdamW has its own.
-        weight_decay: of parameters with two axes or more; norms and biases are not decayed.
-        batch_size: samples per step.
-        label_smoothing: share of the target spread over all classes; for the built-in cross entropy alone.
-        gradient_clip: largest norm of the gradient over all parameters; None leaves it alone.
-        distillation: weight of the teacher's answers in the loss; 0 trains without a teacher.
-        temperature: softens teacher and student alike in the distillation.
-        sparsity: channels that are brought to zero while training; None penalises none.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: Name = "recipe"
+    """What reports call it, and the file that keeps its training: letters, digits, dashes, dots."""
     epochs: Epochs = 6
+    """Passes over the samples."""
     learning_rate: LearningRate = 0.02
+    """Highest learning rate of the run."""
     schedule: Schedule = "cosine"
+    """Learning rate over the run, see `learning_rate_at`."""
     warmup_epochs: StrictFloat = Field(default=0.0, ge=0, le=100_000)
+    """The rate rises linearly from 0 over so many epochs; for one_cycle, the length of its rise."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with Nesterov momentum, or AdamW."""
     momentum: StrictFloat = Field(default=0.9, ge=0, lt=1)
+    """Of SGD; AdamW has its own."""
     weight_decay: StrictFloat = Field(default=5e-4, ge=0, le=1000)
+    """Of parameters with two axes or more; norms and biases are not decayed."""
     batch_size: StrictInt = Field(default=64, ge=1, le=1_000_000)
+    """Samples per step."""
     label_smoothing: StrictFloat = Field(default=0.0, ge=0, lt=1)
+    """Share of the target that is spread over all classes; for the built-in cross entropy alone."""
     gradient_clip: StrictFloat | None = Field(default=None, gt=0, le=1_000_000)
+    """Largest norm of the gradient over all parameters; null leaves it alone."""
     distillation: StrictFloat = Field(default=0.0, ge=0, le=1)
+    """Weight of the teacher's answers in the loss; 0 trains without a teacher."""
     temperature: StrictFloat = Field(default=4.0, gt=0, le=1000)
+    """Softens teacher and student alike in the distillation."""
     sparsity: Sparsity | None = None
+    """Channels that are brought to zero while training; null penalises none."""
 
     @model_validator(mode="after")
     def _warmup_ends_before_the_run(self) -> Recipe:

@@ -13,7 +13,14 @@ _LONGEST = 60
 
 
 def changes(before: Json, now: Json) -> str:
-    """Say in words how two origins differ."""
+    """Say in words how two origins differ, in one line: the first of it."""
+    found = list_changes(before, now)
+    more = [f"and {len(found) - _MOST_SHOWN} more"] if len(found) > _MOST_SHOWN else []
+    return "; ".join(found[:_MOST_SHOWN] + more)
+
+
+def list_changes(before: Json, now: Json) -> list[str]:
+    """Say in words how two origins differ: every setting, module, version, file and input that changed."""
     found = [
         *_changed_settings("", before.get("settings"), now["settings"]),
         *_changed_settings("", before.get("facts"), now["facts"]),
@@ -32,8 +39,7 @@ def changes(before: Json, now: Json) -> str:
             for name, old, new in _pairs((before.get("reads") or {}).get(need), now["reads"].get(need))
         ),
     ]
-    more = [f"and {len(found) - _MOST_SHOWN} more"] if len(found) > _MOST_SHOWN else []
-    return "; ".join(found[:_MOST_SHOWN] + more) or "what it was made by is written down in another form"
+    return found or ["what it was made by is written down in another form"]
 
 
 def _changed_settings(name: str, before: Json, now: Json) -> Iterator[str]:

@@ -35,6 +35,9 @@ _NO_CODE = {
     *("benchmarks", "docs", "flows", "tests"),
 }
 _NAMES_A_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*([.:][^\W\d]\w*)+")
+_HOME = Path(__file__).resolve().parents[2]
+"""Where the package itself lies, whatever folder is the current one."""
+
 _INSTALLED = {Path(path) for name, path in sysconfig.get_paths().items() if name.endswith(("lib", "stdlib"))}
 
 
@@ -193,6 +196,8 @@ class _Search:
     def _top(self, name: str) -> _Place | None:
         if not name.isidentifier():
             return None
+        if name in OURS:
+            return _within((_HOME,), name)
         if (here := _within((self._here,), name)) is not None and not (
             here.file is None and name in sys.stdlib_module_names
         ):
@@ -207,7 +212,7 @@ class _Search:
             return None
         file = Path(spec.origin) if spec.origin and spec.has_location else None
         folders = tuple(Path(folder) for folder in spec.submodule_search_locations or ())
-        if name not in OURS and any(_is_installed(path) for path in (file, *folders) if path is not None):
+        if any(_is_installed(path) for path in (file, *folders) if path is not None):
             return None
         return _Place(file, folders)
 

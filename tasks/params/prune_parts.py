@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BeforeValidator, Field, StrictFloat, StrictInt, model_validator
+from pydantic import BeforeValidator, Field, StrictFloat, StrictInt, WithJsonSchema, model_validator
 
 from pruning.choosing.selection import Normalise
 from pruning.recovery.reconstruction import RIDGE
@@ -18,6 +18,9 @@ class Pattern(NamedTuple):
     num_kept: int
     of: int
 
+
+PATTERN_SCHEMA: dict[str, Any] = {"type": "string", "pattern": "^[0-9]+:[0-9]+$"}
+"""As it is written in `params.yaml`."""
 
 Kind = Literal["structured", "unstructured", "n_m", "dynamic"]
 
@@ -33,12 +36,19 @@ class Target(Section):
     """What the model is to come down to, against the baseline: one of these, or several at once."""
 
     mac_reduction: Share | None = None
+    """1 − MACs after / before."""
     parameter_reduction: Share | None = None
+    """1 − parameters after / before."""
     size_bytes: StrictInt | None = Field(default=None, gt=0, le=10**13)
+    """Stored size of parameters and buffers, in bytes."""
     latency_reduction: Share | None = None
+    """1 − latency after / before, as predicted from the profile."""
     latency_ms: StrictFloat | None = Field(default=None, gt=0, le=10_000_000)
+    """Milliseconds per batch, as predicted from the profile."""
     weight_sparsity: Share | None = None
-    pattern: Annotated[Pattern, BeforeValidator(as_pattern)] | None = None
+    """Share of the weights that are zero; for kind unstructured."""
+    pattern: Annotated[Pattern, BeforeValidator(as_pattern), WithJsonSchema(PATTERN_SCHEMA)] | None = None
+    """N of every M weights stay, written "2:4"; for kind n_m."""
 
     @model_validator(mode="after")
     def _at_least_one(self) -> Self:
@@ -72,9 +82,15 @@ class Allocation(Section):
     """How the reduction is shared among the groups, where `kind` is structured."""
 
     by: Literal["sensitivity", "local", "global", "scoped", "search"] = "global"
+    """global: one threshold on all scores. sensitivity: the curves of analyze. local: the same share of each group.
+    scoped: one threshold for each of the scopes. search: the best of candidates drawn at random.
+    """
     normalise: Normalise = "mean"
+    """How scores compare between groups, for global and scoped."""
     scopes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """For scoped: named sets of modules such as {early: ["layer1.*"]}; what no set names is one more."""
     candidates: StrictInt = Field(default=50, ge=1, le=100_000)
+    """For search: how many are drawn and judged."""
 
     @model_validator(mode="after")
     def _scopes_are_given_where_they_are_used(self) -> Self:
@@ -90,15 +106,22 @@ class Recover(Section):
     """What is done to a narrowed model before it is trained; it looks at inputs alone."""
 
     method: Literal["none", "recalibrate", "absorb_means", "fold", "reconstruct"] = "reconstruct"
+    """reconstruct: layers are refitted to give what they gave before. recalibrate: batch norms are measured anew.
+    absorb_means: the layers' means alone. fold: the criterion's own solution. none: nothing.
+    """
     num_samples: StrictInt = Field(default=512, ge=2, le=10_000_000)
+    """Training samples that are looked at."""
     ridge: StrictFloat = Field(default=RIDGE, gt=0, le=1_000_000)
+    """For reconstruct: least pull towards the old weights."""
 
 
 class Start(Section):
     """With which weights training begins after a step: the last ones, earlier ones, or fresh ones."""
 
     weights: Literal["keep", "rewind", "random"] = "keep"
+    """keep: the weights as they are. rewind: those of an earlier epoch of the baseline. random: fresh ones."""
     epoch: StrictInt | None = Field(default=None, ge=1, le=100_000)
+    """For rewind: an epoch of baseline.keep_epochs."""
 
     @model_validator(mode="after")
     def _rewinds_to_an_epoch(self) -> Self:
@@ -111,11 +134,15 @@ class Weights(Section):
     """How single weights are chosen, where `kind` is unstructured."""
 
     scope: Literal["local", "global"] = "global"
+    """global: one threshold over all layers. local: the same share of each layer."""
     max_layer_sparsity: Share = 0.99
+    """Largest share of its weights that a layer may lose."""
 
 
 class Gates(Section):
     """How gates learn, where `kind` is dynamic."""
 
     weight: StrictFloat = Field(default=100.0, gt=0, le=1_000_000)
+    """Weight of the penalty on MACs."""
     ramp: StrictFloat = Field(default=0.5, gt=0, le=1)
+    """Part of the training over which the MACs fall to the target."""

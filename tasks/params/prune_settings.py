@@ -16,35 +16,65 @@ from tasks.params.names import CriterionName, RoundFor, RoundTo, Share
 from tasks.params.prune_parts import TARGETS, Allocation, Gates, Kind, Recover, Start, Target, Weights
 from tasks.params.section import Section
 
+RECIPES = (Recipe(name="distil", distillation=0.7), Recipe(name="plain"))
+"""Fine-tuning with the baseline as teacher, and without."""
+
 
 class Prune(Section):
     """The loop: target, pace, floor, what is left alone, how a step is recovered."""
 
     kind: Kind = "structured"
+    """structured: channels go and the model gets narrower. unstructured: single weights become zero. n_m: N of every M
+    weights stay. dynamic: gates choose channels for each input.
+    """
     target: Target
+    """What the model is to come down to, against the baseline: one of these, or several at once."""
     criterion: CriterionName = "structured_obs"
+    """What goes first: a built-in name (docs/choices.md), or the import string of a function of your own."""
     schedule: Literal["linear", "geometric", "cubic"] = "geometric"
+    """How the goals rise to the target."""
     iterations: StrictInt = Field(default=3, ge=1, le=1000)
+    """Number of goals on the way to the target."""
     first_step: Share | None = None
+    """Reduction that the first attempt goes to; null leaves it to the schedule."""
     backoff: Share = 0.5
+    """A rejected step is undone and multiplied by this."""
     smallest_step: Share = 0.005
+    """The loop ends when the step that is left is smaller."""
     max_attempts: StrictInt = Field(default=10, ge=1, le=10_000)
+    """The loop ends after so many attempts, accepted or not."""
     max_accuracy_drop: StrictFloat = Field(default=0.01, ge=0, lt=1)
+    """The floor: what validation accuracy may lose against the baseline, as a fraction."""
     max_group_rate: Share = 0.75
+    """structured: largest share of its channels that a group may lose in all."""
     keep_at_least: StrictInt = Field(default=8, ge=1, le=1_000_000)
+    """structured: channels that every group keeps."""
     round_to: RoundTo = "auto"
+    """structured: kept counts are multiples of this; auto: the counts that kernels reward."""
     round_for: RoundFor = PORTABLE
+    """structured: the table of kernel widths that auto goes by."""
     measure_latency: bool = False
+    """Latency targets: whether accepted steps are measured and correct the next predictions."""
     ignore: tuple[str, ...] = ()
+    """Modules or parameters that stay whole, such as [fc, "layer1.*"]."""
     criterion_samples: StrictInt = Field(default=1024, ge=1, le=10_000_000)
+    """Training samples that the criterion looks at."""
     allocation: Allocation = Allocation()
+    """structured: how many channels each group gives."""
     start: Start = Start()
+    """Weights that training begins with after each step."""
     reversible: bool = False
+    """structured: whether each step chooses among all channels of the baseline again."""
     weights: Weights = Weights()
+    """unstructured: how single weights are chosen."""
     gates: Gates = Gates()
+    """dynamic: how gates learn."""
     recover: Recover = Recover()
-    recipes: tuple[Recipe, ...] = Field(max_length=100)
+    """structured: what is done before training, by looking at inputs alone."""
+    recipes: tuple[Recipe, ...] = Field(default=RECIPES, max_length=100)
+    """Each is tried after every step, and the best on the validation samples goes on; [] trains nothing."""
     allow_other_data: bool = False
+    """Whether fine-tuning may use other data than the baseline's."""
 
     @model_validator(mode="after")
     def _recipe_names_differ(self) -> Self:

@@ -15,7 +15,7 @@ from pydantic import Field, StrictFloat, StrictInt
 
 from pruning.errors import SettingsError
 from tasks.params.section import Section
-from tasks.params.settings import load
+from tasks.params.settings import Settings, load
 from tasks.params.yaml_file import read_mapping, write_mapping
 from tasks.workspace import DEFAULT_ROOT, Workspace
 
@@ -126,6 +126,10 @@ def _changed(file: Path, trial: Trial) -> dict[str, Any]:
     changed["prune"].update(numbers)
     if trial.seed is not None:
         changed["run"] = {**changed.get("run", {}), "seed": trial.seed}
+    return of_trials(changed, settings)
+
+
+def of_trials(changed: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """Return settings by which a trial's model is registered beside the one that is in use."""
     name = f"{settings.tracking.model_name}-trials"
-    changed["tracking"] = {**changed.get("tracking", {}), "model_name": name}
-    return changed
+    return {**changed, "tracking": {**(changed.get("tracking") or {}), "model_name": name}}

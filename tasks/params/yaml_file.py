@@ -107,9 +107,26 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return found
 
 
+def read_value(text: str, what: str) -> Any:
+    """Read one value, as it would be written behind a key.
+
+    Raises:
+        SettingsError: The text isn't YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{what}: {text!r} is not valid YAML: {_one_line(error)}") from error
+
+
 def write_mapping(path: Path, value: dict[str, Any]) -> None:
     """Write a file that holds one mapping of plain values, whole or not at all."""
-    replace_file(path, yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True).encode())
+    replace_file(path, as_yaml(value).encode())
+
+
+def as_yaml(value: dict[str, Any]) -> str:
+    """Write a mapping of plain values as text."""
+    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def _fault(problem: str, where: Any) -> yaml.constructor.ConstructorError:

@@ -35,7 +35,7 @@ def test_dvc_runs_the_flow_and_depends_on_what_shapes_its_output(stage: Stage) -
     assert found["deps"] == [told, *(place for need in stage.needs for place in read_of(need))]
     assert told in DVC["code"]["outs"]
     assert tuple(found.get("params", ())) == stage.sections
-    options = {"persist": True} if stage.name in ("prune", "profile") else None
+    options = {"persist": True} if stage.persist else None
     expected = [{folder(stage.name): options}] if options else [folder(stage.name)]
     assert found["outs"] == expected
 

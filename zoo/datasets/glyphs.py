@@ -6,14 +6,17 @@ import math
 import string
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional
 
 from zoo.datasets.splits import Samples, Splits
+
+if TYPE_CHECKING:
+    from PIL import ImageFont
 
 CHARACTERS = string.digits + string.ascii_uppercase + string.ascii_lowercase
 FONTS = (
@@ -102,6 +105,7 @@ def _draw_block(size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 def _alphabet() -> Tensor:
     """Render every character once in every font, large; a tensor [fonts, characters, 1, CANVAS, CANVAS] in [0, 1]."""
     import matplotlib  # for its fonts alone
+    from PIL import ImageFont
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     fonts = [ImageFont.truetype(folder / f"{name}.ttf", EM) for name in FONTS]
@@ -110,6 +114,8 @@ def _alphabet() -> Tensor:
 
 def _render(letter: str, font: ImageFont.FreeTypeFont) -> Tensor:
     """Render one character in the middle of the canvas; a common baseline keeps `c` smaller than `C`, `p` below `P`."""
+    from PIL import Image, ImageDraw
+
     image = Image.new("L", (CANVAS, CANVAS))
     left, _, right, _ = font.getbbox(letter, anchor="ls")
     ImageDraw.Draw(image).text(((CANVAS - left - right) / 2, BASELINE), letter, fill=255, font=font, anchor="ls")

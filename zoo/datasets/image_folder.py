@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from zoo.datasets.splits import Samples, Splits, stratified_split
@@ -117,6 +116,8 @@ def _load(folder: Path, classes: Sequence[str], size: int, grey: bool, statistic
 
 
 def _read(path: Path, size: int, grey: bool) -> Tensor:
+    from PIL import Image, ImageOps
+
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file).convert("L" if grey else "RGB")

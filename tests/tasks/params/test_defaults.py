@@ -60,5 +60,5 @@ def test_a_key_that_is_left_out_has_the_shipped_value_or_is_asked_for(monkeypatc
     assert other == {OF_THE_FACTORY, *OF_ONE_RECIPE}
     required: set[Place] = {("data",), ("data", "factory"), ("model",), ("model", "factory")}
     required |= {("baseline",), ("baseline", "recipe")}
-    required |= {("prune",), ("prune", "target"), ("prune", "recipes")}
+    required |= {("prune",), ("prune", "target")}
     assert refused == required

@@ -1,0 +1,62 @@
+"""The command `secateur`: its options, help and completion. What a command does is imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from secateur import __version__
+from secateur.cli.model import init, inspect
+from secateur.cli.options import FAULT
+from secateur.cli.pipeline import explain, frontier, params, run, status
+from secateur.cli.production import cleanup, promote, restore, rollback, serve, ui
+from secateur.cli.shell import completion
+from secateur.extras import advice
+from secateur.precedence import find_own_packages_first
+
+EPILOG = (
+    "Exit codes: 0 done; 1 an answer in the negative (a stage isn't current, a candidate is refused, no attempt was "
+    "accepted); 2 a fault, told in one message; 128 + n ended by signal n."
+)
+
+
+class _Commands(click.Group):
+    """Lists commands in the order in which they are needed, and names the extra that a command lacks."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            if (text := advice(error.name)) is None:
+                raise
+            sys.stderr.write(f"secateur {ctx.invoked_subcommand} {text}\n")
+            sys.exit(FAULT)
+
+
+@click.group(
+    cls=_Commands,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="secateur")
+def commands() -> None:
+    """Prune a trained PyTorch model into a smaller dense one, as a pipeline that can be repeated and audited."""
+
+
+for _command in (
+    *(init, inspect, run, status, explain, params, frontier),
+    *(promote, rollback, restore, cleanup, ui, serve, completion),
+):
+    commands.add_command(_command)
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    find_own_packages_first()
+    commands(prog_name="secateur")

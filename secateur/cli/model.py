@@ -1,0 +1,151 @@
+"""Commands about a model of the user's own: what could be pruned in it, and a project made around it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from secateur.cli.options import debug_option, execute, params_option, say, workspace_option
+
+if TYPE_CHECKING:
+    from secateur.inspection import Inspection, Size
+
+_MOST_NAMES = 4
+
+
+@click.command(short_help="Say what could be pruned in your model.")
+@click.option("--model", metavar="MODULE:NAME", help="A function that returns the model, instead of the settings'.")
+@click.option("--data", metavar="MODULE:NAME", help="With --model: a function that returns the data.")
+@click.option("--input", "shape", metavar="SHAPE", help="With --model: shape of a random sample, 3,224,224.")
+@click.option("--weights", type=click.Path(path_type=Path), metavar="FILE", help="With --model: weights to load.")
+@click.option("--all", "everything", is_flag=True, help="List every group, and every parameter that stays whole.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@params_option
+@workspace_option
+@debug_option
+def inspect(
+    model: str | None,
+    data: str | None,
+    shape: str | None,
+    weights: Path | None,
+    everything: bool,
+    as_json: bool,
+    params: Path,
+    workspace: Path,
+    debug: bool,
+) -> None:
+    """Say what could be pruned in the model of params.yaml.
+
+    Groups of channels, the share of MACs and parameters that can go, what stays whole and why, and what is left at 30,
+    50 and 70 % less MACs. One sample is enough, and nothing is trained: it takes seconds.
+    """
+    if model is None and (data or shape or weights):
+        raise click.UsageError("--data, --input and --weights go with --model")
+
+    def action() -> None:
+        from secateur.inspection import inspect as look
+        from secateur.sources import Source
+        from tasks.params.settings import load
+        from tasks.workspace import Workspace
+
+        if model is None:
+            source = Source.of(load(params))
+        else:
+            source = Source(model, data, weights=weights, shape=_as_shape(shape))
+        found = look(*source.load(Workspace(workspace) if model is None else None), source.limits)
+        if as_json:
+            shares = {"prunable_macs": found.prunable_macs, "prunable_parameters": found.prunable_parameters}
+            say(json.dumps({**asdict(found), **shares}, indent=2))
+        else:
+            _show(found, everything)
+
+    execute("inspect", action, debug=debug, workspace=workspace)
+
+
+def _as_shape(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    parts = text.replace("x", ",").split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"{text!r} is no shape; expected numbers such as 3,224,224", param_hint="--input")
+    return tuple(int(part) for part in parts)
+
+
+def summary(found: Inspection) -> str:
+    """Say in one line what a model is and how much of it can go."""
+    return (
+        f"{found.name}: {len(found.groups)} groups with {sum(found.groups.values()):,} channels; at most "
+        f"{found.prunable_macs:.1%} of the MACs and {found.prunable_parameters:.1%} of the parameters can go"
+    )
+
+
+def _show(found: Inspection, everything: bool) -> None:
+    from secateur.cli.tables import print_lines, print_table
+
+    print_lines([summary(found), ""])
+    rows = [("as it is", *_cells(found.size, found.size))]
+    unmet = []
+    for share, size in found.predicted.items():
+        if isinstance(size, str):
+            unmet.append(f"{share:.0%} less MACs: {size}")
+        else:
+            rows.append((f"{share:.0%} less MACs", *_cells(size, found.size)))
+    print_table(("predicted", "MACs", "parameters", "bytes"), rows, numbers=("MACs", "parameters", "bytes"))
+    print_lines(["", *unmet] if unmet else [])
+    if everything:
+        print_lines([""])
+        print_table(("group", "channels"), [(n, f"{s:,}") for n, s in found.groups.items()], numbers=("channels",))
+    if found.whole:
+        print_lines(["", "stays whole:"])
+        for reason, names in found.whole.items():
+            shown = names if everything else names[:_MOST_NAMES]
+            more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+            print_lines([f"  {', '.join(shown)}{more}: {reason}"])
+
+
+def _cells(size: Size, whole: Size) -> tuple[str, str, str]:
+    pairs = ((size.macs, whole.macs), (size.parameters, whole.parameters), (size.size_bytes, whole.size_bytes))
+    return tuple(f"{part:,}" if part == all_ else f"{part:,} (−{1 - part / all_:.0%})" for part, all_ in pairs)  # type: ignore[return-value]
+
+
+@click.command(short_help="Make a project around your own model and data.")
+@click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), default=Path())
+@click.option("--model", metavar="MODULE:NAME", help="A function that returns a torch.nn.Module.")
+@click.option("--data", metavar="MODULE:NAME", help="A function that returns the splits train, validation and test.")
+@click.option(
+    "--weights", type=click.Path(path_type=Path), metavar="FILE", help="Trained weights, .safetensors or .pt."
+)
+@click.option("--yes", is_flag=True, help="Ask nothing.")
+@click.option("--force", is_flag=True, help="Overwrite files that are there.")
+@debug_option
+def init(
+    folder: Path, model: str | None, data: str | None, weights: Path | None, yes: bool, force: bool, debug: bool
+) -> None:
+    """Make a project in DIR, a repository of your own.
+
+    Model and data are looked at, then params.yaml, dvc.yaml and prefect.yaml are written. The functions are named as
+    Python imports them from DIR: `net:make_model` is make_model of net.py. No file that is there is overwritten without
+    --force.
+    """
+    if not yes:
+        model = model or click.prompt("Function that returns the model (module:name)")
+        data = data or click.prompt("Function that returns the data (module:name)")
+        if weights is None:
+            given = click.prompt(
+                "File with trained weights (empty: train from scratch)", default="", show_default=False
+            )
+            weights = Path(given) if given else None
+    if model is None or data is None:
+        raise click.UsageError("--yes asks nothing, so --model and --data have to be given")
+    chosen = (model, data)
+
+    def action() -> None:
+        from secateur.project import make_project
+
+        make_project(folder, *chosen, weights, force=force, say=say)
+
+    execute("init", action, debug=debug, workspace=folder)

@@ -1,0 +1,77 @@
+"""Options that several commands share, and what they become: the same values that `python -m flows.<name>` takes."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+PARAMS = Path("params.yaml")
+WORKSPACE = Path("artifacts")
+NEGATIVE = 1
+FAULT = 2
+
+STAGES = (
+    *("prepare", "baseline", "analyze", "profile", "measurements", "prune", "transform", "export", "benchmark"),
+    "report",
+)
+"""In order; said here so that completion needn't import the pipeline."""
+
+debug_option = click.option("--debug", is_flag=True, help="Show the traceback of a fault.")
+params_option = click.option(
+    "--params", type=click.Path(path_type=Path), default=PARAMS, show_default=True, metavar="FILE", help="Settings."
+)
+workspace_option = click.option(
+    "--workspace",
+    type=click.Path(path_type=Path),
+    default=WORKSPACE,
+    show_default=True,
+    metavar="DIR",
+    help="Where everything is written.",
+)
+
+
+def reads_settings(command: Command) -> Command:
+    """Add the options of every command that reads settings and works in a workspace."""
+    for option in (debug_option, workspace_option, params_option):
+        command = option(command)
+    return command
+
+
+def execute(name: str, action: Callable[[], object], *, debug: bool, workspace: Path | None = None) -> None:
+    """Do what a command asks for; a fault is one message and exit code 2, however it arose.
+
+    Args:
+        name: The command's.
+        action: Imports and calls what does it.
+        debug: Whether a fault shows its traceback.
+        workspace: Named in the message about a file that the system refused.
+    """
+    watch_signals(name)
+    from flows import command
+
+    command.execute(f"secateur {name}", Namespace(debug=debug, workspace=workspace), action)
+
+
+def watch_signals(name: str) -> None:
+    """End at once where a signal asks for it while the pipeline is imported, which takes seconds."""
+    from flows import signals
+
+    signals.watch(f"secateur {name}", patience_s=0)
+
+
+def columns() -> int:
+    """Return the width to write to: the terminal's, 80 where there is none."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def say(text: str) -> None:
+    """Write a line to standard output."""
+    sys.stdout.write(f"{text}\n")

@@ -1,0 +1,190 @@
+"""Commands that run the pipeline, or say how it stands: run, status, explain, params, frontier."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem
+
+from secateur.cli.options import (
+    NEGATIVE,
+    STAGES,
+    WORKSPACE,
+    debug_option,
+    execute,
+    params_option,
+    reads_settings,
+    say,
+    watch_signals,
+)
+
+CODE = "code"
+"""The stage that tells DVC what the others execute; `dvc.yaml` runs it, nobody has to."""
+
+
+def _complete_stage(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    return [CompletionItem(stage) for stage in STAGES if stage.startswith(begun)]
+
+
+class _Stage(click.ParamType):
+    name = "stage"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value not in (*STAGES, CODE):
+            from pruning.errors import unknown_name
+
+            self.fail(unknown_name("stage", value, STAGES), param, ctx)
+        return value
+
+
+stage_argument = click.argument("stage", type=_Stage(), shell_complete=_complete_stage)
+
+
+@click.command(short_help="Run the pipeline, or one stage.", epilog=f"Stages, in order: {', '.join(STAGES)}.")
+@click.argument("stage", type=_Stage(), required=False, shell_complete=_complete_stage)
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="PATH=VALUE",
+    help="Another value of a setting for once, such as prune.target.mac_reduction=0.6; may be repeated. Makes a trial "
+    "in a workspace of its own, which DVC leaves alone.",
+)
+@params_option
+@click.option(
+    "--workspace",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help=f"Where everything is written.  [default: {WORKSPACE}; of a trial: trials/NAME]",
+)
+@click.option("--no-commit", is_flag=True, help="Leave DVC alone.")
+@debug_option
+def run(
+    stage: str | None, changes: tuple[str, ...], params: Path, workspace: Path | None, no_commit: bool, debug: bool
+) -> None:
+    """Run the pipeline, or one STAGE of it: what isn't current, from the data to the report.
+
+    A run that was killed goes on where it was.
+    """
+    watch_signals("run")
+    from flows import command
+
+    options = Namespace(params=params, workspace=workspace or WORKSPACE, no_commit=no_commit, debug=debug)
+    if changes:
+        from tasks.params.overrides import trial_workspace
+
+        options.workspace = workspace or trial_workspace(changes)
+
+    def action() -> None:
+        if changes:
+            from flows.trial import begin_trial
+
+            options.params = begin_trial(params, changes, options.workspace)
+        if stage == CODE:
+            from flows.code import code
+
+            command.run_flow(code, options)
+        else:
+            from flows.compress import FLOWS, compress_what_changed
+
+            command.run_flow(compress_what_changed if stage is None else FLOWS[stage], options)
+
+    command.execute("secateur run", options, action)
+
+
+@click.command(short_help="Say which stages are current.")
+@click.option("--json", "as_json", is_flag=True, help="For programs: every stage with its state and reasons.")
+@reads_settings
+def status(as_json: bool, params: Path, workspace: Path, debug: bool) -> None:
+    """Say which stages are current; exit code 0 if all of them are, 1 if not. Nothing is run or written."""
+
+    def action() -> None:
+        from flows.status import states_of
+
+        states = states_of(params, workspace)
+        current = all(state.is_current for state in states)
+        if as_json:
+            rows = [{"stage": s.stage, "state": s.state, "reasons": list(s.reasons)} for s in states]
+            say(json.dumps({"current": current, "stages": rows}, indent=2))
+        else:
+            from secateur.cli.tables import print_table
+
+            print_table(("stage", "state", "why"), [(s.stage, s.state, _short(s.reasons)) for s in states])
+        if not current:
+            sys.exit(NEGATIVE)
+
+    execute("status", action, debug=debug, workspace=workspace)
+
+
+def _short(reasons: tuple[str, ...]) -> str:
+    more = f" (and {len(reasons) - 1} more: secateur explain)" if len(reasons) > 1 else ""
+    return f"{reasons[0]}{more}" if reasons else ""
+
+
+@click.command(short_help="Say why a stage would run again.")
+@stage_argument
+@reads_settings
+def explain(stage: str, params: Path, workspace: Path, debug: bool) -> None:
+    """Say why a STAGE would run again: which setting, file or code changed, from what to what.
+
+    Exit code 0 if the stage is current, 1 if not.
+    """
+    if stage == CODE:
+        raise click.BadParameter(f"{CODE} runs each time, in a second; name another stage")
+
+    def action() -> None:
+        from flows.status import states_of
+
+        state = next(found for found in states_of(params, workspace) if found.stage == stage)
+        say("\n".join([f"{stage}: {state.state}", *(f"  {reason}" for reason in state.reasons)]))
+        if not state.is_current:
+            sys.exit(NEGATIVE)
+
+    execute("explain", action, debug=debug, workspace=workspace)
+
+
+@click.command(short_help="List the settings of params.yaml.")
+@click.argument("path", required=False)
+@click.option("--all", "everything", is_flag=True, help="All settings, not only those that a first run needs.")
+@click.option("--json-schema", is_flag=True, help="A JSON schema, for editors that complete and check params.yaml.")
+@debug_option
+def params(path: str | None, everything: bool, json_schema: bool, debug: bool) -> None:
+    """List the settings of params.yaml with default, bounds and meaning: those of a first run, or below PATH."""
+
+    def action() -> None:
+        from tasks.params import reference
+
+        if json_schema:
+            say(json.dumps(reference.json_schema(), indent=2))
+            return
+        rows = reference.rows_below(path) if path else reference.rows() if everything else reference.first_rows()
+        from secateur.cli.tables import print_settings
+
+        print_settings(rows)
+        if not (everything or path):
+            say("\nAll settings: secateur params --all")
+
+    execute("params", action, debug=debug)
+
+
+@click.command(short_help="Compare several targets.")
+@reads_settings
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path),
+    default=Path("frontier"),
+    show_default=True,
+    metavar="DIR",
+    help="Where the workspaces and the comparison are written.",
+)
+def frontier(into: Path, params: Path, workspace: Path, debug: bool) -> None:
+    """Run the pipeline for every target of frontier.targets, and compare accuracy, MACs and latency."""
+    watch_signals("frontier")
+    from flows.frontier import main
+
+    arguments = ["--params", str(params), "--workspace", str(workspace), "--into", str(into)]
+    main([*arguments, *(["--debug"] if debug else [])])

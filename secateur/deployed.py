@@ -1,0 +1,13 @@
+"""What `prefect.yaml` of a user's project deploys, named by its module: `secateur.deployed.compress`.
+
+The project's own `flows/` and `tasks/`, if it has any, stay out of the way.
+"""
+
+# ruff: noqa: E402  # the packages are looked for as the next line says
+from secateur.precedence import find_own_packages_first
+
+find_own_packages_first()
+
+from flows.deployed import compress, promote, restore, rollback, tidy
+
+__all__ = ["compress", "promote", "restore", "rollback", "tidy"]

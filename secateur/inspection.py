@@ -1,0 +1,139 @@
+"""What could be pruned in a model: found on one sample, without training or data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+import pruning
+from pruning.errors import TargetError
+from pruning.structure.cost import Cost
+
+REDUCTIONS = (0.3, 0.5, 0.7)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What no plan may go beyond; the defaults are those of the section `prune`.
+
+    Attributes:
+        ignore: Modules or parameters that stay whole.
+        round_to: Kept counts are multiples of this, or what kernels reward.
+        keep_at_least: Channels that every group keeps.
+        max_group_rate: Largest share of its channels that a group may lose.
+    """
+
+    ignore: Sequence[str] = ()
+    round_to: int | str = "auto"
+    keep_at_least: int = 8
+    max_group_rate: float = 0.75
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a model costs.
+
+    Attributes:
+        macs: Of one sample.
+        parameters: Number of them.
+        size_bytes: Of parameters and buffers.
+    """
+
+    macs: int
+    parameters: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What could be pruned in a model.
+
+    Attributes:
+        name: The model's class.
+        groups: Name and number of channels of each group.
+        size: Of the model as it is.
+        smallest: Of the model with one channel left in each group: what no plan can go below.
+        in_groups: Number of parameters that have an axis along which channels can go.
+        whole: Why parameters stay whole -> their names.
+        predicted: Reduction of MACs -> what the model would cost, or why that is out of reach.
+    """
+
+    name: str
+    groups: dict[str, int]
+    size: Size
+    smallest: Size
+    in_groups: int
+    whole: dict[str, list[str]]
+    predicted: dict[float, Size | str]
+
+    @property
+    def prunable_macs(self) -> float:
+        """Share of the MACs that could go at most."""
+        return 1 - self.smallest.macs / self.size.macs if self.size.macs else 0.0
+
+    @property
+    def prunable_parameters(self) -> float:
+        """Share of the parameters that could go at most."""
+        return 1 - self.smallest.parameters / self.size.parameters if self.size.parameters else 0.0
+
+
+def inspect(model: nn.Module, example: Tensor, limits: Limits | None = None) -> Inspection:
+    """Find what could be pruned, and predict what is left at several reductions of the MACs.
+
+    Predictions are exact counts for a plan by the norm of the weights with one threshold over all groups; another
+    criterion spreads the same reduction differently.
+
+    Args:
+        model: Any module; it is left as it was.
+        example: One sample [1, ...].
+        limits: Of the predicted plans.
+
+    Raises:
+        ModelError: The model can't be run on the sample.
+        PlanError: `ignore` names nothing.
+    """
+    limits = limits or Limits()
+    groups = pruning.find_groups(model, example)
+    cost = Cost(groups)
+    report = groups.report()
+    whole: dict[str, list[str]] = {}
+    for row in report:
+        if not row.prunable:
+            whole.setdefault("; ".join(dict.fromkeys(map(_without_axis, row.reasons))), []).append(row.parameter)
+    numel = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    return Inspection(
+        name=type(model).__name__,
+        groups={group.name: group.size for group in groups},
+        size=_size(cost, {}),
+        smallest=_size(cost, {group.name: 1 for group in groups}),
+        in_groups=sum(numel.get(row.parameter, 0) for row in report if row.prunable),
+        whole=whole,
+        predicted={share: _predict(groups, cost, share, limits) for share in REDUCTIONS} if len(groups) else {},
+    )
+
+
+def _size(cost: Cost, kept: dict[str, int]) -> Size:
+    return Size(cost.macs(kept), cost.parameters(kept), cost.size_bytes(kept))
+
+
+def _predict(groups: pruning.Groups, cost: Cost, share: float, limits: Limits) -> Size | str:
+    try:
+        plan = pruning.make_plan(
+            groups,
+            criterion="l2_norm",
+            mac_reduction=share,
+            scope="global",
+            ignore=tuple(limits.ignore),
+            round_to=limits.round_to,  # type: ignore[arg-type]  # the settings hold it to a number or "auto"
+            keep_at_least=limits.keep_at_least,
+            max_sparsity=limits.max_group_rate,
+        )
+    except TargetError as fault:
+        return str(fault)
+    return _size(cost, plan.kept_sizes(groups))
+
+
+def _without_axis(reason: str) -> str:
+    return reason.partition(": ")[2] if reason.startswith("axis ") else reason

@@ -1,0 +1,174 @@
+"""A project around a user's own model and data: the files that the pipeline reads, and the repositories it needs."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import chdir
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from pruning.errors import ModelError, SettingsError, WorkspaceError
+from pruning.files.writing import replace_file
+from secateur.extras import advice
+from secateur.inspection import inspect
+from secateur.sources import Source
+from tasks.fingerprints import code_file
+from tasks.params import reference
+from tasks.params.yaml_file import as_yaml
+from tasks.stages import STAGES, Stage, find_stage
+from tasks.workspace import DEFAULT_ROOT, Workspace
+
+IGNORED = (
+    *("/artifacts/", "/trials/", "/frontier/", "/restored/", "/.prefect/", "/mlartifacts/", "/mlruns/", "/mlflow.db*"),
+    *("/.promotion.lock", "/.venv/", "__pycache__/"),
+)
+"""What a run writes and DVC or MLflow keeps, as lines of `.gitignore`; the data's folder comes first."""
+
+CONFIGURED = (("core.analytics", "false"), ("core.check_update", "false"), ("core.autostage", "false"))
+_TRAIN = "{epochs: 12}"
+
+
+def make_project(
+    folder: Path, model: str, data: str, weights: Path | None, *, force: bool, say: Callable[[str], None]
+) -> None:
+    """Look at a model and its data, and write what the pipeline reads into their repository.
+
+    Args:
+        folder: The repository; the functions are imported from here.
+        model: Import string of a function that returns a module.
+        data: Import string of a function that returns the splits.
+        weights: Of the trained model, from the folder or absolute; None to train.
+        force: Whether files that are there may be overwritten.
+        say: Takes each line for the user.
+
+    Raises:
+        SettingsError: Something can't be imported or called, or a file is there already.
+        ModelError: The model can't be run on a sample, or nothing in it can be pruned.
+        WorkspaceError: Git or DVC refuses.
+    """
+    if not folder.is_dir():
+        raise SettingsError(f"there is no folder {folder}; expected the repository of the model and its data")
+    with chdir(folder):
+        if weights is not None and not weights.is_file():
+            raise SettingsError(f"there is no file {weights} in {Path.cwd()}; expected the weights of the model")
+        _look(Source(model, data, weights=weights), say)
+        written = _contents(model, data, weights)
+        there = [name for name, content in written.items() if Path(name).exists() and Path(name).read_text() != content]
+        if there and not force:
+            raise SettingsError(
+                f"{', '.join(there)} in {Path.cwd()} would be overwritten; nothing was written. Add --force to do so, "
+                "or move the files away"
+            )
+        _begin_git(say)
+        _begin_dvc(say)
+        for name, content in written.items():
+            replace_file(Path(name), content.encode())
+            say(f"wrote       {name}")
+        _ignore(say)
+        where = "" if folder == Path() else f"cd {folder} && "
+        say(f"\nnext: look at params.yaml, then: {where}secateur run")
+
+
+def _look(source: Source, say: Callable[[str], None]) -> None:
+    built, example = source.load()
+    found = inspect(built, example)
+    if not found.groups:
+        reasons = "; ".join(list(found.whole)[:3])
+        raise ModelError(f"nothing in the model of {source.model!r} can be pruned: {reasons}. See `secateur inspect`")
+    say(f"model       {found.name}, input {list(example.shape[1:])}: {len(found.groups)} groups of channels")
+    say(f"size        {found.size.macs:,} MACs, {found.size.parameters:,} parameters")
+    say(f"prunable    {found.prunable_macs:.1%} of the MACs, {found.prunable_parameters:.1%} of the parameters at most")
+
+
+def _contents(model: str, data: str, weights: Path | None) -> dict[str, str]:
+    templates = files("secateur") / "templates"
+    values = {
+        "model": model,
+        "data": data,
+        "weights": "null" if weights is None else json.dumps(str(weights)),
+        "recipe": _TRAIN if weights is None else "null",
+        "name": json.dumps(re.sub(r"[^A-Za-z0-9.+-]+", "-", Path.cwd().name).strip("-.+")[:100] or "pruned"),
+    }
+    head = "# Made by `secateur init`: what each stage reads and writes. `dvc repro` runs the same as `secateur run`.\n"
+    return {
+        "params.yaml": Template((templates / "params.yaml").read_text(encoding="utf-8")).substitute(values),
+        "params.schema.json": json.dumps(reference.json_schema(), indent=1) + "\n",
+        "dvc.yaml": head + as_yaml({"stages": dvc_stages("secateur run {}")}),
+        "prefect.yaml": (templates / "prefect.yaml").read_text(encoding="utf-8"),
+    }
+
+
+def dvc_stages(command: str) -> dict[str, Any]:
+    """Return the stages as `dvc.yaml` has them, from the table of the stages.
+
+    Args:
+        command: Runs a stage, whose name stands for `{}`; an environment in .venv/ is used where there is one.
+    """
+    workspace = Workspace(DEFAULT_ROOT)
+
+    def told(stage: Stage) -> str:
+        return code_file(stage, workspace).as_posix()
+
+    def folder(stage: Stage) -> str:
+        return workspace.folder(stage.folder).as_posix()
+
+    def run(name: str) -> str:
+        return f'PATH="$PWD/.venv/bin:$PATH" {command.format(name)}'
+
+    found: dict[str, Any] = {"code": {"cmd": run("code"), "always_changed": True, "outs": [told(s) for s in STAGES]}}
+    for stage in STAGES:
+        read = [told(stage)]
+        for need in map(find_stage, stage.needs):
+            read += [f"{folder(need)}/{name}" for name in need.files] or [folder(need)]
+        made = {folder(stage): {"persist": True}} if stage.persist else folder(stage)
+        sections = {"params": list(stage.sections)} if stage.sections else {}
+        found[stage.name] = {"cmd": run(stage.name), "deps": read, **sections, "outs": [made]}
+    return found
+
+
+def _begin_git(say: Callable[[str], None]) -> None:
+    if _run("git", "rev-parse", "--git-dir") is not None:
+        return
+    if _run("git", "init", "--quiet") is None:
+        raise WorkspaceError("Git isn't installed, or `git init` failed here; DVC needs it")
+    say("began       a Git repository")
+
+
+def _begin_dvc(say: Callable[[str], None]) -> None:
+    if Path(".dvc").is_dir():
+        return
+    nested = (_run("git", "rev-parse", "--show-prefix") or "").strip()
+    if _run(sys.executable, "-c", "import dvc") is None:
+        raise WorkspaceError(f"DVC {(advice('dvc') or '').removeprefix('needs dvc, which ')}")
+    dvc = (sys.executable, "-m", "dvc")
+    if _run(*dvc, "init", "--quiet", *(["--subdir"] if nested else [])) is None:
+        raise WorkspaceError(f"`dvc init` failed in {Path.cwd()}; run it by hand to see why")
+    lines = ["[core]", *(f"    {name.partition('.')[2]} = {value}" for name, value in CONFIGURED)]
+    replace_file(Path(".dvc/config"), ("\n".join(lines) + "\n").encode())
+    say("began       a DVC repository")
+
+
+def _run(*command: str) -> str | None:
+    """Run a program, and return what it printed; None where it failed or isn't there."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _ignore(say: Callable[[str], None]) -> None:
+    place = Path(".gitignore")
+    before = place.read_text(encoding="utf-8") if place.exists() else ""
+    data = Workspace(DEFAULT_ROOT).folder("data")
+    wanted = (f"/{data.as_posix()}/", *IGNORED) if len(data.parts) == 1 else IGNORED
+    if lacking := [line for line in wanted if line not in before.splitlines()]:
+        gap = "" if not before or before.endswith("\n") else "\n"
+        replace_file(place, f"{before}{gap}{chr(10).join(lacking)}\n".encode())
+        say(f"wrote       {place}: {len(lacking)} lines")
