@@ -32,6 +32,8 @@ __all__ = [
 
 DEFAULT_ROOT = Path("artifacts")
 RECORD = "stage.json"
+_PREPARED = {"meta.json", "train.safetensors"}
+"""Among the files of a data set as `prepare` writes it, before its record is there too."""
 
 Json = Any
 """What `json` reads and writes."""
@@ -127,8 +129,9 @@ class Workspace:
 
 
 def _is_foreign(folder: Path) -> bool:
-    """Say whether a folder holds files, and no record that a stage made them."""
-    return folder.is_dir() and not (folder / RECORD).exists() and any(folder.iterdir())
+    """Say whether a folder holds files that are no prepared data."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return bool(names) and RECORD not in names and not names >= _PREPARED
 
 
 def write_json(path: Path, value: Json) -> None:

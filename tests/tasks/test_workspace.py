@@ -94,3 +94,15 @@ def test_same_process_may_take_its_workspace_again(tmp_path: Path) -> None:
         pass
     with FileLock(tmp_path / ".lock", timeout=1):
         pass
+
+
+def test_folder_of_the_users_own_data_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = Path("data")
+    data.mkdir()
+    assert Workspace(Path("artifacts")).folder("data") == data
+    (data / "scans.csv").touch()
+    assert Workspace(Path("artifacts")).folder("data") == Path("artifacts/data")
+    for name in ("meta.json", "train.safetensors"):  # as `prepare` writes them, not sealed yet
+        (data / name).touch()
+    assert Workspace(Path("artifacts")).folder("data") == data
