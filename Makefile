@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all check repro ui serve clean
+.PHONY: help install run test test-all check repro wheel ui serve clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ check: install ## ruff, mypy --strict, import-linter, pins with known vulnerabil
 
 repro: install ## run what has changed, through DVC
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
+
+wheel: install ## build the package that pip installs into dist/
+	$(BIN)/python -m pip wheel --no-deps --quiet --wheel-dir dist .
 
 ui: install ## show Prefect's and MLflow's pages until Ctrl-C
 	$(BIN)/python -m flows.pages

@@ -3,7 +3,7 @@
     import secateur
 
     groups = secateur.find_groups(model, example_inputs)
-    plan = secateur.make_plan(groups, criterion="l2_norm", mac_reduction=0.5)
+    plan = secateur.make_plan(groups, "l2_norm", secateur.MacReduction(0.5))
     dense = secateur.narrow(model, plan, example_inputs)
 
 Nothing is imported before it is used: `import secateur` takes milliseconds, the first name that needs torch imports it.
@@ -17,15 +17,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pruning import (
+        ChannelSparsity,
         Group,
         Groups,
+        LatencyMs,
+        LatencyReduction,
+        Limits,
+        MacReduction,
+        ParameterReduction,
         Plan,
+        Scope,
         Slice,
         add_gates,
         apply_masks,
         calibrate,
         choose_n_of_m,
         choose_weights,
+        collect,
         count_bytes,
         count_macs,
         count_parameters,
@@ -52,6 +60,8 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "pruning": (
+        *("ChannelSparsity", "LatencyMs", "LatencyReduction", "Limits", "MacReduction", "ParameterReduction"),
+        *("Scope", "collect"),
         *("Group", "Groups", "Plan", "Slice", "add_gates", "apply_masks", "calibrate", "choose_n_of_m"),
         *("choose_weights", "count_bytes", "count_macs", "count_parameters", "find_groups", "held", "make_plan"),
         *("narrow", "narrow_optimizer", "reconstruct", "widen"),
@@ -69,12 +79,19 @@ _MODULES = {
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "ChannelSparsity",
     "Evaluation",
     "Group",
     "Groups",
+    "LatencyMs",
+    "LatencyReduction",
+    "Limits",
+    "MacReduction",
+    "ParameterReduction",
     "Plan",
     "Recipe",
     "Samples",
+    "Scope",
     "Slice",
     "Splits",
     "__version__",
@@ -84,6 +101,7 @@ __all__ = [
     "check_parity",
     "choose_n_of_m",
     "choose_weights",
+    "collect",
     "count_bytes",
     "count_macs",
     "count_parameters",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 import pruning
+from pruning.choosing.selection import Rounding
 from pruning.errors import TargetError
 from pruning.structure.cost import Cost
 
@@ -15,20 +16,18 @@ REDUCTIONS = (0.3, 0.5, 0.7)
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What no plan may go beyond; the defaults are those of the section `prune`.
+class Rules:
+    """What the predicted plans hold to; the defaults are those of the section `prune`.
 
     Attributes:
         ignore: Modules or parameters that stay whole.
         round_to: Kept counts are multiples of this, or what kernels reward.
-        keep_at_least: Channels that every group keeps.
-        max_group_rate: Largest share of its channels that a group may lose.
+        limits: Of what a group may lose.
     """
 
     ignore: Sequence[str] = ()
-    round_to: int | str = "auto"
-    keep_at_least: int = 8
-    max_group_rate: float = 0.75
+    round_to: Rounding = "auto"
+    limits: pruning.Limits = field(default_factory=lambda: pruning.Limits(min_channels=8))
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Inspection:
         return 1 - self.smallest.parameters / self.size.parameters if self.size.parameters else 0.0
 
 
-def inspect(model: nn.Module, example: Tensor, limits: Limits | None = None) -> Inspection:
+def inspect(model: nn.Module, example: Tensor, rules: Rules | None = None) -> Inspection:
     """Find what could be pruned, and predict what is left at several reductions of the MACs.
 
     Predictions are exact counts for a plan by the norm of the weights with one threshold over all groups; another
@@ -88,13 +87,13 @@ def inspect(model: nn.Module, example: Tensor, limits: Limits | None = None) -> 
     Args:
         model: Any module; it is left as it was.
         example: One sample [1, ...].
-        limits: Of the predicted plans.
+        rules: Of the predicted plans.
 
     Raises:
         ModelError: The model can't be run on the sample.
         PlanError: `ignore` names nothing.
     """
-    limits = limits or Limits()
+    rules = rules or Rules()
     groups = pruning.find_groups(model, example)
     cost = Cost(groups)
     report = groups.report()
@@ -110,7 +109,7 @@ def inspect(model: nn.Module, example: Tensor, limits: Limits | None = None) -> 
         smallest=_size(cost, {group.name: 1 for group in groups}),
         in_groups=sum(numel.get(row.parameter, 0) for row in report if row.prunable),
         whole=whole,
-        predicted={share: _predict(groups, cost, share, limits) for share in REDUCTIONS} if len(groups) else {},
+        predicted={share: _predict(groups, cost, share, rules) for share in REDUCTIONS} if len(groups) else {},
     )
 
 
@@ -118,17 +117,16 @@ def _size(cost: Cost, kept: dict[str, int]) -> Size:
     return Size(cost.macs(kept), cost.parameters(kept), cost.size_bytes(kept))
 
 
-def _predict(groups: pruning.Groups, cost: Cost, share: float, limits: Limits) -> Size | str:
+def _predict(groups: pruning.Groups, cost: Cost, share: float, rules: Rules) -> Size | str:
     try:
         plan = pruning.make_plan(
             groups,
-            criterion="l2_norm",
-            mac_reduction=share,
+            "l2_norm",
+            pruning.MacReduction(share),
             scope="global",
-            ignore=tuple(limits.ignore),
-            round_to=limits.round_to,  # type: ignore[arg-type]  # the settings hold it to a number or "auto"
-            keep_at_least=limits.keep_at_least,
-            max_sparsity=limits.max_group_rate,
+            ignore=tuple(rules.ignore),
+            round_to=rules.round_to,
+            limits=rules.limits,
         )
     except TargetError as fault:
         return str(fault)

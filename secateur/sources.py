@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruning import Limits
 from pruning.errors import SettingsError, WorkspaceError
 from pruning.files.weights import load_weights
-from secateur.inspection import Limits
+from secateur.inspection import Rules
 from tasks import imports
 from tasks.data import as_splits, read_description, read_example
 from tasks.params.settings import Settings
@@ -30,7 +31,7 @@ class Source:
         data_arguments: Of the data's factory.
         weights: A file; None for fresh ones.
         shape: Of a random sample [1, ...], where no data are named.
-        limits: Of what is predicted.
+        rules: Of what is predicted.
     """
 
     model: str
@@ -39,19 +40,20 @@ class Source:
     data_arguments: Mapping[str, Any] = field(default_factory=dict)
     weights: Path | None = None
     shape: tuple[int, ...] | None = None
-    limits: Limits = field(default_factory=Limits)
+    rules: Rules = field(default_factory=Rules)
 
     @classmethod
     def of(cls, settings: Settings) -> Source:
         """Return what the settings name."""
         prune = settings.prune
+        rounding = prune.round_for if prune.round_to == "auto" else prune.round_to
         return cls(
             model=settings.model.factory,
             data=settings.data.factory,
             model_arguments=settings.model.arguments,
             data_arguments=settings.data.arguments,
             weights=settings.model.weights,
-            limits=Limits(prune.ignore, prune.round_to, prune.keep_at_least, prune.max_group_rate),
+            rules=Rules(prune.ignore, rounding, Limits(prune.keep_at_least, prune.max_group_rate)),
         )
 
     def load(self, workspace: Workspace | None = None) -> tuple[nn.Module, Tensor]:

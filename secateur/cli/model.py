@@ -56,7 +56,7 @@ def inspect(
             source = Source.of(load(params))
         else:
             source = Source(model, data, weights=weights, shape=_as_shape(shape))
-        found = look(*source.load(Workspace(workspace) if model is None else None), source.limits)
+        found = look(*source.load(Workspace(workspace) if model is None else None), source.rules)
         if as_json:
             shares = {"prunable_macs": found.prunable_macs, "prunable_parameters": found.prunable_parameters}
             say(json.dumps({**asdict(found), **shares}, indent=2))

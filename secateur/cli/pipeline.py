@@ -30,7 +30,7 @@ def _complete_stage(_context: click.Context, _parameter: click.Parameter, begun:
     return [CompletionItem(stage) for stage in STAGES if stage.startswith(begun)]
 
 
-class _Stage(click.ParamType):
+class _Stage(click.ParamType[str]):
     name = "stage"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
