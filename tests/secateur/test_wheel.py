@@ -72,8 +72,8 @@ def tool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(own, with_pip=False)
     python = own / "bin" / "python"
     site = call(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", folder=place).stdout.strip()
-    install = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet", wheel]
-    done = call(*install, folder=place)
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", "--quiet"]
+    done = call(*install, wheel, folder=place)
     assert done.returncode == 0, done.stderr
     Path(site, "shared.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     return own / "bin" / "secateur"
