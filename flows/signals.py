@@ -6,16 +6,22 @@
 The thread needs nothing of the main thread, which may be in native code for long, and sees the signal whoever has
 replaced the handler: Prefect's engine does. An exception can be swallowed by whoever catches all of them, so what must
 not begin after a signal asks first. What has not ended by the deadline is ended by force, as safely as by `kill -9`:
-a run goes on from there to the same bytes (docs/kill-matrix.md).
+a run goes on from there to the same bytes (docs/kill-matrix.md). The interpreter's own end, which no thread outlives
+and which may take long, is left out.
+
+A signal that was ignored when the process began stays so, as `nohup` and a shell's background jobs want it.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
+import sys
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
 
 import psutil
@@ -23,6 +29,7 @@ import psutil
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE_S = 5.0
 _EXIT_CODE = 128  # and the signal's number
+_HEEDED = tuple(number for number in ASKING if signal.getsignal(number) is not signal.SIG_IGN)
 
 
 class _Watch:
@@ -33,6 +40,8 @@ class _Watch:
         self.patience_s = 0.0
         self.asked: int | None = None
         self.raised = False
+        self.unwinds = True
+        self.leaves = False
         self.ours = False  # whether the handlers are
         self.process: int | None = None  # a fork has no thread
         self._unsaid = threading.Lock()
@@ -42,6 +51,7 @@ class _Watch:
         if self.process == os.getpid():
             return
         self.process = os.getpid()
+        atexit.register(self._leave)  # before what is imported later registers: it is called after that
         ours, handlers = socket.socketpair()
         handlers.setblocking(False)
         signal.set_wakeup_fd(handlers.fileno(), warn_on_full_buffer=False)
@@ -54,8 +64,18 @@ class _Watch:
                 break
         self.note(number)
         time.sleep(self.patience_s)
-        _end_children()
-        os._exit(_EXIT_CODE + number)
+        try:
+            end_children()
+        finally:
+            os._exit(_EXIT_CODE + number)
+
+    def _leave(self) -> None:
+        """End where only the interpreter's own end is left."""
+        if self.leaves and self.asked is not None and self.process == os.getpid():
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError, AttributeError):
+                    stream.flush()
+            os._exit(_EXIT_CODE + self.asked)
 
     def note(self, number: int) -> None:
         """Say once, from the thread or from the handler, whichever comes first, which signal it was."""
@@ -66,7 +86,7 @@ class _Watch:
 
     def raise_once(self, number: int, _frame: FrameType | None) -> None:
         """Unwind the main thread; whatever asks again doesn't disturb what is done meanwhile."""
-        if not self.raised:
+        if self.unwinds and not self.raised:
             self.raised = True
             self.note(number)
             raise SystemExit(_EXIT_CODE + number)
@@ -75,14 +95,15 @@ class _Watch:
 _watch = _Watch()
 
 
-def watch(name: str, patience_s: float = PATIENCE_S) -> None:
+def watch(name: str, patience_s: float = PATIENCE_S, *, unwinds: bool = True) -> None:
     """Let signals end this process: by SystemExit in the main thread, and by force after a while.
 
     Args:
         name: Of the command, for the message.
         patience_s: How long the exception may take; 0 to end at once, where there is nothing to be unwound.
+        unwinds: Whether there is an exception; not for a loop that asks `asked` itself.
     """
-    _watch.name, _watch.patience_s, _watch.ours = name, patience_s, True
+    _watch.name, _watch.patience_s, _watch.ours, _watch.unwinds = name, patience_s, True, unwinds
     take_over()
     _watch.listen()
 
@@ -97,7 +118,7 @@ def set_deadline(name: str) -> None:
 def take_over() -> None:
     """Put our handlers into the place of others, where this process is a command of ours."""
     if _watch.ours and threading.current_thread() is threading.main_thread():
-        for number in ASKING:
+        for number in _HEEDED:
             signal.signal(number, _watch.raise_once)
 
 
@@ -109,14 +130,18 @@ def asked() -> bool:
 def end_if_asked() -> None:
     """Raise what the handler raises, where a signal has asked for the end and the exception was swallowed.
 
+    What is registered with `atexit` is done then; the interpreter's own end is left out.
+
     Raises:
         SystemExit: With the exit code that says which signal it was.
     """
     if _watch.asked is not None:
+        _watch.leaves = True
         raise SystemExit(_EXIT_CODE + _watch.asked)
 
 
-def _end_children() -> None:
+def end_children() -> None:
+    """Kill all children of this process, and theirs."""
     children = psutil.Process().children(recursive=True)
     for child in children:
         try:

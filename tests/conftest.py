@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,13 @@ PARAMS: dict[str, Any] = {
 }
 
 Change = Callable[[dict[str, Any]], object]
+
+
+def pytest_configure() -> None:
+    """Let what tests start heed the signals that a shell has tests in the background ignore, as `nohup` does."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)  # a handler isn't inherited
 
 
 @pytest.fixture(autouse=True)

@@ -95,6 +95,29 @@ def test_process_ends_with_one_message_and_leaves_none_behind(work: str, forced:
     assert (time.monotonic() - began > 1.4) == forced
 
 
+NOHUP = """
+import os, signal
+from flows import signals
+signals.watch("stage")
+for number in signals.ASKING[::2]:  # the second one, SIGTERM, ends it
+    os.kill(os.getpid(), number)
+print("goes on", flush=True)
+os.kill(os.getpid(), signal.SIGTERM)
+signal.pause()
+"""
+
+
+def test_signals_that_were_ignored_at_the_start_stay_so() -> None:
+    ignored = [sys.executable, "-c", "import os, signal, sys\nfor number in (1, 2): signal.signal(number, 1)\n"]
+    ignored[-1] += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"  # as `nohup COMMAND &` in a script
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [*ignored, "-c", NOHUP], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "goes on\n"), done.stderr
+    assert done.stderr == "\nstage: ended by SIGTERM; run the same command again to go on\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_command_that_is_still_being_imported_ends_at_once(number: signal.Signals, tmp_path: Path) -> None:
     process = subprocess.Popen(
