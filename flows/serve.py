@@ -18,11 +18,11 @@ from filelock import FileLock, Timeout
 
 from flows.pages import show_pages, until_interrupted
 from flows.servers import Programs, ServiceError, installed
+from flows.worker import POOL
 from tasks.environment import REPOSITORY, is_installed
 from tasks.params.settings import Settings
 from tasks.production.versioning import Versions
 
-POOL = "secateur"
 JOB_TEMPLATE = Path(__file__).with_name("work-pool.json")
 _LONGEST_SETUP_S = 180
 
@@ -47,7 +47,7 @@ def serve(settings: Settings, started: Programs) -> None:
     _set_up(["prefect", "work-pool", "create", POOL, "--type", "process", *template, "--overwrite"], environment)
     _set_up(["prefect", "--no-prompt", "deploy", "--all"], environment)
     _refuse_unknown_parameters(environment["PREFECT_API_URL"])
-    started.start("worker", ["prefect", "worker", "start", "--pool", POOL, "--type", "process"], environment)
+    started.start("worker", ["python", "-m", "flows.worker"], environment)
     sys.stdout.write(f"{'worker':<8} runs the deployments of prefect.yaml in {Path.cwd()}\n")
 
 

@@ -200,3 +200,36 @@ def test_cancelling_on_prefects_page_ends_cleanly_and_the_next_run_goes_on(
         assert again["state_type"] == "COMPLETED", again["state"]["message"]
     assert clone.hashes() == undisturbed
     clone.assert_tracked_once()
+
+
+def test_sigterm_to_the_worker_ends_its_run_too_and_the_next_one_goes_on(
+    new_slow_clone: Callable[[], Clone], undisturbed: dict[str, str]
+) -> None:
+    clone = new_slow_clone()
+    (clone.root / "slow").touch()
+    with served(clone, ends_with=2) as here:  # without a worker it is of no use
+        before = here.family()
+        here.start("compress")
+        wait_for_second_attempt(clone)
+        (worker,) = [found for found in before if "flows.worker" in found.cmdline()]
+        run = here.family() - before
+        assert run
+        began = time.monotonic()
+        worker.send_signal(signal.SIGTERM)
+        left = psutil.wait_procs({worker, *run}, timeout=60)[1]
+        print(f"ended after {time.monotonic() - began:.1f} s")
+        assert left == []
+        assert time.monotonic() - began < ENDS_WITHIN_S
+    said = (Path(clone.environment["PREFECT_HOME"]) / "logs/worker.log").read_text(encoding="utf-8")
+    for name in ("worker", "compress"):
+        assert said.count(f"{name}: ended by SIGTERM; run the same command again to go on") == 1, said
+    assert "Traceback" not in said, said
+    assert_ended_cleanly(clone)
+    with served(clone) as here:
+        (ended,) = here.wait_for("compress", 1, "CANCELLED")
+        assert ended["state_type"] == "CRASHED", ended["state"]
+        here.start("compress")
+        again = here.wait_for("compress", 2, "CANCELLED")[1]
+        assert again["state_type"] == "COMPLETED", again["state"]["message"]
+    assert clone.hashes() == undisturbed
+    clone.assert_tracked_once()
