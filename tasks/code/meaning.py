@@ -7,6 +7,7 @@ in a module that mentions `__doc__`, and under a decorator that isn't known to l
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -21,6 +22,8 @@ _FINDS_MODULES = {
     *("__import__", "exec", "import_module", "iter_modules", "run_module", "run_path", "spec_from_file_location"),
     *("walk_packages", "load_module", "exec_module"),
 }
+
+_TYPE_COMMENT = re.compile(rb"#\s*type:(?!\s*ignore\b)")
 
 _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -83,19 +86,18 @@ def _parse(content: bytes, docstrings: bool) -> Meaning:
         typed = _with_type_comments(content)
     except (SyntaxError, ValueError, RecursionError):
         return Meaning(sha256(content).hexdigest()[:_DIGITS])
-    names = {found for node in ast.walk(tree) if (found := _name(node))}
-    kept = docstrings and bool(names & _READS_DOCSTRINGS)
-    tree = _Essence(kept, docstrings).visit(typed or tree)
+    kept = docstrings and any(_name(node) in _READS_DOCSTRINGS for node in ast.walk(tree))
+    tree = typed or tree
+    _Essence(kept, docstrings).reduce(tree)
     digest = sha256(ast.dump(tree, annotate_fields=False).encode()).hexdigest()[:_DIGITS]
-    strings = frozenset(
-        node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    )
-    return Meaning(digest, tuple(_imports(tree)), strings, bool(names & _FINDS_MODULES), _exports(tree))
+    found = _Found.of(tree)
+    finds_modules = bool(found.uses.keys() & _FINDS_MODULES)
+    return Meaning(digest, tuple(_imports(found)), frozenset(found.strings), finds_modules, _exports(tree))
 
 
 def _with_type_comments(content: bytes) -> ast.Module | None:
-    """Parse type comments too, which TorchScript reads; None where one of them is malformed."""
-    if b"type:" not in content:
+    """Parse type comments too, which TorchScript reads; None where there is none, or one of them is malformed."""
+    if not _TYPE_COMMENT.search(content):
         return None
     try:
         tree = ast.parse(content, type_comments=True)
@@ -111,27 +113,32 @@ def _name(node: ast.AST) -> str | None:
     return node.attr if isinstance(node, ast.Attribute) else None
 
 
-class _Essence(ast.NodeTransformer):
-    """Removes what is never run, and strings that stand for themselves."""
+class _Essence:
+    """Removes what is never run, and strings that stand for themselves; all of them are statements."""
 
     def __init__(self, kept: bool, careful: bool) -> None:
         self._kept, self._careful = kept, careful
 
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        super().generic_visit(node)
+    def reduce(self, node: ast.AST) -> None:
+        """Do so in the statements that a node holds."""
+        for part in (*getattr(node, "handlers", ()), *getattr(node, "cases", ())):
+            self.reduce(part)
         for field in ("body", "orelse", "finalbody"):
             body = getattr(node, field, None)
-            if isinstance(body, list) and any(_stands_for_itself(part) for part in body):
-                first = body[:1] if isinstance(node, _Documented) and self._keeps_docstring(node) else []
-                rest = [part for part in body[len(first) :] if not _stands_for_itself(part)]
-                setattr(node, field, [*first, *rest] or [ast.Pass()])
-        return node
+            if not isinstance(body, list):
+                continue
+            executed = [part for statement in body for part in self._executed(statement)]
+            if any(_stands_for_itself(part) for part in executed):
+                first = executed[:1] if isinstance(node, _Documented) and self._keeps_docstring(node) else []
+                rest = [part for part in executed[len(first) :] if not _stands_for_itself(part)]
+                executed = [*first, *rest] or [ast.Pass()]
+            setattr(node, field, executed)
 
-    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
-        self.generic_visit(node)
-        if _name(node.test) == "TYPE_CHECKING":
-            return node.orelse or ast.Pass()
-        return node
+    def _executed(self, node: ast.stmt) -> list[ast.stmt]:
+        self.reduce(node)
+        if isinstance(node, ast.If) and _name(node.test) == "TYPE_CHECKING":
+            return node.orelse or [ast.Pass()]
+        return [node]
 
     def _keeps_docstring(self, node: _Documented) -> bool:
         if self._kept:
@@ -145,24 +152,52 @@ def _stands_for_itself(node: object) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-def _imports(tree: ast.AST) -> Iterator[Import]:
-    attributes: dict[str, set[str]] = {}
-    bare: dict[str, int] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            attributes.setdefault(node.value.id, set()).add(node.attr)
-            bare[node.value.id] = bare.get(node.value.id, 0) - 1
-        elif isinstance(node, ast.Name):
-            bare[node.id] = bare.get(node.id, 0) + 1
-    for node in ast.walk(tree):
+@dataclass
+class _Found:
+    """What stands in a tree, gathered in one walk.
+
+    Attributes:
+        imports: Statements.
+        strings: Constants.
+        uses: Name, of a variable or an attribute -> how often it is used as a whole: taking an attribute of a variable
+            isn't.
+        attributes: Variable -> its attributes that are taken.
+    """
+
+    imports: list[ast.Import | ast.ImportFrom]
+    strings: set[str]
+    uses: dict[str, int]
+    attributes: dict[str, set[str]]
+
+    @classmethod
+    def of(cls, tree: ast.AST) -> _Found:
+        found = cls([], set(), {}, {})
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name):
+                found.uses[node.id] = found.uses.get(node.id, 0) + 1
+            elif isinstance(node, ast.Attribute):
+                found.uses.setdefault(node.attr, 0)
+                if isinstance(node.value, ast.Name):
+                    found.attributes.setdefault(node.value.id, set()).add(node.attr)
+                    found.uses[node.value.id] = found.uses.get(node.value.id, 0) - 1
+            elif isinstance(node, ast.Constant):
+                if isinstance(node.value, str):
+                    found.strings.add(node.value)
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                found.imports.append(node)
+        return found
+
+
+def _imports(found: _Found) -> Iterator[Import]:
+    for node in found.imports:
         if isinstance(node, ast.ImportFrom):
             names = frozenset(alias.name for alias in node.names)
             yield Import(node.module or "", node.level, None if "*" in names else names, True)
-        elif isinstance(node, ast.Import):
+        else:
             for alias in node.names:
                 bound = alias.asname or (alias.name if "." not in alias.name else None)
-                whole = bound is None or bare.get(bound, 0) > 0
-                taken = None if whole else frozenset(attributes.get(str(bound), ()))
+                whole = bound is None or found.uses.get(bound, 0) > 0
+                taken = None if whole else frozenset(found.attributes.get(str(bound), ()))
                 yield Import(alias.name, 0, taken, False)
 
 
