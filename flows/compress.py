@@ -20,6 +20,7 @@ from flows.report import report
 from flows.stage import Run, planned, recorded_end
 from flows.transform import transform
 from pruning.errors import TargetError
+from tasks.benchmark import read_latencies
 from tasks.held import edited
 from tasks.lock import locked
 from tasks.production.source import Source, snapshot
@@ -33,6 +34,8 @@ from tasks.showing.comparison import (
     compare_latency,
     nothing_accepted,
 )
+from tasks.showing.verdict import as_text as as_words
+from tasks.showing.verdict import decide
 from tasks.stages import STAGES, Stage
 
 log = logging.getLogger("secateur")
@@ -82,7 +85,7 @@ def _run_stages(run: Run, params: str, workspace: str, commit: bool) -> None:
         FLOWS[stage.name](params, workspace, commit)
         changed = run.changed()
     bar.update(1.0)
-    publish_markdown("compress-result", as_markdown(_lines(run)), "baseline against dense model")
+    publish_markdown("compress-result", as_markdown(_lines(run)), "baseline against pruned model")
 
 
 def compress_what_changed(params: str, workspace: str, commit: bool) -> None:
@@ -133,14 +136,12 @@ def _record(run: Run, begun_with: Source | None) -> str | None:
 
 
 def _show(run: Run) -> None:
-    """Show the result, what is missing from it first."""
-    summary = _summary(run)
-    if missing := nothing_accepted(summary):
-        sys.stdout.write(f"{missing}; nothing is registered\n")
-    sys.stdout.write(f"\n{as_text(_lines(run))}\n\n")
+    """Show the result, the verdict first."""
+    verdict = decide(_summary(run), read_latencies(run.workspace), run.settings.promote)
+    sys.stdout.write(f"{as_words(verdict)}\n\n{as_text(_lines(run))}\n\n")
     for what, place in (
-        ("stopped because", summary["stopped_because"]),
-        ("dense model", run.workspace.folder("dense")),
+        ("stopped because", _summary(run)["stopped_because"]),
+        ("pruned model", run.workspace.folder("dense")),
         ("ONNX file", run.workspace.folder("onnx") / "model.onnx"),
         ("report", run.workspace.folder("report") / "report.html"),
     ):

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 
 from flows import command
 from flows.engine import ask_person, call_as_task, flow, is_deployed, publish_markdown, run_id
@@ -13,8 +14,9 @@ from pruning.errors import WorkspaceError
 from tasks.lock import deciding
 from tasks.params.settings import Settings, load
 from tasks.production import promotion
-from tasks.production.gates import as_rows
 from tasks.production.promotion import Case, as_markdown, as_text
+from tasks.showing.comparison import WIDTH
+from tasks.showing.gates import as_rows, summarise
 from tasks.workspace import Workspace
 
 log = logging.getLogger("secateur")
@@ -65,7 +67,7 @@ def _put_forward(settings: Settings, case: Case, approve: bool) -> bool:
                 "at the figures and run the same command with --approve"
             )
         promotion.keep_waiting(settings, case, str(run_id()))
-        question = f"{_title(case)}\n\n{as_markdown(as_rows(case.gates))}"
+        question = f"{_verdict(case)}\n\n{_title(case)}\n\n{as_markdown(as_rows(case.gates))}"
         answer = ask_person(question, about=f"version-{case.version}")
         if not answer.yes:
             promotion.decline(settings, case, f"a person said no: {answer.comment or 'no comment'}")
@@ -82,10 +84,18 @@ def _title(case: Case) -> str:
     return f"{case.version} (candidate) against {other} (reference)"
 
 
+def _verdict(case: Case) -> str:
+    """Say first what the figures come to."""
+    sentence = f"Version {case.version} {summarise(case.gates)}."
+    accuracy = next((gate for gate in case.gates if gate.name == "accuracy"), None)
+    return f"{sentence} Accuracy: {accuracy.remark}." if accuracy and accuracy.remark else sentence
+
+
 def _show(case: Case) -> None:
     if case.gates:
-        publish_markdown("promotion", as_markdown(as_rows(case.gates)), _title(case))
-        sys.stdout.write(f"\nversion {_title(case)}\n{as_text(as_rows(case.gates))}\n\n")
+        publish_markdown("promotion", f"{_verdict(case)}\n\n{as_markdown(as_rows(case.gates))}", _title(case))
+        laid = [*wrap(_verdict(case), WIDTH), *wrap(f"Compared: version {_title(case)}.", WIDTH)]
+        sys.stdout.write("\n{}\n\n{}\n\n".format("\n".join(laid), as_text(as_rows(case.gates))))
         sys.stdout.flush()
 
 

@@ -47,12 +47,14 @@ class Evaluation:
         loss: mean of the loss over the samples.
         num_samples: how many samples were seen.
         losses: the loss of each sample by itself, [N] float64, where it was asked for.
+        values: the metric of each sample, [N] float64 on the CPU; their mean is the accuracy.
     """
 
     accuracy: float
     loss: float
     num_samples: int
     losses: Tensor | None = field(default=None, compare=False, repr=False)
+    values: Tensor = field(default_factory=lambda: torch.empty(0), compare=False, repr=False)
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -183,15 +185,15 @@ def evaluate(
     num_samples, device = check_samples(samples), device_of(model)
     num_batches = -(-num_samples // batch_size)
     total_loss, total_metric = 0.0, 0.0
-    losses = []
+    losses, scores = [], []
     with restored_modes(model):
         model.eval()
         for index in range(num_batches):
             here = slice(index * batch_size, (index + 1) * batch_size)
             targets = samples.targets[here].to(device)
             outputs = forward(model, index, samples.inputs[here].to(device))
-            values = values_of_each(metric, outputs, targets)
-            total_metric += values.to(torch.float64).sum().item()
+            scores.append(values_of_each(metric, outputs, targets).to(torch.float64))
+            total_metric += scores[-1].sum().item()
             total_loss += mean_loss(loss, outputs, targets).item() * len(targets)
             if each:
                 losses.append(losses_of_each(loss, outputs, targets).to("cpu", torch.float64))
@@ -203,4 +205,10 @@ def evaluate(
             f"evaluation gave loss {average} over {num_samples} samples; expected a finite number: "
             "look for inf or nan in the inputs and the weights"
         )
-    return Evaluation(total_metric / num_samples, average, num_samples, torch.cat(losses) if each else None)
+    return Evaluation(
+        accuracy=total_metric / num_samples,
+        loss=average,
+        num_samples=num_samples,
+        losses=torch.cat(losses) if each else None,
+        values=torch.cat([one.cpu() for one in scores]),
+    )

@@ -20,7 +20,7 @@ from tasks.params.settings import Settings, load
 from tasks.params.yaml_file import read_mapping, write_mapping
 from tasks.showing.comparison import Summary, as_ms, ended_because, latency_name
 from tasks.showing.page import document, picture, table
-from tasks.showing.plots import Mark, as_png, draw_frontier
+from tasks.showing.plots import Mark, as_png, as_svg, draw_frontier
 from tasks.stages import STAGES, Stage
 from tasks.workspace import Workspace, is_current, write_json, writing
 
@@ -164,7 +164,7 @@ def write_frontier(points: Sequence[Point], title: str, measure: str, folder: Pa
         ]
         for cost in points[0].costs
     }
-    png = as_png(draw_frontier(marks, f"{measure} (test)", BASELINE))
+    figure = draw_frontier(marks, f"{measure} (test)", BASELINE)
     head, rows = _cells(points, measure)
     lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
     remark = (
@@ -173,12 +173,12 @@ def write_frontier(points: Sequence[Point], title: str, measure: str, folder: Pa
         "quartiles."
     )
     write_json(folder / "frontier.json", {"measure": measure, "points": [asdict(point) for point in points]})
-    replace_file(folder / "frontier.png", png)
+    replace_file(folder / "frontier.png", as_png(figure))
     replace_file(folder / "frontier.md", (f"# {title}\n\n{remark}\n\n" + "\n".join(lines) + "\n").encode())
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="quiet">{escape(remark)}</p>',
-        picture("Accuracy against cost", png),
+        picture("Accuracy against cost", as_svg(figure)),
         "<h2>All targets</h2>",
         table(head, rows),
     ]

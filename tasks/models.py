@@ -80,6 +80,11 @@ def measured_in(meta: Json, folder: Path) -> Measured:
 
 
 def measure(model: nn.Module, samples: Samples, settings: Settings, example: Tensor) -> Measured:
+    """Evaluate a model and count its costs; see `measure_each`."""
+    return measure_each(model, samples, settings, example)[0]
+
+
+def measure_each(model: nn.Module, samples: Samples, settings: Settings, example: Tensor) -> tuple[Measured, Tensor]:
     """Evaluate a model and count its costs.
 
     Args:
@@ -87,6 +92,9 @@ def measure(model: nn.Module, samples: Samples, settings: Settings, example: Ten
         samples: Accuracy and loss are measured on these.
         settings: Loss, metric and batch size.
         example: One sample [1, ...]; MACs are counted for it.
+
+    Returns:
+        The figures, and the metric of each sample, [N].
     """
     loss, metric = loss_and_metric(settings)
     batch_size = settings.training.batch_size
@@ -99,7 +107,7 @@ def measure(model: nn.Module, samples: Samples, settings: Settings, example: Ten
     weights = [parameter for parameter in inner.parameters() if parameter.ndim > 1]
     zeros, stored = sum(int((weight == 0).sum()) for weight in weights), size_bytes(model)
     sparse = stored < size_bytes(model, packed=False)
-    return Measured(
+    figures = Measured(
         accuracy=found.accuracy,
         loss=found.loss,
         macs=macs,
@@ -108,6 +116,7 @@ def measure(model: nn.Module, samples: Samples, settings: Settings, example: Ten
         weight_sparsity=zeros / sum(weight.numel() for weight in weights) if sparse else None,
         effective_macs=count_effective_macs(groups) if sparse else None,
     )
+    return figures, found.values
 
 
 def size_bytes(model: nn.Module, *, packed: bool = True) -> int:

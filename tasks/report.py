@@ -10,25 +10,33 @@ from torch import nn
 import pruning
 from pruning.dynamic.gates import GatedModel
 from pruning.files.writing import replace_file
-from tasks import export, transform
+from tasks import benchmark, export, transform
 from tasks.data import read_description, read_split
 from tasks.determinism import begin
 from tasks.loop.clock import clock_warning
 from tasks.loop.ledger import Ledger, read_ledger
 from tasks.measured import Measured
 from tasks.measurements import latency_cost, read_curves, read_profile
-from tasks.models import example_inputs, load_model, measure
+from tasks.models import example_inputs, load_model, measure_each
 from tasks.params.settings import Settings
 from tasks.prune import Outcome, read_outcome
 from tasks.showing.comparison import Summary, compare, compare_latency, nothing_accepted
-from tasks.showing.page import render
+from tasks.showing.intervals import compare_pairs, interval_of
+from tasks.showing.page import Report, render
+from tasks.showing.provenance import flat, origin_of_report
 from tasks.showing.rounding import describe_rounding, rounding_of
+from tasks.showing.verdict import decide
 from tasks.workspace import Json, Workspace, write_json, writing
 
 FOLDER = "report"
 SUMMARY = "summary.json"
 PAGE = "report.html"
-PICTURES = {"sensitivity.png": "Sensitivity", "attempts.png": "Accuracy against MACs", "widths.png": "Widths"}
+PICTURES = {
+    "attempts.png": "Accuracy against MACs, by attempt",
+    "widths.png": "Channels of each layer",
+    "curves.png": "Accuracy where one group loses channels",
+    "sensitivity.png": "Accuracy lost, by group",
+}
 
 log = logging.getLogger("secateur")
 
@@ -42,7 +50,9 @@ def report(settings: Settings, workspace: Workspace) -> None:
     """
     from tasks.showing.plots import (  # only now: Matplotlib takes its time
         as_png,
+        as_svg,
         draw_attempts,
+        draw_curves,
         draw_sensitivity,
         draw_widths,
     )
@@ -51,10 +61,10 @@ def report(settings: Settings, workspace: Workspace) -> None:
     data = read_description(workspace)
     example = example_inputs(workspace, settings)
     test = read_split(workspace, "test")
-    models, scores = {}, {}
+    models, found, values = {}, {}, {}
     for name in ("baseline", "dense"):
         models[name], _, _ = load_model(workspace.folder(name), settings, data, example)
-        scores[name] = measure(models[name], test, settings, example)
+        found[name], values[name] = measure_each(models[name], test, settings, example)
     ledger, outcome, curves = (
         read_ledger(workspace.folder("iterations")),
         read_outcome(workspace),
@@ -63,8 +73,11 @@ def report(settings: Settings, workspace: Workspace) -> None:
     summary: Json = {
         "measure": data.measure,
         "test_samples": len(test),
-        **summarise(scores["baseline"], scores["dense"], ledger, outcome, workspace),
+        **summarise(found["baseline"], found["dense"], ledger, outcome, workspace),
+        "pairs": compare_pairs(values["baseline"], values["dense"]),
     }
+    for name in models:
+        summary[name]["accuracy_interval"] = list(interval_of(values[name]))
     if any(row.unrounded for row in ledger.accepted):
         groups, dense = (pruning.find_groups(models[name], example) for name in ("baseline", "dense"))
         kept = {group.name: dense[group.name].size for group in groups if group.name in dense}
@@ -75,25 +88,29 @@ def report(settings: Settings, workspace: Workspace) -> None:
         "widths.png": draw_widths(widths(models["baseline"], models["dense"])),
     }
     if curves:
+        figures["curves.png"] = draw_curves(curves, curves[0].baseline_accuracy)
         figures["sensitivity.png"] = draw_sensitivity(curves, curves[0].baseline_accuracy)
-    pictures = {name: as_png(figures[name]) for name in PICTURES if name in figures}
+    latencies = benchmark.read_latencies(workspace)
     warning = clock_warning(settings.shaped_by_the_clock, read_profile(workspace, "profile"))
-    lines = [*compare(cast(Summary, summary)), *compare_latency(workspace)]
-    unpruned = nothing_accepted(summary)
     page = render(
-        model=settings.subject,
-        lines=lines,
-        rows=ledger.rows,
-        pictures={PICTURES[name]: picture for name, picture in pictures.items()},
-        remarks=_remarks(summary, outcome, warning),
-        warning=unpruned,
+        Report(
+            subject=settings.subject,
+            verdict=decide(cast(Summary, summary), latencies, settings.promote),
+            lines=[*compare(cast(Summary, summary)), *compare_latency(workspace)],
+            rows=ledger.rows,
+            pictures={PICTURES[name]: as_svg(figures[name]) for name in PICTURES if name in figures},
+            notes=_notes(summary, outcome, warning),
+            tried=_tried(summary, outcome),
+            origin=origin_of_report(settings, workspace, data),
+            settings=list(flat(settings.unlike_default)),
+        )
     )
     with writing(workspace.folder(FOLDER)) as folder:
         write_json(folder / SUMMARY, summary)
-        for name, picture in pictures.items():
-            replace_file(folder / name, picture)
+        for name, figure in figures.items():
+            replace_file(folder / name, as_png(figure))
         replace_file(folder / PAGE, page.encode())
-    if unpruned:
+    if unpruned := nothing_accepted(summary):
         log.warning("report: %s", unpruned)
     log.info("report: %s", workspace.folder(FOLDER) / PAGE)
 
@@ -101,7 +118,8 @@ def report(settings: Settings, workspace: Workspace) -> None:
 def summarise(baseline: Measured, dense: Measured, ledger: Ledger, outcome: Outcome, workspace: Workspace) -> Json:
     """Return what `summary.json` holds."""
     reduction = dense.reduction_from(baseline)
-    equivalence = transform.read_equivalence(workspace)
+    equivalence, parity = transform.read_equivalence(workspace), export.read_parities(workspace)["dense"]
+    last = ledger.accepted[-1].measured if ledger.accepted else None
     return {
         "kind": outcome["kind"],
         "baseline": baseline.model_dump(exclude={"loss"}, exclude_none=True),
@@ -109,9 +127,13 @@ def summarise(baseline: Measured, dense: Measured, ledger: Ledger, outcome: Outc
         "mac_reduction": reduction["mac_reduction"],
         "parameter_reduction": reduction["parameter_reduction"],
         "accuracy_drop": baseline.accuracy - dense.accuracy,
+        "floor": outcome["floor"],
+        "validation": {"baseline": ledger.baseline.accuracy, "dense": (last or ledger.baseline).accuracy},
         "parity": {
             "dense_vs_masked": equivalence["max_relative_difference"],
-            "onnx_vs_torch": export.read_parities(workspace)["dense"].max_relative_difference,
+            "onnx_vs_torch": parity.max_relative_difference,
+            "onnx_close": parity.close,
+            "num_samples": parity.num_samples,
         },
         "proven": equivalence["proven"],
         "attempts": len(ledger.rows),
@@ -138,27 +160,22 @@ def _num_outputs(model: nn.Module, name: str) -> int:
     return weight.shape[1] if isinstance(owner, nn.Embedding | nn.EmbeddingBag) else len(weight)
 
 
-def _remarks(summary: Json, outcome: Outcome, warning: str | None) -> list[str]:
-    parity = summary["parity"]
+def _notes(summary: Json, outcome: Outcome, warning: str | None) -> list[str]:
     return [
-        f"{summary['attempts']} attempts, {summary['accepted']} accepted; ended because: {outcome['stopped_because']}. "
-        f"Decided on the validation set, with a floor of {outcome['floor']:.2%}; the figures below are of the test "
-        f"set, {summary['test_samples']:,} samples that no decision has seen.",
-        f"Relative differences: dense against masked {parity['dense_vs_masked']:.1e}, ONNX Runtime against torch "
-        f"{parity['onnx_vs_torch']:.1e}.",
-        *(() if summary["proven"] else (_UNPROVEN,)),
-        "Changes are green for the better, red for the worse, and black where they are within what chance does to an "
-        "accuracy on so many samples (95 %), or within the quartiles of the measured times, which stand in brackets.",
         *([describe_rounding(summary["rounding"])] if summary.get("rounding") else ()),
         *([warning] if warning else ()),
         *_TRUTH.get(outcome["kind"], ()),
     ]
 
 
-_UNPROVEN = (
-    "That the dense model computes what the masked one does is not proven: on no validation sample do its outputs "
-    "depend on its channels. They may be constant or saturated."
-)
+def _tried(summary: Json, outcome: Outcome) -> str:
+    return (
+        f"{summary['attempts']} attempts, {summary['accepted']} accepted; ended because: {outcome['stopped_because']}. "
+        f"Decided on the validation set, with a floor of {outcome['floor']:.2%}. The figures above are of the test "
+        f"set, {summary['test_samples']:,} samples that no decision has seen."
+    )
+
+
 _SPARSE = (
     "What went are single weights: they are zeros in the same shapes. A dense runtime computes them all the same, so "
     "that MACs are unchanged and latency gains nothing. Effective MACs are those of a runtime that skips zero weights. "

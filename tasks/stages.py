@@ -81,9 +81,9 @@ STAGES = (
         "report",
         "report",
         ("prepare", "baseline", "analyze", "profile", "prune", "transform", "export", "benchmark"),
-        ("run", "model", "training"),
+        ("run", "model", "training", "promote"),
         ("tasks.report",),
-        ("shaped_by_the_clock",),
+        ("shaped_by_the_clock", "unlike_default"),
     ),
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, StrictFloat, StrictInt, ValidationError, model_validator
 
@@ -274,6 +274,12 @@ class Settings(Section):
         """Which settings let the time that this machine takes shape the result: none without a latency target."""
         asked = {"profile.path": self.profile.path is None, "prune.measure_latency": self.prune.measure_latency}
         return [name for name, is_so in asked.items() if is_so and self.prune.reads_profile]
+
+    @property
+    def unlike_default(self) -> dict[str, Any]:
+        """What differs from the default among the settings that shape a model or judge it."""
+        spared = {"machine", "tracking", "tidy", "frontier"}
+        return self.model_dump(mode="json", exclude_defaults=True, exclude=spared)
 
     @model_validator(mode="after")
     def _baseline_comes_from_somewhere(self) -> Self:

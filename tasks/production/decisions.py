@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict
 from pruning.files.writing import replace_file
 from tasks.params.settings import Settings
 from tasks.production import registry
-from tasks.production.gates import Gate
 from tasks.production.registry import Version, read_tag
 from tasks.production.store import DECISIONS
+from tasks.showing.gates import Gate
 
 FILE = DECISIONS
 TAG = "secateur.decision"

@@ -19,10 +19,10 @@ from pruning.files.export import open_session
 from tasks.params.settings import Settings
 from tasks.production import registry
 from tasks.production.decisions import ROLLED_BACK, Decision, about, announce, complete, write_down
-from tasks.production.gates import Gate, judge
 from tasks.production.registry import CANDIDATE, PREVIOUS, PRODUCTION, Version
 from tasks.production.served import fetch_served
 from tasks.production.side_by_side import measure_side_by_side
+from tasks.showing.gates import Gate, judge
 from tasks.workspace import Workspace
 
 WAITING = "secateur.waiting"
@@ -94,7 +94,8 @@ def examine(settings: Settings, workspace: Workspace) -> Case | None:
             f"--version {candidate.number}` if that is meant"
         )
         return Case(candidate.number, instead_of, (), (reason,))
-    gates = judge(*measure_side_by_side(settings, workspace, candidate, production), settings.promote)
+    new, old, pairs = measure_side_by_side(settings, workspace, candidate, production)
+    gates = judge(new, old, settings.promote, pairs)
     return Case(candidate.number, instead_of, gates, tuple(gate.reason for gate in gates if not gate.passed))
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,28 +20,35 @@ from pruning.timing.latency import measure_latency
 from tasks import export
 from tasks.data import read_description, read_split
 from tasks.determinism import begin
-from tasks.measured import Measured
 from tasks.memory import bounded_memory
-from tasks.models import example_inputs, load_model, measure
+from tasks.models import example_inputs, load_model, measure_each
 from tasks.params.settings import Settings
-from tasks.production.gates import Figures
 from tasks.production.registry import Version
 from tasks.production.restoring import Copy, brought_back
 from tasks.production.served import answers_of
 from tasks.production.trust import settings_to_measure_by
 from tasks.progress import shown
+from tasks.showing.gates import Figures
+from tasks.showing.intervals import Interval, Paired, compare_pairs, interval_of
 from tasks.workspace import Workspace
 from zoo.datasets.splits import Samples
 
 FOLDERS = ("baseline", "dense", "onnx")
 
 
+class _Times(TypedDict):
+    """By batch size."""
+
+    latencies_ms: dict[int, float]
+    quartiles_ms: dict[int, Interval]
+
+
 def measure_side_by_side(
     settings: Settings, workspace: Workspace, candidate: Version, production: Version | None
-) -> tuple[Figures, Figures]:
-    """Return the candidate's figures, and production's, or the candidate's own baseline's where there is none yet.
+) -> tuple[Figures, Figures, Paired]:
+    """Return the candidate's figures, those of production or else of its own baseline, and pairs.
 
-    Both are measured on the test samples that the candidate was registered with.
+    Both are measured on the test samples that the candidate was registered with; the pairs are these, one by one.
 
     Args:
         settings: Where the registry is, and how latency is measured.
@@ -66,7 +75,7 @@ def measure_side_by_side(
 
 def _measure(
     settings: Settings, workspace: Workspace, candidate: Version, production: Version | None
-) -> tuple[Figures, Figures]:
+) -> tuple[Figures, Figures, Paired]:
     """Do that: what may not be run is found out before anything is."""
     with ExitStack() as stack:
         one = stack.enter_context(brought_back(settings, candidate, workspace, ("data", *FOLDERS)))
@@ -77,12 +86,13 @@ def _measure(
         stage = "dense" if production else "baseline"
         test = read_split(one.workspace, "test")
         files = {"candidate": _file(one, "dense"), "reference": _file(two, stage)}
-        medians = _latencies(settings, files, test.inputs)
-        new = _score(by_one, one, "dense", test, one.workspace)
-        old = _score(by_two, two, stage, test, one.workspace)
+        taken = _latencies(settings, files, test.inputs)
+        new, values = _score(by_one, one, "dense", test, one.workspace)
+        old, before = _score(by_two, two, stage, test, one.workspace)
         return (
-            Figures(*new, medians["candidate"], differences[0]),
-            Figures(*old, medians["reference"], differences[1]),
+            replace(new, **taken["candidate"], answer_difference=differences[0]),
+            replace(old, **taken["reference"], answer_difference=differences[1]),
+            compare_pairs(before, values),
         )
 
 
@@ -99,8 +109,8 @@ def _file(copy: Copy, stage: str) -> Path:
     return copy.workspace.folder(export.FOLDER) / export.FILES[stage]
 
 
-def _latencies(settings: Settings, files: Mapping[str, Path], inputs: Tensor) -> dict[str, dict[int, float]]:
-    """Return the median latency of each file at each batch size, measured in turns."""
+def _latencies(settings: Settings, files: Mapping[str, Path], inputs: Tensor) -> dict[str, _Times]:
+    """Return the latency of each file at each batch size, measured in turns."""
     chosen = settings.benchmark
     with shown("side by side") as progress:
         found = measure_latency(
@@ -111,18 +121,28 @@ def _latencies(settings: Settings, files: Mapping[str, Path], inputs: Tensor) ->
             rounds=chosen.rounds,
             progress=progress,
         )
-    medians: dict[str, dict[int, float]] = {name: {} for name in files}
+    taken: dict[str, _Times] = {name: {"latencies_ms": {}, "quartiles_ms": {}} for name in files}
     for latency in found:
-        medians[latency.model][latency.batch_size] = latency.median_ms
-    return medians
+        taken[latency.model]["latencies_ms"][latency.batch_size] = latency.median_ms
+        quartiles = latency.lower_quartile_ms, latency.upper_quartile_ms
+        taken[latency.model]["quartiles_ms"][latency.batch_size] = quartiles
+    return taken
 
 
-def _score(settings: Settings, copy: Copy, stage: str, test: Samples, data: Workspace) -> tuple[Measured, float]:
-    """Return what a checkpoint scores on the test samples, and the share on which its ONNX file agrees with it."""
+def _score(settings: Settings, copy: Copy, stage: str, test: Samples, data: Workspace) -> tuple[Figures, Tensor]:
+    """Return a checkpoint's figures on the test samples, latency left out, and the metric of each sample."""
     example = example_inputs(data, settings)
     model, _, _ = load_model(copy.workspace.folder(stage), settings, read_description(data), example)
     parity = check_parity(_file(copy, stage), model, test.inputs)
-    return measure(model, test, settings, example), parity.close
+    found, values = measure_each(model, test, settings, example)
+    figures = Figures(
+        accuracy=found.accuracy,
+        macs=found.macs,
+        size_bytes=found.size_bytes,
+        parity=parity.close,
+        accuracy_interval=interval_of(values),
+    )
+    return figures, values
 
 
 def _answer_difference(settings: Settings, version: Version, copy: Copy) -> float:

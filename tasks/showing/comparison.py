@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import sqrt
+from math import floor, log10
+from textwrap import wrap
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic reads those of `typing` from Python 3.12 on
 
 from tasks import benchmark
+from tasks.showing.intervals import Interval, Paired, describe_pairs
 from tasks.workspace import Workspace
 
 Trend = Literal["better", "worse", "same"]
@@ -23,33 +25,31 @@ class Line:
     Attributes:
         quantity: Its name.
         baseline: Its value before.
-        dense: Its value after.
+        pruned: Its value after.
         change: From the one to the other.
         remark: What else is to be known of the change.
         trend: Whether the change is for the better; "same" where it is within what chance or the clock does.
+        spread: What the spread is called, and that of the three cells; None where the quantity is counted exactly.
     """
 
     quantity: str
     baseline: str
-    dense: str
+    pruned: str
     change: str
     remark: str = ""
     trend: Trend = "same"
+    spread: tuple[str, str, str, str] | None = None
 
     @property
     def cells(self) -> tuple[str, str, str, str]:
-        """The four cells; a remark stands behind the change."""
-        return (
-            self.quantity,
-            self.baseline,
-            self.dense,
-            f"{self.change} ({self.remark})" if self.remark else self.change,
-        )
+        """The four cells."""
+        return self.quantity, self.baseline, self.pruned, self.change
 
 
-HEAD = Line("", "baseline", "dense", "change")
+HEAD = Line("", "baseline", "pruned", "change")
 
-_NORMAL_95 = 1.96
+WIDTH = 80
+"""Of a terminal."""
 
 
 _Count = Annotated[int, Field(gt=0)]
@@ -62,18 +62,64 @@ class Figures(TypedDict):
     macs: _Count
     parameters: _Count
     size_bytes: _Count
+    accuracy_interval: Interval
     weight_sparsity: NotRequired[float]
     effective_macs: NotRequired[_Count]
 
 
+class Accuracies(TypedDict):
+    """Of both models."""
+
+    baseline: float
+    dense: float
+
+
+class Differences(TypedDict):
+    """How far the pruned model is from what it has to equal.
+
+    Attributes:
+        dense_vs_masked: Largest relative difference of the outputs from those of the masked model.
+        onnx_vs_torch: The same of the ONNX file from the model.
+        onnx_close: Share of the validation samples on which file and model agree.
+        num_samples: How many these are.
+    """
+
+    dense_vs_masked: float
+    onnx_vs_torch: float
+    onnx_close: float
+    num_samples: _Count
+
+
 class Summary(TypedDict):
-    """What of `summary.json` is shown elsewhere; there is more in it."""
+    """What of `summary.json` is shown elsewhere; there is more in it.
+
+    Attributes:
+        measure: What the share of right answers is called.
+        kind: What was pruned.
+        baseline: The model before, on the test set.
+        dense: The model after.
+        accuracy_drop: From the one to the other.
+        pairs: The same, sample by sample.
+        floor: Lowest accuracy on the validation set that was accepted.
+        validation: The accuracy there of both models.
+        parity: How far the model's outputs may differ from those of the masked model and of the ONNX file.
+        proven: Whether the comparison with the masked model can show a difference.
+        test_samples: How many.
+        attempts: Of the loop.
+        accepted: So many of them.
+        stopped_because: Why it ended.
+    """
 
     measure: str
     kind: str
     baseline: Figures
     dense: Figures
     accuracy_drop: float
+    pairs: Paired
+    floor: float
+    validation: Accuracies
+    parity: Differences
+    proven: bool
     test_samples: _Count
     attempts: int
     accepted: int
@@ -105,15 +151,20 @@ def compare(summary: Summary) -> list[Line]:
 
 
 def _accuracy_line(summary: Summary) -> Line:
-    before, after, count = summary["baseline"]["accuracy"], summary["dense"]["accuracy"], summary["test_samples"]
-    chance = _NORMAL_95 * sqrt(sum(share * (1 - share) for share in (before, after)) / count)
+    before, after, pairs = summary["baseline"], summary["dense"], summary["pairs"]
     return Line(
         f"{summary['measure']} (test)",
-        f"{before:.2%}",
-        f"{after:.2%}",
+        f"{before['accuracy']:.2%}",
+        f"{after['accuracy']:.2%}",
         f"{-100 * summary['accuracy_drop'] or 0.0:+.2f} points",
-        f"chance: ±{100 * chance:.2f}",
-        _trend(before, after) if abs(after - before) > chance else "same",
+        describe_pairs(pairs),
+        "worse" if pairs["high"] < 0 else "better" if pairs["low"] > 0 else "same",
+        (
+            "95 % interval",
+            as_interval(before["accuracy_interval"]),
+            as_interval(after["accuracy_interval"]),
+            f"[{100 * pairs['low']:+.2f}, {100 * pairs['high']:+.2f}]",
+        ),
     )
 
 
@@ -139,7 +190,7 @@ def nothing_accepted(summary: Summary) -> str | None:
         return None
     count = summary["attempts"]
     return (
-        f"nothing was pruned: none of {count} attempts was accepted ({summary['stopped_because']}), and the dense "
+        f"nothing was pruned: none of {count} attempts was accepted ({summary['stopped_because']}), and the pruned "
         "model is the baseline"
     )
 
@@ -161,43 +212,77 @@ def compare_latency(workspace: Workspace) -> list[Line]:
 
 def _latency_line(before: benchmark.Row, after: benchmark.Row) -> Line:
     """Compare two latencies, measured in turns: the ratio of the medians, and how far the quartiles let it go."""
-    low = before["lower_quartile_ms"] / after["upper_quartile_ms"]
-    high = before["upper_quartile_ms"] / after["lower_quartile_ms"]
-    remark = f"quartiles {low:.2f}–{high:.2f}"
-    if before["predicted_ms"] and after["predicted_ms"]:
-        remark += f", {before['predicted_ms'] / after['predicted_ms']:.2f} predicted"
+    quartiles = [quartiles_of(row) for row in (before, after)]
+    low, high = quartiles[0][0] / quartiles[1][1], quartiles[0][1] / quartiles[1][0]
+    predicted = before["predicted_ms"], after["predicted_ms"]
     return Line(
         latency_name(after["batch_size"], after["threads"]),
-        as_latency(before),
-        as_latency(after),
+        f"{before['median_ms']:.3f} ms",
+        f"{after['median_ms']:.3f} ms",
         f"{before['median_ms'] / after['median_ms']:.2f} × as fast",
-        remark,
+        f"{predicted[0] / predicted[1]:.2f} × predicted" if predicted[0] and predicted[1] else "",
         "better" if low > 1 else "worse" if high < 1 else "same",
+        ("quartiles", *map(as_quartiles, quartiles), f"[{low:.2f}, {high:.2f}]"),
     )
 
 
-def as_latency(measured: benchmark.Row) -> str:
-    """Write a measured latency for people: the median, and the quartiles behind it."""
-    return as_ms(measured["median_ms"], measured["lower_quartile_ms"], measured["upper_quartile_ms"])
+def quartiles_of(measured: benchmark.Row) -> Interval:
+    """Return the quartiles of a latency in milliseconds."""
+    return measured["lower_quartile_ms"], measured["upper_quartile_ms"]
+
+
+def as_quartiles(quartiles: Interval) -> str:
+    """Write quartiles in milliseconds for people, with three digits that count."""
+    return "[{}, {}]".format(*(f"{value:.{min(3, max(0, 2 - floor(log10(value))))}f}" for value in quartiles))
 
 
 def as_ms(median: float, lower: float, upper: float) -> str:
     """Write a median in milliseconds with its quartiles."""
-    return f"{median:.3f} ms [{lower:.3f}, {upper:.3f}]"
+    return f"{median:.3f} ms {as_quartiles((lower, upper))}"
+
+
+def as_interval(interval: Interval) -> str:
+    """Write the interval of a share in percent."""
+    return f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
 
 
 def as_text(lines: list[Line]) -> str:
-    """Lay the lines out for a terminal."""
-    rows = [HEAD.cells, *(line.cells for line in lines)]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    """Lay the lines out for a terminal of 80 columns: spread and remark stand below their quantity."""
+    rows = [cells for line in (HEAD, *lines) for cells in _rows(line)]
+    last = max(len(row[3]) for row in rows)
+    middle = [max(len(row[column]) for row in rows) for column in (1, 2)]
+    first = min(max(len(row[0]) for row in rows), WIDTH - last - sum(middle) - 6)
+    widths = (first, *middle, last)
+    laid = [text for line in lines for text in _laid(line, widths)]
     rule = "─" * (sum(widths) + 6)
-    laid = ["  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3))]) for row in rows]
-    return "\n".join([laid[0], rule, *laid[1:]])
+    return "\n".join([*_laid(HEAD, widths), rule, *laid])
+
+
+def _rows(line: Line) -> list[tuple[str, str, str, str]]:
+    """Return the cells of a quantity, and those of its spread."""
+    spread = [(f"  {line.spread[0]}", *line.spread[1:])] if line.spread else []
+    return [line.cells, *spread]
+
+
+def _laid(line: Line, widths: tuple[int, ...]) -> list[str]:
+    found = []
+    for row in _rows(line):
+        above, name = ([row[0]], "") if len(row[0]) > widths[0] else ([], row[0])
+        cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        found += [*above, "  ".join([name.ljust(widths[0]), *cells]).rstrip()]
+    return found + wrap(line.remark, WIDTH, initial_indent="  ", subsequent_indent="  ")
 
 
 def as_markdown(lines: list[Line]) -> str:
     """Lay the lines out as a Markdown table."""
-    rows = ["|" + "|".join(line.cells) + "|" for line in lines]
+    rows = []
+    for line in lines:
+        more = (line.remark, *line.spread[1:]) if line.spread else (line.remark, "", "", "")
+        cells = (
+            line.quantity,
+            *(f"{cell} {spread}".strip() for cell, spread in zip(line.cells[1:], more[1:], strict=True)),
+        )
+        rows.append("|" + "|".join(cells) + (f", {more[0]}" if more[0] else "") + "|")
     return "\n".join(["|" + "|".join(HEAD.cells) + "|", "|---|---:|---:|---:|", *rows])
 
 

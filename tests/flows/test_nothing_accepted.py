@@ -24,11 +24,11 @@ def test_where_every_recipe_diverges_nothing_is_registered(shop: Shop, capsys: p
             command.main("compress", compress_what_changed, "", ["--no-commit"])
         assert ended.value.code == command.REFUSED == 1
         shown = capsys.readouterr()
-        first = shown.out.splitlines()[0]
-        assert first.startswith("nothing was pruned: none of 2 attempts was accepted (attempts used up)")
-        assert first.endswith("nothing is registered")
+        first = " ".join(shown.out.partition("\n\n")[0].splitlines())
+        said = "othing was pruned: none of 2 attempts was accepted (attempts used up), and the pruned model is the baseline"
+        assert first == f"N{said}."
         assert "registered  " not in shown.out
-        assert shown.err.splitlines()[-1] == f"compress: {first}"
+        assert shown.err.splitlines()[-1] == f"compress: n{said}; nothing is registered"
     assert client.get_model_version_by_alias("small", registry.CANDIDATE).version == before
     assert len(client.search_model_versions("name = 'small'")) == 1
     experiment = client.get_experiment_by_name("tests")
@@ -36,8 +36,9 @@ def test_where_every_recipe_diverges_nothing_is_registered(shop: Shop, capsys: p
     runs = client.search_runs([experiment.experiment_id])
     assert {run.info.status for run in runs} == {"FINISHED"}
     page = Path("artifacts/report/report.html").read_text(encoding="utf-8")
-    assert "<h1>small on few, not pruned</h1>" in page
-    assert '<p class="warning">Nothing was pruned: none of 2 attempts was accepted' in page
-    assert '<td class="worse">training failed</td>' in page
+    assert '<h1 class="worse">Nothing was pruned</h1>' in page
+    assert '<p class="lead">None of 2 attempts was accepted' in page
+    assert '<span class="worse">training failed</span>' in page
+    assert "wild: " in page
     for change in ("+0.00 points", "+0.0%"):
         assert f'<b class="same">{change}</b>' in page

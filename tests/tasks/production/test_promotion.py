@@ -11,19 +11,16 @@ import pytest
 
 from pruning.errors import WorkspaceError
 from tasks.lock import deciding
-from tasks.measured import Measured
 from tasks.params.settings import Promote
 from tasks.production import decisions, promotion, registry
-from tasks.production.gates import Figures, judge
 from tasks.production.promotion import Case, examine
 from tasks.showing.comparison import Summary
+from tasks.showing.gates import Figures, judge
 
 
 def figures(**changes: Any) -> Figures:
-    values = {"accuracy": 0.9, "loss": 0.1, "macs": 1000, "parameters": 10, "size_bytes": 4000}
-    parts = {"parity": 1.0, "latencies_ms": {1: 1.0, 8: 4.0}, "answer_difference": 0.0}
-    measured = Measured.model_validate({**values, **{k: v for k, v in changes.items() if k in values}})
-    return Figures(measured, **{**parts, **{k: v for k, v in changes.items() if k in parts}})
+    parts = {"accuracy": 0.9, "macs": 1000, "size_bytes": 4000, "parity": 1.0, "answer_difference": 0.0}
+    return Figures(**{**parts, "latencies_ms": {1: 1.0, 8: 4.0}, **changes})
 
 
 def failed(**changes: Any) -> list[str]:

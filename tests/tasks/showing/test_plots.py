@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from matplotlib.figure import Figure
 from pruning.choosing.sensitivity import Curve, Point
 from tasks.loop.ledger import Ledger, Row
 from tasks.measured import Measured
-from tasks.showing.plots import as_png, draw_attempts, draw_sensitivity, draw_widths
+from tasks.showing.plots import as_png, as_svg, draw_attempts, draw_curves, draw_sensitivity, draw_widths
 
 
 def curve(name: str, loss: float = 0.1) -> Curve:
@@ -33,7 +35,7 @@ def ledger(verdicts: str) -> Ledger:
 def test_labels_of_many_groups_do_not_overlap() -> None:
     curves = [curve(f"features.stage{index // 10}.block{index % 10}.expansion.weight:0") for index in range(90)]
     figure = draw_sensitivity(curves, 0.9)
-    assert_apart(figure, figure.axes[1], 90)
+    assert_apart(figure, figure.axes[0], 90)
 
 
 def test_labels_of_many_layers_do_not_overlap() -> None:
@@ -60,7 +62,7 @@ def test_rejected_attempts_are_marked_and_those_without_a_plan_left_out() -> Non
 
 
 def test_run_without_any_attempt_or_group_can_be_drawn() -> None:
-    for figure in (draw_attempts(ledger(""), 0.85), draw_sensitivity([], 0.9), draw_widths([])):
+    for figure in (draw_attempts(ledger(""), 0.85), draw_curves([], 0.9), draw_sensitivity([], 0.9), draw_widths([])):
         assert as_png(figure).startswith(b"\x89PNG")
 
 
@@ -68,3 +70,27 @@ def test_same_figure_gives_the_same_bytes() -> None:
     first, second = (as_png(draw_sensitivity([curve("a"), curve("b", 0.5)], 0.9)) for _ in range(2))
     assert first == second
     assert first != as_png(draw_sensitivity([curve("a"), curve("b", 0.6)], 0.9))
+
+
+def test_curves_that_fall_are_named_the_worst_first() -> None:
+    figure = draw_curves([curve("flat", 0.01), curve("steep", 0.8), curve("middling", 0.4), curve("good", -0.1)], 0.9)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["steep (-40.0)", "middling (-20.0)"]
+
+
+def test_cells_that_were_not_measured_are_marked() -> None:
+    whole, part = curve("a"), curve("b")
+    for curves, marked in (([whole, part], False), ([whole, replace(part, points=part.points[:1])], True)):
+        legend = draw_sensitivity(curves, 0.9).axes[0].get_legend()
+        assert (legend is not None) is marked
+
+
+def test_pictures_take_the_colours_of_the_page_and_come_alone() -> None:
+    figure = draw_attempts(ledger("ar"), 0.85)
+    drawn = as_svg(figure)
+    assert drawn == as_svg(draw_attempts(ledger("ar"), 0.85))
+    assert drawn.startswith("<svg")
+    assert "http" not in drawn
+    for colour in ("var(--ink)", "var(--good)", "var(--bad)"):
+        assert colour in drawn
+    assert not re.search("#000000|#ffffff", drawn)
