@@ -190,8 +190,8 @@ def nothing_accepted(summary: Summary) -> str | None:
         return None
     count = summary["attempts"]
     return (
-        f"nothing was pruned: none of {count} attempts was accepted ({summary['stopped_because']}), and the pruned "
-        "model is the baseline"
+        f"nothing was pruned: none of {count} attempts was accepted ({summary['stopped_because']}), and the "
+        "result is the baseline"
     )
 
 

@@ -25,7 +25,7 @@ def test_where_every_recipe_diverges_nothing_is_registered(shop: Shop, capsys: p
         assert ended.value.code == command.REFUSED == 1
         shown = capsys.readouterr()
         first = " ".join(shown.out.partition("\n\n")[0].splitlines())
-        said = "othing was pruned: none of 2 attempts was accepted (attempts used up), and the pruned model is the baseline"
+        said = "othing was pruned: none of 2 attempts was accepted (attempts used up), and the result is the baseline"
         assert first == f"N{said}."
         assert "registered  " not in shown.out
         assert shown.err.splitlines()[-1] == f"compress: n{said}; nothing is registered"
