@@ -31,7 +31,7 @@ def pairs(difference: float, count: int = 1000, both: int = 5) -> Paired:
 
 def summary(accuracy: float = 0.95, macs: int = 50, **changed: Any) -> Any:
     before = {"accuracy": 0.95, "macs": 100, "parameters": 100, "size_bytes": 400, "accuracy_interval": [0.93, 0.96]}
-    after = {"accuracy": accuracy, "macs": macs, "parameters": macs, "size_bytes": 4 * macs}
+    after: dict[str, Any] = {"accuracy": accuracy, "macs": macs, "parameters": macs, "size_bytes": 4 * macs}
     after["accuracy_interval"] = [accuracy - 0.02, accuracy + 0.01]
     return {
         "measure": "accuracy",
@@ -52,7 +52,7 @@ def summary(accuracy: float = 0.95, macs: int = 50, **changed: Any) -> Any:
     }
 
 
-def row(model: str, median: float, spread: float = 0.1, predicted: float | None = None) -> dict[str, Any]:
+def row(model: str, median: float, spread: float = 0.1, predicted: float | None = None) -> Any:
     quartiles = {"lower_quartile_ms": median * (1 - spread), "upper_quartile_ms": median * (1 + spread)}
     case = {"model": model, "batch_size": 1, "threads": 1, "num_rounds": 5}
     return {**case, "median_ms": median, "predicted_ms": predicted, **quartiles}

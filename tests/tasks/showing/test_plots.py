@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -80,7 +79,10 @@ def test_curves_that_fall_are_named_the_worst_first() -> None:
 
 def test_cells_that_were_not_measured_are_marked() -> None:
     whole, part = curve("a"), curve("b")
-    for curves, marked in (([whole, part], False), ([whole, replace(part, points=part.points[:1])], True)):
+    for curves, marked in (
+        ([whole, part], False),
+        ([whole, part.model_copy(update={"points": part.points[:1]})], True),
+    ):
         legend = draw_sensitivity(curves, 0.9).axes[0].get_legend()
         assert (legend is not None) is marked
 

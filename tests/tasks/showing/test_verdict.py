@@ -77,7 +77,7 @@ def test_latency_fails_by_the_first_number_of_threads_and_noise_is_called_so() -
     def judged(median: float, spread: float) -> Any:
         one = row("baseline", 1.0, spread), row("dense", median, spread)
         two = {**row("baseline", 1.0), "threads": 2}, {**row("dense", 9.0), "threads": 2}
-        return decide(summary(), [one, two], Promote()).sentence  # type: ignore[list-item]
+        return decide(summary(), [one, two], Promote()).sentence
 
     assert judged(1.05, 0.01).startswith("Ready to ship")
     assert judged(1.5, 0.5).endswith("(latency, batch 1, but within the spread of the measurement)")
