@@ -128,7 +128,7 @@ def test_summary_has_the_agreed_keys_and_says_what_the_files_say(inside: Project
     for name in ("baseline", "dense"):
         model, _, _ = load_model(inside.workspace.folder(name), inside.settings, data, example)
         found = summary[name]
-        assert set(found) == {"accuracy", "macs", "parameters", "size_bytes"}
+        assert set(found) == {"accuracy", "accuracy_interval", "macs", "parameters", "size_bytes"}
         assert found["macs"] == pruning.count_macs(pruning.find_groups(model, example))
         assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
         assert found["size_bytes"] == size_bytes(model)
@@ -140,9 +140,14 @@ def test_summary_has_the_agreed_keys_and_says_what_the_files_say(inside: Project
     assert summary["stopped_because"] == "target reached"
     ledger = read_ledger(inside.workspace.folder("iterations"))
     assert (summary["attempts"], summary["accepted"]) == (len(ledger.rows), len(ledger.accepted))
-    assert set(summary["parity"]) == {"dense_vs_masked", "onnx_vs_torch"}
+    differences = ("dense_vs_masked", "onnx_vs_torch")
+    assert set(summary["parity"]) == {*differences, "onnx_close", "num_samples"}
+    assert (summary["parity"]["onnx_close"], summary["parity"]["num_samples"]) == (
+        1.0,
+        len(read_split(inside.workspace, "validation")),
+    )
     assert summary["proven"] is True
-    assert all(0 <= value < 1e-4 for value in summary["parity"].values())
+    assert all(0 <= summary["parity"][name] < 1e-4 for name in differences)
 
 
 def test_dense_model_is_the_factory_model_narrowed_by_the_plan(inside: Project) -> None:
