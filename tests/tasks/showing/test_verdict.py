@@ -76,7 +76,7 @@ def test_what_fails_is_named_first_with_its_figures(
 def test_latency_fails_by_the_first_number_of_threads_and_noise_is_called_so() -> None:
     def judged(median: float, spread: float) -> Any:
         one = row("baseline", 1.0, spread), row("dense", median, spread)
-        two = {**row("baseline", 1.0), "threads": 2}, {**row("dense", 9.0), "threads": 2}
+        two: Any = {**row("baseline", 1.0), "threads": 2}, {**row("dense", 9.0), "threads": 2}
         return decide(summary(), [one, two], Promote()).sentence
 
     assert judged(1.05, 0.01).startswith("Ready to ship")
