@@ -155,7 +155,8 @@ def _verify(
         raise VerificationError(
             f"the narrowed {name} computes what the masked one does on the example inputs, and something else on "
             f"inputs of shapes {shapes}: a difference of {elsewhere:.2e} of the largest output, at most "
-            f"{tolerance:.0e} is accepted. {advice}"
+            f"{tolerance:.0e} is accepted. Where the model goes another way there, make such inputs a further example "
+            f"(a list of examples): only ways that an example takes are known. {advice}"
         )
     if not sight.sees:
         warnings.warn(
