@@ -49,7 +49,8 @@ async def _end_runs() -> None:
                 told.add(run.pid)
                 _tell(run)
         await asyncio.sleep(_POLL_S)
-    signals.end_children()
+    if runs:
+        signals.end_children()
 
 
 def _tell(run: psutil.Process) -> None:

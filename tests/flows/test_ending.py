@@ -203,9 +203,10 @@ def test_cancelling_on_prefects_page_ends_cleanly_and_the_next_run_goes_on(
 
 
 def test_sigterm_to_the_worker_ends_its_run_too_and_the_next_one_goes_on(
-    new_slow_clone: Callable[[], Clone], undisturbed: dict[str, str]
+    new_slow_clone: Callable[[], Clone], undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
     clone = new_slow_clone()
+    clone.environment["PREFECT_HOME"] = str(tmp_path)  # of which the worker's log and the list of runs are read
     (clone.root / "slow").touch()
     with served(clone, ends_with=2) as here:  # without a worker it is of no use
         before = here.family()
