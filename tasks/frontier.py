@@ -18,7 +18,8 @@ from tasks.params.prune_parts import Target
 from tasks.params.requests import DEFAULT_PARAMS
 from tasks.params.settings import Settings, load
 from tasks.params.yaml_file import read_mapping, write_mapping
-from tasks.showing.comparison import Summary, as_ms, ended_because, latency_name
+from tasks.showing.comparison import Summary, as_interval, as_ms, ended_because, latency_name
+from tasks.showing.intervals import Interval
 from tasks.showing.page import document, picture, table
 from tasks.showing.plots import Mark, as_png, as_svg, draw_frontier
 from tasks.stages import STAGES, Stage
@@ -45,6 +46,7 @@ class Point:
         latency_ms: By batch size: median, lower and upper quartile.
         dominated: For each cost, whether another model is at least as accurate at no higher cost, and better in one.
         stopped_because: How its loop ended.
+        accuracy_interval: Of the accuracy, 95 %.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Point:
     latency_ms: Mapping[str, tuple[float, float, float]]
     dominated: Mapping[str, bool]
     stopped_because: str
+    accuracy_interval: Interval | None = None
 
 
 def name_of(target: Target) -> str:
@@ -128,6 +131,7 @@ def read_points(workspaces: Mapping[str, Workspace]) -> list[Point]:
                     latency_ms=taken[model],
                     dominated={},
                     stopped_because="" if model == "baseline" else ended_because(summary),
+                    accuracy_interval=figures[model]["accuracy_interval"],
                 )
             )
     return mark_dominated(points)
@@ -169,8 +173,8 @@ def write_frontier(points: Sequence[Point], title: str, measure: str, folder: Pa
     lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
     remark = (
         "Numbers are those of the plot. Costs are shares of the baseline's; a star marks a model that is dominated: "
-        "another is at least as accurate at no higher cost, and better in one of the two. Times are medians with their "
-        "quartiles."
+        "another is at least as accurate at no higher cost, and better in one of the two. Times are medians with "
+        "their quartiles, accuracies have their 95 % interval."
     )
     write_json(folder / "frontier.json", {"measure": measure, "points": [asdict(point) for point in points]})
     replace_file(folder / "frontier.png", as_png(figure))
@@ -196,7 +200,7 @@ def _cells(points: Sequence[Point], measure: str) -> tuple[list[str], list[list[
         [
             str(number or ""),
             one.name,
-            f"{one.accuracy:.2%}",
+            f"{one.accuracy:.2%} {as_interval(one.accuracy_interval) if one.accuracy_interval else ''}".strip(),
             *(cell(one, cost) for cost in one.costs),
             one.stopped_because or "–",
         ]

@@ -45,8 +45,8 @@ _NOT_IN_A_PAGE = re.compile(
 
 MARKERS = "osD^vP"
 LONGEST_NAME = 26
-SMALL = 8
-WIDTH_INCHES = 4.8
+SMALL = 9
+WIDTH_INCHES = 4.4
 PLANES_ACROSS = 2
 MARGIN_INCHES = 1.3
 FALLS = 0.25
@@ -136,8 +136,8 @@ def draw_sensitivity(curves: Sequence[Curve], baseline_accuracy: float) -> Figur
     cells = axes.pcolormesh(np.ma.masked_invalid(drops), cmap="OrRd", vmin=0, vmax=largest, zorder=1)
     axes.set_ylim(len(curves), 0)
     axes.set_yticks(np.arange(len(curves)) + 0.5, [_short(curve.group) for curve in curves], fontsize=SMALL - 1)
-    axes.set_xticks(np.arange(len(rates)) + 0.5, [f"{rate:.0%}" for rate in rates], fontsize=SMALL - 1)
-    _dress(axes, "channels of the group set to zero", "", "")
+    axes.set_xticks(np.arange(len(rates)) + 0.5, [f"{100 * rate:.0f}" for rate in rates], fontsize=SMALL - 1)
+    _dress(axes, "% of the group's channels set to zero", "", "")
     axes.tick_params(length=0, labelsize=SMALL - 1)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
