@@ -3,11 +3,10 @@
 The same stages from the data to the report, each time in a clone and a process of its own:
 
     plain    called one after the other as functions, nothing recorded
-    flow     `python -m flows.compress`: engine, DVC's commits, MLflow's run, registration
+    flow     `python -m flows.compress`: DVC's commits, MLflow's run, registration
     again    the same once more, where nothing has changed
 
-What is made once for a machine, the databases of Prefect and MLflow, is made before. With PREFECT_API_URL set, that
-server is used, as a worker does; without, the flow starts one for itself.
+What is made once for a machine, MLflow's database, is made before. Prefect's engine runs in neither.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ ONCE = (
 )
 PLAIN = "from flows.compress import FLOWS\nfor run in FLOWS.values():\n    run('params.yaml', 'artifacts', False)"
 SHARE, START_S = 0.1, 15.0
-"""What the flow may take longer: a share, and the engine's start."""
+"""What the flow may take longer: a share, and the import of DVC and MLflow."""
 
 
 @dataclass(frozen=True)

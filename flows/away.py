@@ -138,9 +138,9 @@ def is_away() -> bool:
 
 
 def tell(action: Callable[[], R]) -> R | None:
-    """Show something on Prefect's pages; where the server is away, nobody sees it."""
+    """Show something on Prefect's pages; where there is none, or it is away, nobody sees it."""
     signals.end_if_asked()
-    if is_away():
+    if _address() is None or is_away():
         return None
     try:
         return action()

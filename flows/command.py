@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flows import signals
+from flows.engine import use_prefect
 from pruning.errors import SecateurError, TargetError
 from tasks.held import holding
 from tasks.params.requests import DEFAULT_PARAMS
@@ -61,6 +62,8 @@ def execute(name: str, options: argparse.Namespace, action: Callable[[], object]
     """
     _say_on_terminal()
     signals.watch(name)
+    if getattr(options, "prefect", False):
+        use_prefect()
     try:
         with holding():
             action()
@@ -80,6 +83,7 @@ def parser(name: str, summary: str) -> argparse.ArgumentParser:
     """Return what every command that reads settings understands; a command takes no option that it doesn't heed."""
     given = bare_parser(name, summary)
     given.add_argument("--params", type=Path, default=DEFAULT_PARAMS, metavar="FILE", help="settings (%(default)s)")
+    given.add_argument("--prefect", action="store_true", help="run in Prefect's engine, for its pages")
     return given
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from flows import compress as pipeline
-from flows.engine import body_of, flow, send_event
+from flows.engine import body_of, flow, send_event, use_prefect
 from flows.promote import promote as promote_flow
 from flows.restore import restore as restore_flow
 from flows.rollback import rollback as rollback_flow
@@ -21,6 +21,8 @@ from tasks.held import holding
 from tasks.params.requests import DEFAULT_PARAMS, SettingsFile, Trial, accept
 from tasks.params.settings import load
 from tasks.production import promotion
+
+use_prefect()  # it is Prefect that imports this module
 
 RESTORED = Path("restored")
 REGISTERED = "secateur.candidate.registered"

@@ -1,4 +1,8 @@
-"""Prefect's flow and task, or the plain function where DVC runs the stage: then no engine starts."""
+"""Prefect's flow and task where Prefect started the run or `--prefect` asks for it; else the plain function.
+
+A run on this machine's terminal, or one of DVC's stages, starts no engine and no server, and imports nothing of
+Prefect's.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache, wraps
 from inspect import signature
 from multiprocessing import get_context
 from typing import Any, TypeVar
@@ -21,32 +26,65 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Submit = Callable[..., Callable[[], Any]]
 """(function, arguments) -> a function that waits for what it returned."""
 
-PLAIN = inside_dvc()
+BY_DVC = inside_dvc()
+"""Whether DVC runs this process as one of its stages: neither Prefect nor MLflow is told then."""
+
 _PAGE = 100
 
 
+class _Engine:
+    """Prefect's engine, as far as this process uses it."""
+
+    wanted = False
+
+
+def use_prefect() -> None:
+    """Have flows run in Prefect's engine from now on."""
+    _Engine.wanted = True
+
+
+def uses_prefect() -> bool:
+    """Say whether flows run in Prefect's engine."""
+    return _Engine.wanted and not BY_DVC
+
+
 def flow(name: str, *, typed: bool = False) -> Callable[[Function], Function]:
-    """Make a function a Prefect flow; its parameters are names and flags, never models.
+    """Make a function a flow; its parameters are names and flags, never models.
 
     Args:
         name: On Prefect's pages.
-        typed: Whether Prefect checks the parameters against the annotations: for what a deployment is asked.
+        typed: Whether a deployment asks for it: Prefect finds a flow of its own then, and checks the parameters against
+            the annotations.
     """
-    if PLAIN:
-        return lambda function: function
-    from flows.away import Flow
 
-    return lambda function: Flow(function, name=name, typed=typed)  # type: ignore[return-value]  # is called like it
+    def make(function: Function) -> Function:
+        if BY_DVC:
+            return function
+
+        @cache
+        def in_prefect() -> Callable[..., Any]:
+            from flows.away import Flow
+
+            return Flow(function, name=name, typed=typed)
+
+        @wraps(function)
+        def call(*arguments: Any, **named: Any) -> Any:
+            signals.end_if_asked()
+            return (in_prefect() if uses_prefect() else function)(*arguments, **named)
+
+        return in_prefect() if typed else call  # type: ignore[return-value]  # is called like it
+
+    return make
 
 
 def body_of(function: Function) -> Function:
     """Return what a flow does, to be done inside the run of another flow."""
-    return getattr(function, "body", function)
+    return getattr(function, "body", getattr(function, "__wrapped__", function))
 
 
 def send_event(name: str, resource: str, payload: dict[str, Any]) -> None:
     """Tell Prefect's server what happened, for the triggers of deployments."""
-    if not PLAIN:
+    if uses_prefect():
         from prefect.events import emit_event
 
         emit_event(name, resource={"prefect.resource.id": resource}, payload=payload)
@@ -91,7 +129,7 @@ def process_pool(processes: int, initializer: Callable[[], None]) -> Iterator[Su
 
 def _show(make: str, **given: Any) -> Any:
     """Call a function of Prefect's that makes or changes an artifact; there is none where no engine runs."""
-    if PLAIN:
+    if not uses_prefect():
         return None
     from prefect import artifacts
 
@@ -132,7 +170,7 @@ class Answer:
 
 def run_id() -> str | None:
     """Return the id of the flow run; a run that was suspended keeps it. None outside the engine."""
-    if PLAIN:
+    if not uses_prefect():
         return None
     from prefect.runtime import flow_run
 
@@ -141,7 +179,7 @@ def run_id() -> str | None:
 
 def is_deployed() -> bool:
     """Say whether a worker runs this flow, so that it can be suspended until a person has answered."""
-    if PLAIN:
+    if not uses_prefect():
         return False
     from prefect.runtime import deployment
 
@@ -167,8 +205,12 @@ def ask_person(question: str, about: str) -> Answer:
     return Answer(given.approve, given.comment)
 
 
-def remove_flow_runs(before: datetime, *, dry_run: bool) -> int:
-    """Remove finished runs that ended before, and return their number."""
+def remove_flow_runs(before: datetime, *, dry_run: bool) -> int | None:
+    """Remove finished runs that ended before, and return their number; None where no server is named."""
+    from prefect.settings import get_current_settings
+
+    if get_current_settings().api.url is None:
+        return None
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter
 

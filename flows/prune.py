@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from flows import command
-from flows.engine import PLAIN, ProgressBar, call_as_task, flow, publish_table
+from flows.engine import BY_DVC, ProgressBar, call_as_task, flow, publish_table
 from flows.stage import Making, Run, recorded_end, unless_current
 from pruning.choosing.schedule import Attempt
 from pruning.errors import WorkspaceError
@@ -47,7 +47,7 @@ def _loop(run: Run) -> None:
 
 def _track(run: Run, loop: Loop) -> None:
     """Bring MLflow up to date; where it is away, whoever comes next does that, from the ledger."""
-    if PLAIN:
+    if BY_DVC:
         return
     from tasks.production import tracking
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows import signals
-from flows.engine import PLAIN, call_as_task
+from flows.engine import BY_DVC, call_as_task
 from pruning.errors import SettingsError, WorkspaceError
 from tasks.code.changes import changes
 from tasks.fingerprints import executed, origin, settings_of, tell_dvc, told
@@ -140,7 +140,7 @@ def recorded_end(run: Run) -> Iterator[None]:
     try:
         yield
     except BaseException as end:
-        if not PLAIN and (run.workspace.folder(LOOP) / LEDGER).exists():
+        if not BY_DVC and (run.workspace.folder(LOOP) / LEDGER).exists():
             failed = isinstance(end, Exception) and not signals.asked()
             _record_end(run, tracking.FAILED if failed else tracking.KILLED)
         raise

@@ -63,8 +63,8 @@ class Clone:
         assert done.returncode == 0, f"{command}: {done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
 
-    def flow(self, name: str = "compress") -> str:
-        return self.run(sys.executable, "-m", f"flows.{name}")
+    def flow(self, name: str = "compress", *options: str) -> str:
+        return self.run(sys.executable, "-m", f"flows.{name}", *options)
 
     def start(self, *command: str, **more: str) -> subprocess.Popen[bytes]:
         """Start a command in a group of its own, with more in its environment."""

@@ -13,6 +13,7 @@ Named, because nothing exact could be said of it as it is: the rest of the table
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -70,12 +71,16 @@ def _sharded(module: nn.Module) -> Iterator[str]:
         yield ""
 
 
-WRAPPERS: dict[type, str] = {
-    nn.DataParallel: "module",
-    DistributedDataParallel: "module",
-    torch._dynamo.OptimizedModule: "_orig_mod",
-}
-"""Wrappers that are looked through, with the attribute that holds the module inside."""
+def _wrappers() -> dict[type, str]:
+    """Return what is looked through, with the attribute that holds the module inside.
+
+    What `torch.compile` returns is among it once that was called: until then its module, which takes a third as long to
+    import as torch itself, isn't there.
+    """
+    compiled = getattr(sys.modules.get("torch._dynamo"), "OptimizedModule", None)
+    known: dict[type, str] = {nn.DataParallel: "module", DistributedDataParallel: "module"}
+    return known if compiled is None else {**known, compiled: "_orig_mod"}
+
 
 _REMNANTS = (
     _Remnant(
@@ -113,7 +118,7 @@ def unwrap(model: nn.Module) -> nn.Module:
         raise ModelError(
             f"{type(model).__name__} is no nn.Module; pass the module itself, not a function that calls it"
         )
-    while (inside := next((name for cls, name in WRAPPERS.items() if isinstance(model, cls)), None)) is not None:
+    while (inside := next((name for cls, name in _wrappers().items() if isinstance(model, cls)), None)) is not None:
         model = getattr(model, inside)
     faults = [
         f"{_expression(model, path)}{f'.{name}' if name else ''} {remnant.what}: "
@@ -133,7 +138,7 @@ def wrappers_inside(model: nn.Module) -> str:
     found = [
         f"{_expression(model, path)} = {_expression(model, path)}.{inside}"
         for path, module in model.named_modules()
-        for cls, inside in WRAPPERS.items()
+        for cls, inside in _wrappers().items()
         if path and isinstance(module, cls)
     ]
     return f" It holds wrapped parts; try without: {', '.join(found[:_SHOWN])}." if found else ""

@@ -62,9 +62,16 @@ stage_argument = click.argument("stage", type=_Stage(), shell_complete=_complete
     help=f"Where everything is written.  [default: {WORKSPACE}; of a trial: trials/NAME]",
 )
 @click.option("--no-commit", is_flag=True, help="Leave DVC alone.")
+@click.option("--prefect", is_flag=True, help="Run in Prefect's engine, for its pages.")
 @debug_option
 def run(
-    stage: str | None, changes: tuple[str, ...], params: Path, workspace: Path | None, no_commit: bool, debug: bool
+    stage: str | None,
+    changes: tuple[str, ...],
+    params: Path,
+    workspace: Path | None,
+    no_commit: bool,
+    prefect: bool,
+    debug: bool,
 ) -> None:
     """Run the pipeline, or one STAGE of it: what isn't current, from the data to the report.
 
@@ -74,6 +81,7 @@ def run(
     from flows import command
 
     options = Namespace(params=params, workspace=workspace or WORKSPACE, no_commit=no_commit, debug=debug)
+    options.prefect = prefect
     if changes:
         from tasks.params.overrides import trial_workspace
 

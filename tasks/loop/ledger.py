@@ -182,7 +182,7 @@ def open_ledger(
         found = read_ledger(root)
         if found.fingerprint != fingerprint:
             _step_aside(found, origin)
-    kept = _aside(root) / fingerprint[:_SHORT]
+    kept = aside(root) / fingerprint[:_SHORT]
     if kept.is_dir() and not root.exists():
         kept.rename(root)
         log.info("prune: takes up what was set aside in %s", kept)
@@ -200,7 +200,7 @@ def open_ledger(
 
 def forget_aside(root: Path) -> None:
     """Remove the trajectories that have stepped aside."""
-    shutil.rmtree(_aside(root), ignore_errors=True)
+    shutil.rmtree(aside(root), ignore_errors=True)
 
 
 def _step_aside(ledger: Ledger, now: Json) -> None:
@@ -210,7 +210,7 @@ def _step_aside(ledger: Ledger, now: Json) -> None:
         log.info("prune: begins anew: %s", why)
         shutil.rmtree(ledger.root)
         return
-    place = _aside(ledger.root) / ledger.fingerprint[:_SHORT]
+    place = aside(ledger.root) / ledger.fingerprint[:_SHORT]
     shutil.rmtree(place, ignore_errors=True)
     place.parent.mkdir(exist_ok=True)
     ledger.root.rename(place)
@@ -222,7 +222,8 @@ def _step_aside(ledger: Ledger, now: Json) -> None:
     )
 
 
-def _aside(root: Path) -> Path:
+def aside(root: Path) -> Path:
+    """Return where the trajectories lie that have stepped aside."""
     return root.with_name(f".{root.name}.aside")
 
 

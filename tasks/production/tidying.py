@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING
 from pruning.errors import WorkspaceError
 from tasks.frontier import FRONTIER
 from tasks.lock import locked
+from tasks.loop.ledger import aside
 from tasks.params.requests import TRIALS
 from tasks.params.settings import Settings
 from tasks.production.registry import ONNX_HASH, RECORD_HASH, as_version, read_record
 from tasks.production.store import absolute, all_pages, is_server, open_store, store_faults, without_secrets
 from tasks.production.versioning import Versions
+from tasks.prune import FOLDER as LOOP
 from tasks.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -43,14 +45,33 @@ def remove_trials(before: datetime, *, dry_run: bool) -> list[Path]:
     for folder in sorted(
         path for place in (TRIALS, FRONTIER) for path in place.glob("*") if path.is_dir() and not path.is_symlink()
     ):
-        latest = max(path.lstat().st_mtime for path in [folder, *folder.rglob("*")])
-        if datetime.fromtimestamp(latest, UTC) >= before:
+        if not _is_older(folder, before):
             continue
         removed.append(folder)
         if not dry_run:
             with locked(Workspace(folder)):
                 shutil.rmtree(folder)
     return removed
+
+
+def remove_set_aside(workspace: Workspace, before: datetime, *, dry_run: bool) -> list[Path]:
+    """Remove trajectories of the loop that stepped aside and in which nothing was written since; return them.
+
+    Raises:
+        WorkspaceError: The workspace is in use.
+    """
+    place = aside(workspace.folder(LOOP))
+    found = [folder for folder in sorted(place.glob("*")) if not folder.is_symlink() and _is_older(folder, before)]
+    if found and not dry_run:
+        with locked(workspace):
+            for folder in found:
+                shutil.rmtree(folder)
+    return found
+
+
+def _is_older(folder: Path, before: datetime) -> bool:
+    latest = max(path.lstat().st_mtime for path in [folder, *folder.rglob("*")])
+    return datetime.fromtimestamp(latest, UTC) < before
 
 
 def remove_runs(settings: Settings, before: datetime, *, dry_run: bool) -> list[str]:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from benchmarks.orchestration import SHARE, START_S, measure
 from tests.clone import Clone
-from tests.live import prefect_server
 
 
 @pytest.mark.slow
-def test_flow_takes_little_longer_than_its_stages_called_as_functions(
-    new_clone: Callable[[], Clone], tmp_path: Path
-) -> None:
+def test_flow_takes_little_longer_than_its_stages_called_as_functions(new_clone: Callable[[], Clone]) -> None:
     """In processor time: by the clock it is as long as whatever else runs on the machine makes it."""
     plain, flow = new_clone(), new_clone()
-    with prefect_server(flow.root, flow.environment, tmp_path / "server.log") as address:
-        cost = measure(plain.root, flow.root, {**flow.environment, "PREFECT_API_URL": address})
+    cost = measure(plain.root, flow.root, flow.environment)
     print(cost)
     assert plain.hashes() == flow.hashes()
     assert cost.flow.processor_s < cost.plain.processor_s * (1 + SHARE) + START_S

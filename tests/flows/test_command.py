@@ -240,7 +240,7 @@ def test_warnings_of_the_library_reach_the_terminal(write_params: Write, capsys:
 def test_mlflows_run_says_how_it_ended_and_goes_on(
     shop: Any, monkeypatch: pytest.MonkeyPatch, end: type[BaseException], status: str
 ) -> None:
-    monkeypatch.setattr(stage, "PLAIN", False)
+    monkeypatch.setattr(stage, "BY_DVC", False)
     ledger = read_ledger(shop.workspace.folder("iterations"))
     client, run_id = store.open_store(shop.settings.tracking.uri), tracking.project(shop.settings, ledger)
 

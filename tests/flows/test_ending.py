@@ -133,7 +133,7 @@ def test_signal_to_the_whole_group_ends_a_run_at_any_moment_and_it_goes_on_to_th
         more = {"SECATEUR_TEST": mark, "PYTHONPATH": watcher, "KILL_TRACE": str(trace), "KILL_ROOT": str(clone.root)}
         with said.open("wb") as err:
             process = subprocess.Popen(
-                [sys.executable, "-m", "flows.compress"],
+                [sys.executable, "-m", "flows.compress", *(["--prefect"] if position % 2 else [])],
                 cwd=clone.root,
                 env=clone.environment | more,
                 stdout=subprocess.DEVNULL,
@@ -165,7 +165,7 @@ def test_sigterm_in_mid_loop_is_known_to_mlflow_and_the_same_command_goes_on(
 ) -> None:
     clone = new_slow_clone()
     (clone.root / "slow").touch()
-    process = clone.start(sys.executable, "-m", "flows.compress")
+    process = clone.start(sys.executable, "-m", "flows.compress", "--prefect")
     wait_for_second_attempt(clone)
     children = psutil.Process(process.pid).children(recursive=True)
     assert children, "Prefect's own server"

@@ -28,7 +28,7 @@ list(in_processes(time.sleep, [(0.0,), (600.0,), (600.0,)], 2))
 
 IN_A_FLOW = """
 import sys
-from flows.engine import flow
+from flows.engine import flow, use_prefect
 from flows.fan_out import in_processes
 from tests.flows.test_fan_out import note_server
 
@@ -36,6 +36,7 @@ from tests.flows.test_fan_out import note_server
 def asking():
     list(in_processes(note_server, [(place,) for place in sys.argv[1:]], 2))
 
+use_prefect()
 asking()
 """
 

@@ -86,7 +86,7 @@ def test_mlflow_that_is_away_is_found_out_at_once(shop: Any, away: Any, said: st
 def test_loop_goes_on_without_mlflow_and_the_next_run_records_it(
     shop: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flows.prune, "PLAIN", False)
+    monkeypatch.setattr(flows.prune, "BY_DVC", False)
     there = shop.settings.tracking.uri
     with nobody_listens() as address:
         keep_records_at(shop, address)

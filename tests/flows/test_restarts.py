@@ -95,7 +95,7 @@ def test_run_goes_on_without_both_servers_and_the_next_completes_their_records(
         clone.environment["PREFECT_API_URL"] = f"{servers.address('prefect')}/api"
         with (tmp_path / "run.log").open("wb") as log:
             run = subprocess.Popen(
-                [sys.executable, "-m", "flows.compress"],
+                [sys.executable, "-m", "flows.compress", "--prefect"],
                 cwd=clone.root,
                 env=clone.environment,
                 stdout=subprocess.DEVNULL,
@@ -116,8 +116,8 @@ def test_run_goes_on_without_both_servers_and_the_next_completes_their_records(
         made = clone.hashes()
 
         servers.start()
-        assert "every stage is current" in clone.flow()
-        assert "version 1 is in production" in clone.flow("promote")
+        assert "every stage is current" in clone.flow("compress", "--prefect")
+        assert "version 1 is in production" in clone.flow("promote", "--prefect")
         clone.assert_tracked_once()
         assert clone.hashes() == made
         ended = [("compress", "FAILED"), ("promote", "COMPLETED"), ("prune", "COMPLETED")]

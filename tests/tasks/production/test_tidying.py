@@ -16,6 +16,7 @@ from tasks.production import registry, served, tidying
 from tasks.production.store import open_store
 from tasks.production.tracking import FINGERPRINT
 from tasks.production.versioning import Versions, outputs
+from tasks.workspace import Workspace
 from tests.tasks.production.conftest import MakeRepository
 
 NOW = datetime.now(UTC)
@@ -45,6 +46,18 @@ def test_old_trials_go_and_young_ones_stay(tmp_path: Path, monkeypatch: pytest.M
     assert not target.exists()
     assert young.exists()
     assert page.exists()
+
+
+def test_old_loops_that_stepped_aside_go_and_young_ones_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    old = make_trial("0123", 31, "artifacts/.iterations.aside")
+    young = make_trial("4567", 1, "artifacts/.iterations.aside")
+    workspace, before = Workspace(Path("artifacts")), NOW - timedelta(days=30)
+    assert tidying.remove_set_aside(workspace, before, dry_run=True) == [old]
+    assert old.exists()
+    assert tidying.remove_set_aside(workspace, before, dry_run=False) == [old]
+    assert not old.exists()
+    assert young.exists()
 
 
 @pytest.mark.slow
