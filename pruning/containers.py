@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from copy import deepcopy
 from dataclasses import dataclass, field
 from numbers import Number
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from pruning.errors import DataError, ModelError, describe, pass_on
+
+Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+"""What a model is given: a tensor, a tuple of arguments, or a dict of keyword arguments; or a list of examples."""
 
 Iterators = Literal["consume", "leave", "refuse"]
 
@@ -93,6 +96,24 @@ def with_tensors(value: Any, replace: Callable[[Tensor], Tensor]) -> Any:
             ) from fault
 
     return tree_map(copy, value)
+
+
+def as_call(example: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Turn one example (a tensor, a tuple of arguments, or a dict of keyword arguments) into args and kwargs.
+
+    Raises:
+        ModelError: It is something else.
+    """
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    if isinstance(example, Tensor):
+        return (example,), {}
+    if isinstance(example, tuple):
+        return tuple(example), {}
+    raise ModelError(
+        f"an example is a tensor, a tuple of arguments or a dict of keyword arguments; found {type(example).__name__}. "
+        "A list holds several examples; for a model whose one argument is a list, give a tuple with the list inside"
+    )
 
 
 def count_samples(inputs: Any) -> int:

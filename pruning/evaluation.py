@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pruning.containers import count_samples
+from pruning.containers import Inputs, as_call, count_samples, take
 from pruning.errors import DataError, ModelError, pass_on
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -19,7 +19,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Metric = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) -> [N] float: one value per sample; their mean is called the accuracy."""
 
-Forward = Callable[[nn.Module, int, Tensor], Any]
+Forward = Callable[[nn.Module, int, Inputs], Any]
 """(model, number of the batch, its inputs) -> outputs: how a model is run on a batch of the samples."""
 
 Progress = Callable[[int, int], None]
@@ -30,12 +30,20 @@ class Samples(Protocol):
     """Inputs and their targets, both with the samples on axis 0."""
 
     @property
-    def inputs(self) -> Tensor:
-        """What the model is given, [N, ...]."""
+    def inputs(self) -> Inputs:
+        """What the model is given: a tensor [N, ...], or a tuple or dict of several."""
 
     @property
     def targets(self) -> Tensor:
         """What the loss and the metric compare with, [N, ...]."""
+
+
+class TensorSamples(Samples, Protocol):
+    """Samples for models of one input."""
+
+    @property
+    def inputs(self) -> Tensor:
+        """What the model is given, [N, ...]."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +157,10 @@ def check_samples(samples: Samples) -> int:
     return num_inputs
 
 
-def whole_pass(model: nn.Module, _batch: int, inputs: Tensor) -> Any:
+def whole_pass(model: nn.Module, _batch: int, inputs: Inputs) -> Any:
     """Run all of a model."""
-    return model(inputs)
+    args, kwargs = as_call(inputs)
+    return model(*args, **kwargs)
 
 
 @torch.no_grad()
@@ -191,7 +200,7 @@ def evaluate(
         for index in range(num_batches):
             here = slice(index * batch_size, (index + 1) * batch_size)
             targets = samples.targets[here].to(device)
-            outputs = forward(model, index, samples.inputs[here].to(device))
+            outputs = forward(model, index, take(samples.inputs, here, device))
             scores.append(values_of_each(metric, outputs, targets).to(torch.float64))
             total_metric += scores[-1].sum().item()
             total_loss += mean_loss(loss, outputs, targets).item() * len(targets)

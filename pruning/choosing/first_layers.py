@@ -23,7 +23,7 @@ from torch.utils import deterministic
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning.choosing.pass_order import PassOrder, Unsuitable, address, read_order, tensors_of
-from pruning.containers import find_tensors
+from pruning.containers import Inputs, as_call, find_tensors, take
 from pruning.evaluation import Forward, Samples, check_samples, device_of, restored_modes, whole_pass
 from pruning.tracing.trace import Trace
 
@@ -105,18 +105,18 @@ class FirstLayers:
                 self._kept[batch] = resumed.taken
             self._cut = cut
             inputs = self._inputs(_PROOF)
-            whole = find_tensors(self._model(inputs))
+            whole = find_tensors(whole_pass(self._model, _PROOF, inputs))
             shared = find_tensors(self._resume(self._model, _PROOF, inputs))
         if not whole or len(whole) != len(shared) or not all(map(torch.equal, whole, shared)):
             raise Unsuitable("its outputs would not be the same")
 
-    def _resume(self, model: nn.Module, batch: int, inputs: Tensor) -> Any:
+    def _resume(self, model: nn.Module, batch: int, inputs: Inputs) -> Any:
         assert self._order is not None
         return _Resumed(self._order, self._cut, self._kept[batch]).run(model, inputs)
 
-    def _inputs(self, batch: int) -> Tensor:
+    def _inputs(self, batch: int) -> Inputs:
         here = slice(batch * self._batch_size, (batch + 1) * self._batch_size) if batch != _PROOF else slice(_FEW)
-        return self._samples.inputs[here].to(device_of(self._model))
+        return take(self._samples.inputs, here, device_of(self._model))
 
 
 @dataclass(frozen=True)
@@ -175,10 +175,11 @@ class _Resumed(TorchDispatchMode):
         self.hollow: list[Tensor] = []  # they live as long as the pass, so that no other gets their address
         self.addresses: set[int] = set()
 
-    def run(self, model: nn.Module, inputs: Tensor) -> Any:
+    def run(self, model: nn.Module, inputs: Inputs) -> Any:
+        args, kwargs = as_call(inputs)
         try:
             with self:
-                outputs = model(inputs)
+                outputs = model(*args, **kwargs)
         except _Reached:
             outputs = None
         else:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pruning.containers import find_tensors
+from pruning.containers import Inputs, as_call, find_tensors
 from pruning.evaluation import restored_modes
 from pruning.rules.call import operator_name
 
@@ -73,7 +73,7 @@ class PassOrder:
         return 0
 
 
-def read_order(model: nn.Module, inputs: Tensor) -> PassOrder:
+def read_order(model: nn.Module, inputs: Inputs) -> PassOrder:
     """Run one pass in evaluation mode and note its operators.
 
     Args:
@@ -84,11 +84,12 @@ def read_order(model: nn.Module, inputs: Tensor) -> PassOrder:
         Unsuitable: An operator gives numbers, at which code may look; or it writes into what was there before the pass;
             or memory has no address.
     """
+    args, kwargs = as_call(inputs)
     recorder = _Recorder(model, inputs)
     with torch.no_grad(), restored_modes(model):
         model.eval()
         with recorder:
-            outputs = find_tensors(model(inputs))
+            outputs = find_tensors(model(*args, **kwargs))
     return recorder.order(outputs)
 
 
@@ -119,7 +120,7 @@ def tensors_of(*values: Any) -> list[Tensor]:
 @dataclass(eq=False)
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     model: nn.Module
-    inputs: Tensor
+    inputs: Inputs
     steps: list[Step] = field(default_factory=list)
     made_at: dict[int, int] = field(default_factory=dict)
     read_until: dict[int, int] = field(default_factory=dict)
@@ -134,7 +135,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
             **dict(self.model.named_buffers(remove_duplicate=False)),
         }
         self.state = {name: self.number(tensor) for name, tensor in given.items()}
-        self.number(self.inputs)
+        for tensor in find_tensors(self.inputs):
+            self.number(tensor)
 
     def number(self, tensor: Tensor) -> int:
         self.alive.append(tensor)

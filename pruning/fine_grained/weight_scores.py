@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pruning.containers import take
 from pruning.errors import CriterionError
 from pruning.evaluation import Loss, Samples, check_samples, device_of
 from pruning.fine_grained.weight_criteria import (
@@ -61,7 +62,7 @@ def _gather(
     totals = {name: torch.zeros(tensor.shape, dtype=torch.float64) for name, tensor in parameters.items()}
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     for batch in torch.split(order, _BATCH):
-        inputs, targets = samples.inputs[batch].to(device), samples.targets[batch].to(device)
+        inputs, targets = take(samples.inputs, batch, device), samples.targets[batch].to(device)
         found = squares.of_batch(inputs, targets) if need == "gradients" else squares.of_samples(inputs, targets)
         for name, values in found.items():
             totals[name] += values.to("cpu", torch.float64)

@@ -24,6 +24,8 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from pruning.containers import Inputs as Inputs
+from pruning.containers import as_call as as_call
 from pruning.containers import find_tensors, outputs_in, with_tensors
 from pruning.errors import ModelError
 from pruning.rules import find_rule
@@ -41,8 +43,6 @@ from pruning.tracing.conditions import (
 )
 from pruning.tracing.written import Calls, Listen, Written, calling_frame, line_of
 
-Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
-"""One example: a tensor, a tuple of arguments, or a dict of keyword arguments; or a list of examples."""
 # What the tensors of a pass are: the fastest first, the most tolerant last.
 Tensors = Literal["meta", "fake", "real"]
 
@@ -157,24 +157,6 @@ def examples_of(inputs: Inputs) -> list[Inputs]:
     if not inputs:
         raise ModelError("the list of example inputs is empty; give at least one example")
     return inputs
-
-
-def as_call(example: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Turn one example (a tensor, a tuple of arguments, or a dict of keyword arguments) into args and kwargs.
-
-    Raises:
-        ModelError: It is something else.
-    """
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    if isinstance(example, Tensor):
-        return (example,), {}
-    if isinstance(example, tuple):
-        return tuple(example), {}
-    raise ModelError(
-        f"an example is a tensor, a tuple of arguments or a dict of keyword arguments; found {type(example).__name__}. "
-        "A list holds several examples; for a model whose one argument is a list, give a tuple with the list inside"
-    )
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from pruning.errors import ModelError, SettingsError
 from pruning.evaluation import (
     Loss,
     Progress,
-    Samples,
+    TensorSamples,
     check_samples,
     cross_entropy,
     device_of,
@@ -99,7 +99,7 @@ class _Run:
     """What stays the same from epoch to epoch."""
 
     model: nn.Module
-    samples: Samples
+    samples: TensorSamples
     recipe: Recipe
     loss: Loss
     optimizer: torch.optim.Optimizer
@@ -111,7 +111,7 @@ class _Run:
 
 def finetune(
     model: nn.Module,
-    samples: Samples,
+    samples: TensorSamples,
     recipe: Recipe,
     *,
     loss: Loss = cross_entropy,

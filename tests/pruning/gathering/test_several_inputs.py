@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import pruning
+from pruning.choosing.sensitivity import Sensitivity
 from pruning.criteria import find_criterion
 from pruning.criteria.registry import criterion_names
 from pruning.errors import DataError
+from pruning.evaluation import evaluate
 from pruning.gathering.statistics import NEEDS, collect
 from pruning.recovery.reconstruction import reconstruct
 
@@ -68,6 +70,27 @@ def test_networks_of_several_inputs_are_calibrated(kind: str) -> None:
     found = pruning.calibrate(model, INPUTS[kind], mac_reduction=0.3, recalibrate_norms=True, batch_size=8)
     assert [refit.layer for refit in found.refits] == ["a.0.weight", "b.0.weight", "out.weight"]
     assert any(refit.error_after < refit.error_before for refit in found.refits)
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_evaluation_sensitivity_and_scores_of_weights_are_those_of_one_input_that_holds_them(kind: str) -> None:
+    of_several: Any = SimpleNamespace(inputs=INPUTS[kind], targets=LABELS)
+    of_one: Any = SimpleNamespace(inputs=torch.cat([ONE, TWO], 1), targets=LABELS)
+    found, expected = evaluate(Pair(), of_several, batch_size=8), evaluate(Joined(), of_one, batch_size=8)
+    assert (found.accuracy, found.loss) == pytest.approx((expected.accuracy, expected.loss))
+    groups, joined = pruning.find_groups(Pair(), INPUTS[kind]), pruning.find_groups(Joined(), of_one.inputs)
+    for criterion in ("taylor_weight", "obd"):
+        scores = pruning.choose_weights(groups, weight_sparsity=0.5, criterion=criterion, samples=of_several)
+        others = pruning.choose_weights(joined, weight_sparsity=0.5, criterion=criterion, samples=of_one)
+        assert scores.keys() == others.keys()
+        assert all(float((scores[name] == others[name]).double().mean()) > 0.98 for name in scores)
+    orders = {group.name: range(group.size) for group in groups}
+    shared, whole = (
+        Sensitivity(groups.model, groups, orders, [0.5], of_several, batch_size=8, share=share)
+        for share in (True, False)
+    )
+    for group in groups:
+        assert shared.curve(group.name) == whole.curve(group.name)
 
 
 @pytest.mark.parametrize(
