@@ -15,7 +15,7 @@ from pruning.criteria import Criterion
 from pruning.dynamic.gate_training import macs_of_samples
 from pruning.dynamic.gates import GatedModel
 from pruning.errors import CheckpointError, SettingsError
-from pruning.evaluation import Loss, Metric, Samples, evaluate
+from pruning.evaluation import Loss, Metric, TensorSamples, evaluate
 from pruning.files.checkpoint import load_checkpoint, save_checkpoint
 from pruning.fine_grained.packing import packed_bytes
 from pruning.structure.cost import Cost, count_effective_macs
@@ -79,12 +79,14 @@ def measured_in(meta: Json, folder: Path) -> Measured:
         ) from error
 
 
-def measure(model: nn.Module, samples: Samples, settings: Settings, example: Tensor) -> Measured:
+def measure(model: nn.Module, samples: TensorSamples, settings: Settings, example: Tensor) -> Measured:
     """Evaluate a model and count its costs; see `measure_each`."""
     return measure_each(model, samples, settings, example)[0]
 
 
-def measure_each(model: nn.Module, samples: Samples, settings: Settings, example: Tensor) -> tuple[Measured, Tensor]:
+def measure_each(
+    model: nn.Module, samples: TensorSamples, settings: Settings, example: Tensor
+) -> tuple[Measured, Tensor]:
     """Evaluate a model and count its costs.
 
     Args:

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict  # pydantic reads those of `typing` from
 import pruning
 from pruning.dynamic.gates import GatedModel, run_masked
 from pruning.errors import VerificationError
-from pruning.evaluation import Samples, restored_modes
+from pruning.evaluation import TensorSamples, restored_modes
 from pruning.recovery.widening import widen
 from pruning.structure.masks import keep_removed
 from pruning.structure.verification import relative_difference
@@ -100,7 +100,7 @@ def read_equivalence(workspace: Workspace) -> Equivalence:
 
 
 @torch.no_grad()
-def largest_difference(one: nn.Module, other: nn.Module, samples: Samples, batch_size: int) -> float:
+def largest_difference(one: nn.Module, other: nn.Module, samples: TensorSamples, batch_size: int) -> float:
     """Return the largest max|y − y'| / max|y| of a batch, over all samples, in evaluation mode."""
     device = next(one.parameters()).device
     largest = 0.0

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pruning.evaluation import Samples, evaluate
+from pruning.evaluation import Samples, TensorSamples, evaluate
 from pruning.training.epochs import Callbacks, finetune
 from pruning.training.recipe import Recipe
 from zoo.datasets import glyphs
@@ -76,7 +76,7 @@ class Terms:
         return Recipe(name="plain", epochs=self.epochs, learning_rate=0.02, schedule="cosine", batch_size=64)
 
     @property
-    def seen(self) -> Samples:
+    def seen(self) -> TensorSamples:
         """What criteria may look at."""
         return self.data.train.take(torch.arange(min(self.statistics, self.num_samples)))
 

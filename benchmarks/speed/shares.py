@@ -15,7 +15,7 @@ from pruning.choosing.landing import Budget, Landing
 from pruning.choosing.selection import Scope
 from pruning.criteria import find_criterion
 from pruning.errors import TargetError
-from pruning.evaluation import Samples
+from pruning.evaluation import TensorSamples
 from pruning.gathering.statistics import collect
 from pruning.structure.bundles import Limits, find_bundles
 from pruning.structure.cost import Cost
@@ -35,7 +35,9 @@ ZOO: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def default_at_shares(widths: Sequence[int], seen: Samples, num_classes: int, batch_sizes: Sequence[int]) -> list[Time]:
+def default_at_shares(
+    widths: Sequence[int], seen: TensorSamples, num_classes: int, batch_sizes: Sequence[int]
+) -> list[Time]:
     """Measure ResNet-20 at shares of the MACs, its widths rounded by its own profile.
 
     Args:

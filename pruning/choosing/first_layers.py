@@ -116,7 +116,8 @@ class FirstLayers:
 
     def _inputs(self, batch: int) -> Inputs:
         here = slice(batch * self._batch_size, (batch + 1) * self._batch_size) if batch != _PROOF else slice(_FEW)
-        return take(self._samples.inputs, here, device_of(self._model))
+        taken: Inputs = take(self._samples.inputs, here, device_of(self._model))
+        return taken
 
 
 @dataclass(frozen=True)
