@@ -22,7 +22,8 @@ def _follow(call: Call, names: Sequence[str], axes: Sequence[Axis]) -> None:
 def _scaled_to_zero(call: Call, axes: Sequence[Axis], scaled: Sequence[Axis]) -> bool:
     """The scale and shift are zero where a channel is removed; along other axes the shift stays."""
     others = [axis for axis in axes if not any(axis is s for s in scaled)]
-    return call["weight"] is not None and not any(map(is_open, others))
+    given = [call.typed(call[name]) for name in ("weight", "bias") if call[name] is not None]
+    return call["weight"] is not None and all(typed.zero for typed in given) and not any(map(is_open, others))
 
 
 def _outputs(call: Call, axes: list[Axis]) -> list[list[Axis]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pruning.algebra.axes import Axis
+from torch import Tensor
+
+from pruning.algebra.axes import Axis, freeze
 from pruning.algebra.unification import unify
 from pruning.rules.call import Call, is_open, rule
 
@@ -16,6 +18,12 @@ KEEPS_ZERO = frozenset(
         *("softshrink", "sqrt", "square", "tan", "tanh", "trunc", "_prelu_kernel"),
     )
 )
+
+# f(0) is no number or infinite for these, by the operand that must not be zero.
+NEEDS_NONZERO = {
+    **dict.fromkeys(("digamma", "lgamma", "log", "log10", "log2", "polygamma", "reciprocal", "rsqrt"), "self"),
+    **dict.fromkeys(("div", "floor_divide", "fmod", "remainder"), "other"),
+}
 
 
 def broadcast_axes(*operands: list[Axis]) -> list[Axis]:
@@ -58,9 +66,19 @@ def _wide(axes: list[Axis], out: list[Axis], position: int) -> bool:
 @rule("_prelu_kernel", "hardswish", "log_sigmoid_forward", "masked_fill")
 def broadcast(call: Call) -> list[list[Axis]]:
     """The rule of all pointwise operators."""
+    _freeze_undefined(call)
     axes = broadcast_axes(*(call.axes(tensor) for tensor in call.inputs))
     call.zero = _stays_zero(call, axes)
     return [axes for _ in call.outputs]
+
+
+def _freeze_undefined(call: Call) -> None:
+    """Where a removed channel's zeros would give no number, it can't be masked: no zero after it makes up for that."""
+    negative = call.name == "pow" and isinstance(call["exponent"], (int, float)) and call["exponent"] < 0
+    operand = call["self"] if negative else call[NEEDS_NONZERO.get(call.name, "")]
+    if isinstance(operand, Tensor) and call.typed(operand).zero:
+        for axis in filter(is_open, call.axes(operand)):
+            freeze(axis, f"{call.name} gives no number for the zeros of a removed channel")
 
 
 def _stays_zero(call: Call, out: list[Axis]) -> bool:
@@ -68,9 +86,7 @@ def _stays_zero(call: Call, out: list[Axis]) -> bool:
     if call.name == "mul":
         return _stays_zero_in_product(out, operands)
     if call.name == "div":
-        # 0 / 0 is no number: a divisor must not be zero along with what it divides.
-        above, *below = operands
-        return stays_zero_in_sum(out, [above]) and not any(zero and any(map(is_open, axes)) for axes, zero in below)
+        return stays_zero_in_sum(out, operands[:1])
     every = stays_zero_in_sum(out, operands)
     if call.name in ("add", "sub"):
         return every and (len(call.inputs) == 2 or call["other"] == 0)

@@ -133,9 +133,12 @@ def _verify(
                 f"{describe(fault)}. Give inputs on which the model runs with channels that are zero"
             ) from fault
         if not hold_values(expected):
+            whose, remedy = f"the outputs of {name}", "give inputs for which there are outputs"
+            if hold_values(example.run(model)):
+                whose, remedy = f"with the plan's channels zeroed, {whose}", advice
             raise VerificationError(
-                f"the outputs of {name} hold no value to compare on these inputs (they are empty, or not finite), so "
-                "the narrowed model can't be verified; give inputs for which there are outputs"
+                f"{whose} hold no value to compare on these inputs (they are empty, or not finite), so the narrowed "
+                f"model can't be verified. {remedy[0].upper()}{remedy[1:]}"
             )
         difference = max(difference, compare(example, expected))
         for call, outputs in other_calls(masked, inputs):

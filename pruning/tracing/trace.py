@@ -144,7 +144,7 @@ def type_pass(
     # What the model has computed before and kept may belong to a device, and is found again only there.
     for tensors in get_args(Tensors)[int(_keeps_tensors(model)) :]:
         parameters = known.parameters if known else {}
-        typing = _Typing(Trace(parameters, tensors=tensors, training=training, example=example))
+        typing = _Typing(Trace(parameters, tensors=tensors, training=training, example=example), model)
         try:
             # On a copy, because a model may keep what it computes, and fake tensors must not stay in it.
             outputs = watch(
@@ -189,8 +189,9 @@ def _keeps_tensors(model: nn.Module) -> bool:
 class _Typing:
     """Give every tensor of a forward pass its axes, by the operators' rules."""
 
-    def __init__(self, traced: Trace) -> None:
+    def __init__(self, traced: Trace, model: nn.Module) -> None:
         self.trace = traced
+        self.masked = {name for name, _ in model.named_parameters(remove_duplicate=False)}  # no buffer is
         self.table: dict[int, tuple[Tensor, Typed]] = {}
         self.unclean: set[int] = set()
         self.flow: list[tuple[set[int], set[int]]] = []  # memory that each operator reads and writes
@@ -204,7 +205,7 @@ class _Typing:
             self.trace.parameters[name] = axes
             known = self.table.get(id(tensor))
             sources = (known[1].sources if known else frozenset()) | {name}
-            self.table[id(tensor)] = (tensor, Typed(axes, sources=frozenset(sources)))
+            self.table[id(tensor)] = (tensor, Typed(axes, not self.masked.isdisjoint(sources), frozenset(sources)))
 
     def typed(self, tensor: Tensor) -> Typed:
         entry = self.table.get(id(tensor))

@@ -265,7 +265,7 @@ SAMPLES = [
     row("hardtanh", F.relu6, (3, 5), free=2),
     row("clamp", lambda x: x.clamp(0.2, 0.5), (3, 5), free=2),
     row("pow", lambda x: x**2, (3, 5), free=2),
-    row("div", torch.div, (3, 5), (1, 5), free=2),
+    row("div", torch.div, (3, 5), (1, 5), free=1),  # zeros must not be divided by
     row("sub a number", lambda x: x - 1, (3, 5), free=2),
     row("prelu", F.prelu, (2, 5, 7), (5,), free=3),
 ]  # fmt: skip
