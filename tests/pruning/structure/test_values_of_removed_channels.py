@@ -29,7 +29,8 @@ class Net(nn.Module):
         self.between = between
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.between(self, self.first(x)))
+        y: Tensor = self.last(self.between(self, self.first(x)))
+        return y
 
 
 def nearest_of_codebook(net: Net, x: Tensor) -> Tensor:
