@@ -56,7 +56,7 @@ def sanity_check(settings: Settings, workspace: Workspace) -> None:
             f"{settings.data.factory!r} gives no labels, so no baseline can be trained on them; set baseline.recipe to "
             "null and model.weights to the model's weights, or bring labels along"
         )
-    model = make_factory(settings, data)().to(settings.run.device)
+    model = _build(settings, data).to(settings.run.device)
     if settings.model.weights is not None:
         load_weights(model, settings.model.weights)
     inputs, labels = _first_batch(workspace, data)
@@ -72,6 +72,21 @@ def sanity_check(settings: Settings, workspace: Workspace) -> None:
     _check_pruning(model, groups, Samples(inputs, targets.cpu()), loss, settings)
 
 
+def _build(settings: Settings, data: Description) -> nn.Module:
+    """Build the model, and see that the factory builds another one each time: what one learns, another must not."""
+    make = make_factory(settings, data)
+    model, other = make(), make()
+    known = {id(parameter) for parameter in model.parameters()}
+    shared = [name for name, parameter in other.named_parameters() if id(parameter) in known]
+    if shared or model is other:
+        what = f"parameter {shared[0]!r}" if shared else "module"
+        raise SettingsError(
+            f"model.factory {settings.model.factory!r} gives the same {what} each time it is called; expected a new "
+            "model, or what one learns would change the others: build its parts inside the function, without a cache"
+        )
+    return model
+
+
 def _first_batch(workspace: Workspace, data: Description) -> tuple[Tensor, Tensor | None]:
     """Return a few training samples, spread over all, and their targets; None where there are no labels."""
     if data.labelled:
@@ -84,7 +99,13 @@ def _run(model: nn.Module, inputs: Tensor, settings: Settings, data: Description
     """Run the model on a batch, and hold its outputs to what loss, metric and export take."""
     factory = f"model.factory {settings.model.factory!r}"
     shown = f"{list(inputs.shape)} of {str(inputs.dtype).removeprefix('torch.')}"
-    outputs = _called(lambda: model(inputs), f"{factory}: the model can't be run on inputs {shown}", ModelError)
+    given = inputs.clone()
+    outputs = _called(lambda: model(given), f"{factory}: the model can't be run on inputs {shown}", ModelError)
+    if not torch.allclose(given, inputs, rtol=0, atol=0, equal_nan=True):
+        raise ModelError(
+            f"{factory}: the model writes into its inputs, so that the data would be others at the next pass; look for "
+            "what works in place (x -= mean, x[...] = 0, a first layer with inplace=True), or begin with x = x.clone()"
+        )
     if not isinstance(outputs, Tensor):
         raise ModelError(
             f"{factory}: the model returned {_listed(outputs)}; expected one tensor. Wrap it in a module whose forward "

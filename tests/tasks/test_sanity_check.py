@@ -59,6 +59,7 @@ def empty_split():
         part.inputs, part.targets = part.inputs[:0], part.targets[:0]
     return data(test=change)
 def one_class(): return data(train=lambda _, found: setattr(found, "classes", ("all",)))
+def numbered_classes(): return data(train=lambda _, found: setattr(found, "classes", range(10)))
 def raising(): raise RuntimeError("the disk is gone")
 
 
@@ -70,6 +71,8 @@ class Wrapped(nn.Module):
     def forward(self, inputs):
         return self.change(self.inner(inputs))
 
+BUILT = small((1, 8, 8), 10)
+
 def wrapped(change):
     model = Wrapped()
     model.change = change
@@ -79,6 +82,9 @@ def model_class(): return Wrapped
 def model_none(): return None
 def model_of_width(width): return small((1, 8, 8), 10, width)
 def too_few(): return small((1, 8, 8), 5)
+def built_once(): return BUILT
+def built_in_part(): return nn.Sequential(BUILT, nn.Linear(10, 10))
+def works_in_place(): return nn.Sequential(nn.ReLU(inplace=True), small((1, 8, 8), 10))
 def other_input(): return small((3, 8, 8), 10)
 def gives_tuple(): return wrapped(lambda out: (out, out))
 def gives_list(): return wrapped(lambda out: [out])
@@ -196,6 +202,7 @@ CASES: list[tuple[Change, str]] = [
     (data("fewer_targets"), "270 inputs for 269 targets"),
     (data("empty_split"), "there are no samples"),
     (data("one_class"), "expected at least two different names"),
+    (data("numbered_classes"), "classes hold 0, expected names"),
     (data("raising"), "raised RuntimeError: the disk is gone"),
     (lambda s: s["data"].update(arguments={"steps": 2}), "it takes: step, seed"),
     (model("model_class"), "returned a type; expected a module"),
@@ -203,6 +210,9 @@ CASES: list[tuple[Change, str]] = [
     (model("model_of_width"), "missing a required argument: 'width'"),
     (model("model_of_width", width=-3), "raised RuntimeError"),
     (model("model_of_width", width="8"), "raised TypeError"),
+    (model("built_once"), "gives the same parameter"),
+    (model("built_in_part"), "gives the same parameter '0."),
+    (model("works_in_place"), "writes into its inputs"),
     (model("too_few"), "outputs of shape [16, 5], but the data have 10 classes"),
     (model("other_input"), "can't be run on inputs [16, 1, 8, 8] of float32"),
     (model("gives_tuple"), "returned a tuple of 2: [16, 10] of float32, [16, 10] of float32"),

@@ -112,6 +112,8 @@ class Splits:
         faults = []
         if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2:
             faults.append(f"classes are {self.classes}, expected at least two different names")
+        if others := [name for name in self.classes if not isinstance(name, str)]:
+            faults.append(f"classes hold {others[0]!r}, expected names: texts, such as str(number)")
         shape = self.train.inputs.shape[1:]
         for name, samples in self.named():
             low, high = int(samples.targets.min()), int(samples.targets.max())
