@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 DECISIONS = Path("promotions.jsonl")
 """Every decision about a version, versioned in Git."""
 
+ARTIFACTS = Path("mlartifacts")
+"""Where a store that is a database has the files of its runs, if the settings name no other place."""
+
 _SQLITE = "sqlite:///"
 _NO_SPACE = (ENOSPC, EDQUOT)
 _FULL_DATABASE = "database or disk is full"
@@ -87,11 +90,12 @@ def _refuse_loss(place: Path) -> None:
             f"MLflow's store {place} isn't there, though {DECISIONS} records decisions about versions in it. Bring the "
             f"store back from a backup; or, if a registry is to begin anew with version 1, move {DECISIONS} away first"
         )
-    if Path("dvc.lock").exists():
+    if ARTIFACTS.is_dir() and any(ARTIFACTS.iterdir()):
         log.warning(
-            "MLflow's store %s isn't there, though dvc.lock records finished stages: an empty one is made. Runs and "
-            "versions of the one before, if there was one, are not in it",
+            "MLflow's store %s isn't there, though %s/ holds files of its runs: an empty one is made. Runs and "
+            "versions of the one before are not in it",
             place,
+            ARTIFACTS,
         )
 
 

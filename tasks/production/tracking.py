@@ -7,13 +7,12 @@ their id: MLflow's active run belongs to one thread and means nothing in another
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.fingerprints import shaping_sections
 from tasks.loop.ledger import Ledger, Row
 from tasks.params.settings import Settings
-from tasks.production.store import is_server, open_store, store_faults
+from tasks.production.store import ARTIFACTS, is_server, open_store, store_faults
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 FINGERPRINT = "secateur.fingerprint"
 KILLED, FAILED = "KILLED", "FAILED"
-ARTIFACTS = Path("mlartifacts")
 _LONGEST_PARAM, _MOST_PARAMS = 6000, 100  # MLflow's own limits, per value and per batch
 
 
