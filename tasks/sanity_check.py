@@ -6,17 +6,19 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import onnxruntime
 import torch
 from torch import Tensor, nn
 
 import pruning
 from pruning.criteria import find_criterion, order_channels
-from pruning.errors import DataError, ModelError, SecateurError, SettingsError
+from pruning.errors import DataError, ModelError, ProfileError, SecateurError, SettingsError
 from pruning.evaluation import Loss, Metric, described, losses_of_each, mean_loss, restored_modes, values_of_each
 from pruning.files.weights import load_weights
 from pruning.gathering.statistics import collect
 from pruning.structure.bundles import groups_in
 from pruning.structure.groups import Groups
+from pruning.timing.questions import check_provider
 from pruning.training.recipe import Recipe
 from tasks.data import Description, read_description, read_inputs, read_split, spread
 from tasks.determinism import begin
@@ -44,12 +46,14 @@ def sanity_check(settings: Settings, workspace: Workspace) -> None:
     Nothing is kept. Whoever calls this brings torch to a known state afterwards.
 
     Raises:
-        SettingsError: The factory, the augmentation or a criterion can't be called, or a name matches nothing.
+        SettingsError: The factory, the augmentation or a criterion can't be called, a name matches nothing, or ONNX
+            Runtime can't measure as the settings ask.
         CheckpointError: The weights that were brought along are damaged or don't fit.
         ModelError: The model, the loss or the metric gives something else than training needs.
         DataError: There are no labels to train by.
     """
     begin(settings)
+    _check_provider(settings)
     data = read_description(workspace)
     if not data.labelled and settings.baseline.recipe is not None:
         raise DataError(
@@ -85,6 +89,23 @@ def _build(settings: Settings, data: Description) -> nn.Module:
             "model, or what one learns would change the others: build its parts inside the function, without a cache"
         )
     return model
+
+
+def _check_provider(settings: Settings) -> None:
+    """See that what is to be profiled can be, here where nothing was brought along."""
+    chosen = settings.profile
+    if chosen.path is None and not chosen.batch_sizes:
+        return
+    try:
+        check_provider(chosen.provider)
+    except ProfileError as fault:
+        raise SettingsError(f"profile.provider: {fault}") from fault
+    known = onnxruntime.get_available_providers()
+    if chosen.path is None and chosen.provider not in known:
+        raise SettingsError(
+            f"profile.provider: this ONNX Runtime has no {chosen.provider}; it has {', '.join(known)}. Bring a profile "
+            "of another machine along with profile.path, or name one of these"
+        )
 
 
 def _first_batch(workspace: Workspace, data: Description) -> tuple[Tensor, Tensor | None]:

@@ -30,6 +30,19 @@ _SYNCHRONOUS = ("CPUExecutionProvider", "DnnlExecutionProvider", "XnnpackExecuti
 _WHOLE, _CLOCK = "whole.onnx", "clock.onnx"
 
 
+def check_provider(provider: str) -> None:
+    """See that operators of an execution provider are done when they return.
+
+    Raises:
+        ProfileError: They may not be.
+    """
+    if provider not in _SYNCHRONOUS:
+        raise ProfileError(
+            f"{provider} can't be profiled: its operators may return before they are done; expected one of "
+            f"{', '.join(_SYNCHRONOUS)}"
+        )
+
+
 def ask(
     groups: Groups,
     folder: str | Path,
@@ -60,11 +73,7 @@ def ask(
     """
     folder = Path(folder)
     first = groups.example_inputs
-    if provider not in _SYNCHRONOUS:
-        raise ProfileError(
-            f"{provider} can't be profiled: its operators may return before they are done; expected one of "
-            f"{', '.join(_SYNCHRONOUS)}"
-        )
+    check_provider(provider)
     if not isinstance(first, Tensor) or first.dtype != torch.float32:
         raise ProfileError(
             "a network is profiled on one tensor of 32-bit floats; its example inputs are something else"

@@ -182,6 +182,10 @@ def prune(**changed: Any) -> Change:
     return lambda s: s["prune"].update(changed)
 
 
+def profile(provider: str) -> Change:
+    return lambda s: s["profile"].update(provider=provider, batch_sizes=[1])
+
+
 def weights(name: str) -> Change:
     return lambda s: s["model"].update(weights=name)
 
@@ -277,6 +281,8 @@ CASES: list[tuple[Change, str]] = [
     (prune(criterion="wrong_code:score_short"), "expected (16,): one score per channel"),
     (prune(criterion="wrong_code:score_none"), "gave a NoneType"),
     (lambda s: s["analyze"].update(criterion="wrong_code:score_short"), "one score per channel"),
+    (profile("CUDAExecutionProvider"), "profile.provider: CUDAExecutionProvider can't be profiled"),
+    (profile("XnnpackExecutionProvider"), "profile.provider: this ONNX Runtime has no XnnpackExecutionProvider"),
     (prune(target={"size_bytes": 10**9}), "prune.target.size_bytes is 1,000,000,000, but"),
 ]
 
