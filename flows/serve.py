@@ -47,7 +47,7 @@ def serve(settings: Settings, started: Programs) -> None:
     _set_up(["prefect", "work-pool", "create", POOL, "--type", "process", *template, "--overwrite"], environment)
     _set_up(["prefect", "--no-prompt", "deploy", "--all"], environment)
     _refuse_unknown_parameters(environment["PREFECT_API_URL"])
-    started.start("worker", ["python", "-m", "flows.worker"], environment)
+    started.start("worker", ["python", "-P", "-m", "flows.worker"], environment)  # not a `flows/` of the user's
     sys.stdout.write(f"{'worker':<8} runs the deployments of prefect.yaml in {Path.cwd()}\n")
 
 

@@ -12,7 +12,7 @@ from flows import signals
 from flows.engine import BY_DVC, call_as_task
 from pruning.errors import SettingsError, WorkspaceError
 from tasks.code.changes import changes
-from tasks.fingerprints import executed, origin, settings_of, tell_dvc, told
+from tasks.fingerprints import executed, origin, settings_of, tell_dvc, to_tell, told
 from tasks.held import afresh, holding
 from tasks.lock import locked
 from tasks.loop.ledger import FILE as LEDGER
@@ -210,7 +210,7 @@ def planned(run: Run, stage: Stage) -> Making:
 
 def _check_that_dvc_knows(making: Making) -> None:
     """See that what is executed is what DVC was told when its run began."""
-    known, found = told(making.stage, making.run.workspace), executed(making.stage, making.run.settings)
+    known, found = told(making.stage, making.run.workspace), to_tell(making.stage, making.run.settings)
     if known is not None and known != found:
         raise WorkspaceError(
             f"since DVC's run began, {changes({**making.origin, **known}, making.origin)}; run `dvc repro` again"

@@ -107,6 +107,9 @@ def _contents(model: str, data: str, weights: Path | None) -> dict[str, str]:
 def dvc_stages(command: str) -> dict[str, Any]:
     """Return the stages as `dvc.yaml` has them, from the table of the stages.
 
+    The settings, with those that `params.yaml` leaves out, are in what DVC is told of each stage; DVC's own `params`
+    would refuse a section that the file doesn't have.
+
     Args:
         command: Runs a stage, whose name stands for `{}`; an environment in .venv/ is used where there is one.
     """
@@ -127,8 +130,7 @@ def dvc_stages(command: str) -> dict[str, Any]:
         for need in map(find_stage, stage.needs):
             read += [f"{folder(need)}/{name}" for name in need.files] or [folder(need)]
         made = {folder(stage): {"persist": True}} if stage.persist else folder(stage)
-        sections = {"params": list(stage.sections)} if stage.sections else {}
-        found[stage.name] = {"cmd": run(stage.name), "deps": read, **sections, "outs": [made]}
+        found[stage.name] = {"cmd": run(stage.name), "deps": read, "outs": [made]}
     return found
 
 

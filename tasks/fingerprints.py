@@ -107,9 +107,14 @@ def _strings(value: Json) -> Iterator[str]:
             yield from _strings(part)
 
 
+def to_tell(stage: Stage, settings: Settings) -> Json:
+    """Return what DVC is told: what a stage executes, and its settings with those that `params.yaml` leaves out."""
+    return {"settings": settings_of(stage, settings), **executed(stage, settings)}
+
+
 def tell_dvc(settings: Settings, workspace: Workspace) -> bool:
-    """Write what each stage executes, for DVC to compare the bytes of these files; say whether any of it is new."""
-    found = {stage: executed(stage, settings) for stage in STAGES}
+    """Write what DVC is told of each stage, for it to compare the bytes of these files; say whether any is new."""
+    found = {stage: to_tell(stage, settings) for stage in STAGES}
     new = [stage for stage in STAGES if told(stage, workspace) != found[stage]]
     for stage in new:
         write_json(code_file(stage, workspace), found[stage])
@@ -117,7 +122,7 @@ def tell_dvc(settings: Settings, workspace: Workspace) -> bool:
 
 
 def told(stage: Stage, workspace: Workspace) -> Json:
-    """Return what DVC was told that a stage executes; None where that isn't known."""
+    """Return what DVC was told of a stage; None where that isn't known."""
     try:
         return checked_json(code_file(stage, workspace).read_bytes(), dict[str, Any])
     except (OSError, JsonError):

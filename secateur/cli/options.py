@@ -28,6 +28,7 @@ debug_option = click.option("--debug", is_flag=True, help="Show the traceback of
 params_option = click.option(
     "--params", type=click.Path(path_type=Path), default=PARAMS, show_default=True, metavar="FILE", help="Settings."
 )
+prefect_option = click.option("--prefect", is_flag=True, help="Run in Prefect's engine, for its pages.")
 workspace_option = click.option(
     "--workspace",
     type=click.Path(path_type=Path),

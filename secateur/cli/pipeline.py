@@ -17,6 +17,7 @@ from secateur.cli.options import (
     debug_option,
     execute,
     params_option,
+    prefect_option,
     reads_settings,
     say,
     watch_signals,
@@ -81,6 +82,7 @@ def run(
     from flows import command
 
     options = Namespace(params=params, workspace=workspace or WORKSPACE, no_commit=no_commit, debug=debug)
+    options.prefect = prefect
     options.prefect = prefect
     if changes:
         from tasks.params.overrides import trial_workspace
@@ -189,10 +191,11 @@ def params(path: str | None, everything: bool, json_schema: bool, debug: bool) -
     metavar="DIR",
     help="Where the workspaces and the comparison are written.",
 )
-def frontier(into: Path, params: Path, workspace: Path, debug: bool) -> None:
+@prefect_option
+def frontier(into: Path, params: Path, workspace: Path, prefect: bool, debug: bool) -> None:
     """Run the pipeline for every target of frontier.targets, and compare accuracy, MACs and latency."""
     watch_signals("frontier")
     from flows.frontier import main
 
     arguments = ["--params", str(params), "--workspace", str(workspace), "--into", str(into)]
-    main([*arguments, *(["--debug"] if debug else [])])
+    main([*arguments, *(["--debug"] if debug else []), *(["--prefect"] if prefect else [])])

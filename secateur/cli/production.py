@@ -6,15 +6,15 @@ from pathlib import Path
 
 import click
 
-from secateur.cli.options import debug_option, params_option, reads_settings, watch_signals
+from secateur.cli.options import debug_option, params_option, prefect_option, reads_settings, watch_signals
 
 PARTS = ("code", "data")
 ALIASES = ("candidate", "production", "previous")
 
 
-def _given(debug: bool, **options: str | Path | None) -> list[str]:
+def _given(debug: bool, prefect: bool = False, **options: str | Path | None) -> list[str]:
     """Return the command line that `python -m flows.<name>` takes, without what isn't given."""
-    found = ["--debug"] if debug else []
+    found = [*(["--debug"] if debug else []), *(["--prefect"] if prefect else [])]
     for name, value in options.items():
         if value is not None:
             found += [f"--{name}", str(value)]
@@ -23,8 +23,9 @@ def _given(debug: bool, **options: str | Path | None) -> list[str]:
 
 @click.command(short_help="Put the candidate into production, if it may.")
 @click.option("--approve", is_flag=True, help="Say yes, where promote.require_approval asks a person.")
+@prefect_option
 @reads_settings
-def promote(approve: bool, params: Path, workspace: Path, debug: bool) -> None:
+def promote(approve: bool, prefect: bool, params: Path, workspace: Path, debug: bool) -> None:
     """Measure candidate and production side by side; promote the candidate if it passes every gate.
 
     Exit code 0 if the candidate is in production now, 1 if it is refused.
@@ -32,19 +33,20 @@ def promote(approve: bool, params: Path, workspace: Path, debug: bool) -> None:
     watch_signals("promote")
     from flows.promote import main
 
-    main([*_given(debug, params=params, workspace=workspace), *(["--approve"] if approve else [])])
+    main([*_given(debug, prefect, params=params, workspace=workspace), *(["--approve"] if approve else [])])
 
 
 @click.command(short_help="Put back what was in production before.")
 @click.option("--version", metavar="N", help="This version instead of `previous`.")
 @params_option
+@prefect_option
 @debug_option
-def rollback(version: str | None, params: Path, debug: bool) -> None:
+def rollback(version: str | None, params: Path, prefect: bool, debug: bool) -> None:
     """Put back what was in production before."""
     watch_signals("rollback")
     from flows.rollback import main
 
-    main(_given(debug, params=params, version=version))
+    main(_given(debug, prefect, params=params, version=version))
 
 
 @click.command(short_help="Bring back the files of a version.")
@@ -52,12 +54,14 @@ def rollback(version: str | None, params: Path, debug: bool) -> None:
 @click.option("--alias", metavar="NAME", help=f"Its alias instead: {', '.join(ALIASES)}.")
 @click.option("--into", required=True, metavar="DIR", help="A folder that doesn't exist yet, or is empty.")
 @click.option("--without", multiple=True, type=click.Choice(PARTS), help="Leave this out; may be repeated.")
+@prefect_option
 @reads_settings
 def restore(
     version: str | None,
     alias: str | None,
     into: str,
     without: tuple[str, ...],
+    prefect: bool,
     params: Path,
     workspace: Path,
     debug: bool,
@@ -68,7 +72,7 @@ def restore(
     watch_signals("restore")
     from flows.restore import main
 
-    given = _given(debug, params=params, workspace=workspace, version=version, alias=alias, into=into)
+    given = _given(debug, prefect, params=params, workspace=workspace, version=version, alias=alias, into=into)
     main([*given, *(word for part in without for word in ("--without", part))])
 
 
@@ -76,14 +80,15 @@ def restore(
 @click.option("--cache", is_flag=True, help="DVC's cache too; not where other projects share it.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @params_option
+@prefect_option
 @debug_option
-def cleanup(cache: bool, dry_run: bool, params: Path, debug: bool) -> None:
+def cleanup(cache: bool, dry_run: bool, params: Path, prefect: bool, debug: bool) -> None:
     """Remove trials and runs that are older than tidy.keep_days; never what a version needs."""
     watch_signals("cleanup")
     from flows.tidy import main
 
     flags = {"--cache": cache, "--dry-run": dry_run}
-    main([*_given(debug, params=params), *(flag for flag, is_given in flags.items() if is_given)])
+    main([*_given(debug, prefect, params=params), *(flag for flag, is_given in flags.items() if is_given)])
 
 
 @click.command(short_help="Show the pages of Prefect and MLflow.")

@@ -42,6 +42,8 @@ PATCH = "uncommitted.patch"
 NUM_ANSWERS = 8
 _LOGGED = {"baseline": "baseline", "dense": "transform", "onnx": "export"}
 _PLACES = Workspace(DEFAULT_ROOT)
+_DATA_PLACES = (DATA, f"{DEFAULT_ROOT.as_posix()}/{DATA}")
+"""The second where a folder of the user's has the first name."""
 
 
 _NO_SETTINGS = ("dvc.yaml", "prefect.yaml")
@@ -96,8 +98,8 @@ class Record(BaseModel):
 
     def inside(self, folder: str) -> dict[str, str]:
         """Return the files of a stage's folder: place -> sha256."""
-        start = f"{_PLACES.folder(folder).as_posix()}/"
-        return {place: found for place, found in self.files.items() if place.startswith(start)}
+        starts = tuple(f"{place}/" for place in _places_of(folder))
+        return {place: found for place, found in self.files.items() if place.startswith(starts)}
 
 
 def make_record(
@@ -150,10 +152,15 @@ def make_record(
     return record
 
 
+def _places_of(folder: str) -> tuple[str, ...]:
+    """Return where a stage's folder may lie in the repository."""
+    return _DATA_PLACES if folder == DATA else (_PLACES.folder(folder).as_posix(),)
+
+
 def _may_be_recorded(place: str) -> bool:
     """Say whether a file of a version may lie at a place: data, results of a stage, weights that were brought along."""
-    folders = (DATA, *(_PLACES.folder(name).as_posix() for name in _LOGGED))
-    if any(place.startswith(f"{folder}/") for folder in folders):
+    folders = tuple(f"{folder}/" for name in (DATA, *_LOGGED) for folder in _places_of(name))
+    if place.startswith(folders):
         return is_plain(place) and Path(place).suffix in _STAGE_FILES
     brought_along = Path(place).suffix in _WEIGHT_FILES or place.startswith(f"{_BROUGHT_ALONG}/")
     return is_plain(place) and brought_along

@@ -26,6 +26,8 @@ def small() -> nn.Module:
 
 def test_stages_of_a_users_project_are_those_of_the_repository() -> None:
     shipped = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    for stage in shipped.values():
+        stage.pop("params", None)  # of a file that has every section
     assert dvc_stages("python -m flows.{}") == shipped
     assert dvc_stages("secateur run {}")["prune"]["cmd"].endswith("secateur run prune")
 
