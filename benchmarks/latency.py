@@ -29,8 +29,8 @@ from benchmarks.speed.race import BATCHES
 from benchmarks.speed.shares import default_at_shares, predictions
 from benchmarks.speed.sweeps import NETWORKS, compare, measure_walls
 from benchmarks.speed.tables import as_markdown, draw
-from pruning.timing.measuring import cpu_name
-from tasks.memory import keep_freed_memory
+from pruning.latency.runner import cpu_name
+from tasks.determinism import keep_freed_memory
 
 PARTS = ("shares", "predictions", "duel", "sweeps", "walls")
 

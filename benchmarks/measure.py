@@ -15,11 +15,10 @@ from torch import nn
 
 import pruning
 from benchmarks.architectures import Architecture
-from pruning.algebra.axes import SINGLE, leaves
-from pruning.algebra.equation import EXTENT
 from pruning.containers import with_tensors
-from pruning.structure.other_inputs import difference_elsewhere
-from pruning.structure.verification import outputs_of, relative_difference
+from pruning.graph.axes import SINGLE, leaves
+from pruning.graph.equation import EXTENT
+from pruning.plan.verification import difference_elsewhere, outputs_of, relative_difference
 
 RATE = 0.3
 TOLERANCE = 1e-4

@@ -24,13 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.environment import REPOSITORY
-from tasks.production.versioning import INSIDE
+from tasks.registry.dvc_repo import INSIDE
 
 ONCE = (
-    "from pathlib import Path\nfrom tasks.params.settings import load\nfrom tasks.production.store import open_store\n"
+    "from pathlib import Path\nfrom tasks.config.schema import load\n"
+    "from tasks.registry.mlflow_client import open_store\n"
     "open_store(load(Path('params.yaml')).tracking.uri)"
 )
-PLAIN = "from flows.compress import FLOWS\nfor run in FLOWS.values():\n    run('params.yaml', 'artifacts', False)"
+PLAIN = "from flows.stages import FLOWS\nfor run in FLOWS.values():\n    run('params.yaml', 'artifacts', False)"
 SHARE, START_S = 0.1, 15.0
 """What the flow may take longer: a share, and the import of DVC and MLflow."""
 

@@ -33,11 +33,10 @@ from benchmarks.measure import (
     peak_mb,
     reset_peak,
 )
-from pruning.algebra.axes import leaves
-from pruning.containers import find_tensors
-from pruning.structure.verification import outputs_of, relative_difference
-from pruning.tracing.trace import trace
-from pruning.tracing.watch import Inputs
+from pruning.containers import Inputs, find_tensors
+from pruning.graph.axes import leaves
+from pruning.graph.trace import trace
+from pruning.plan.verification import outputs_of, relative_difference
 
 
 def measure_peer(architecture: Architecture, fast: bool = False) -> Measurement:

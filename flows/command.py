@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flows import signals
-from flows.engine import use_prefect
+from flows.prefect_adapter import use_prefect
 from pruning.errors import SecateurError, TargetError
-from tasks.held import holding
-from tasks.params.requests import DEFAULT_PARAMS
-from tasks.params.settings import load
-from tasks.production.versioning import inside_dvc
+from tasks.config.overrides import DEFAULT_PARAMS
+from tasks.config.schema import load
+from tasks.file_cache import holding
+from tasks.registry.dvc_repo import inside_dvc
 from tasks.workspace import DEFAULT_ROOT, Workspace
 
 REFUSED = 1

@@ -4,54 +4,25 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
 
 from flows import command
-from flows.analyze import analyze
-from flows.baseline import baseline
-from flows.benchmark import benchmark
-from flows.engine import ProgressBar, call_as_task, flow, publish_markdown
-from flows.export import export
-from flows.measurements import measurements
-from flows.prepare import prepare
-from flows.profile import profile
-from flows.prune import prune
-from flows.report import report
-from flows.stage import Run, planned, recorded_end
-from flows.transform import transform
-from pruning.errors import TargetError
-from tasks.benchmark import read_latencies
-from tasks.held import edited
-from tasks.lock import locked
-from tasks.production.source import Source, snapshot
-from tasks.sanity_check import sanity_check
-from tasks.showing.comparison import (
-    Line,
-    Summary,
-    as_markdown,
-    as_text,
-    compare,
-    compare_latency,
-    nothing_accepted,
+from flows.prefect_adapter import ProgressBar, call_as_task, flow, publish_markdown
+from flows.stage_runner import Run, planned, recorded_end
+from flows.stages import (
+    FLOWS,
 )
-from tasks.showing.verdict import as_text as as_words
-from tasks.showing.verdict import decide
-from tasks.stages import STAGES, Stage
+from pruning.errors import TargetError
+from tasks.file_cache import edited
+from tasks.registry.git_snapshot import Source, snapshot
+from tasks.reporting.tables import Line, Summary, as_markdown, as_text, compare, compare_latency, nothing_accepted
+from tasks.reporting.verdict import as_text as as_words
+from tasks.reporting.verdict import decide
+from tasks.sanity_check import sanity_check
+from tasks.stage_table import STAGES, Stage
+from tasks.stages.benchmark import read_latencies
+from tasks.workspace import locked
 
 log = logging.getLogger("secateur")
-
-FLOWS: dict[str, Callable[[str, str, bool], None]] = {
-    "prepare": prepare,
-    "baseline": baseline,
-    "analyze": analyze,
-    "profile": profile,
-    "measurements": measurements,
-    "prune": prune,
-    "transform": transform,
-    "export": export,
-    "benchmark": benchmark,
-    "report": report,
-}
 
 
 @flow(name="compress")
@@ -130,7 +101,7 @@ def _summary(run: Run) -> Summary:
 
 def _record(run: Run, begun_with: Source | None) -> str | None:
     """Record what came out, with the code that made it: that of the beginning, where it was edited meanwhile."""
-    from tasks.production.registration import register
+    from tasks.registry.register import register
 
     return register(run.settings, run.workspace, run.params, lambda: begun_with if edited() else snapshot())
 

@@ -1,4 +1,4 @@
-"""Accuracy against latency and MACs, for several targets in one run: `python -m flows.frontier`."""
+"""Other settings in workspaces of their own: a trial, and several targets side by side: `python -m flows.frontier`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,45 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows import command
-from flows.compress import FLOWS, compress, nothing_to_run
-from flows.engine import body_of, flow, publish_markdown
-from pruning.errors import TargetError
+from flows.compress import compress, nothing_to_run
+from flows.prefect_adapter import body_of, flow, publish_markdown
+from flows.stages import FLOWS
+from pruning.errors import CheckpointError, TargetError
+from tasks.config.overrides import write_trial
+from tasks.config.schema import Settings, load
 from tasks.data import read_description
 from tasks.frontier import FRONTIER, SHARED, name_of, read_points, take_over, write_frontier, write_settings
-from tasks.lock import locked
-from tasks.params.settings import Settings, load
-from tasks.workspace import Workspace
+from tasks.workspace import DEFAULT_ROOT, Workspace, locked
 
 log = logging.getLogger("secateur")
+
+
+def begin_trial(params: Path, changes: Sequence[str], workspace: Path) -> Path:
+    """Write a trial's settings, and bring data, baseline, analysis and profile along where they are current.
+
+    Args:
+        params: The settings that are changed.
+        changes: Texts `path=value`.
+        workspace: Of the trial.
+
+    Returns:
+        The trial's settings file.
+
+    Raises:
+        SettingsError: A change is none that the settings accept.
+        WorkspaceError: The workspace can't be used.
+    """
+    written = write_trial(params, changes, workspace)
+    settings, own = load(written), Workspace(workspace)
+    with locked(own):
+        for stage in SHARED:
+            try:
+                take_over(stage, settings, Workspace(DEFAULT_ROOT), own)
+            except CheckpointError as fault:
+                log.warning("%s isn't taken over: %s", stage.name, fault)
+    log.info("a trial, with settings of its own: %s", written)
+    return written
+
 
 NAME = "frontier"
 

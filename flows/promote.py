@@ -9,15 +9,14 @@ from pathlib import Path
 from textwrap import wrap
 
 from flows import command
-from flows.engine import ask_person, call_as_task, flow, is_deployed, publish_markdown, run_id
+from flows.prefect_adapter import ask_person, call_as_task, flow, is_deployed, publish_markdown, run_id
 from pruning.errors import WorkspaceError
-from tasks.lock import deciding
-from tasks.params.settings import Settings, load
-from tasks.production import promotion
-from tasks.production.promotion import Case, as_markdown, as_text
-from tasks.showing.comparison import WIDTH
-from tasks.showing.gates import as_rows, summarise
-from tasks.workspace import Workspace
+from tasks.config.schema import Settings, load
+from tasks.registry import promote as promotion
+from tasks.registry.promote import Case, as_markdown, as_text
+from tasks.reporting.tables import WIDTH
+from tasks.reporting.verdict import as_rows, summarise
+from tasks.workspace import Workspace, deciding
 
 log = logging.getLogger("secateur")
 

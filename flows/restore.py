@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows import command
-from flows.engine import call_as_task, flow
+from flows.prefect_adapter import call_as_task, flow
 from pruning.errors import SettingsError, unknown_name
-from tasks.params.settings import load
-from tasks.production import registry, restoring
+from tasks.config.schema import load
+from tasks.registry import mlflow_models
+from tasks.registry import restore as restoring
 from tasks.workspace import Workspace
 
 log = logging.getLogger("secateur")
@@ -47,7 +48,7 @@ def restore(
         if part not in restoring.PARTS:
             raise SettingsError(unknown_name("part", part, restoring.PARTS))
     settings = load(Path(params))
-    found = registry.find(settings, alias=alias, number=version)
+    found = mlflow_models.find(settings, alias=alias, number=version)
     place = Workspace(Path(workspace))
     back = call_as_task(restoring.restore, "restore", settings, found, Path(into), place, tuple(without))
     counts = Counter(back.sources.values())

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows import command
-from flows.engine import flow
-from tasks.lock import deciding
-from tasks.params.settings import load
-from tasks.production import promotion
+from flows.prefect_adapter import flow
+from tasks.config.schema import load
+from tasks.registry import promote
+from tasks.workspace import deciding
 
 log = logging.getLogger("secateur")
 
@@ -35,7 +35,7 @@ def put_back(params: str, version: str | None = None) -> None:
     """
     settings = load(Path(params))
     with deciding():
-        decision = promotion.roll_back(settings, version)
+        decision = promote.roll_back(settings, version)
     log.info("version %s is in production again; version %s is not", decision.version, decision.instead_of)
 
 

@@ -19,9 +19,9 @@ from filelock import FileLock, Timeout
 from flows.pages import show_pages, until_interrupted
 from flows.servers import Programs, ServiceError, installed
 from flows.worker import POOL
+from tasks.config.schema import Settings
 from tasks.environment import REPOSITORY, is_installed
-from tasks.params.settings import Settings
-from tasks.production.versioning import Versions
+from tasks.registry.dvc_repo import DvcRepo
 
 JOB_TEMPLATE = Path(__file__).with_name("work-pool.json")
 _LONGEST_SETUP_S = 180
@@ -34,7 +34,7 @@ def serve(settings: Settings, started: Programs) -> None:
         WorkspaceError: The folder is no DVC repository.
         ServiceError: Another `serve` runs here, or a program refuses.
     """
-    Versions()
+    DvcRepo()
     stay_alone(started)
     environment = {
         "PREFECT_API_URL": show_pages(settings, started),

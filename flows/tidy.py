@@ -7,13 +7,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from flows import command
-from flows.engine import flow, remove_flow_runs
+from flows.prefect_adapter import flow, remove_flow_runs
 from pruning.errors import SettingsError
-from tasks.lock import locked
-from tasks.params.requests import DEFAULT_PARAMS
-from tasks.params.settings import load
-from tasks.production import tidying
-from tasks.workspace import DEFAULT_ROOT, Workspace
+from tasks.config.overrides import DEFAULT_PARAMS
+from tasks.config.schema import load
+from tasks.registry import cleanup
+from tasks.workspace import DEFAULT_ROOT, Workspace, locked
 
 NAME = "tidy"
 
@@ -39,11 +38,11 @@ def tidy(params: str = "params.yaml", cache: bool = False, dry_run: bool = False
     settings = load(Path(params))
     before = datetime.now(UTC) - timedelta(days=settings.tidy.keep_days)
     verb = "would go" if dry_run else "removed"
-    trials = tidying.remove_trials(before, dry_run=dry_run)
+    trials = cleanup.remove_trials(before, dry_run=dry_run)
     command.log.info("trials %s: %s", verb, ", ".join(map(str, trials)) or "none")
-    left = tidying.remove_set_aside(Workspace(DEFAULT_ROOT), before, dry_run=dry_run)
+    left = cleanup.remove_set_aside(Workspace(DEFAULT_ROOT), before, dry_run=dry_run)
     command.log.info("loops that were set aside %s: %s", verb, ", ".join(map(str, left)) or "none")
-    command.log.info("MLflow's runs %s: %d", verb, len(tidying.remove_runs(settings, before, dry_run=dry_run)))
+    command.log.info("MLflow's runs %s: %d", verb, len(cleanup.remove_runs(settings, before, dry_run=dry_run)))
     count = remove_flow_runs(before, dry_run=dry_run)
     if count is None:
         command.log.info("Prefect's runs are left alone: no server is named; set PREFECT_API_URL, or add --prefect")
@@ -51,7 +50,7 @@ def tidy(params: str = "params.yaml", cache: bool = False, dry_run: bool = False
         command.log.info("Prefect's runs %s: %d", verb, count)
     if cache:
         with locked(Workspace(DEFAULT_ROOT)):  # a stage under way has put nothing into DVC's lock yet
-            files = tidying.remove_unneeded_objects(settings, dry_run=dry_run)
+            files = cleanup.remove_unneeded_objects(settings, dry_run=dry_run)
         command.log.info("files of DVC's cache %s: %d", verb, files)
 
 

@@ -10,23 +10,21 @@ A library of its own: it knows torch and nothing of pipelines.
 
 from __future__ import annotations
 
-from pruning.choosing.selection import Scope, make_plan
-from pruning.choosing.targets import ChannelSparsity, LatencyMs, LatencyReduction, MacReduction, ParameterReduction
+from pruning.allocation.budget import ChannelSparsity, LatencyMs, LatencyReduction, MacReduction, ParameterReduction
+from pruning.allocation.selection import Scope, make_plan
 from pruning.dynamic.gates import add_gates
-from pruning.fine_grained.single_weights import choose_n_of_m, choose_weights
-from pruning.fine_grained.weight_masks import held
-from pruning.gathering.statistics import collect
-from pruning.recovery.calibration import calibrate
-from pruning.recovery.reconstruction import reconstruct
-from pruning.recovery.widening import widen
-from pruning.structure.bundles import Limits
-from pruning.structure.cost import count_bytes, count_macs, count_parameters
-from pruning.structure.finding import find_groups
-from pruning.structure.groups import Group, Groups, Slice
-from pruning.structure.masks import apply_masks
-from pruning.structure.plan import Plan
-from pruning.structure.surgery import narrow
-from pruning.training.optimizers import narrow_optimizer
+from pruning.graph.groups import Group, Groups, Slice
+from pruning.plan.constraints import Limits
+from pruning.plan.dry_run import find_groups
+from pruning.plan.masks import apply_masks
+from pruning.plan.narrow import expand, narrow
+from pruning.plan.plan import Plan, count_bytes, count_macs, count_parameters
+from pruning.recovery.calibrate import calibrate
+from pruning.recovery.reconstruct import reconstruct
+from pruning.statistics.collect import collect
+from pruning.training.optimizer import narrow_optimizer
+from pruning.unstructured.masks import enforce_masks
+from pruning.unstructured.select import choose_n_of_m, choose_weights
 
 __all__ = [
     "ChannelSparsity",
@@ -49,11 +47,11 @@ __all__ = [
     "count_bytes",
     "count_macs",
     "count_parameters",
+    "enforce_masks",
+    "expand",
     "find_groups",
-    "held",
     "make_plan",
     "narrow",
     "narrow_optimizer",
     "reconstruct",
-    "widen",
 ]

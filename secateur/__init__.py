@@ -37,23 +37,23 @@ if TYPE_CHECKING:
         count_bytes,
         count_macs,
         count_parameters,
+        enforce_masks,
         errors,
+        expand,
         find_groups,
-        held,
         make_plan,
         narrow,
         narrow_optimizer,
         reconstruct,
-        widen,
     )
     from pruning.evaluation import Evaluation, evaluate
-    from pruning.files.checkpoint import load_checkpoint, save_checkpoint
-    from pruning.files.export import check_parity, export_onnx
-    from pruning.files.weights import load_weights
-    from pruning.recovery.recalibration import recalibrate
-    from pruning.timing.profiling import profile
-    from pruning.training.epochs import finetune
+    from pruning.io.checkpoint import load_checkpoint, save_checkpoint
+    from pruning.io.onnx import check_parity, export_onnx
+    from pruning.io.weights import load_weights
+    from pruning.latency.measure import profile
+    from pruning.recovery.batch_norm import recalibrate
     from pruning.training.recipe import Recipe
+    from pruning.training.trainer import finetune
     from zoo.datasets.splits import Samples, Splits
 
 __version__ = "0.1.0"
@@ -63,16 +63,24 @@ _MODULES = {
         *("ChannelSparsity", "LatencyMs", "LatencyReduction", "Limits", "MacReduction", "ParameterReduction"),
         *("Scope", "collect"),
         *("Group", "Groups", "Plan", "Slice", "add_gates", "apply_masks", "calibrate", "choose_n_of_m"),
-        *("choose_weights", "count_bytes", "count_macs", "count_parameters", "find_groups", "held", "make_plan"),
-        *("narrow", "narrow_optimizer", "reconstruct", "widen"),
+        *(
+            "choose_weights",
+            "count_bytes",
+            "count_macs",
+            "count_parameters",
+            "find_groups",
+            "enforce_masks",
+            "make_plan",
+        ),
+        *("narrow", "narrow_optimizer", "reconstruct", "expand"),
     ),
     "pruning.evaluation": ("Evaluation", "evaluate"),
-    "pruning.files.checkpoint": ("load_checkpoint", "save_checkpoint"),
-    "pruning.files.export": ("check_parity", "export_onnx"),
-    "pruning.files.weights": ("load_weights",),
-    "pruning.recovery.recalibration": ("recalibrate",),
-    "pruning.timing.profiling": ("profile",),
-    "pruning.training.epochs": ("finetune",),
+    "pruning.io.checkpoint": ("load_checkpoint", "save_checkpoint"),
+    "pruning.io.onnx": ("check_parity", "export_onnx"),
+    "pruning.io.weights": ("load_weights",),
+    "pruning.recovery.batch_norm": ("recalibrate",),
+    "pruning.latency.measure": ("profile",),
+    "pruning.training.trainer": ("finetune",),
     "pruning.training.recipe": ("Recipe",),
     "zoo.datasets.splits": ("Samples", "Splits"),
 }
@@ -105,12 +113,13 @@ __all__ = [
     "count_bytes",
     "count_macs",
     "count_parameters",
+    "enforce_masks",
     "errors",
     "evaluate",
+    "expand",
     "export_onnx",
     "find_groups",
     "finetune",
-    "held",
     "load_checkpoint",
     "load_weights",
     "make_plan",
@@ -120,7 +129,6 @@ __all__ = [
     "recalibrate",
     "reconstruct",
     "save_checkpoint",
-    "widen",
 ]
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 import pruning
-from pruning.choosing.selection import Rounding
+from pruning.allocation.selection import Rounding
 from pruning.errors import TargetError
-from pruning.structure.cost import Cost
+from pruning.plan.plan import Cost
 
 REDUCTIONS = (0.3, 0.5, 0.7)
 

@@ -14,14 +14,14 @@ from string import Template
 from typing import Any
 
 from pruning.errors import ModelError, SettingsError, WorkspaceError
-from pruning.files.writing import replace_file
+from pruning.io.atomic import replace_file
 from secateur.extras import advice
 from secateur.inspection import inspect
 from secateur.sources import Source
-from tasks.fingerprints import code_file
-from tasks.params import reference
-from tasks.params.yaml_file import as_yaml
-from tasks.stages import STAGES, Stage, find_stage
+from tasks.config import reference
+from tasks.config.yaml_io import as_yaml
+from tasks.fingerprint import code_file
+from tasks.stage_table import STAGES, Stage, find_stage
 from tasks.workspace import DEFAULT_ROOT, Workspace
 
 IGNORED = (

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from pruning import Limits
 from pruning.errors import SettingsError, WorkspaceError
-from pruning.files.weights import load_weights
+from pruning.io.weights import load_weights
 from secateur.inspection import Rules
-from tasks import imports
+from tasks.config import import_strings
+from tasks.config.schema import Settings
 from tasks.data import as_splits, read_description, read_example
-from tasks.params.settings import Settings
 from tasks.workspace import Workspace
 
 
@@ -50,10 +50,10 @@ class Source:
         return cls(
             model=settings.model.factory,
             data=settings.data.factory,
-            model_arguments=settings.model.arguments,
-            data_arguments=settings.data.arguments,
+            model_arguments=settings.model.kwargs,
+            data_arguments=settings.data.kwargs,
             weights=settings.model.weights,
-            rules=Rules(prune.ignore, rounding, Limits(prune.keep_at_least, prune.max_group_rate)),
+            rules=Rules(prune.ignore, rounding, Limits(prune.min_channels, prune.max_group_rate)),
         )
 
     def load(self, workspace: Workspace | None = None) -> tuple[nn.Module, Tensor]:
@@ -69,7 +69,7 @@ class Source:
         """
         example, offered = self._sample(workspace)
         torch.manual_seed(0)
-        model = imports.call(self.model, self.model_arguments, offered)
+        model = import_strings.call(self.model, self.model_arguments, offered)
         if not isinstance(model, nn.Module):
             raise SettingsError(f"{self.model!r} returned a {type(model).__name__}; expected a torch.nn.Module")
         if self.weights is not None:
@@ -86,6 +86,6 @@ class Source:
                 return read_example(workspace), read_description(workspace).offered
             except WorkspaceError:  # nothing is prepared
                 pass
-        splits = as_splits(imports.call(self.data, self.data_arguments), self.data)
+        splits = as_splits(import_strings.call(self.data, self.data_arguments), self.data)
         offered = {"input_shape": splits.input_shape, "num_classes": len(splits.classes)}
         return splits.validation.inputs[:1], offered

@@ -14,8 +14,8 @@ from safetensors.torch import save as format_safetensors
 from torch import Tensor
 
 from pruning.errors import DataError
-from pruning.files.json_files import read_bytes
-from pruning.files.writing import replace_file
+from pruning.io.atomic import replace_file
+from pruning.io.json_files import read_bytes
 from tasks.workspace import Workspace, contents, write_json
 from zoo.datasets.splits import Samples, Splits
 

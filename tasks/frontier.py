@@ -11,18 +11,19 @@ from itertools import chain
 from pathlib import Path
 
 from pruning.errors import WorkspaceError
-from pruning.files.writing import replace_file
-from tasks import benchmark, report
-from tasks.fingerprints import fingerprint
-from tasks.params.prune_parts import Target
-from tasks.params.requests import DEFAULT_PARAMS
-from tasks.params.settings import Settings, load
-from tasks.params.yaml_file import read_mapping, write_mapping
-from tasks.showing.comparison import Summary, as_interval, as_ms, ended_because, latency_name
-from tasks.showing.intervals import Interval
-from tasks.showing.page import document, picture, table
-from tasks.showing.plots import Mark, as_png, as_svg, draw_frontier
-from tasks.stages import STAGES, Stage
+from pruning.io.atomic import replace_file
+from tasks.config.overrides import DEFAULT_PARAMS
+from tasks.config.prune_schema import Target
+from tasks.config.schema import Settings, load
+from tasks.config.yaml_io import read_mapping, write_mapping
+from tasks.fingerprint import fingerprint
+from tasks.reporting import report
+from tasks.reporting.html import document, picture, table
+from tasks.reporting.intervals import Interval
+from tasks.reporting.plots import Mark, as_png, as_svg, draw_frontier
+from tasks.reporting.tables import Summary, as_interval, as_ms, ended_because, latency_name
+from tasks.stage_table import STAGES, Stage
+from tasks.stages import benchmark
 from tasks.workspace import Workspace, is_current, write_json, writing
 
 FRONTIER = Path("frontier")

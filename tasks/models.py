@@ -8,33 +8,63 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 import pruning
-from pruning.criteria import Criterion
-from pruning.dynamic.gate_training import macs_of_samples
-from pruning.dynamic.gates import GatedModel
+from pruning.dynamic.gates import GatedModel, macs_of_samples
 from pruning.errors import CheckpointError, SettingsError
 from pruning.evaluation import Loss, Metric, TensorSamples, evaluate
-from pruning.files.checkpoint import load_checkpoint, save_checkpoint
-from pruning.fine_grained.packing import packed_bytes
-from pruning.structure.cost import Cost, count_effective_macs
-from pruning.structure.plan import Plan
-from pruning.training.epochs import Augment
+from pruning.importance import Criterion
+from pruning.io.checkpoint import load_checkpoint, save_checkpoint
+from pruning.plan.plan import Cost, Plan, count_effective_macs
 from pruning.training.recipe import Recipe
 from pruning.training.sparsity import SparsityTraining
-from tasks import imports
+from pruning.training.trainer import Augment
+from pruning.unstructured.masks import packed_bytes
+from tasks.config import import_strings
+from tasks.config.schema import Settings
 from tasks.data import Description, read_example
-from tasks.measured import Measured
-from tasks.params.settings import Settings
 from tasks.workspace import Json, Workspace
+
+
+class ModelMetrics(BaseModel):
+    """What a model scored and what it costs.
+
+    Attributes:
+        accuracy: Mean of the metric, a fraction in [0, 1].
+        loss: Mean of the loss over the same samples.
+        macs: Of one sample; where gates choose by the sample, the mean over the samples of what is open.
+        parameters: How many, zeros among them.
+        size_bytes: Of all parameters and buffers as they are stored, zeros as bits where that is shorter.
+        weight_sparsity: Share of zeros in weights of two axes or more, where they are stored as bits.
+        effective_macs: Where they are: the MACs left to a runtime that skips zero weights.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    accuracy: float
+    loss: float
+    macs: int = Field(gt=0)
+    parameters: int = Field(gt=0)
+    size_bytes: int = Field(gt=0)
+    weight_sparsity: float | None = None
+    effective_macs: int | None = None
+
+    def reduction_from(self, original: ModelMetrics) -> dict[str, float]:
+        """Return 1 − this/original for MACs, parameters and bytes, by the names of the settings' targets."""
+        return {
+            "mac_reduction": 1 - self.macs / original.macs,
+            "parameter_reduction": 1 - self.parameters / original.parameters,
+            "size_bytes": 1 - self.size_bytes / original.size_bytes,
+        }
 
 
 def make_factory(settings: Settings, data: Description) -> Callable[[], nn.Module]:
     """Return the function that builds the original model, with fresh weights from the global seed."""
 
     def build() -> nn.Module:
-        model = imports.call(settings.model.factory, settings.model.arguments, data.offered)
+        model = import_strings.call(settings.model.factory, settings.model.kwargs, data.offered)
         if not isinstance(model, nn.Module):
             raise SettingsError(
                 f"model.factory {settings.model.factory!r} returned a {type(model).__name__}; expected a module"
@@ -59,34 +89,34 @@ def load_model(folder: Path, settings: Settings, data: Description, example: Ten
     return model.to(settings.run.device), plan, meta
 
 
-def save_model(folder: Path, model: nn.Module, plan: Plan, measured: Measured, data_fingerprint: str) -> str:
+def save_model(folder: Path, model: nn.Module, plan: Plan, measured: ModelMetrics, data_fingerprint: str) -> str:
     """Write a checkpoint with what it scored and which data it learned from; return the sha256 of its weights."""
     meta: dict[str, Json] = {"measured": measured.model_dump(), "data_fingerprint": data_fingerprint}
     return save_checkpoint(folder, copy.deepcopy(model).cpu(), plan, meta)
 
 
-def measured_in(meta: Json, folder: Path) -> Measured:
+def measured_in(meta: Json, folder: Path) -> ModelMetrics:
     """Return what a checkpoint's model scored when it was saved.
 
     Raises:
         CheckpointError: The checkpoint doesn't say.
     """
     try:
-        return Measured.model_validate(meta["measured"])
+        return ModelMetrics.model_validate(meta["measured"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder} doesn't say what its model scored; run the stage that writes it again"
         ) from error
 
 
-def measure(model: nn.Module, samples: TensorSamples, settings: Settings, example: Tensor) -> Measured:
+def measure(model: nn.Module, samples: TensorSamples, settings: Settings, example: Tensor) -> ModelMetrics:
     """Evaluate a model and count its costs; see `measure_each`."""
     return measure_each(model, samples, settings, example)[0]
 
 
 def measure_each(
     model: nn.Module, samples: TensorSamples, settings: Settings, example: Tensor
-) -> tuple[Measured, Tensor]:
+) -> tuple[ModelMetrics, Tensor]:
     """Evaluate a model and count its costs.
 
     Args:
@@ -109,7 +139,7 @@ def measure_each(
     weights = [parameter for parameter in inner.parameters() if parameter.ndim > 1]
     zeros, stored = sum(int((weight == 0).sum()) for weight in weights), size_bytes(model)
     sparse = stored < size_bytes(model, packed=False)
-    figures = Measured(
+    figures = ModelMetrics(
         accuracy=found.accuracy,
         loss=found.loss,
         macs=macs,
@@ -134,7 +164,7 @@ def size_bytes(model: nn.Module, *, packed: bool = True) -> int:
 
 def loss_and_metric(settings: Settings) -> tuple[Loss, Metric]:
     """Import the loss and the metric; tensors that they hold go to the device of the run."""
-    loss, metric = (imports.made(reference) for reference in (settings.training.loss, settings.training.metric))
+    loss, metric = (import_strings.made(reference) for reference in (settings.training.loss, settings.training.metric))
     for found in (loss, metric):
         if isinstance(found, nn.Module):
             found.to(settings.run.device)
@@ -146,12 +176,12 @@ def augmentation(settings: Settings) -> Augment | None:
     chosen = settings.training.augment
     if chosen is None:
         return None
-    return cast(Augment, partial(imports.resolve(chosen.function), **chosen.arguments))
+    return cast(Augment, partial(import_strings.resolve(chosen.function), **chosen.kwargs))
 
 
 def chosen_criterion(name: str) -> str | Criterion:
     """Return a built-in criterion's name, or the user's own function."""
-    return cast(Criterion, imports.resolve(name)) if ":" in name else name
+    return cast(Criterion, import_strings.resolve(name)) if ":" in name else name
 
 
 def sparsity_training(

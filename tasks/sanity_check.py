@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 import pruning
-from pruning.criteria import find_criterion, order_channels
 from pruning.errors import DataError, ModelError, ProfileError, SecateurError, SettingsError
 from pruning.evaluation import Loss, Metric, described, losses_of_each, mean_loss, restored_modes, values_of_each
-from pruning.files.weights import load_weights
-from pruning.gathering.statistics import collect
-from pruning.structure.bundles import groups_in
-from pruning.structure.groups import Groups
-from pruning.timing.questions import check_provider
+from pruning.graph.groups import Groups
+from pruning.importance import find_criterion, order_channels
+from pruning.io.weights import load_weights
+from pruning.latency.microbenchmarks import check_provider
+from pruning.plan.constraints import groups_in
+from pruning.statistics.collect import collect
 from pruning.training.recipe import Recipe
+from tasks.config.schema import Settings
+from tasks.config.types import LOSSES, METRICS
 from tasks.data import Description, read_description, read_inputs, read_split, spread
 from tasks.determinism import begin
 from tasks.models import (
@@ -31,8 +33,6 @@ from tasks.models import (
     size_bytes,
     sparsity_training,
 )
-from tasks.params.names import LOSSES, METRICS
-from tasks.params.settings import Settings
 from tasks.workspace import Workspace
 from zoo.datasets.splits import Samples
 
@@ -143,7 +143,7 @@ def _run(model: nn.Module, inputs: Tensor, settings: Settings, data: Description
     if built_in and (outputs.ndim != 2 or outputs.shape[1] < len(data.classes)):
         raise ModelError(
             f"{what} of shape {list(outputs.shape)}, but the data have {len(data.classes)} classes and the built-in "
-            f"loss and metric take logits [N, {len(data.classes)}]; mend model.arguments, or name a loss and a metric "
+            f"loss and metric take logits [N, {len(data.classes)}]; mend model.kwargs, or name a loss and a metric "
             "of your own"
         )
     distils = [recipe.name for recipe in settings.prune.recipes if recipe.distillation > 0]

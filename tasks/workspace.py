@@ -1,19 +1,21 @@
-"""Where files lie, how a folder is written whole or not at all, and whether a stage's folder is current."""
+"""Where files lie, how a folder is written whole or not at all, who may write, and whether it is current."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NotRequired, TypeVar
 
+from filelock import FileLock, Timeout
 from typing_extensions import TypedDict  # pydantic reads those of `typing` from Python 3.12 on
 
 from pruning.errors import CheckpointError, WorkspaceError
-from pruning.files.json_files import read_json
-from pruning.files.writing import put_all_back, put_back, replace_file, writing
+from pruning.io.atomic import put_all_back, put_back, replace_file, writing
+from pruning.io.json_files import read_json
 
 __all__ = [
     "DEFAULT_ROOT",
@@ -115,7 +117,7 @@ class Workspace:
             folder: The folder.
             name: The file.
             maker: The stage that writes it, for the message when it isn't there.
-            form: What it holds, as `pruning.files.json_files` takes it.
+            form: What it holds, as `pruning.io.json_files` takes it.
 
         Raises:
             WorkspaceError: It isn't there or is damaged.
@@ -207,3 +209,52 @@ def _read_record(folder: Path) -> _Seal | None:
         return read_json(folder / RECORD, _Seal, error=CheckpointError, mend=mend)
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+DECIDING = Path(".promotion.lock")
+
+
+@contextmanager
+def locked(workspace: Workspace) -> Iterator[None]:
+    """Hold the workspace; the operating system lets go of it when the process ends, however it ends.
+
+    The same process may take it again, as a stage does inside the whole pipeline.
+
+    Raises:
+        WorkspaceError: Another run holds it.
+    """
+    workspace.open()
+    lock = FileLock(workspace.root.absolute() / ".lock", thread_local=False, is_singleton=True)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise WorkspaceError(
+            f"the workspace {workspace.root} is in use by another run; wait for it to end, or give another with "
+            "--workspace DIR"
+        ) from error
+    try:
+        workspace.put_back()
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def deciding() -> Iterator[None]:
+    """Hold the right to move aliases, from the measuring to the last line.
+
+    Raises:
+        WorkspaceError: Another promotion or rollback holds it.
+    """
+    lock = FileLock(DECIDING.absolute(), thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise WorkspaceError(
+            "another promotion or rollback is at work here; wait for it to end, then look at promotions.jsonl and run "
+            "again if there is still something to decide"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -14,7 +14,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["DVC_STAGE"] = "tests"
-import flows.engine  # noqa: F401  # it looks once, whichever test imports it first
+import flows.prefect_adapter  # noqa: F401  # it looks once, whichever test imports it first
 
 del os.environ["DVC_STAGE"]
 
@@ -66,13 +66,13 @@ def small(input_shape, num_classes, width=16):
 
 PARAMS: dict[str, Any] = {
     "run": {"seed": 0, "threads": 1, "device": "cpu"},
-    "data": {"factory": "own_project:few", "arguments": {}},
-    "model": {"factory": "own_project:small", "arguments": {}, "weights": None},
+    "data": {"factory": "own_project:few", "kwargs": {}},
+    "model": {"factory": "own_project:small", "kwargs": {}, "weights": None},
     "training": {"loss": "cross_entropy", "metric": "accuracy", "augment": None, "batch_size": 256},
     "baseline": {
         "recipe": {"name": "baseline", "epochs": 12, "learning_rate": 0.1, "schedule": "one_cycle", "batch_size": 32}
     },
-    "analyze": {"criterion": "l2_norm", "rates": [0.3, 0.6], "fraction": 1.0},
+    "analyze": {"criterion": "l2_norm", "rates": [0.3, 0.6], "sample_fraction": 1.0},
     "profile": {"batch_sizes": []},
     "prune": {
         "target": {"mac_reduction": 0.6},
@@ -81,8 +81,8 @@ PARAMS: dict[str, Any] = {
         "iterations": 3,
         "smallest_step": 0.02,
         "max_attempts": 12,
-        "keep_at_least": 1,
-        "allocation": {"by": "sensitivity"},
+        "min_channels": 1,
+        "allocation": {"strategy": "sensitivity"},
         "recover": {"method": "recalibrate", "num_samples": 1024},
         "max_accuracy_drop": 0.2,
         "round_to": 1,
@@ -95,7 +95,7 @@ PARAMS: dict[str, Any] = {
     "export": {"opset": 20},
     "benchmark": {"batch_sizes": [1, 4], "threads": [1], "rounds": 5},
     "tracking": {"uri": "sqlite:///mlflow.db", "experiment": "tests", "model_name": "small"},
-    "promote": {"max_accuracy_drop": 0.3, "max_more_latency": 100.0},  # so small a network gains no time
+    "promote": {"max_accuracy_drop": 0.3, "max_latency_increase": 100.0},  # so small a network gains no time
 }
 
 Change = Callable[[dict[str, Any]], object]

@@ -13,14 +13,17 @@ import onnx
 import pytest
 import yaml
 
-from pruning.choosing.schedule import Attempt
-from pruning.files.writing import replace_file
-from tasks import analyze, baseline, benchmark, export, measurements, prepare, profile, prune, report, transform
-from tasks.fingerprints import fingerprint
-from tasks.loop import attempt
-from tasks.params.settings import Settings, load
-from tasks.production import registration, store
-from tasks.stages import STAGES, find_stage
+from pruning.allocation.schedule import Attempt
+from pruning.io.atomic import replace_file
+from tasks.config.schema import Settings, load
+from tasks.fingerprint import fingerprint
+from tasks.loop import attempt, measurements
+from tasks.loop import loop as prune
+from tasks.registry import mlflow_client
+from tasks.registry import register as registration
+from tasks.reporting import report
+from tasks.stage_table import STAGES, find_stage
+from tasks.stages import analyze, baseline, benchmark, export, prepare, profile, transform
 from tasks.workspace import Workspace, is_current, seal
 
 Change = Callable[[dict[str, Any]], object]
@@ -120,7 +123,7 @@ def finished_project(tmp_path_factory: pytest.TempPathFactory, project_writer: C
         project_writer(root, _small)
         shop = Shop(root, Workspace(Path("artifacts")))
         shop.run()
-        store.open_store(shop.settings.tracking.uri).search_experiments()
+        mlflow_client.open_store(shop.settings.tracking.uri).search_experiments()
     return root
 
 

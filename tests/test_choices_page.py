@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 import pytest
 
-from pruning.criteria import criterion_names
-from tasks.params.prune_parts import Allocation, Kind, Recover, Start
+from pruning.importance import criterion_names
+from tasks.config.prune_schema import Allocation, Kind, Recover, Start
 
 PAGE = (Path(__file__).parent.parent / "docs" / "choices.md").read_text(encoding="utf-8")
 
@@ -21,7 +21,7 @@ def _values(section: type[Any], name: str) -> tuple[str, ...]:
     "name",
     [
         *criterion_names(),
-        *_values(Allocation, "by"),
+        *_values(Allocation, "strategy"),
         *_values(Recover, "method"),
         *_values(Start, "weights"),
         *get_args(Kind),

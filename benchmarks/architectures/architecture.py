@@ -11,7 +11,7 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from pruning.tracing.watch import Inputs
+from pruning.containers import Inputs
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,18 @@ from torch import nn
 
 import pruning
 from benchmarks.contest.terms import Entry, Pruned, Terms, accuracy, macs
-from pruning.choosing.selection import Scope, make_plan
-from pruning.criteria import criterion_names, find_criterion
+from pruning.allocation.selection import Scope, make_plan
 from pruning.errors import TargetError
-from pruning.gathering.statistics import collect
-from pruning.recovery.folding import fold
-from pruning.recovery.recalibration import recalibrate
-from pruning.recovery.reconstruction import reconstruct
-from pruning.structure.bundles import Limits
-from pruning.structure.plan import Plan
+from pruning.importance import criterion_names, find_criterion
+from pruning.plan.constraints import Limits
+from pruning.plan.plan import Plan
+from pruning.recovery.batch_norm import recalibrate
+from pruning.recovery.fold import fold
+from pruning.recovery.reconstruct import reconstruct
+from pruning.statistics.collect import collect
 from pruning.training.recipe import Recipe
+from tasks.config.schema import load
 from tasks.environment import REPOSITORY
-from tasks.params.settings import load
 
 TOOL = "secateur"
 MAX_SPARSITY = 0.9  # of a group, where one threshold serves all
@@ -59,7 +59,7 @@ def _default(change: dict[str, Any], terms: Terms, baseline: nn.Module, seed: in
         groups,
         settings.criterion,
         mac_reduction=reduction,
-        scope=Scope(change.get("scope", settings.allocation.by), settings.allocation.normalise),
+        scope=Scope(change.get("scope", settings.allocation.strategy), settings.allocation.normalise),
         samples=statistics,
         limits=Limits(max_group_rate=settings.max_group_rate),
     )

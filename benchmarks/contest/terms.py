@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pruning.evaluation import Samples, TensorSamples, evaluate
-from pruning.training.epochs import Callbacks, finetune
 from pruning.training.recipe import Recipe
+from pruning.training.trainer import Callbacks, finetune
 from zoo.datasets import glyphs
 from zoo.datasets.splits import Splits
 from zoo.models import resnet20

@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks.contest.ours import MAX_SPARSITY, better
 from benchmarks.contest.terms import Entry, Pruned, Terms, macs
-from pruning.recovery.recalibration import recalibrate
+from pruning.recovery.batch_norm import recalibrate
 
 TOOL = "torch-pruning"
 _BISECTIONS = 10

@@ -15,18 +15,18 @@ from torch import nn
 import pruning
 from benchmarks.contest.terms import Terms, accuracy
 from benchmarks.speed.race import Time, profiled, race
-from pruning.choosing.selection import Scope
-from pruning.choosing.targets import LatencyReduction
-from pruning.criteria import find_criterion
-from pruning.gathering.statistics import collect
-from pruning.recovery.recalibration import recalibrate
-from pruning.recovery.reconstruction import reconstruct
-from pruning.structure.bundles import Limits
-from pruning.timing.profiles import Profiles
-from pruning.training.epochs import finetune
+from pruning.allocation.budget import LatencyReduction
+from pruning.allocation.selection import Scope
+from pruning.importance import find_criterion
+from pruning.latency.profile import Profiles
+from pruning.plan.constraints import Limits
+from pruning.recovery.batch_norm import recalibrate
+from pruning.recovery.reconstruct import reconstruct
+from pruning.statistics.collect import collect
 from pruning.training.recipe import Recipe
+from pruning.training.trainer import finetune
+from tasks.config.schema import load
 from tasks.environment import REPOSITORY
-from tasks.params.settings import load
 
 _BISECTIONS = 6
 _WITHIN = 0.02  # of what was asked: where the loop's correction ends too
@@ -85,7 +85,7 @@ def half_the_latency(terms: Terms, seed: int, *, peer: bool, share: float = 0.5)
             LatencyReduction(1 - asked, profiles.profiles[0]),
             scope=Scope("global", settings.allocation.normalise),
             samples=statistics,
-            limits=Limits(settings.keep_at_least, settings.max_group_rate),
+            limits=Limits(settings.min_channels, settings.max_group_rate),
         )
         dense = pruning.narrow(baseline, plan, example, groups=groups)
         reconstruct(dense, baseline, plan, groups, terms.unlabelled, ridge=settings.recover.ridge)
@@ -93,7 +93,7 @@ def half_the_latency(terms: Terms, seed: int, *, peer: bool, share: float = 0.5)
 
     def ours_as_measured(wanted: float) -> nn.Module:
         dense, asked = ours(wanted), wanted
-        for _ in range(2):  # the loop corrects its goal by what it measured, see tasks/loop/quickness.py
+        for _ in range(2):  # the loop corrects its goal by what it measured, see tasks/loop/targets.py
             found = _time(baseline, dense, terms, profiles)
             if abs(found.share / wanted - 1) <= _WITHIN:
                 break

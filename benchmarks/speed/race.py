@@ -10,12 +10,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 import pruning
-from pruning.files.export import export_onnx
-from pruning.timing.latency import measure_latency
-from pruning.timing.latency_cost import LatencyCost
-from pruning.timing.profiles import Profiles
-from pruning.timing.profiling import answer
-from pruning.timing.questions import ask
+from pruning.io.onnx import export_onnx
+from pruning.latency.measure import answer, measure_latency
+from pruning.latency.microbenchmarks import ask
+from pruning.latency.profile import LatencyCost, Profiles
 
 BATCHES = (1, 32)
 _ROUNDS = {1: 81, 32: 15}

@@ -11,17 +11,17 @@ from torch import nn
 
 import pruning
 from benchmarks.speed.race import Time, profiled, race
-from pruning.choosing.landing import Budget, Landing
-from pruning.choosing.selection import Scope
-from pruning.criteria import find_criterion
+from pruning.allocation.budget import Budget, BudgetSolver
+from pruning.allocation.selection import Scope
 from pruning.errors import TargetError
 from pruning.evaluation import TensorSamples
-from pruning.gathering.statistics import collect
-from pruning.structure.bundles import Limits, find_bundles
-from pruning.structure.cost import Cost
-from pruning.timing.latency_cost import LatencyCost
+from pruning.importance import find_criterion
+from pruning.latency.profile import LatencyCost
+from pruning.plan.constraints import Limits, find_tied_groups
+from pruning.plan.plan import Cost
+from pruning.statistics.collect import collect
+from tasks.config.schema import load
 from tasks.environment import REPOSITORY
-from tasks.params.settings import load
 from zoo.models import densenet, mobilenet, resnet20, vgg11
 
 REDUCTIONS = (0.5, 0.7, 0.85)
@@ -65,7 +65,7 @@ def default_at_shares(
                     mac_reduction=reduction,
                     scope=Scope("global", settings.allocation.normalise),
                     round_to=profiles.profiles[0],
-                    limits=Limits(settings.keep_at_least, settings.max_group_rate),
+                    limits=Limits(settings.min_channels, settings.max_group_rate),
                     samples=statistics,
                 )
             except TargetError as fault:
@@ -92,9 +92,9 @@ def fastest(groups: pruning.Groups, cost: LatencyCost, macs_share: float, max_ra
         The predicted share of the whole model's latency.
     """
     random, whole = np.random.default_rng(0), pruning.count_macs(groups)
-    bundles = find_bundles(groups, Limits(max_group_rate=max_rate), round_to=cost.profile.granule)
-    by_macs = Landing(bundles, Budget("MACs", Cost(groups).macs, macs_share * whole))
-    by_time = Landing(bundles, Budget("latency", cost.predict, 0.0))
+    bundles = find_tied_groups(groups, Limits(max_group_rate=max_rate), round_to=cost.profile.granule)
+    by_macs = BudgetSolver(bundles, Budget("MACs", Cost(groups).macs, macs_share * whole))
+    by_time = BudgetSolver(bundles, Budget("latency", cost.predict, 0.0))
     whole_ms = cost.predict({})
 
     def judge(levels: Sequence[int]) -> tuple[float, float]:

@@ -17,23 +17,23 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import pruning
-from flows.fan_out import in_processes
-from pruning.choosing.allocation import allocate
-from pruning.choosing.landing import Budget, Landing
-from pruning.choosing.sensitivity import Sensitivity, Sweep
-from pruning.criteria import find_criterion, order_channels
+from flows.prefect_adapter import in_processes
+from pruning.allocation.budget import Budget, BudgetSolver
+from pruning.allocation.knapsack import allocate
+from pruning.allocation.sensitivity import Sensitivity, Sweep
 from pruning.evaluation import evaluate
-from pruning.gathering.statistics import collect
-from pruning.recovery.reconstruction import reconstruct
-from pruning.structure.bundles import Limits, find_bundles
-from pruning.structure.cost import Cost
-from pruning.training.epochs import finetune
+from pruning.importance import find_criterion, order_channels
+from pruning.plan.constraints import Limits, find_tied_groups
+from pruning.plan.plan import Cost
+from pruning.recovery.reconstruct import reconstruct
+from pruning.statistics.collect import collect
 from pruning.training.recipe import Recipe
-from tasks import analyze, baseline, prepare
+from pruning.training.trainer import finetune
+from tasks.config.schema import load
 from tasks.environment import REPOSITORY
-from tasks.fingerprints import fingerprint
-from tasks.params.settings import load
-from tasks.stages import find_stage
+from tasks.fingerprint import fingerprint
+from tasks.stage_table import find_stage
+from tasks.stages import analyze, baseline, prepare
 from tasks.workspace import Workspace, seal
 from zoo.datasets import digits, glyphs
 from zoo.datasets.splits import Splits
@@ -109,14 +109,14 @@ def compare(name: str, cache: Path, epochs: int) -> list[Found]:
     cost, whole = Cost(groups), pruning.count_macs(groups)
     guard = load(REPOSITORY / "params.yaml").prune
     target = Budget("MACs", cost.macs, (1 - TARGET) * whole)
-    landing = Landing(find_bundles(groups, Limits(guard.keep_at_least, guard.max_group_rate)), target)
+    solver = BudgetSolver(find_tied_groups(groups, Limits(guard.min_channels, guard.max_group_rate)), target)
     found = []
     for sweep, share in _SWEEPS:
         begin = time.process_time()
         measuring = Sensitivity(model, groups, orders, RATES, data.validation, sweep=sweep, share=share)
         curves = [measuring.curve(group) for group in measuring.in_order()]
         seconds = time.process_time() - begin
-        plan = allocate(groups, landing, curves, orders)
+        plan = allocate(groups, solver, curves, orders)
         dense = pruning.narrow(model, plan, example, groups=groups)
         reconstruct(dense, model, plan, groups, seen.inputs)
         refitted = evaluate(dense, data.test).accuracy
@@ -192,7 +192,7 @@ def _trained(name: str, network: Network, data: Splits, cache: Path) -> nn.Modul
 
 def _project(processes: int) -> dict[str, object]:
     return {
-        "data": {"factory": "zoo.datasets:glyphs", "arguments": {**GLYPHS, "num_validation": 1500}},
+        "data": {"factory": "zoo.datasets:glyphs", "kwargs": {**GLYPHS, "num_validation": 1500}},
         "model": {"factory": "zoo.models:resnet20", "weights": "weights.safetensors"},
         "baseline": {"recipe": None},
         "analyze": {"sweep": "full"},

@@ -1,13 +1,18 @@
-"""Least squares from inputs to residuals, of any number of rows, in memory that doesn't grow with them."""
+"""One layer's least-squares problem: what it gives now against what the whole model's layer gave."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pruning.gathering.moments import Moments, damped, products, solve
+from pruning.containers import Inputs
+from pruning.errors import PlanError
+from pruning.graph.layers import LayerCall, from_matrix, output_rows, to_matrix
+from pruning.statistics.layer_hooks import Enough, Layer, Observer, observe
+from pruning.statistics.moments import Moments, damped, products, solve
 
 MEAN_ALONE = 1e9
 """A ridge so strong that the weights stay as they are and the mean alone is absorbed."""
@@ -96,3 +101,149 @@ class Equations:
 
 def _sum(rows: Tensor) -> Tensor:
     return rows.sum(dim=0, dtype=torch.float64).cpu()
+
+
+_STRONGER = (10.0, 100.0)
+_SMALLEST_SCALE = 1e-2  # relative to the largest scale of a batch norm; below it a channel hardly counts
+
+
+@dataclass(frozen=True)
+class Refit:
+    """What reconstruction did to one layer.
+
+    Attributes:
+        layer: name of its weights.
+        error_before: squared error of its outputs relative to the variance of the whole model's; layers before it were
+            refitted already.
+        error_after: the same with the new weights.
+        skipped: why the layer stays as it is; empty if it was refitted.
+    """
+
+    layer: str
+    error_before: float = 0.0
+    error_after: float = 0.0
+    skipped: str = ""
+
+
+class Fit:
+    """Gathers normal equations over batches, then writes the solution into the narrowed model's tensors."""
+
+    def __init__(self, layer: Layer, state: Mapping[str, Tensor], outputs: Tensor) -> None:
+        """Begin with no rows.
+
+        Args:
+            layer: of the narrowed model.
+            state: the narrowed model's parameters and buffers; the layer's own are written to.
+            outputs: indices of the original layer's output channels that the narrowed one has.
+        """
+        self._layer, self._state, self._outputs = layer, state, outputs
+        self._scale = _scale(layer, state, len(outputs)) if layer.summed else None
+        groups, _, columns = to_matrix(state[layer.weight], layer.geometry).shape
+        none = Equations.none(groups, columns, len(outputs) // groups)
+        self._fitted, self._held_out = none, none
+
+    def see(self, dense: nn.Module, model: nn.Module, batch: Inputs, *, held_out: bool = False) -> bool:
+        """Add the rows of a batch, to those that are fitted or to those that judge the fit.
+
+        Returns:
+            False where the rows of the two models aren't the same, because a group lies along them.
+
+        Raises:
+            PlanError: the two models call the layer a different number of times.
+        """
+        whole, now = _Seen(self._layer), _Seen(self._layer)
+        observe(model, batch, [whole], parts=True)
+        observe(dense, batch, [now], parts=True)
+        if len(whole.calls) != len(now.calls):
+            raise PlanError(
+                f"layer {self._layer.weight!r} is called {len(whole.calls)} times in the original and {len(now.calls)} "
+                "times in the narrowed model; reconstruct a model with the original that it was narrowed from"
+            )
+        axis = 1 if self._layer.geometry.kernel else -1
+        for index, call in enumerate(now.calls):
+            wanted = whole.results[index].index_select(axis, self._outputs)
+            if wanted.shape != now.results[index].shape:
+                return False
+            residual = wanted - now.results[index]
+            if self._scale is not None:
+                residual = (residual.movedim(axis, -1) * self._scale).movedim(-1, axis)
+            target = whole.calls[index].outputs.index_select(axis, self._outputs)
+            for here, columns in call.rows():
+                wrong, right = (output_rows(tensor[here], call.geometry) for tensor in (residual, target))
+                if held_out:
+                    self._held_out = self._held_out.plus(columns, wrong, right)
+                else:
+                    self._fitted = self._fitted.plus(columns, wrong, right)
+        return True
+
+    @torch.no_grad()
+    def write(self, ridge: float) -> Refit:
+        """Solve, and write weights and mean.
+
+        Where rows were held out, the ridge is raised until the fit is the best on them; where none helps, the weights
+        stay and the mean alone moves, or nothing.
+        """
+        layer = self._layer
+        shifted = layer.bias is not None or layer.running_mean is not None
+        everything = self._fitted.joined(self._held_out)
+        chosen = self._chosen(ridge, shifted)
+        if chosen is None:
+            change, missing = everything.nothing()
+        else:
+            change, missing = everything.solution(chosen, shifted)
+        weight = self._state[layer.weight]
+        weight += from_matrix(change.mT.contiguous(), weight.shape, layer.geometry).to(weight)
+        if layer.bias is not None:
+            self._state[layer.bias].add_(missing.flatten().to(weight))
+        elif layer.running_mean is not None:
+            self._state[layer.running_mean].sub_(missing.flatten().to(weight))
+        variance = everything.variance()
+        before = everything.error(*everything.nothing()) / variance
+        return Refit(layer.weight, before, everything.error(change, missing) / variance)
+
+    def _chosen(self, ridge: float, shifted: bool) -> float | None:
+        """The ridge whose fit errs least on what was held out; None where nothing errs less than no change at all."""
+        held_out = self._held_out
+        if not held_out.moments.num_rows:
+            return ridge
+        errors: dict[float | None, float] = {None: held_out.error(*held_out.nothing())}
+        for candidate in (ridge, *(ridge * factor for factor in _STRONGER), MEAN_ALONE):
+            errors[candidate] = held_out.error(*self._fitted.solution(candidate, shifted))
+        return min(errors, key=lambda candidate: errors[candidate])
+
+
+class _Seen(Observer):
+    """One layer's calls and their results: its outputs, or the sums they go into."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._layer = layer
+        self.calls: list[LayerCall] = []
+        self.results: list[Tensor] = []
+
+    def on_layer(self, call: LayerCall) -> None:
+        if call.weight == self._layer.weight:
+            # cloned, because what follows may change tensors in place
+            self.calls.append(replace(call, inputs=call.inputs.clone(), outputs=call.outputs.clone()))
+            if not self._layer.summed:
+                self._have(self.calls[-1].outputs)
+
+    def on_sum(self, weight: str, _total: Tensor) -> None:
+        if self._layer.summed and weight == self._layer.weight:
+            self._have(_total.clone())
+
+    def _have(self, result: Tensor) -> None:
+        self.results.append(result)
+        if len(self.results) == self._layer.num_calls:
+            raise Enough
+
+
+def _scale(layer: Layer, state: Mapping[str, Tensor], num_outputs: int) -> Tensor:
+    """Return what turns a difference after the batch norm into one before it, [outputs]."""
+    if layer.running_mean is None:
+        return torch.ones(num_outputs, device=state[layer.weight].device)
+    prefix = layer.running_mean.removesuffix("running_mean")
+    scale = state[prefix + "running_var"].clamp(min=1e-12).rsqrt()
+    if prefix + "weight" in state:
+        scale = scale * state[prefix + "weight"].detach()
+    least = _SMALLEST_SCALE * float(scale.abs().max())
+    return scale / (scale.square() + least**2)

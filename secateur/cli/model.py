@@ -49,7 +49,7 @@ def inspect(
     def action() -> None:
         from secateur.inspection import inspect as look
         from secateur.sources import Source
-        from tasks.params.settings import load
+        from tasks.config.schema import load
         from tasks.workspace import Workspace
 
         if model is None:

@@ -85,21 +85,22 @@ def run(
     options.prefect = prefect
     options.prefect = prefect
     if changes:
-        from tasks.params.overrides import trial_workspace
+        from tasks.config.overrides import trial_workspace
 
         options.workspace = workspace or trial_workspace(changes)
 
     def action() -> None:
         if changes:
-            from flows.trial import begin_trial
+            from flows.frontier import begin_trial
 
             options.params = begin_trial(params, changes, options.workspace)
         if stage == CODE:
-            from flows.code import code
+            from flows.stages import code
 
             command.run_flow(code, options)
         else:
-            from flows.compress import FLOWS, compress_what_changed
+            from flows.compress import compress_what_changed
+            from flows.stages import FLOWS
 
             command.run_flow(compress_what_changed if stage is None else FLOWS[stage], options)
 
@@ -113,7 +114,7 @@ def status(as_json: bool, params: Path, workspace: Path, debug: bool) -> None:
     """Say which stages are current; exit code 0 if all of them are, 1 if not. Nothing is run or written."""
 
     def action() -> None:
-        from flows.status import states_of
+        from flows.stage_runner import states_of
 
         states = states_of(params, workspace)
         current = all(state.is_current for state in states)
@@ -147,7 +148,7 @@ def explain(stage: str, params: Path, workspace: Path, debug: bool) -> None:
         raise click.BadParameter(f"{CODE} runs each time, in a second; name another stage")
 
     def action() -> None:
-        from flows.status import states_of
+        from flows.stage_runner import states_of
 
         state = next(found for found in states_of(params, workspace) if found.stage == stage)
         say("\n".join([f"{stage}: {state.state}", *(f"  {reason}" for reason in state.reasons)]))
@@ -166,7 +167,7 @@ def params(path: str | None, everything: bool, json_schema: bool, debug: bool) -
     """List the settings of params.yaml with default, bounds and meaning: those of a first run, or below PATH."""
 
     def action() -> None:
-        from tasks.params import reference
+        from tasks.config import reference
 
         if json_schema:
             say(json.dumps(reference.json_schema(), indent=2))

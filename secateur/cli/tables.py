@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from tasks.params.reference import Row
+    from tasks.config.reference import Row
 
 _STYLES = {"current": "green", "changed": "yellow", "not run": "yellow", "damaged": "red"}
 

@@ -10,24 +10,30 @@ from typing import Any
 from torch import Tensor, nn
 
 import pruning
-from pruning.choosing.schedule import Attempt
+from pruning.allocation.schedule import Attempt
 from pruning.errors import ModelError, TargetError
-from pruning.files.checkpoint import save_checkpoint
-from pruning.recovery.widening import widen
-from pruning.training.epochs import Callbacks, finetune
+from pruning.io.checkpoint import save_checkpoint
+from pruning.plan.narrow import expand
 from pruning.training.recipe import Recipe
-from tasks.baseline import epoch_folder
+from pruning.training.trainer import Callbacks, finetune
+from tasks.config.schema import Settings
 from tasks.data import Description, read_description, read_split
 from tasks.determinism import begin
-from tasks.loop.goals import LATENCY, goals_of
-from tasks.loop.kinds import Situation, Step, take_step
 from tasks.loop.ledger import Ledger, Row
-from tasks.loop.quickness import Quickness, quickness_of
-from tasks.measured import Measured
-from tasks.models import augmentation, example_inputs, load_model, loss_and_metric, make_factory, measure, save_model
-from tasks.params.settings import Settings
+from tasks.loop.methods import Step, StepContext, take_step
+from tasks.loop.targets import LATENCY, LatencyEstimate, estimate_latency, goals_of
+from tasks.models import (
+    ModelMetrics,
+    augmentation,
+    example_inputs,
+    load_model,
+    loss_and_metric,
+    make_factory,
+    measure,
+    save_model,
+)
 from tasks.progress import shown
-from tasks.resuming import EpochKeeper, unfinished
+from tasks.training_state import EpochCheckpointer, epoch_folder, unfinished
 from tasks.workspace import Workspace
 
 WHOLE = "whole"
@@ -45,7 +51,7 @@ class _Candidate:
 
     recipe: str
     model: nn.Module
-    measured: Measured
+    measured: ModelMetrics
 
 
 def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, step: Attempt, floor: float) -> Row:
@@ -74,7 +80,7 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, step: Atte
     start = _start(settings, workspace, data, example)
     try:
         reference = teacher if settings.prune.reversible else model
-        taken = take_step(Situation(settings, workspace, ledger, step.goal, model, plan, example, reference, start))
+        taken = take_step(StepContext(settings, workspace, ledger, step.goal, model, plan, example, reference, start))
     except TargetError as error:
         reached = last.reached if last else 0.0
         return Row(attempt=step.number, goal=step.goal, reached=reached, accepted=False, refused=str(error))
@@ -83,7 +89,7 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, step: Atte
     failed: dict[str, str] = {}
     for recipe in settings.prune.recipes:
         try:
-            kept = EpochKeeper(under_way / f"{recipe.name}.safetensors")
+            kept = EpochCheckpointer(under_way / f"{recipe.name}.safetensors")
             candidates.append(_recover(settings, workspace, taken, recipe, teacher, step.number, example, kept))
         except (ModelError, TargetError) as error:  # a recipe that diverges or misses has lost; the others go on
             failed[recipe.name] = str(error)
@@ -99,7 +105,7 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, step: Atte
     best = max(candidates, key=lambda one: (one.measured.accuracy, -one.measured.loss))
     accepted = best.measured.accuracy >= floor - _ROUNDING
     measured = accepted and settings.prune.measure_latency
-    quickness = quickness_of(best.model, teacher, settings, workspace, example, measured=measured)
+    quickness = estimate_latency(best.model, teacher, settings, workspace, example, measured=measured)
     row = Row(
         attempt=step.number,
         goal=step.goal,
@@ -118,7 +124,7 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, step: Atte
     name = f"{len(ledger.accepted) + 1:02d}"
     digest = save_model(iterations / name, best.model, plan.then(taken.plan), best.measured, data.fingerprint)
     if settings.prune.reversible:
-        whole = widen(best.model, taken.plan, pruning.find_groups(model, example))
+        whole = expand(best.model, taken.plan, pruning.find_groups(model, example))
         save_checkpoint(iterations / name / WHOLE, whole, plan)
     return row.model_copy(update={"checkpoint": name, "weights_sha256": digest})
 
@@ -141,7 +147,12 @@ def _as_it_is(settings: Settings, workspace: Workspace, taken: Step, example: Te
 
 
 def _reached(
-    taken: Step, measured: Measured, quickness: Quickness | None, step: Attempt, ledger: Ledger, settings: Settings
+    taken: Step,
+    measured: ModelMetrics,
+    quickness: LatencyEstimate | None,
+    step: Attempt,
+    ledger: Ledger,
+    settings: Settings,
 ) -> float:
     if taken.reached is not None:
         return taken.reached
@@ -163,13 +174,13 @@ def _recover(
     teacher: nn.Module,
     number: int,
     example: Tensor,
-    keeper: EpochKeeper,
+    checkpointer: EpochCheckpointer,
 ) -> _Candidate:
     """Fine-tune a copy by one recipe and measure it; a training that was killed goes on after its last epoch."""
     model = copy.deepcopy(taken.model)
     loss, _ = loss_and_metric(settings)
     with shown(f"attempt {number + 1}: {recipe.name}") as progress:
-        callbacks = Callbacks(progress=progress, keeper=keeper)
+        callbacks = Callbacks(progress=progress, checkpointer=checkpointer)
 
         def train(model: nn.Module, **hooks: Any) -> None:
             finetune(

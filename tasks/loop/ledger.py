@@ -21,11 +21,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from pruning.choosing.schedule import Attempt, Outcome, ScheduleSettings, Stop, next_step
+from pruning.allocation.schedule import Attempt, Outcome, ScheduleSettings, Stop, next_step
 from pruning.errors import WorkspaceError
-from pruning.files.json_files import parse_json, read_bytes
-from tasks.code.changes import changes
-from tasks.measured import Measured
+from pruning.io.json_files import parse_json, read_bytes
+from tasks.fingerprint import changes
+from tasks.models import ModelMetrics
 from tasks.workspace import RECORD, Json, digest, write_json
 
 FILE = "ledger.json"
@@ -61,7 +61,7 @@ class Row(BaseModel):
     goal: float
     reached: float
     accepted: bool
-    measured: Measured | None = None
+    measured: ModelMetrics | None = None
     recipe: str | None = None
     recipes: dict[str, float] = {}
     checkpoint: str | None = Field(default=None, pattern=r"^\d{2,}$")
@@ -94,7 +94,7 @@ class _Stored(BaseModel):
 
     fingerprint: str
     origin: JsonValue = None
-    baseline: Measured
+    baseline: ModelMetrics
     attempts: list[Row]
     digest: str
 
@@ -103,7 +103,7 @@ class Ledger:
     """The attempts of one trajectory, and the folder that they lie in."""
 
     def __init__(
-        self, root: Path, fingerprint: str, baseline: Measured, rows: Sequence[Row] = (), origin: Json = None
+        self, root: Path, fingerprint: str, baseline: ModelMetrics, rows: Sequence[Row] = (), origin: Json = None
     ) -> None:
         self.root = root
         self.origin = origin
@@ -160,7 +160,7 @@ def read_ledger(root: Path) -> Ledger:
 
 
 def open_ledger(
-    root: Path, fingerprint: str, baseline: Measured, schedule: ScheduleSettings, origin: Json = None
+    root: Path, fingerprint: str, baseline: ModelMetrics, schedule: ScheduleSettings, origin: Json = None
 ) -> Ledger:
     """Resume a trajectory, or begin it.
 

@@ -15,9 +15,9 @@ from benchmarks.speed.shares import fastest
 from benchmarks.speed.sweeps import Found, Wall
 from benchmarks.speed.tables import as_markdown, draw
 from pruning import count_macs
-from pruning.structure.cost import Cost
-from pruning.timing.latency_cost import LatencyCost
-from tests.pruning.timing.test_latency_cost import network, synthetic
+from pruning.latency.profile import LatencyCost
+from pruning.plan.plan import Cost
+from tests.pruning.latency.test_predict import network, synthetic
 
 
 def found() -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pruning
 from benchmarks.architectures import Architecture, find_architectures
 from benchmarks.measure import Measurement, layer_parameters, measure, random_plan
 from benchmarks.table import as_json, as_markdown, summary
-from pruning.structure.verification import outputs_of
+from pruning.plan.verification import outputs_of
 
 
 def small() -> nn.Module:

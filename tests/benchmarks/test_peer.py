@@ -8,7 +8,7 @@ from torch import nn
 
 from benchmarks.architectures import find_architectures
 from benchmarks.peer import _number, _restore, measure_peer
-from pruning.structure.verification import outputs_of, relative_difference
+from pruning.plan.verification import outputs_of, relative_difference
 
 
 def test_positions_tell_which_values_were_kept() -> None:

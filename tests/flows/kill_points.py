@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from tasks.stages import NAMES
+from tasks.stage_table import NAMES
 
 STATES = ("nothing", *NAMES)
 """A project in which the stages up to this one have finished: what the killed command begins with."""

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tasks.environment import REPOSITORY
-from tasks.production import registry
+from tasks.registry import mlflow_models
 from tests.live import ask, prefect_server, started, wait_until
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ def api(shop: Any, tmp_path: Path) -> Iterator[str]:
 
 
 def in_production(shop: Any) -> str | None:
-    found = registry.at(shop.settings, "production")
+    found = mlflow_models.at(shop.settings, "production")
     return found.number if found else None
 
 
@@ -70,9 +70,9 @@ def test_run_waits_for_a_yes_to_these_figures_and_a_no_leaves_production_alone(
     declined = False
     ask_for({"approve": False, "comment": "not on a Friday"})
     declined = True
-    waiting = registry.find(shop.settings, number="1").tags["secateur.waiting"]
+    waiting = mlflow_models.find(shop.settings, number="1").tags["secateur.waiting"]
     ask_for({"approve": True, "comment": "looks right"})
-    asked = registry.find(shop.settings, number="1").tags["secateur.waiting"]
+    asked = mlflow_models.find(shop.settings, number="1").tags["secateur.waiting"]
     assert asked != waiting
     assert in_production(shop) == "1"
     no, yes = (json.loads(line) for line in Path("promotions.jsonl").read_text(encoding="utf-8").splitlines())

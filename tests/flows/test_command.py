@@ -15,17 +15,12 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from flows import command, stage
-from flows.analyze import analyze
-from flows.baseline import baseline
+from flows import command, stage_runner
 from flows.compress import compress_what_changed
-from flows.measurements import measurements
-from flows.prepare import prepare
-from flows.profile import profile
-from flows.prune import prune
+from flows.stages import analyze, baseline, measurements, prepare, profile, prune
 from tasks.environment import REPOSITORY
 from tasks.loop.ledger import read_ledger
-from tasks.production import store, tracking
+from tasks.registry import mlflow_client, mlflow_runs
 
 Change = Callable[[dict[str, Any]], object]
 Write = Callable[[Change | None], Path]
@@ -79,13 +74,13 @@ def test_stage_before_its_turn_names_the_one_to_run(write_params: Write, capsys:
 
 
 def test_factory_that_raises_is_named_with_its_arguments(write_params: Write, capsys: Any) -> None:
-    write_params(lambda s: s["model"].update(arguments={"width": -1}))
+    write_params(lambda s: s["model"].update(kwargs={"width": -1}))
     succeeds(prepare)
     assert "own_project:small" in fails(capsys, baseline)
 
 
 def test_model_that_cannot_take_the_data_is_one_message(write_params: Write, capsys: Any) -> None:
-    write_params(lambda s: s["model"].update(arguments={"input_shape": [3, 8, 8]}))
+    write_params(lambda s: s["model"].update(kwargs={"input_shape": [3, 8, 8]}))
     succeeds(prepare)
     assert "channels" in fails(capsys, baseline)
 
@@ -161,7 +156,7 @@ def test_other_data_than_the_baseline_are_an_error_that_names_both(
     copied: Path, capsys: Any, project_writer: Callable[..., Path]
 ) -> None:
     def change(settings: dict[str, Any]) -> None:
-        settings["data"]["arguments"] = {"seed": 1}
+        settings["data"]["kwargs"] = {"seed": 1}
 
     project_writer(copied, change)
     for one in (prepare, analyze, profile, measurements):
@@ -182,7 +177,7 @@ def test_baseline_that_was_brought_along_remembers_its_data(
     copied: Path, capsys: Any, project_writer: Callable[..., Path]
 ) -> None:
     def change(settings: dict[str, Any]) -> None:
-        settings["data"]["arguments"] = {"seed": 1}
+        settings["data"]["kwargs"] = {"seed": 1}
         settings["model"]["weights"] = "artifacts/baseline/weights.safetensors"
         settings["baseline"]["recipe"] = None
 
@@ -201,7 +196,7 @@ import os, signal, time
 from pathlib import Path
 from flows import command
 from pruning.errors import WorkspaceError
-from tasks.lock import locked
+from tasks.workspace import locked
 from tasks.workspace import Workspace
 
 def ended(params, workspace, commit):
@@ -228,7 +223,7 @@ def test_warnings_of_the_library_reach_the_terminal(write_params: Write, capsys:
     write_params(None)
 
     def warns(params: str, workspace: str, commit: bool) -> None:
-        logging.getLogger("pruning.choosing.allocation").warning("a group can't give what it was asked for")
+        logging.getLogger("pruning.allocation.knapsack").warning("a group can't give what it was asked for")
 
     succeeds(warns)
     assert capsys.readouterr().err == "a group can't give what it was asked for\n"
@@ -240,15 +235,15 @@ def test_warnings_of_the_library_reach_the_terminal(write_params: Write, capsys:
 def test_mlflows_run_says_how_it_ended_and_goes_on(
     shop: Any, monkeypatch: pytest.MonkeyPatch, end: type[BaseException], status: str
 ) -> None:
-    monkeypatch.setattr(stage, "BY_DVC", False)
+    monkeypatch.setattr(stage_runner, "BY_DVC", False)
     ledger = read_ledger(shop.workspace.folder("iterations"))
-    client, run_id = store.open_store(shop.settings.tracking.uri), tracking.project(shop.settings, ledger)
+    client, run_id = mlflow_client.open_store(shop.settings.tracking.uri), mlflow_runs.project(shop.settings, ledger)
 
     def found() -> str:
         return str(client.get_run(run_id).info.status)
 
     def run_until_the_end() -> None:
-        with pytest.raises(end), stage.recorded_end(stage.Run.begin("params.yaml", "artifacts", False)):
+        with pytest.raises(end), stage_runner.recorded_end(stage_runner.Run.begin("params.yaml", "artifacts", False)):
             raise end
 
     run_until_the_end()
@@ -256,7 +251,7 @@ def test_mlflows_run_says_how_it_ended_and_goes_on(
     client.update_run(run_id, "RUNNING")
     run_until_the_end()
     assert found() == status
-    assert tracking.project(shop.settings, ledger) == run_id
+    assert mlflow_runs.project(shop.settings, ledger) == run_id
     assert found() == "RUNNING"
     assert shop.register() == "1"
     assert found() == "FINISHED"

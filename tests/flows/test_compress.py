@@ -101,7 +101,7 @@ def test_fault_inside_the_engine_is_one_message_too(
 ) -> None:
     clone = new_clone()
     clone.flow("prepare")
-    project_writer(clone.root, lambda s: s["model"].update(arguments={"width": -1}))
+    project_writer(clone.root, lambda s: s["model"].update(kwargs={"width": -1}))
     done = subprocess.run(
         [sys.executable, "-m", "flows.baseline"],
         cwd=clone.root,
@@ -191,5 +191,5 @@ def test_version_is_promoted_and_comes_back_from_mlflow_dvc_and_git(by_flow: Clo
     for place, found in wanted.items():
         assert sha256((by_flow.root / "back" / place).read_bytes()).hexdigest() == found, place
     assert (by_flow.root / "back/tasks/production/restoring.py").read_bytes() == (
-        by_flow.root / "tasks/production/restoring.py"
+        by_flow.root / "tasks/registry/restore.py"
     ).read_bytes()

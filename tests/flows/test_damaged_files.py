@@ -17,12 +17,15 @@ from pathlib import Path
 import pytest
 
 from flows import command
-from pruning.files.export import open_session
-from tasks import data, export, frontier, measurements, models, prune, report, transform
+from pruning.io.onnx import open_session
+from tasks import data, frontier, models
+from tasks.config.schema import Settings
+from tasks.loop import loop, measurements
 from tasks.loop.ledger import read_ledger
-from tasks.params.settings import Settings
-from tasks.production import decisions
-from tasks.showing.comparison import Summary, compare, compare_latency
+from tasks.registry import decisions
+from tasks.reporting import report
+from tasks.reporting.tables import Summary, compare, compare_latency
+from tasks.stages import export, transform
 from tasks.workspace import RECORD, Workspace, is_current, seal
 from tests.shop import Shop, open_shop
 
@@ -73,7 +76,7 @@ READERS: dict[str, Read] = {
         for name in ("meta.json", "plan.json", "weights.safetensors")
     },
     "artifacts/iterations/ledger.json": lambda _, workspace: read_ledger(workspace.folder("iterations")),
-    "artifacts/iterations/outcome.json": lambda _, workspace: prune.read_outcome(workspace),
+    "artifacts/iterations/outcome.json": lambda _, workspace: loop.read_outcome(workspace),
     "artifacts/analysis/curves.json": lambda _, workspace: measurements.read_curves(workspace, "analyze"),
     "artifacts/profile/profile.json": lambda _, workspace: measurements.read_profile(workspace, "profile"),
     "artifacts/measurements/curves.json": lambda _, workspace: measurements.read_curves(workspace),
@@ -198,7 +201,7 @@ def test_every_damage_of_every_file_is_one_message(
 def test_every_damage_of_decisions_and_locks_is_one_message_or_none(
     name: str, finished: Shop, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tasks.lock import deciding, locked
+    from tasks.workspace import deciding, locked
 
     before = surroundings(finished)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from flows.compress import FLOWS
 from flows.frontier import frontier
+from flows.stages import FLOWS
 from pruning.errors import WorkspaceError
 from tests.shop import Shop
 

@@ -9,13 +9,19 @@ from pathlib import Path
 import pytest
 
 from tasks.environment import REPOSITORY
+from tasks.stage_table import NAMES
 
-COMMANDS = sorted(
-    path.stem
-    for path in (REPOSITORY / "flows").glob("*.py")
-    if "__main__" in path.read_text(encoding="utf-8") and path.stem != "own_server"  # nobody's command
-)
-WITHOUT_WORKSPACE = ("pages", "rollback", "serve", "tidy")
+COMMANDS = [
+    "code",
+    *NAMES,
+    *sorted(
+        path.stem
+        for path in (REPOSITORY / "flows").glob("*.py")
+        if path.stem not in ("__init__", "temporary_server")  # nobody's commands
+        and "__main__" in path.read_text(encoding="utf-8")
+    ),
+]
+WITHOUT_WORKSPACE = ("pages", "rollback", "serve", "tidy", "worker")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

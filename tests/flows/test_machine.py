@@ -23,13 +23,13 @@ import pytest
 
 from flows import command
 from flows.compress import compress_what_changed
-from flows.prune import prune
+from flows.stages import prune
 from tasks.environment import REPOSITORY
-from tasks.production import decisions, promotion, registry
+from tasks.registry import decisions, mlflow_models, promote
 
 HOLD = """
 import sys
-from tasks.lock import locked
+from tasks.workspace import locked
 from tasks.workspace import DEFAULT_ROOT, Workspace
 with locked(Workspace(DEFAULT_ROOT)):
     print("held", flush=True)
@@ -111,7 +111,7 @@ def test_full_disk_in_the_loop_is_one_message_and_the_next_run_ends_with_the_sam
 
 
 def test_file_that_finds_no_space_is_named_and_leaves_nothing(tmp_path: Path) -> None:
-    from pruning.files.writing import replace_file
+    from pruning.io.atomic import replace_file
 
     place = tmp_path / "folder" / "file"
     replace_file(place, b"before")
@@ -234,12 +234,12 @@ def test_decisions_follow_each_other_though_the_clock_went_back(shop: Any, monke
 
     monkeypatch.setattr(decisions, "datetime", Clock)
 
-    promotion.promote(shop.settings, promotion.Case("1", None, (), ()))
+    promote.promote(shop.settings, promote.Case("1", None, (), ()))
     shop.same_model_again()
     assert shop.register() == "2"
-    promotion.promote(shop.settings, promotion.Case("2", "1", (), ()))
-    promotion.roll_back(shop.settings)
-    found = registry.at(shop.settings, "production")
+    promote.promote(shop.settings, promote.Case("2", "1", (), ()))
+    promote.roll_back(shop.settings)
+    found = mlflow_models.at(shop.settings, "production")
     assert found is not None
     assert found.number == "1"
     lines = [json.loads(line) for line in decisions.FILE.read_text(encoding="utf-8").splitlines()]

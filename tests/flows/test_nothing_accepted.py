@@ -8,14 +8,14 @@ import pytest
 
 from flows import command
 from flows.compress import compress_what_changed
-from tasks.production import registry, store
+from tasks.registry import mlflow_client, mlflow_models
 from tests.shop import Shop
 from tests.tasks.test_pipeline import WILD
 
 
 def test_where_every_recipe_diverges_nothing_is_registered(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
-    client = store.open_store(shop.settings.tracking.uri)
-    before = client.get_model_version_by_alias("small", registry.CANDIDATE).version
+    client = mlflow_client.open_store(shop.settings.tracking.uri)
+    before = client.get_model_version_by_alias("small", mlflow_models.CANDIDATE).version
     shop.change(lambda settings: settings["prune"].update(recipes=[WILD], max_attempts=2))
     shop.run()
     for _ in range(2):  # the second time too
@@ -29,7 +29,7 @@ def test_where_every_recipe_diverges_nothing_is_registered(shop: Shop, capsys: p
         assert first == f"N{said}."
         assert "registered  " not in shown.out
         assert shown.err.splitlines()[-1] == f"compress: n{said}; nothing is registered"
-    assert client.get_model_version_by_alias("small", registry.CANDIDATE).version == before
+    assert client.get_model_version_by_alias("small", mlflow_models.CANDIDATE).version == before
     assert len(client.search_model_versions("name = 'small'")) == 1
     experiment = client.get_experiment_by_name("tests")
     assert experiment is not None

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-import flows.prune
+import flows.stages
 from flows import command
 from flows.compress import compress_what_changed
 from pruning.errors import WorkspaceError
 from tasks.loop.ledger import read_ledger
-from tasks.production import registry, store
+from tasks.registry import mlflow_client, mlflow_models
 
 AT_ONCE_S = 5.0
 
@@ -79,14 +79,14 @@ def test_mlflow_that_is_away_is_found_out_at_once(shop: Any, away: Any, said: st
         keep_records_at(shop, address)
         began = time.monotonic()
         with pytest.raises(WorkspaceError, match=f"{address} can't be used: {said}"):
-            registry.find(shop.settings, alias="candidate")
+            mlflow_models.find(shop.settings, alias="candidate")
         assert time.monotonic() - began < AT_ONCE_S
 
 
 def test_loop_goes_on_without_mlflow_and_the_next_run_records_it(
     shop: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flows.prune, "BY_DVC", False)
+    monkeypatch.setattr(flows.stages, "BY_DVC", False)
     there = shop.settings.tracking.uri
     with nobody_listens() as address:
         keep_records_at(shop, address)
@@ -105,8 +105,8 @@ def test_loop_goes_on_without_mlflow_and_the_next_run_records_it(
         assert code == 0
         assert "registered       small, version 2, alias candidate" in out
     assert before == {path: path.stat().st_mtime_ns for path in Path("artifacts").rglob("*.safetensors")}
-    client = store.open_store(there)
-    run_id = registry.find(shop.settings, alias="candidate").run_id
+    client = mlflow_client.open_store(there)
+    run_id = mlflow_models.find(shop.settings, alias="candidate").run_id
     steps = [point.step for point in client.get_metric_history(run_id, "accepted")]
     assert steps == [row.attempt for row in read_ledger(Path("artifacts/iterations")).rows] == [0]
     assert client.get_run(run_id).info.status == "FINISHED"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.password import password
+from flows.servers import password
 from pruning.errors import SettingsError
 from tasks.environment import REPOSITORY
 

@@ -25,7 +25,7 @@ def settings_of(version: int) -> Change:
     """Settings of which each version's give a smaller model; from the second on, of other data."""
 
     def change(settings: dict[str, Any]) -> None:
-        settings["data"]["arguments"] = {"seed": min(version - 1, 1)}
+        settings["data"]["kwargs"] = {"seed": min(version - 1, 1)}
         settings["baseline"]["recipe"]["epochs"] = 4
         settings["analyze"]["rates"] = [0.5]
         settings["prune"].update(

@@ -14,8 +14,8 @@ import yaml
 from flows import promote, restore, rollback
 from flows.compress import compress
 from tasks.environment import REPOSITORY
-from tasks.lock import deciding
-from tasks.production import registry
+from tasks.registry import mlflow_models
+from tasks.workspace import deciding
 
 
 def ended(capsys: Any, command: Callable[[list[str]], None], *arguments: str) -> tuple[int, str, str]:
@@ -33,7 +33,7 @@ def ended(capsys: Any, command: Callable[[list[str]], None], *arguments: str) ->
 
 
 def production(shop: Any) -> str | None:
-    found = registry.at(shop.settings, "production")
+    found = mlflow_models.at(shop.settings, "production")
     return found.number if found else None
 
 
@@ -89,8 +89,8 @@ def test_model_that_deserves_it_passes_the_gates_of_params_yaml_as_they_are(writ
     gates = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))["promote"]
 
     def change(settings: dict[str, Any]) -> None:
-        settings["data"]["arguments"] = {"step": 1}  # one test scan of 359 is less than the gate lets go
-        settings["model"]["arguments"] = {"width": 64}
+        settings["data"]["kwargs"] = {"step": 1}  # one test scan of 359 is less than the gate lets go
+        settings["model"]["kwargs"] = {"width": 64}
         settings["analyze"]["rates"] = [0.5]
         settings["prune"].update(target={"mac_reduction": 0.5}, iterations=1, max_accuracy_drop=0.005)
         settings["prune"]["recipes"] = [settings["prune"]["recipes"][0] | {"epochs": 6}]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tasks.environment import REPOSITORY
-from tasks.production import registry
+from tasks.registry import mlflow_models
 
 pytestmark = pytest.mark.slow
 
@@ -83,7 +83,7 @@ def test_second_one_in_the_same_folder_says_that_another_is_at_work(held: Any) -
     code, printed = ended(promote(held.root))
     assert code == 2
     assert "another promotion or rollback is at work here" in printed
-    assert (registry.at(held.settings, "production"), decided(held.root)) == (None, [])
+    assert (mlflow_models.at(held.settings, "production"), decided(held.root)) == (None, [])
     (held.root / "go").touch()
     assert ended(first)[0] == 0
     assert decided(held.root) == [("promoted", "1")]
@@ -102,6 +102,6 @@ def test_second_one_on_another_machine_says_that_another_won(held: Any, tmp_path
     assert "production changed from version none to 1" in printed
     assert "another promotion won" in printed
     assert (decided(there), decided(held.root)) == ([("promoted", "1")], [])
-    found = registry.at(held.settings, "production")
+    found = mlflow_models.at(held.settings, "production")
     assert found is not None
     assert found.number == "1"

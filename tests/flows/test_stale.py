@@ -9,15 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from flows import stage
-from flows.baseline import baseline
-from flows.code import code
-from flows.prepare import prepare
+from flows import stage_runner
+from flows.stages import baseline, code, prepare
 from pruning.errors import WorkspaceError
-from tasks.fingerprints import fingerprint
-from tasks.held import holding
-from tasks.params.settings import Settings, load
-from tasks.stages import find_stage
+from tasks.config.schema import Settings, load
+from tasks.file_cache import holding
+from tasks.fingerprint import fingerprint
+from tasks.stage_table import find_stage
 from tasks.workspace import Workspace, is_current
 from tests.clone import Clone
 
@@ -54,7 +52,7 @@ def _current(settings: Settings) -> bool:
         ("own_project.py", "torch.arange(0,", "torch.arange(1,", "module own_project was edited"),
         ("own_parts/shift.py", "SHIFT = 4", "SHIFT = 2 * 2", "module own_parts.shift was edited"),
         ("params.yaml", "seed: 0", "seed: 1", "run.seed 0 → 1"),
-        ("params.yaml", "arguments: {}", "arguments: {step: 3}", "data.arguments.step null → 3"),
+        ("params.yaml", "kwargs: {}", "kwargs: {step: 3}", "data.kwargs.step null → 3"),
         ("own_parts/shift.py", "# of the step", "# of every step", None),
         ("own_parts/shift.py", '"""A shift."""', '"""Another."""', None),
         ("params.yaml", "opset: 20", "opset: 21", None),
@@ -91,7 +89,7 @@ def test_settings_edited_in_mid_run_shape_the_next_one(write_params: Write, monk
         (workspace.folder("data")).mkdir()
 
     with holding():
-        stage.run_stage("prepare", body, "params.yaml", "artifacts", False)
+        stage_runner.run_stage("prepare", body, "params.yaml", "artifacts", False)
         assert _current(settings), "by the settings that were used"
     assert not _current(load(Path("params.yaml")))
 
@@ -99,7 +97,7 @@ def test_settings_edited_in_mid_run_shape_the_next_one(write_params: Write, monk
     _edit(Path("params.yaml"), "seed: 1", "seed: 0")
     monkeypatch.setenv("DVC_STAGE", "prepare")
     with pytest.raises(WorkspaceError, match=r"params.yaml was edited while prepare ran"):
-        stage.run_stage("prepare", body, "params.yaml", "artifacts", False)
+        stage_runner.run_stage("prepare", body, "params.yaml", "artifacts", False)
 
 
 def test_code_edited_in_mid_run_makes_a_result_that_is_not_taken(write_params: Write) -> None:
@@ -110,7 +108,7 @@ def test_code_edited_in_mid_run_makes_a_result_that_is_not_taken(write_params: W
         _edit(Path("own_project.py"), "torch.arange(0,", "torch.arange(1,")
 
     with pytest.raises(WorkspaceError, match="while prepare ran, module own_project was edited"):
-        stage.run_stage("prepare", body, "params.yaml", "artifacts", False)
+        stage_runner.run_stage("prepare", body, "params.yaml", "artifacts", False)
     assert not (WORKSPACE.folder("data") / "stage.json").exists()
 
 
@@ -162,15 +160,15 @@ NEWER = "newer/torch-99.0.dist-info/METADATA"
         ("own_parts/shift.py", "SHIFT = 4", "SHIFT = 2 * 2", "prepare", ["prepare"], "own_parts.shift was edited"),
         ("own_project.py", "2 * width", "width * 2", "baseline", ["prepare", "baseline"], "own_project was edited"),
         ("own_project.py", '"""Two conv', '"""Some conv', "", [], ""),
-        ("tasks/prepare.py", "    begin(settings)\n", "    begin(settings)  # first\n\n", "", [], ""),
+        ("tasks/stages/prepare.py", "    begin(settings)\n", "    begin(settings)  # first\n\n", "", [], ""),
         ("pruning/errors.py", '"""', '"""Of all kinds. ', "", [], ""),
         (
-            "tasks/showing/page.py",
+            "tasks/reporting/html.py",
             "annotations\n",
             "annotations\n\nSOME = 1\n",
             "",
             ["report"],
-            "tasks.showing.page was edited",
+            "tasks.reporting.html was edited",
         ),
         (NEWER, "", "Metadata-Version: 2.1\nName: torch\nVersion: 99.0\n", "prepare", ["prepare"], "→ 99.0"),
     ],

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import pruning
 from pruning.containers import find_tensors
 from pruning.errors import ModelError, VerificationError
-from pruning.structure.verification import outputs_of, relative_difference
+from pruning.plan.verification import outputs_of, relative_difference
 
 X = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
 

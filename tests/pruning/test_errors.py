@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import pruning
 from pruning.errors import ModelError, VerificationError
 from pruning.evaluation import losses_of_each
-from pruning.structure.calls import other_calls
-from pruning.structure.other_inputs import other_inputs
+from pruning.plan.example_variants import other_calls
+from pruning.plan.verification import other_inputs
 
 X = torch.randn(2, 8)
 

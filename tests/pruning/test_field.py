@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 import pruning
+from pruning.containers import Inputs
 from pruning.errors import PlanError
-from pruning.structure.verification import outputs_of, relative_difference
-from pruning.tracing.watch import Inputs
+from pruning.plan.verification import outputs_of, relative_difference
 from tests.pruning.field_networks import (
     Attention,
     CausalModel,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import pruning
 from pruning.errors import VerificationError
-from pruning.structure.verification import relative_difference
+from pruning.plan.verification import relative_difference
 from tests.pruning.fuzz import LONGEST, RandomNetwork
 from tests.pruning.networks import a_third
 

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import pruning
-from pruning.structure.verification import outputs_of, relative_difference
+from pruning.plan.verification import outputs_of, relative_difference
 from tests.pruning.networks import IMAGE, NETWORKS, make
 
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import pruning
-from pruning.structure.other_inputs import difference_elsewhere
-from pruning.structure.verification import outputs_of, relative_difference
+from pruning.plan.verification import difference_elsewhere, outputs_of, relative_difference
 
 
 class Speech(nn.Module):

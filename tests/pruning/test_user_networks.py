@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import pruning
-from pruning.structure.verification import outputs_of, relative_difference
+from pruning.plan.verification import outputs_of, relative_difference
 from tests.pruning.networks import a_third
 from tests.pruning.user_networks import NETWORKS
 

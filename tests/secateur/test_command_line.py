@@ -15,15 +15,15 @@ import yaml
 from click.testing import CliRunner, Result
 
 import secateur
-from flows.prepare import prepare
+from flows.stages import prepare
 from secateur.cli import commands
 from secateur.cli.options import STAGES
 from secateur.extras import EXTRAS
 from secateur.precedence import HOME, PACKAGES
+from tasks.config import reference
 from tasks.environment import REPOSITORY
-from tasks.params import reference
-from tasks.production.restoring import PARTS
-from tasks.stages import NAMES
+from tasks.registry.restore import PARTS
+from tasks.stage_table import NAMES
 
 Write = Callable[[Callable[[dict[str, Any]], object] | None], Path]
 HEAVY = ("torch", "numpy", "pydantic", "prefect", "mlflow", "dvc", "onnx", "rich", "yaml")

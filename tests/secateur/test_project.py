@@ -16,7 +16,7 @@ from pruning.errors import SettingsError
 from secateur.cli import commands
 from secateur.inspection import inspect
 from secateur.project import dvc_stages, make_project
-from tasks import imports
+from tasks.config import import_strings
 from tasks.environment import REPOSITORY
 
 
@@ -35,7 +35,7 @@ def test_stages_of_a_users_project_are_those_of_the_repository() -> None:
 def test_deployments_of_a_users_project_are_those_of_the_repository() -> None:
     given = (files("secateur") / "templates" / "prefect.yaml").read_text(encoding="utf-8")
     shipped = (REPOSITORY / "prefect.yaml").read_text(encoding="utf-8")
-    assert yaml.safe_load(given.replace("secateur.deployed.", "flows/deployed.py:")) == yaml.safe_load(shipped)
+    assert yaml.safe_load(given.replace("secateur.deployed.", "flows/deployments.py:")) == yaml.safe_load(shipped)
 
 
 def test_inspection_counts_what_can_go_and_says_what_stays_whole() -> None:
@@ -77,4 +77,4 @@ def test_folder_with_the_name_of_an_own_package_is_named_in_the_message(
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "mine.py").write_text("def make(): ...\n", encoding="utf-8")
     with pytest.raises(SettingsError, match=r"'tasks' is a package of Secateur's own, so .* rename it"):
-        imports.resolve("tasks.mine:make")
+        import_strings.resolve("tasks.mine:make")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tasks.data import read_description, read_inputs
-from tasks.stages import NAMES
+from tasks.stage_table import NAMES
 from tests.tasks.test_pipeline import made
 
 CODE = '''

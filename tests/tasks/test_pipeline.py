@@ -15,21 +15,23 @@ import pytest
 import torch
 
 import pruning
-from pruning.choosing.schedule import Attempt, Stop
-from pruning.choosing.sensitivity import Sensitivity
+from pruning.allocation.schedule import Attempt, Stop
+from pruning.allocation.sensitivity import Sensitivity
 from pruning.errors import VerificationError
-from pruning.recovery.widening import widen
-from tasks import prune, report, transform
+from pruning.plan.narrow import expand
+from tasks.config.schema import Settings, load
 from tasks.data import read_description, read_split
-from tasks.fingerprints import fingerprint, trajectory_fingerprint
+from tasks.fingerprint import fingerprint, trajectory_fingerprint
 from tasks.loop import attempt
+from tasks.loop import loop as prune
 from tasks.loop.ledger import read_ledger
-from tasks.measurements import read_curves
+from tasks.loop.loop import describe
+from tasks.loop.measurements import read_curves
 from tasks.models import example_inputs, load_model, make_factory, size_bytes
-from tasks.params.settings import Settings, load
-from tasks.prune import describe
-from tasks.showing.comparison import as_markdown, as_text, compare, compare_latency
-from tasks.stages import NAMES, find_stage
+from tasks.reporting import report
+from tasks.reporting.tables import as_markdown, as_text, compare, compare_latency
+from tasks.stage_table import NAMES, find_stage
+from tasks.stages import transform
 from tasks.workspace import Workspace, is_current, seal
 from tests.shop import BODIES
 
@@ -111,18 +113,9 @@ def copied(finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_summary_has_the_agreed_keys_and_says_what_the_files_say(inside: Project) -> None:
     summary = inside.json("report", "summary.json")
     assert set(summary) == {
-        *(
-            "measure",
-            "test_samples",
-            "proven",
-            "kind",
-            "baseline",
-            "dense",
-            "mac_reduction",
-            "parameter_reduction",
-            "accuracy_drop",
-        ),
-        *("parity", "proven", "attempts", "accepted", "stopped_because"),
+        *("measure", "test_samples", "kind", "baseline", "dense", "mac_reduction", "parameter_reduction"),
+        *("accuracy_drop", "pairs", "validation", "floor", "parity", "proven"),
+        *("attempts", "accepted", "stopped_because"),
     }
     data, example = read_description(inside.workspace), example_inputs(inside.workspace, inside.settings)
     for name in ("baseline", "dense"):
@@ -156,7 +149,7 @@ def test_dense_model_is_the_factory_model_narrowed_by_the_plan(inside: Project) 
     whole = pruning.find_groups(make_factory(inside.settings, data)(), example)
     assert pruning.count_macs(whole, plan) == pruning.count_macs(pruning.find_groups(dense, example))
     inputs = read_split(inside.workspace, "validation").inputs
-    masked = pruning.apply_masks(widen(dense, plan, whole), plan, groups=whole).eval()
+    masked = pruning.apply_masks(expand(dense, plan, whole), plan, groups=whole).eval()
     assert [p.shape for p in masked.parameters()] == [p.shape for p in whole.model.parameters()]
     torch.testing.assert_close(masked(inputs), dense(inputs), rtol=1e-4, atol=1e-5)
     narrowed = pruning.narrow(masked, plan, example)
@@ -294,7 +287,7 @@ def test_longer_loop_continues_the_shorter_one(
         lambda s: s["prune"].update(criterion="l1_norm"),
         lambda s: s["prune"]["recipes"][0].update(epochs=3),
         lambda s: s["run"].update(seed=1),
-        lambda s: s["model"].update(arguments={"width": 8}),
+        lambda s: s["model"].update(kwargs={"width": 8}),
     ],
 )
 def test_setting_that_shapes_the_trajectory_changes_its_fingerprint(
@@ -329,7 +322,7 @@ def test_greedy_first_step_is_undone_and_halved_until_a_model_is_inside_the_floo
 ) -> None:
     def greedy(settings: dict[str, Any]) -> None:
         settings["prune"].update(
-            target={"mac_reduction": 0.98}, first_step=0.95, max_accuracy_drop=0.02, max_attempts=6, keep_at_least=1
+            target={"mac_reduction": 0.98}, first_step=0.95, max_accuracy_drop=0.02, max_attempts=6, min_channels=1
         )
         settings["prune"]["recipes"] = settings["prune"]["recipes"][:1]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tasks.stages import NAMES
+from tasks.stage_table import NAMES
 from tests.tasks.test_pipeline import made, make
 
 _opened: list[str] | None = None
@@ -28,7 +28,7 @@ def test_no_stage_reads_a_whole_split_for_one_sample(
     global _opened
 
     def once(settings: dict[str, Any]) -> None:
-        settings["prune"].update(iterations=1, max_accuracy_drop=0.9, recipes=[], allocation={"by": "global"})
+        settings["prune"].update(iterations=1, max_accuracy_drop=0.9, recipes=[], allocation={"strategy": "global"})
         settings["baseline"]["recipe"]["epochs"] = 1
 
     made(tmp_path, project_writer, ("prepare", "baseline"), once)

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from pruning.errors import SecateurError
-from tasks import baseline, prepare
+from tasks.config.schema import Data, load
 from tasks.data import FOLDER as DATA
-from tasks.fingerprints import fingerprint
-from tasks.params.settings import Data, load
-from tasks.stages import find_stage
+from tasks.fingerprint import fingerprint
+from tasks.stage_table import find_stage
+from tasks.stages import baseline, prepare
 from tasks.workspace import Workspace, seal
 
 LONGEST_S = 5.0
@@ -155,7 +155,7 @@ def data(name: str) -> Change:
 
 
 def model(name: str, **arguments: Any) -> Change:
-    return lambda s: s["model"].update(factory=f"wrong_code:{name}", arguments=arguments)
+    return lambda s: s["model"].update(factory=f"wrong_code:{name}", kwargs=arguments)
 
 
 def training(section: str, name: str) -> Change:
@@ -171,7 +171,7 @@ def metric(name: str) -> Change:
 
 
 def augment(name: str, **arguments: Any) -> Change:
-    return lambda s: s["training"].update(augment={"function": f"wrong_code:{name}", "arguments": arguments})
+    return lambda s: s["training"].update(augment={"function": f"wrong_code:{name}", "kwargs": arguments})
 
 
 def recipe(**changed: Any) -> Change:
@@ -208,7 +208,7 @@ CASES: list[tuple[Change, str]] = [
     (data("one_class"), "expected at least two different names"),
     (data("numbered_classes"), "classes hold 0, expected names"),
     (data("raising"), "raised RuntimeError: the disk is gone"),
-    (lambda s: s["data"].update(arguments={"steps": 2}), "it takes: step, seed"),
+    (lambda s: s["data"].update(kwargs={"steps": 2}), "it takes: step, seed"),
     (model("model_class"), "returned a type; expected a module"),
     (model("model_none"), "returned a NoneType; expected a module"),
     (model("model_of_width"), "missing a required argument: 'width'"),
@@ -276,7 +276,7 @@ CASES: list[tuple[Change, str]] = [
     (both(loss("good_loss"), recipe(label_smoothing=0.1)), "sets label_smoothing, which only the built-in"),
     (recipe(sparsity={"penalty": "group_lasso", "share": 0.9}), "can't be at zero"),
     (prune(ignore=["layer3.*"]), "prune.ignore"),
-    (prune(allocation={"by": "scoped", "scopes": {"early": ["stem"]}}), "scopes['early']"),
+    (prune(allocation={"strategy": "scoped", "scopes": {"early": ["stem"]}}), "scopes['early']"),
     (prune(criterion="wrong_code:score_of_one"), "raised TypeError"),
     (prune(criterion="wrong_code:score_short"), "expected (16,): one score per channel"),
     (prune(criterion="wrong_code:score_none"), "gave a NoneType"),

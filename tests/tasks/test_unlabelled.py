@@ -12,8 +12,8 @@ import torch
 from pruning.errors import DataError
 from tasks.data import ANSWERS, read_description, read_split
 from tasks.models import example_inputs, load_model
-from tasks.showing.comparison import as_text, compare
-from tasks.stages import NAMES
+from tasks.reporting.tables import as_text, compare
+from tasks.stage_table import NAMES
 from tests.tasks.test_pipeline import Project, make
 
 Writer = Callable[..., Path]
@@ -26,10 +26,10 @@ def _without_labels(settings: dict[str, Any]) -> None:
     settings["analyze"]["rates"] = []
     settings["prune"] = {
         "target": {"mac_reduction": 0.5},
-        "keep_at_least": 1,
+        "min_channels": 1,
         "iterations": 1,
         "max_accuracy_drop": 0.5,
-        "allocation": {"by": "local"},
+        "allocation": {"strategy": "local"},
         "recover": {"method": "reconstruct", "num_samples": 200},
         "recipes": [],
     }

@@ -6,8 +6,7 @@ import pytest
 from filelock import FileLock
 
 from pruning.errors import CheckpointError, WorkspaceError
-from tasks.lock import locked
-from tasks.workspace import Workspace, contents, is_current, seal, write_json, writing
+from tasks.workspace import Workspace, contents, is_current, locked, seal, write_json, writing
 
 
 def test_data_of_the_default_workspace_lie_beside_it_and_others_inside() -> None:

@@ -17,7 +17,7 @@ MODULES = (
     *("torch", "onnx", "onnxruntime", "onnxscript", "matplotlib.pyplot", "sqlalchemy", "alembic.command"),
     *("mlflow", "mlflow.onnx", "mlflow.tracking", "mlflow.store.tracking.sqlalchemy_store"),
     *("dvc.repo", "dvc.cli", "dvc.commands.repro", "dvc.stage.run", "dvc_data.index"),
-    *("flows.compress", "tasks.production.registration"),
+    *("flows.compress", "tasks.registry.register"),
 )
 
 

@@ -11,18 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from pruning import find_groups
-from pruning.dynamic.gate_training import TOLERANCE, GateTraining, calibrate_gates, macs_of_samples
-from pruning.dynamic.gates import GatedModel, add_gates, run_masked
+from pruning.dynamic.gates import (
+    TOLERANCE,
+    GatedModel,
+    GateTraining,
+    add_gates,
+    calibrate_gates,
+    macs_of_samples,
+    run_masked,
+)
 from pruning.errors import ModelError, TargetError
-from pruning.files.checkpoint import load_checkpoint, save_checkpoint
-from pruning.files.export import export_onnx
-from pruning.structure.cost import Cost
-from pruning.structure.groups import Groups
-from pruning.structure.masks import masks_of
-from pruning.structure.plan import Plan
-from pruning.structure.verification import relative_difference
-from pruning.training.epochs import Callbacks, finetune
+from pruning.graph.groups import Groups
+from pruning.io.checkpoint import load_checkpoint, save_checkpoint
+from pruning.io.onnx import export_onnx
+from pruning.plan.masks import masks_of
+from pruning.plan.plan import Cost, Plan
+from pruning.plan.verification import relative_difference
 from pruning.training.recipe import Recipe
+from pruning.training.trainer import Callbacks, finetune
 from tests.pruning.networks import IMAGE, NETWORKS, make
 
 

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from pruning import find_groups, make_plan, narrow
-from pruning.choosing.selection import Scope
+from pruning.allocation.selection import Scope
 from pruning.errors import SettingsError
-from pruning.structure.groups import Groups
-from pruning.training.epochs import Callbacks, finetune
-from pruning.training.penalties import GroupLasso, ScalePenalty
+from pruning.graph.groups import Groups
 from pruning.training.recipe import Recipe, Sparsity
-from pruning.training.sparsity import SparsityTraining
+from pruning.training.sparsity import GroupLasso, ScalePenalty, SparsityTraining
+from pruning.training.trainer import Callbacks, finetune
 
 
 def learned(model: nn.Module) -> dict[str, Tensor]:

@@ -12,22 +12,21 @@ from typing import Any
 import pytest
 
 from pruning.errors import SettingsError
-from pruning.timing.latency import Latency
-from pruning.timing.profiling import runtime_here
-from tasks import benchmark, prune
+from pruning.latency.measure import Latency, runtime_here
+from tasks.config.prune_schema import Target
 from tasks.data import read_description
-from tasks.loop import quickness
-from tasks.loop.goals import Goals, goals_of
+from tasks.loop import loop as prune
+from tasks.loop import targets
 from tasks.loop.ledger import Ledger, read_ledger
-from tasks.measured import Measured
-from tasks.measurements import latency_cost
-from tasks.models import example_inputs, load_model
-from tasks.params.prune_parts import Target
-from tasks.showing.comparison import compare_latency
+from tasks.loop.measurements import latency_cost
+from tasks.loop.targets import Goals, goals_of
+from tasks.models import ModelMetrics, example_inputs, load_model
+from tasks.reporting.tables import compare_latency
+from tasks.stages import benchmark
 from tests.tasks.test_pipeline import Project, made, make
 
 Writer = Callable[..., Path]
-WHOLE = Measured(accuracy=1, loss=0, macs=1000, parameters=500, size_bytes=2000)
+WHOLE = ModelMetrics(accuracy=1, loss=0, macs=1000, parameters=500, size_bytes=2000)
 
 
 def _steps(width: int) -> int:
@@ -115,7 +114,7 @@ def test_loop_comes_down_to_a_predicted_latency_and_writes_the_same_bytes_twice(
 @pytest.mark.parametrize("by", ["sensitivity", "global"])
 def test_several_targets_are_all_met(loop: Callable[..., Project], by: str) -> None:
     target = {"latency_reduction": 0.3, "mac_reduction": 0.6, "size_bytes": 16_000}
-    project = loop("elsewhere.json", target=target, allocation={"by": by})
+    project = loop("elsewhere.json", target=target, allocation={"strategy": by})
     ledger = _ledger(project)
     last = ledger.accepted[-1]
     assert last.measured is not None
@@ -144,14 +143,14 @@ def test_measured_ratio_corrects_the_steps_that_follow(
         times = {"baseline": 1.0, "model": 1.2 * predicted[-1]}
         return tuple(Latency(name, 1, times[name], times[name], times[name], 1) for name in files)
 
-    monkeypatch.setattr(quickness, "latency_cost", noted)
-    monkeypatch.setattr(quickness, "measure_latency", measured)
-    monkeypatch.setattr(quickness, "export_onnx", lambda *given, **_: given[2])
+    monkeypatch.setattr(targets, "latency_cost", noted)
+    monkeypatch.setattr(targets, "measure_latency", measured)
+    monkeypatch.setattr(targets, "export_onnx", lambda *given, **_: given[2])
     with caplog.at_level(logging.INFO, logger="secateur"):
         rows = _ledger(loop("here.json", measure_latency=True)).accepted
     assert [row.latency_ratio for row in rows] == pytest.approx([1.2] * len(rows))
     assert rows[-1].reached >= 0.5
-    assert 1.2 * predicted[-1] <= 0.5 * (1 + quickness.TOLERANCE)
+    assert 1.2 * predicted[-1] <= 0.5 * (1 + targets.TOLERANCE)
     assert "measured at" in caplog.text
 
 
@@ -161,8 +160,8 @@ def test_busy_machine_corrects_nothing(
     def measured(files: Mapping[str, Path], **_: Any) -> tuple[Latency, ...]:
         return tuple(Latency(name, 1, 1.0, 0.9, 1.3, 1) for name in files)
 
-    monkeypatch.setattr(quickness, "measure_latency", measured)
-    monkeypatch.setattr(quickness, "export_onnx", lambda *given, **_: given[2])
+    monkeypatch.setattr(targets, "measure_latency", measured)
+    monkeypatch.setattr(targets, "export_onnx", lambda *given, **_: given[2])
     rows = _ledger(loop("here.json", iterations=1, measure_latency=True)).accepted
     assert all(row.latency_ratio is None for row in rows)
     assert rows[-1].reached >= 0.5
@@ -192,9 +191,9 @@ def test_target_that_is_met_already_is_named() -> None:
 
 
 def test_what_is_measured_within_the_tolerance_counts_as_asked() -> None:
-    assert quickness.Quickness(1.0, 0.5, 1.01).reduction(0.5) == 0.5
-    assert quickness.Quickness(1.0, 0.5, 1.1).reduction(0.5) == pytest.approx(0.45)
-    assert quickness.Quickness(1.0, 0.4, None).reduction(0.5) == pytest.approx(0.6)
+    assert targets.LatencyEstimate(1.0, 0.5, 1.01).reduction(0.5) == 0.5
+    assert targets.LatencyEstimate(1.0, 0.5, 1.1).reduction(0.5) == pytest.approx(0.45)
+    assert targets.LatencyEstimate(1.0, 0.4, None).reduction(0.5) == pytest.approx(0.6)
 
 
 def test_benchmark_stands_beside_the_prediction_and_warns_where_it_is_far_off(

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from pruning.choosing.schedule import Attempt, ScheduleSettings, Stop
+from pruning.allocation.schedule import Attempt, ScheduleSettings, Stop
 from pruning.errors import WorkspaceError
 from tasks.loop.ledger import FILE, Ledger, Row, forget_aside, open_ledger, read_ledger
-from tasks.measured import Measured
+from tasks.models import ModelMetrics
 from tests.dying import died_before
 
-BASELINE = Measured(accuracy=0.9, loss=0.3, macs=1000, parameters=100, size_bytes=400)
+BASELINE = ModelMetrics(accuracy=0.9, loss=0.3, macs=1000, parameters=100, size_bytes=400)
 SCHEDULE = ScheduleSettings(target=0.8, iterations=4, smallest_step=0.05, max_attempts=10)
 
 
@@ -25,7 +25,9 @@ def run(root: Path, verdicts: str, schedule: ScheduleSettings = SCHEDULE, finger
         if name:
             (root / name).mkdir()
             (root / name / "weights").write_text(name, encoding="utf-8")
-        measured = Measured(accuracy=0.8, loss=1.0, macs=round(1000 * (1 - step.goal)), parameters=50, size_bytes=200)
+        measured = ModelMetrics(
+            accuracy=0.8, loss=1.0, macs=round(1000 * (1 - step.goal)), parameters=50, size_bytes=200
+        )
         ledger.record(
             Row(
                 attempt=step.number,

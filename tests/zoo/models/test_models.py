@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from zoo import models
-from zoo.models.initialisation import he_initialise
+from zoo.models import he_initialise
 
 Factory = Callable[..., nn.Module]
 SLIM: dict[str, tuple[Factory, dict[str, int]]] = {

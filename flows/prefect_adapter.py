@@ -1,0 +1,276 @@
+"""Prefect's flow, task and process pool, or the plain function where DVC runs the stage: then no engine starts.
+
+A run on this machine's terminal, or one of DVC's stages, starts no engine and no server, and imports nothing of
+Prefect's.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache, wraps
+from inspect import signature
+from multiprocessing import get_context
+from multiprocessing.connection import wait
+from typing import Any, TypeVar
+from uuid import UUID
+
+import tasks  # noqa: F401  # sets the environment before Prefect is imported
+from flows import signals
+from pruning.errors import WorkspaceError
+from tasks.registry.dvc_repo import inside_dvc
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+Submit = Callable[..., Callable[[], Any]]
+"""(function, arguments) -> a function that waits for what it returned."""
+
+BY_DVC = inside_dvc()
+"""Whether DVC runs this process as one of its stages: neither Prefect nor MLflow is told then."""
+
+_PAGE = 100
+
+
+class _Engine:
+    """Prefect's engine, as far as this process uses it."""
+
+    wanted = False
+
+
+def use_prefect() -> None:
+    """Have flows run in Prefect's engine from now on."""
+    _Engine.wanted = True
+
+
+def uses_prefect() -> bool:
+    """Say whether flows run in Prefect's engine."""
+    return _Engine.wanted and not BY_DVC
+
+
+def flow(name: str, *, typed: bool = False) -> Callable[[Function], Function]:
+    """Make a function a flow; its parameters are names and flags, never models.
+
+    Args:
+        name: On Prefect's pages.
+        typed: Whether a deployment asks for it: Prefect finds a flow of its own then, and checks the parameters against
+            the annotations.
+    """
+
+    def make(function: Function) -> Function:
+        if BY_DVC:
+            return function
+
+        @cache
+        def in_prefect() -> Callable[..., Any]:
+            from flows.offline import Flow
+
+            return Flow(function, name=name, typed=typed)
+
+        @wraps(function)
+        def call(*arguments: Any, **named: Any) -> Any:
+            signals.end_if_asked()
+            return (in_prefect() if uses_prefect() else function)(*arguments, **named)
+
+        return in_prefect() if typed else call  # type: ignore[return-value]  # is called like it
+
+    return make
+
+
+def body_of(function: Function) -> Function:
+    """Return what a flow does, to be done inside the run of another flow."""
+    return getattr(function, "body", getattr(function, "__wrapped__", function))
+
+
+def send_event(name: str, resource: str, payload: dict[str, Any]) -> None:
+    """Tell Prefect's server what happened, for the triggers of deployments."""
+    if uses_prefect():
+        from prefect.events import emit_event
+
+        emit_event(name, resource={"prefect.resource.id": resource}, payload=payload)
+
+
+def call_as_task(function: Callable[..., Any], name: str, *arguments: Any) -> Any:
+    """Call a function as a task of the flow's run, without cache or stored result: the workspace is the only truth."""
+    signals.end_if_asked()
+    if run_id() is None:
+        return function(*arguments)
+    import prefect
+    from prefect.cache_policies import NO_CACHE
+
+    task = prefect.task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)(function)
+    return task(*arguments)
+
+
+@contextmanager
+def process_pool(processes: int, initializer: Callable[[], None]) -> Iterator[Submit]:
+    """Give a function that has another one called in a process of a pool: as a task of the flow's run, if there is one.
+
+    Args:
+        processes: How many there are.
+        initializer: Called in each of them first.
+    """
+    if run_id() is None:
+        with ProcessPoolExecutor(processes, get_context("spawn"), initializer) as pool:
+            yield lambda function, *arguments: pool.submit(function, *arguments).result
+    else:
+        import prefect
+        from prefect.cache_policies import NO_CACHE
+        from prefect.task_runners import ProcessPoolTaskRunner
+
+        with ProcessPoolTaskRunner(processes, initializer=initializer) as runner:
+
+            def submit(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+                task = prefect.task(cache_policy=NO_CACHE, persist_result=False)(function)
+                return runner.submit(task, signature(function).bind(*arguments).arguments).result
+
+            yield submit
+
+
+def _show(make: str, **given: Any) -> Any:
+    """Call a function of Prefect's that makes or changes an artifact; there is none where no engine runs."""
+    if not uses_prefect():
+        return None
+    from prefect import artifacts
+
+    from flows.offline import tell
+
+    return tell(lambda: getattr(artifacts, make)(**given))
+
+
+class ProgressBar:
+    """A progress artifact on Prefect's pages."""
+
+    def __init__(self, key: str, description: str) -> None:
+        self._artifact: UUID | None = _show("create_progress_artifact", progress=0.0, key=key, description=description)
+
+    def update(self, share: float) -> None:
+        """Show a share in [0, 1]."""
+        if self._artifact is not None:
+            _show("update_progress_artifact", artifact_id=self._artifact, progress=100 * share)
+
+
+def publish_table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
+    """Show a table on Prefect's pages."""
+    _show("create_table_artifact", table=[dict(row) for row in rows], key=key, description=description)
+
+
+def publish_markdown(key: str, text: str, description: str) -> None:
+    """Show a text on Prefect's pages."""
+    _show("create_markdown_artifact", markdown=text, key=key, description=description)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a person said on Prefect's pages."""
+
+    yes: bool
+    comment: str
+
+
+def run_id() -> str | None:
+    """Return the id of the flow run; a run that was suspended keeps it. None outside the engine."""
+    if not uses_prefect():
+        return None
+    from prefect.runtime import flow_run
+
+    return str(flow_run.id) if flow_run.id else None
+
+
+def is_deployed() -> bool:
+    """Say whether a worker runs this flow, so that it can be suspended until a person has answered."""
+    if not uses_prefect():
+        return False
+    from prefect.runtime import deployment
+
+    return deployment.id is not None
+
+
+def ask_person(question: str, about: str) -> Answer:
+    """Suspend the run until a person has answered on its page; the process ends, and another one goes on from the top.
+
+    Args:
+        question: Markdown, shown above the form.
+        about: What the answer is to; it is never taken for the answer to anything else.
+    """
+    import prefect
+    from prefect.input import RunInput
+    from pydantic import Field
+
+    class Approval(RunInput):
+        approve: bool = Field(default=False, description="Put this version into production.")
+        comment: str = Field(default="", max_length=500, description="Kept with the decision: who, and why.")
+
+    given = prefect.suspend_flow_run(wait_for_input=Approval.with_initial_data(description=question), key=about)
+    return Answer(given.approve, given.comment)
+
+
+def remove_flow_runs(before: datetime, *, dry_run: bool) -> int | None:
+    """Remove finished runs that ended before, and return their number; None where no server is named."""
+    from prefect.settings import get_current_settings
+
+    if get_current_settings().api.url is None:
+        return None
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+
+    ended = FlowRunFilter.model_validate({"end_time": {"before_": before}})
+    removed = 0
+    with get_client(sync_client=True) as client:
+        while page := client.read_flow_runs(flow_run_filter=ended, limit=_PAGE, offset=removed if dry_run else 0):
+            for run in page:
+                if not dry_run:
+                    client.delete_flow_run(run.id)
+            removed += len(page)
+    return removed
+
+
+def in_processes(function: Callable[..., None], calls: Sequence[tuple[Any, ...]], processes: int) -> Iterator[int]:
+    """Call a function with each of many arguments, and say after each call how many are done.
+
+    Args:
+        function: Of a module, so that another process finds it.
+        calls: The arguments of each call.
+        processes: How many work side by side.
+
+    Raises:
+        WorkspaceError: A process was killed.
+        Exception: Whatever the function raised; the other processes are ended then.
+    """
+    before = set(multiprocessing.active_children())
+    with process_pool(min(processes, len(calls)), _belong_to_the_parent) as submit:
+        try:
+            results = [submit(function, *arguments) for arguments in calls]
+            for done, result in enumerate(results):
+                result()
+                yield done + 1
+        except BaseException as fault:
+            for process in set(multiprocessing.active_children()) - before:
+                process.kill()
+            if not isinstance(fault, BrokenProcessPool):
+                raise
+            raise WorkspaceError(
+                f"one of {processes} processes at work was killed, most often because memory ran out. What was "
+                "finished is kept; run the same command again, with a smaller machine.processes if memory is short"
+            ) from fault
+
+
+def _belong_to_the_parent() -> None:
+    """Leave signals to the process that asked for this one, and end with it, however it ends."""
+    for number in signals.ASKING:
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()

@@ -1,0 +1,294 @@
+"""One stage as every entrance runs it: lock, skip what is current, run, seal, commit; and how each stage stands."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from flows import signals
+from flows.prefect_adapter import BY_DVC, call_as_task
+from pruning.errors import CheckpointError, SettingsError, WorkspaceError
+from tasks.config.schema import Settings, load
+from tasks.file_cache import afresh, holding
+from tasks.fingerprint import changes, executed, list_changes, origin, settings_of, tell_dvc, to_tell, told
+from tasks.loop.ledger import FILE as LEDGER
+from tasks.loop.ledger import read_ledger
+from tasks.loop.loop import FOLDER as LOOP
+from tasks.registry import mlflow_runs
+from tasks.registry.dvc_repo import CODE, DvcRepo, inside_dvc
+from tasks.stage_table import STAGES, Stage, find_stage
+from tasks.workspace import Json, Workspace, digest, is_current, locked, origin_of, seal
+
+log = logging.getLogger("secateur")
+
+Body = Callable[[Settings, Workspace], None]
+Work = Callable[["Making"], None]
+"""Makes and seals a stage's folder."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a flow was asked for.
+
+    Attributes:
+        params: The settings file.
+        settings: Read from it.
+        workspace: Where everything lies.
+        versions: Where finished stages are committed; None to leave DVC alone.
+    """
+
+    params: Path
+    settings: Settings
+    workspace: Workspace
+    versions: DvcRepo | None
+
+    @classmethod
+    def begin(cls, params: str, workspace: str, commit: bool) -> Run:
+        """Read the settings and open the workspace.
+
+        Raises:
+            SettingsError: The settings are wrong.
+            WorkspaceError: The workspace can't be written, or there is no DVC repository to commit to.
+        """
+        settings = load(Path(params))
+        place = Workspace(Path(workspace))
+        place.open()
+        return cls(Path(params), settings, place, DvcRepo() if commit else None)
+
+    def changed(self) -> frozenset[str]:
+        """Return the stages that DVC calls changed, once it is told what each executes; none without DVC."""
+        if self.versions is None:
+            return frozenset()
+        tell_dvc(self.settings, self.workspace)
+        changed = self.versions.changed()
+        if CODE in changed:
+            self.versions.commit(CODE)
+        return changed
+
+
+@dataclass(frozen=True)
+class Making:
+    """What a stage is about to make.
+
+    Attributes:
+        run: What was asked for.
+        stage: Which.
+        origin: By what.
+    """
+
+    run: Run
+    stage: Stage
+    origin: Json
+
+    @property
+    def folder(self) -> Path:
+        """Where."""
+        return self.run.workspace.folder(self.stage.folder)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it is there, made by the same."""
+        return is_current(self.folder, digest(self.origin))
+
+    def say_why(self) -> None:
+        """Say what has changed since the last time; nothing where there was none."""
+        before = origin_of(self.folder)
+        if before not in (None, self.origin):
+            log.info("%s: runs again: %s", self.stage.name, changes(before, self.origin))
+
+    def seal(self) -> None:
+        """Record what was made and by what.
+
+        Raises:
+            WorkspaceError: A module was edited meanwhile: nobody can tell which of both was executed.
+        """
+        with afresh():
+            now = {**self.origin, **executed(self.stage, self.run.settings)}
+        if now != self.origin:
+            raise WorkspaceError(
+                f"while {self.stage.name} ran, {changes(self.origin, now)}; which of both was executed can't be told, "
+                "so the result isn't taken. Run the same command again"
+            )
+        seal(self.folder, digest(self.origin), self.origin)
+
+    def check_settings(self) -> None:
+        """See that DVC would record the settings that were used: it reads the file as it is now.
+
+        Raises:
+            WorkspaceError: They were edited meanwhile.
+        """
+        try:
+            with afresh():
+                now = settings_of(self.stage, load(self.run.params))
+        except SettingsError:
+            now = None
+        if now != self.origin["settings"]:
+            raise WorkspaceError(
+                f"{self.run.params} was edited while {self.stage.name} ran; the result belongs to the settings as they "
+                "were and isn't recorded in dvc.lock. Run again for the new ones"
+            )
+
+
+@contextmanager
+def recorded_end(run: Run) -> Iterator[None]:
+    """Let MLflow's run say so where a signal or a fault ends the block: it would seem to be under way for ever."""
+    try:
+        yield
+    except BaseException as end:
+        if not BY_DVC and (run.workspace.folder(LOOP) / LEDGER).exists():
+            failed = isinstance(end, Exception) and not signals.asked()
+            _record_end(run, mlflow_runs.FAILED if failed else mlflow_runs.KILLED)
+        raise
+
+
+def _record_end(run: Run, status: str) -> None:
+    try:
+        ledger = read_ledger(run.workspace.folder(LOOP))
+        mlflow_runs.end_early(run.settings, ledger.fingerprint, status)
+    except WorkspaceError as fault:
+        log.warning("MLflow's run doesn't say that it ended: %s", fault)
+
+
+def run_stage(name: str, body: Body, params: str, workspace: str, commit: bool) -> None:
+    """Run one stage, unless its output is there and was made by the same settings, code and inputs.
+
+    Args:
+        name: The stage.
+        body: Writes the stage's folder.
+        params: The settings file.
+        workspace: The workspace's folder.
+        commit: Whether to commit the stage to DVC when it is done.
+    """
+
+    def work(making: Making) -> None:
+        call_as_task(_run_and_seal, name, body, making)
+
+    unless_current(name, work, params, workspace, commit)
+
+
+def unless_current(name: str, work: Work, params: str, workspace: str, commit: bool) -> None:
+    """Have a stage's folder made and sealed, unless it is there and was made by the same settings, code and inputs.
+
+    Args:
+        name: The stage.
+        work: Makes and seals it.
+        params: The settings file.
+        workspace: The workspace's folder.
+        commit: Whether to commit the stage to DVC when it is done.
+    """
+    with holding():
+        run = Run.begin(params, workspace, commit)
+        with locked(run.workspace):
+            making = planned(run, find_stage(name))
+            if inside_dvc():
+                _check_that_dvc_knows(making)
+            done = making.is_done
+            if done:
+                log.info("%s: is current", name)
+            else:
+                making.say_why()
+                work(making)
+            if inside_dvc():
+                making.check_settings()
+            elif run.versions is not None:
+                _commit(making, run.versions, done)
+
+
+def planned(run: Run, stage: Stage) -> Making:
+    """Return what a stage is to make.
+
+    Raises:
+        WorkspaceError: A stage that it reads from hasn't finished.
+    """
+    return Making(run, stage, origin(stage, run.settings, run.workspace))
+
+
+def _check_that_dvc_knows(making: Making) -> None:
+    """See that what is executed is what DVC was told when its run began."""
+    known, found = told(making.stage, making.run.workspace), to_tell(making.stage, making.run.settings)
+    if known is not None and known != found:
+        raise WorkspaceError(
+            f"since DVC's run began, {changes({**making.origin, **known}, making.origin)}; run `dvc repro` again"
+        )
+
+
+def _commit(making: Making, versions: DvcRepo, done: bool) -> None:
+    if done:
+        if making.stage.name not in making.run.changed():
+            return
+    elif tell_dvc(making.run.settings, making.run.workspace):
+        versions.commit(CODE)
+    try:
+        making.check_settings()
+    except WorkspaceError as fault:
+        log.warning("%s", fault)
+    else:
+        versions.commit(making.stage.name)
+
+
+def _run_and_seal(body: Body, making: Making) -> None:
+    body(making.run.settings, making.run.workspace)
+    making.seal()
+
+
+@dataclass(frozen=True)
+class State:
+    """How a stage stands.
+
+    Attributes:
+        stage: Its name.
+        state: current: a run would skip it. changed: it was made by something else. not run: it hasn't finished.
+            damaged: its files aren't those that it wrote.
+        reasons: Why it isn't current; none where it is.
+    """
+
+    stage: str
+    state: Literal["current", "changed", "not run", "damaged"]
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether a run would skip it."""
+        return self.state == "current"
+
+
+def states_of(params: Path, workspace: Path) -> list[State]:
+    """Say of every stage, in order, whether it is current, and if not, why.
+
+    Raises:
+        SettingsError: The settings are wrong.
+    """
+    found: dict[str, State] = {}
+    with holding():
+        settings, place = load(params), Workspace(workspace)
+        for stage in STAGES:
+            found[stage.name] = _state_of(stage, settings, place, found)
+    return list(found.values())
+
+
+def _state_of(stage: Stage, settings: Settings, workspace: Workspace, earlier: dict[str, State]) -> State:
+    again = [f"it reads {need}, which isn't current" for need in stage.needs if not earlier[need].is_current]
+    folder = workspace.folder(stage.folder)
+    try:
+        before = origin_of(folder)
+        now = (
+            None
+            if any(earlier[need].state == "not run" for need in stage.needs)
+            else origin(stage, settings, workspace)
+        )
+        if before is None:
+            begun = folder.is_dir() and any(folder.iterdir())
+            return State(stage.name, "not run", ("it hasn't finished" if begun else "it hasn't run",))
+        if now is None:
+            return State(stage.name, "changed", tuple(again))
+        if is_current(folder, digest(now)):
+            return State(stage.name, "changed", tuple(again)) if again else State(stage.name, "current")
+        return State(stage.name, "changed", (*list_changes(before, now), *again))
+    except CheckpointError as fault:
+        return State(stage.name, "damaged", (str(fault),))
+    except WorkspaceError as fault:
+        return State(stage.name, "not run", (str(fault),))

@@ -1,0 +1,278 @@
+"""Choose which channels go: a criterion's order within each group, and one target over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Unpack, get_args
+
+from torch import Tensor
+
+from pruning.allocation.budget import (
+    Budget,
+    BudgetSolver,
+    ChannelSparsity,
+    LatencyMs,
+    LatencyReduction,
+    MacReduction,
+    ParameterReduction,
+    Target,
+    TargetKeywords,
+    the_target,
+)
+from pruning.allocation.hardware_widths import PORTABLE, KernelWidths, find_kernel_widths, plan_for_latency, rounded
+from pruning.allocation.thresholds import (
+    NORMALISATIONS,
+    normalised,
+    one_threshold,
+    sets_of,
+    steps_of,
+    thresholds_by_set,
+)
+from pruning.containers import Inputs
+from pruning.errors import SettingsError, TargetError, unknown_name
+from pruning.evaluation import Samples
+from pruning.graph.groups import Groups
+from pruning.importance import Criterion, find_criterion, order_channels, score_channels
+from pruning.latency.profile import LatencyCost, Profile
+from pruning.plan.constraints import Entry, Limits, TiedGroups, find_tied_groups
+from pruning.plan.plan import Cost, Plan
+from pruning.statistics.collect import Statistics, collect
+
+
+class Ranking:
+    """Scores and orders of the channels of those groups that may lose some; each is worked out when it is asked for.
+
+    Args:
+        groups: found on the model to be pruned.
+        criterion: which channels go.
+        statistics: what it needs.
+    """
+
+    def __init__(self, groups: Groups, criterion: str | Criterion, statistics: Statistics) -> None:
+        self.groups = groups
+        self._criterion = criterion
+        self._statistics = statistics
+        self._orders: dict[str, Sequence[int]] = {}
+        self._scores: dict[str, Tensor] = {}
+
+    def orders(self, bundles: Sequence[TiedGroups]) -> dict[str, Sequence[int]]:
+        """Return the channels of each group that may lose some, the first to go first.
+
+        Raises:
+            CriterionError: the criterion doesn't apply to a group.
+        """
+        for name in _free(bundles):
+            if name not in self._orders:
+                self._orders[name] = order_channels(self._criterion, self.groups[name], self._statistics)
+        return {name: self._orders[name] for name in _free(bundles)}
+
+    def scores(self, bundles: Sequence[TiedGroups]) -> dict[str, Tensor]:
+        """Return the scores, [size] per group, of each group that may lose some.
+
+        Raises:
+            CriterionError: the criterion doesn't apply to a group.
+        """
+        for name in _free(bundles):
+            if name not in self._scores:
+                self._scores[name] = score_channels(self._criterion, self.groups[name], self._statistics)
+        return {name: self._scores[name] for name in _free(bundles)}
+
+
+def _free(bundles: Sequence[TiedGroups]) -> list[str]:
+    return [name for bundle in bundles if len(bundle.counts) > 1 for name in bundle.names]
+
+
+ScopeName = Literal["local", "global", "scoped"]
+Normalise = Literal["mean", "max", "none", "macs"]
+Rounding = int | str | Profile
+"""What kept counts are rounded to: multiples of a number, the name of a table of `kernel_widths` ("auto": the portable
+one), or a profile, whose runtime's widths are taken."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """How a target is shared among the groups.
+
+    Attributes:
+        name: "local": the same share of each group; "global": one threshold for all; "scoped": one for each of some
+            sets.
+        normalise: how scores of different groups are made comparable, see `thresholds.normalised`; not for "local".
+        sets: for "scoped": name of a set -> names, prefixes or patterns of its modules or parameters.
+
+    Raises:
+        SettingsError: scope or normalisation is unknown, or sets are given for another scope.
+    """
+
+    name: ScopeName = "local"
+    normalise: Normalise = "mean"
+    sets: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(ScopeName):
+            raise SettingsError(unknown_name("scope", self.name, get_args(ScopeName)))
+        if self.normalise not in NORMALISATIONS:
+            raise SettingsError(unknown_name("normalisation", self.normalise, NORMALISATIONS))
+        if self.sets and self.name != "scoped":
+            raise SettingsError(f"sets of modules are given but the scope is {self.name!r}; expected 'scoped'")
+
+
+class PlanKeywords(TargetKeywords, total=False):
+    """What `make_plan` takes by keyword, for functions that hand it on."""
+
+    scope: ScopeName | Scope
+    ignore: Sequence[Entry]
+    round_to: Rounding
+    limits: Limits
+
+
+def make_plan(
+    groups: Groups,
+    criterion: str | Criterion = "l2_norm",
+    target: Target | None = None,
+    *,
+    scope: ScopeName | Scope = "local",
+    ignore: Sequence[Entry] = (),
+    round_to: Rounding = 1,
+    limits: Limits | None = None,
+    samples: Samples | Inputs | Statistics | None = None,
+    **target_keywords: Unpack[TargetKeywords],
+) -> Plan:
+    """Make a plan that meets one target.
+
+    local: every group gives the same share of its channels. With a channel sparsity that is round(share · size) of
+    each, as near as `round_to` and `limits` let it come; with a reduction the smallest share that meets it, and then
+    single channels go or stay so that it is met closely.
+
+    global: one threshold over the channels of all groups, their scores made comparable by `normalise`; equal ones go by
+    the group's place in the model, then by channel. A channel sparsity is then the share of the channels of all groups
+    not ignored, removed to the exact number where groups are neither tied nor rounded.
+
+    scoped: the same with a threshold for each set of modules, and one for all others; each set gives the same share of
+    its channels.
+
+    With a latency for the target, groups keep the numbers of channels that the profile rewards: those at which the
+    model is predicted to be faster than at every larger one. The same profile gives the same plan.
+
+    In all, no group is emptied (`limits` guard layers from collapse further), and groups tied to each other lose equal
+    counts.
+
+    Args:
+        groups: found on the model to be pruned.
+        criterion: a name (see `criteria.criterion_names()`) or a function (group, statistics) -> scores.
+        target: what to reach: `MacReduction(0.5)`, `LatencyMs(3.0, profile)`, … (`pruning.allocation.budget`).
+        scope: how the target is shared; a name is short for a `Scope` with its defaults.
+        ignore: names, prefixes or patterns ("fc", "layer1.*") of modules or parameters, or modules themselves; groups
+            produced there stay whole.
+        round_to: kept counts are multiples of this; a group not above it stays whole, with a warning in the log.
+            "auto": the counts that most runtimes reward; another table's name, or a profile, whose runtime's counts are
+            taken, see `rounding.rounded`. A latency is met by the counts that its own profile rewards.
+        limits: what every group keeps; None: one channel and a quarter of them.
+        samples: for criteria that look at data; inputs alone where they don't look at the loss, a tuple or
+            dict of them where the model takes several. For another loss than cross entropy, or another seed:
+            statistics, gathered by `collect`.
+        target_keywords: the target by its name instead: `channel_sparsity`, `mac_reduction` or `parameter_reduction`.
+
+    Raises:
+        TargetError: not exactly one target, or one that can't be met or that removes nothing.
+        ProfileError: the profile is of another network.
+        CriterionError: the criterion is unknown or doesn't apply to a group.
+        SettingsError: the scope, normalisation or table is unknown, or an entry of `ignore` or of a set matches
+            nothing.
+    """
+    asked = the_target(target, target_keywords)
+    shared = scope if isinstance(scope, Scope) else Scope(scope)
+    multiple = round_to if isinstance(round_to, int) else 1
+    bundles = find_tied_groups(groups, Limits() if limits is None else limits, ignore=ignore, round_to=multiple)
+    if not any(len(bundle.counts) > 1 for bundle in bundles):
+        held = "; ".join(f"{bundle.names[0]}: {bundle.obstacle}" for bundle in bundles[:6]) or "the model has none"
+        raise TargetError(f"{asked} can't be met: no group can lose a channel ({held}). See groups.report()")
+    if isinstance(samples, Statistics):
+        statistics = samples
+    else:
+        statistics = collect(groups, find_criterion(criterion).needs, samples)
+    ranking = Ranking(groups, criterion, statistics)
+    if isinstance(asked, LatencyMs | LatencyReduction):
+        cost = LatencyCost(groups, asked.profile)
+        now = cost.predict({})
+        at_most = asked.milliseconds if isinstance(asked, LatencyMs) else (1 - asked.share) * now
+        if now <= at_most:
+            raise TargetError(f"{asked.name} is met already: the model is predicted to take {now:.4g} ms; ask for less")
+        plan = plan_for_latency(bundles, cost, at_most, str(asked), lambda one: choose(ranking, one, shared))
+    else:
+        budget = _budget(groups, bundles, asked)
+        if isinstance(round_to, int):
+            solver = BudgetSolver(bundles, budget)
+        else:
+            solver = rounded(bundles, budget, _rewarded(groups, round_to), {})
+        plan = choose(ranking, solver, shared, asked.share if isinstance(asked, ChannelSparsity) else None)
+    if not plan.removed:
+        largest = max(max(bundle.sizes) for bundle in bundles if len(bundle.counts) > 1)
+        raise TargetError(
+            f"{asked} comes to no channel in any group; the largest that may lose some has {largest}: ask for "
+            "more, or lower round_to"
+        )
+    return plan
+
+
+def choose(ranking: Ranking, solver: BudgetSolver, scope: Scope, share: float | None = None) -> Plan:
+    """Make a plan that meets a landing's budget, by one criterion.
+
+    Args:
+        ranking: which channels go.
+        solver: bundles and budget.
+        scope: how many channels each group gives.
+        share: of the channels that each group (or each set) gives, where that itself is the target.
+
+    Raises:
+        TargetError: the target can't be met.
+        CriterionError: the criterion doesn't apply to a group.
+        SettingsError: an entry of the sets matches nothing.
+    """
+    groups, bundles = ranking.groups, solver.bundles
+    orders = ranking.orders(bundles)
+    if scope.name != "local":
+        steps = steps_of(bundles, orders, normalised(ranking.scores(bundles), groups, scope.normalise))
+        if scope.name == "global":
+            levels = one_threshold(solver, steps)
+        else:
+            levels = thresholds_by_set(solver, steps, sets_of(groups, bundles, scope.sets), share)
+    elif share is not None:
+        levels = [bundle.nearest_level(round(share * min(bundle.sizes))) for bundle in bundles]
+    else:
+        levels = _common_share(solver)
+    return solver.plan(groups, levels, orders)
+
+
+def _rewarded(groups: Groups, rounding: str | Profile) -> KernelWidths | LatencyCost:
+    if isinstance(rounding, Profile):
+        return LatencyCost(groups, rounding)
+    return find_kernel_widths(PORTABLE if rounding == "auto" else rounding)
+
+
+def _budget(
+    groups: Groups, bundles: Sequence[TiedGroups], target: ChannelSparsity | MacReduction | ParameterReduction
+) -> Budget:
+    if isinstance(target, ChannelSparsity):
+        counted = [one for bundle in bundles if not bundle.ignored for one in bundle.names]
+        total = sum(groups[one].size for one in counted)
+        at_most = total - round(target.share * total)
+        return Budget(str(target), lambda kept: sum(kept[one] for one in counted), at_most)
+    cost = Cost(groups)
+    measure = cost.macs if isinstance(target, MacReduction) else cost.parameters
+    return Budget(str(target), measure, (1 - target.share) * measure({}))
+
+
+def _common_share(solver: BudgetSolver) -> list[int]:
+    """Return the levels of the smallest common share that meets the target, then give single steps back."""
+
+    def levels_at(share: float) -> list[int]:
+        return [bundle.nearest_level(share * min(bundle.sizes)) for bundle in solver.bundles]
+
+    def share_after(index: int, level: int) -> float:
+        return solver.bundles[index].counts[level] / min(solver.bundles[index].sizes)
+
+    solver.lowest()
+    below, enough = solver.scale(levels_at)
+    on_the_border = [index for index, level in enumerate(enough) if level > below[index]]
+    return solver.settle(solver.give_back(enough, among=on_the_border), share_after)

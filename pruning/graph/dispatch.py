@@ -1,0 +1,282 @@
+"""Run one forward pass on tensors that have shapes and no values, and see every operator it calls.
+
+Nothing is computed and no weight is read: the tensors lie on the meta device, or are fake ones where code minds the
+device, or copies of the real ones where it minds the values. The pass runs below autograd, where operators arrive whole
+(`linear`, `scaled_dot_product_attention`, `lstm`) and are decomposed only where no rule knows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from pruning.containers import Inputs as Inputs
+from pruning.containers import as_call as as_call
+from pruning.containers import find_tensors, outputs_in, with_tensors
+from pruning.errors import ModelError
+from pruning.graph.attention import narrowable
+from pruning.graph.computed_sizes import Calls, Listen, SizeArgument, calling_frame, line_of
+from pruning.graph.contexts import (
+    OnModule,
+    in_mode,
+    module_paths,
+    no_attention_fastpath,
+    quiet,
+    remember,
+    seeded,
+    whole_operators,
+)
+from pruning.graph.rules import find_rule
+from pruning.graph.rules.call import is_pointwise, operator_name, tensors_in
+
+# What the tensors of a pass are: the fastest first, the most tolerant last.
+Tensors = Literal["meta", "fake", "real"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an operator was called: the module's path, the line of code, and the function of PyTorch it called."""
+
+    module: str
+    line: str
+    written: SizeArgument | None = field(default=None, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"in {'module ' + repr(self.module) if self.module else 'the model itself'} at {self.line}"
+
+
+OnCall = Callable[[Any, Sequence[Any], dict[str, Any], Any, Place], None]
+
+
+class _Outputs(nn.Module):
+    """Run a model and find the tensors in what it returns while its state is in place, as a generator needs it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        return outputs_in(self.model, self.model(*args, **kwargs))
+
+
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """Hand every operator of a forward pass to `on_call`, decomposing those that have no rule."""
+
+    def __init__(self, on_call: OnCall, tensors: Tensors, path: list[str], listen: Listen, steady: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.steady = steady
+        self.on_call = on_call
+        self.tensors = tensors
+        self.path = path
+        self.listen = listen
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":
+            return func(*args, **kwargs)
+        if find_rule(func) is None and not is_pointwise(func):
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        if torch.Tag.inplace_view in func.tags and (view := _view_of(func)) is not None:
+            with self:  # what it makes of its argument shows in a tensor of its own; then the argument is that tensor
+                seen = view(*args, **kwargs)
+            result = func(*args, **kwargs)
+            place = Place(self.path[-1] if self.path else "", line_of(calling_frame()), self.listen.current)
+            self.on_call(torch.ops.aten.alias.default, (seen,), {}, result, place)
+            return result
+        place = Place(self.path[-1] if self.path else "", line_of(calling_frame()), self.listen.current)
+        try:
+            result = _on_meta(func, args, kwargs) if self.tensors == "meta" else func(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            raise
+        except Exception as fault:
+            fault.add_note(f"raised by {operator_name(func)} {place}")
+            raise
+        for tensor in tensors_in(result):
+            if self.tensors != "real":
+                remember(tensor)
+            drawn = torch.Tag.nondeterministic_seeded in func.tags and tensor.is_floating_point()
+            if drawn and self.steady and not tensor.is_meta and not isinstance(tensor, FakeTensor):
+                tensor.fill_(0.5)  # code that branches on a random number takes the same branch at any width
+        self.on_call(func, args, kwargs, result, place)
+        return result
+
+
+def _view_of(func: Any) -> Any:
+    """The operator that gives as a new tensor what this one makes of its argument, such as squeeze for squeeze_."""
+    name = func._schema.name.removeprefix("aten::")
+    packet = getattr(torch.ops.aten, name.removesuffix("_"), None) if name.endswith("_") else None
+    return getattr(packet, func._overloadname, None)
+
+
+def _on_meta(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Call an operator; where it meets tensors without values, what code made of numbers loses its values too."""
+    tensors = tensors_in(args, kwargs)
+    if any(t.is_meta for t in tensors) and not all(t.is_meta for t in tensors):
+        if func._schema.is_mutable:
+            raise NotImplementedError(f"{operator_name(func)} would lose what it writes")
+        args, kwargs = tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, (args, kwargs))
+    elif func._schema.name == "aten::batch_norm" and all(t.shape == tensors[0].shape[1:2] for t in tensors[1:]):
+        return torch.empty_like(tensors[0])  # PyTorch takes it apart here, which is slow
+    return func(*args, **kwargs)
+
+
+def _convert(tensor: Tensor, device: torch.device, mode: FakeTensorMode | None) -> Tensor:
+    """Make a tensor of the same shape without values: a fake one, where there is a mode for it."""
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+    if not plain or tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size():
+        return tensor.detach().to("meta") if mode is None else mode.from_tensor(tensor)
+    shape = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return shape if mode is None else FakeTensor(mode, shape, device)
+
+
+def examples_of(inputs: Inputs) -> list[Inputs]:
+    """The examples that are given: a list holds several, anything else is one.
+
+    Raises:
+        ModelError: The list is empty.
+    """
+    if not isinstance(inputs, list):
+        return [inputs]
+    if not inputs:
+        raise ModelError("the list of example inputs is empty; give at least one example")
+    return inputs
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by name, tied ones under each of their names."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """A copy of a tensor, and the versions that both had then: each write into a tensor is a new version."""
+
+    original: Tensor
+    version: int
+    copy: Tensor
+    copy_version: int
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Say whether it is a copy of this tensor still: neither of them has been written into."""
+        versions = (self.version, self.copy_version)
+        return self.original is tensor and (tensor._version, self.copy._version) == versions
+
+
+_copies: ContextVar[dict[int, _Copy] | None] = ContextVar("_copies", default=None)
+
+
+@contextmanager
+def state_copied_once() -> Iterator[None]:
+    """Let passes on real tensors share one copy of a model's state; what one of them writes into is copied again.
+
+    Inside, the state must not be written into behind autograd's back, by `tensor.data`.
+    """
+    token = _copies.set({})
+    try:
+        yield
+    finally:
+        _copies.reset(token)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """Return a copy of a tensor of the state: the one that is there, where passes share it."""
+    known = _copies.get()
+    if known is None or tensor.is_inference():
+        return tensor.detach().clone()
+    if id(tensor) not in known or not known[id(tensor)].holds(tensor):
+        copy = tensor.detach().clone()
+        if copy.is_inference():
+            return copy
+        known[id(tensor)] = _Copy(tensor, tensor._version, copy, copy._version)
+    return known[id(tensor)].copy
+
+
+def watch(
+    model: nn.Module,
+    example: Inputs,
+    begin: Callable[[dict[str, Tensor], list[Tensor]], None],
+    on_call: OnCall,
+    tensors: Tensors,
+    devices: Mapping[str, torch.device] | None = None,
+    training: bool = False,
+    steady: bool = True,
+    on_leaving: Callable[[Tensor, Place], None] = lambda _tensor, _place: None,
+    on_module: OnModule = lambda _called, _caller, _values: None,
+) -> list[Tensor]:
+    """Run one forward pass, in eval mode unless `training`, without autograd, handing each operator to `on_call`.
+
+    Args:
+        model: Any module; it is left as it was.
+        example: A tensor, a tuple of arguments, or a dict of keyword arguments.
+        begin: Called with the state and the input tensors that the pass runs on.
+        on_call: Called for each operator.
+        tensors: What it runs on.
+        devices: Devices on which the state is to lie, where the model's own tensors have shapes only.
+        training: Run in training mode.
+        steady: Where tensors have values, let what may draw random numbers give one half. Dropout and attention do too:
+            only what control flow depends on is right then, and no value may be looked at.
+        on_leaving: Called for each tensor whose values are handed to code outside PyTorch.
+        on_module: Called at the end of each module's call, with its path, its caller's, arguments and result.
+
+    Returns:
+        The tensors that the outputs hold.
+
+    Raises:
+        ModelError: They hold none, or the inputs can't be copied.
+    """
+    real = state_of(model)
+    args, kwargs = as_call(example)
+    with ExitStack() as stack:
+        stack.enter_context(in_mode(model, training))
+        stack.enter_context(no_attention_fastpath())
+        stack.enter_context(narrowable(model))
+        stack.enter_context(quiet())
+        stack.enter_context(seeded())
+        stack.enter_context(whole_operators())
+        path: list[str] = []
+        calls: list[Calls] = []
+        stack.enter_context(module_paths(model, path, calls, on_module))
+        mode = FakeTensorMode(allow_non_fake_inputs=True) if tensors == "fake" else None
+        made: dict[int, Tensor] = {}  # tied tensors stay one, and so does what is an input and in the state
+
+        def convert(t: Tensor, device: torch.device) -> Tensor:
+            if id(t) not in made:
+                made[id(t)] = _copied(t) if tensors == "real" else _convert(t, device, mode)
+            return made[id(t)]
+
+        state = {name: convert(t, (devices or {}).get(name, t.device)) for name, t in real.items()}
+        token = _copies.set(None)  # inputs are others each time
+        args, kwargs = with_tensors((args, kwargs), lambda tensor: convert(tensor, tensor.device))
+        _copies.reset(token)
+        if mode is not None:
+            stack.enter_context(mode)
+        begin(state, find_tensors((args, kwargs)))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch._C._AutoDispatchBelowAutograd())
+        listen = stack.enter_context(
+            Listen(calls, lambda tensor, line: on_leaving(tensor, Place(path[-1] if path else "", line)))
+        )
+        stack.enter_context(Watch(on_call, tensors, path, listen, steady))
+        state = {f"model.{name}": tensor for name, tensor in state.items()}
+        found: list[Tensor] = torch.func.functional_call(_Outputs(model), state, (args, kwargs))
+    return found

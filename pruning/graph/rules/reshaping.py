@@ -1,0 +1,186 @@
+"""Operators that rearrange axes, put tensors together and take them apart, without touching values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from pruning.graph.axes import Atom, Axis, concat, cut, factor, freeze, product, unify
+from pruning.graph.rules.call import Call, freeze_all, frozen, rule
+from pruning.graph.rules.indexing import PICKED
+from pruning.graph.rules.pointwise import broadcast_axes
+
+
+def regroup(axes: Sequence[Axis], shape: Sequence[int]) -> list[Axis]:
+    """Carry axes over to another shape with the same elements in the same order.
+
+    Both shapes are walked from the left; the shortest runs of axes with equal products are flattened and factored anew.
+    """
+    if any(size == 0 for size in shape):
+        freeze_all(axes, "it is empty")
+        return frozen(shape, "it is empty")
+    wide = [axis for axis in axes if axis.size != 1]
+    out: list[Axis] = []
+    rest = list(shape)
+    while rest:
+        size = rest.pop(0)
+        if size == 1:
+            out.append(Atom(1, "it is a single channel"))
+            continue
+        left, right = [wide.pop(0)], [size]
+        have, want = left[0].size, size
+        while have != want:
+            if have < want:
+                left.append(wide.pop(0))
+                have *= left[-1].size
+            else:
+                right.append(rest.pop(0))
+                want *= right[-1]
+        out.extend(factor(product(left), right))
+    return out
+
+
+@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as", "ravel")
+def view(call: Call) -> list[list[Axis]]:
+    """The same elements in the same order under another shape."""
+    out = regroup(call.axes(call["self"]), call.outputs[0].shape)
+    return [broadcast_axes(out, call.axes(call["other"])) if call["other"] is not None else out]
+
+
+@rule("permute", "transpose", "t", "swapaxes", "movedim", "numpy_T", "mT", "adjoint")
+def permute(call: Call) -> list[list[Axis]]:
+    """a b c -> c a b"""
+    x = call["self"]
+    axes = call.axes(x)
+    order = list(range(x.ndim))
+    if call.name == "permute":
+        order = call.dims(x, call["dims"])
+    elif call.name == "movedim":
+        source, target = call.dims(x, call["source"]), call.dims(x, call["destination"])
+        others = [i for i in order if i not in source]
+        for place, dim in sorted(zip(target, source, strict=True)):
+            others.insert(place, dim)
+        order = others
+    elif call.name == "numpy_T":
+        order.reverse()
+    elif x.ndim >= 2:
+        first, second = call["dim0"], call["dim1"]
+        if first is None:
+            first, second = (call["axis0"], call["axis1"]) if call["axis0"] is not None else (-2, -1)
+        i, j = call.dim(x, first), call.dim(x, second)
+        order[i], order[j] = order[j], order[i]
+    return [[axes[i] for i in order]]
+
+
+@rule("unsqueeze", "squeeze")
+def squeeze(call: Call) -> list[list[Axis]]:
+    """a -> a 1, and back."""
+    x = call["self"]
+    axes = list(call.axes(x))
+    if call.name == "unsqueeze":
+        axes.insert(call["dim"] % (x.ndim + 1), Atom(1, "it is a single channel"))
+        return [axes]
+    dims = call.dims(x, call["dim"])
+    return [[axis for i, axis in enumerate(axes) if i not in dims or axis.size != 1]]
+
+
+@rule("expand", "expand_as")
+def expand(call: Call) -> list[list[Axis]]:
+    """1 -> n: a new axis may hold whatever channels it meets."""
+    x, shape = call["self"], call.outputs[0].shape
+    axes = [Atom(1), *[Atom(1)] * len(shape)][: len(shape) - x.ndim] + call.axes(x)
+    out = [axis if axis.size == size else Atom(size) for axis, size in zip(axes, shape, strict=True)]
+    call.zero = call.zero and all(a is b for a, b in zip(out, axes, strict=True))
+    return [broadcast_axes(out, call.axes(call["other"])) if call["other"] is not None else out]
+
+
+@rule("repeat")
+def repeat(call: Call) -> list[list[Axis]]:
+    """c -> (new c)"""
+    x, times = call["self"], call["repeats"]
+    axes = [*(Atom(1, "it is a single channel") for _ in range(len(times) - x.ndim)), *call.axes(x)]
+    out = [axis if n == 1 else product([Atom(n), axis]) for n, axis in zip(times, axes, strict=True)]
+    call.zero = call.zero and all(n == 1 for n in times)
+    return [out]
+
+
+def slice_start(start: int | Tensor | None, size: int) -> int:
+    """Where a slice of an axis begins, counted from its first position."""
+    start = int(start or 0)  # code may give a tensor, which must not be calculated with
+    return min(size, start + size if start < 0 else start)
+
+
+@rule("slice", "narrow")
+def slice_(call: Call) -> list[list[Axis]]:
+    """before+piece+after -> piece."""
+    x = call["self"]
+    axes = list(call.axes(x))
+    dim = call.dim(x, call["dim"])
+    size, length = x.shape[dim], call.outputs[0].shape[dim]
+    if length == size:
+        return [axes]
+    start = slice_start(call["start"], size)
+    if (call["step"] or 1) != 1 or length == 0:
+        freeze(axes[dim], PICKED)
+        axes[dim] = Atom(length, PICKED)
+    elif length == 1:
+        freeze(axes[dim], PICKED)
+        axes[dim] = Atom(1, PICKED)
+    else:
+        whole = axes[dim]
+        axes[dim] = cut(whole, [start, length, size - start - length])[1]
+        if call.typed(x).sources:
+            call.facts.cuts.append(((id(x), dim), whole, axes[dim]))
+    return [axes]
+
+
+@rule("cat")
+def cat(call: Call) -> list[list[Axis]]:
+    """a x c, a y c -> a x+y c"""
+    tensors = [t for t in call.inputs if t.ndim > 1 or t.numel()]
+    dim = call.dim(tensors[0], call["dim"] or 0)
+    first, *others = (call.axes(t) for t in tensors)
+    for axes in others:
+        for i, axis in enumerate(axes):
+            if i != dim:
+                unify(first[i], axis)
+    joined = concat([axes[dim] for axes in (first, *others)])
+    return [[joined if i == dim else axis for i, axis in enumerate(first)]]
+
+
+@rule("stack")
+def stack(call: Call) -> list[list[Axis]]:
+    """a, a -> N a"""
+    first, *others = (call.axes(t) for t in call.inputs)
+    for axes in others:
+        for mine, its in zip(first, axes, strict=True):
+            unify(mine, its)
+    out = list(first)
+    out.insert(call["dim"] % (len(first) + 1), Atom(len(call.inputs), "the code stacks a fixed number of tensors"))
+    return [out]
+
+
+@rule("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
+def split(call: Call) -> list[list[Axis]]:
+    """a x+y c -> a x c, a y c; parts that the code makes equal lose equal counts."""
+    x = call["self"]
+    dim = call.dim(x, call["dim"] or 0)
+    axes = call.axes(x)
+    sizes = [t.shape[dim] for t in call.outputs]
+    pieces = cut(axes[dim], sizes)
+    if len(pieces) > 1 and len(set(sizes)) == 1:
+        call.facts.ties.append(tuple(pieces))
+    return [[piece if i == dim else axis for i, axis in enumerate(axes)] for piece in pieces]
+
+
+@rule("glu")
+def glu(call: Call) -> list[list[Axis]]:
+    """a x+x -> a x: the second half gates the first, channel by channel."""
+    x = call["self"]
+    dim = call.dim(x, call["dim"])
+    axes = list(call.axes(x))
+    half, gate = cut(axes[dim], [x.shape[dim] // 2] * 2)
+    unify(half, gate)
+    axes[dim] = half
+    return [axes]

@@ -1,0 +1,47 @@
+"""Importance of each channel: one function per criterion, its formula and source. One file per family."""
+
+from pruning.importance import (
+    activations,
+    batch_norm,
+    geometric_median,
+    greedy,
+    lasso,
+    norms,
+    obs,
+    random,
+    reduce_and_reuse,
+    taylor,
+)
+from pruning.importance.registry import (
+    Criterion,
+    Folding,
+    Ordering,
+    RegisteredCriterion,
+    criterion,
+    criterion_names,
+    find_criterion,
+    order_channels,
+    score_channels,
+)
+
+__all__ = [
+    "Criterion",
+    "Folding",
+    "Ordering",
+    "RegisteredCriterion",
+    "activations",
+    "batch_norm",
+    "criterion",
+    "criterion_names",
+    "find_criterion",
+    "geometric_median",
+    "greedy",
+    "lasso",
+    "norms",
+    "obs",
+    "order_channels",
+    "random",
+    "reduce_and_reuse",
+    "score_channels",
+    "taylor",
+]

@@ -1,0 +1,89 @@
+"""Selection by the LASSO, with a least-squares refit."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pruning.graph.groups import Group
+from pruning.importance.least_squares import readings, refit
+from pruning.importance.registry import criterion
+from pruning.statistics.collect import Statistics
+
+_STEPS = 100  # values of λ, from the one that lets nothing in down to a thousandth of it
+_SMALLEST = 1e-3
+_ITERATIONS = 200
+_ZERO = 1e-12
+
+
+@criterion("lasso", needs={"moments"}, folding=refit)
+def lasso(group: Group, statistics: Statistics) -> Tensor:
+    """Score channel c by the largest λ at which β_c is not zero.
+
+        β = argmin 1/(2N) ‖Y − Σ_c β_c X_c W_c‖² + λ ‖β‖₁
+
+    Y is what the consumers of the whole model make of the group (its mean set aside where a bias or batch norm can take
+    it), N the number of rows; several consumers add up. So raising λ until the count is met keeps the channels with the
+    highest scores. Taken over the consumers' slices. Folding refits the consumers by least squares, which undoes the
+    shrinkage.
+
+    Source: He et al. 2017, arXiv 1707.06168.
+
+    Raises:
+        CriterionError: a consumer is no convolution or linear layer; the text names it.
+    """
+    gram = torch.stack([one.gram() for one in readings(group, statistics)]).sum(dim=0)
+    return entry_penalties(gram, gram.sum(dim=1))
+
+
+def entry_penalties(gram: Tensor, target: Tensor) -> Tensor:
+    """Return for each β the largest λ at which it is not zero, along ½ βᵀ gram β − targetᵀ β + λ ‖β‖₁.
+
+    Followed by accelerated proximal gradient steps over falling λ; between two of them β is taken as linear. What never
+    enters is given the size of its gradient at the end, at which it would.
+
+    Args:
+        gram: [size, size], positive semi-definite.
+        target: [size].
+    """
+    scale = gram.diagonal().clamp(min=1e-12 * float(gram.diagonal().max()) + _ZERO).sqrt()
+    gram, target = gram / scale[:, None] / scale[None, :], target / scale  # now β · scale is looked for
+    step = 1 / float(torch.linalg.matrix_norm(gram, ord=2).clamp(min=_ZERO))
+    top = float((target * scale).abs().max())
+    penalties = top * torch.logspace(0, torch.tensor(_SMALLEST).log10().item(), _STEPS + 1, dtype=torch.float64)[1:]
+    path = [torch.zeros_like(target)]
+    for penalty in penalties:
+        path.append(_descend(gram, target, penalty / scale, step, path[-1]))
+    sizes = torch.stack(path).abs() / scale
+    grid = torch.cat([penalties.new_tensor([top]), penalties])
+    gradient = ((target - gram @ path[-1]) * scale).abs().clamp(max=float(grid[-1]))
+    return torch.stack([_entry(sizes[:, c], grid, gradient[c]) for c in range(len(target))])
+
+
+def _descend(gram: Tensor, target: Tensor, penalty: Tensor, step: float, start: Tensor) -> Tensor:
+    """Source: Beck & Teboulle 2009 (FISTA)."""
+    beta, ahead, momentum = start, start, 1.0
+    for _ in range(_ITERATIONS):
+        moved = ahead - step * (gram @ ahead - target)
+        following = moved.sign() * (moved.abs() - step * penalty).clamp(min=0)
+        grown = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
+        ahead = following + (momentum - 1) / grown * (following - beta)
+        if float((following - beta).abs().max()) <= _ZERO:
+            return following
+        beta, momentum = following, grown
+    return beta
+
+
+def _entry(sizes: Tensor, grid: Tensor, at_end: Tensor) -> Tensor:
+    """Return where along the falling grid the sizes leave zero."""
+    inside = (sizes > _ZERO).nonzero()
+    if not len(inside):
+        return at_end
+    first = int(inside[0])
+    if first == 0 or first + 1 >= len(grid):
+        return grid[first]
+    growth = float(sizes[first + 1] - sizes[first])
+    if growth <= 0:
+        return grid[first - 1]
+    before = grid[first] + sizes[first] * (grid[first] - grid[first + 1]) / growth
+    return before.clamp(min=grid[first], max=grid[first - 1])

@@ -1,0 +1,96 @@
+"""Channels removed one at a time, the rest of the consumer's weights making up for each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pruning.graph.groups import Group
+from pruning.importance.least_squares import RIDGE, readings, refit
+from pruning.importance.registry import criterion
+from pruning.statistics.collect import Statistics
+from pruning.statistics.moments import damped
+
+_MOST_DEAD = 0.125  # share of columns that were removed: beyond it they cost more than to copy what is left
+
+
+class _Surgery:
+    """One consumer's weights and inverse Hessian, while channels go."""
+
+    def __init__(self, matrix: Tensor, covariance: Tensor, columns: Tensor) -> None:
+        self.matrix, self.columns = matrix.clone(), columns
+        self.inverse = torch.linalg.inv(damped(covariance, RIDGE))
+        self._stays = torch.ones(len(covariance), dtype=torch.bool)
+
+    def costs(self, left: Tensor) -> Tensor:
+        """Return Σ_i W_{i,M} ((H⁻¹)_MM)⁻¹ W_{i,M}ᵀ for each channel M that is left, [left]."""
+        at = self.columns[left]
+        blocks = self.inverse[at[:, :, None], at[:, None, :]]
+        weights = self.matrix[:, at]  # [outputs, left, taps]
+        by_channel = weights.permute(1, 2, 0)
+        solved: Tensor = torch.linalg.solve(blocks, by_channel)
+        return (solved * by_channel).sum(dim=(1, 2))
+
+    def remove(self, channel: int) -> None:
+        """Take a channel's columns out: W − W_M ((H⁻¹)_MM)⁻¹ (H⁻¹)_M, and H⁻¹ by block elimination."""
+        at = self.columns[channel]
+        rows = self.inverse[at]
+        solved = torch.linalg.solve(rows[:, at], rows)
+        self.matrix -= self.matrix[:, at] @ solved
+        self.inverse.addmm_(rows.T, solved, alpha=-1)
+        self._stays[at] = False
+        if int(self._stays.sum()) < (1 - _MOST_DEAD) * len(self._stays):
+            self._forget()
+
+    def _forget(self) -> None:
+        """Drop the columns that were taken out: they are never looked at again."""
+        self.columns = (self._stays.cumsum(0) - 1)[self.columns]
+        self.matrix = self.matrix[:, self._stays]
+        self.inverse = self.inverse[self._stays][:, self._stays]
+        self._stays = torch.ones(len(self.inverse), dtype=torch.bool)
+
+
+def remove_one_by_one(group: Group, statistics: Statistics) -> tuple[list[int], Tensor]:
+    """Return the channels in the order in which they go, and what each costs when it goes, [size] by channel."""
+    return statistics.once(("surgery", group.name), lambda: _remove_one_by_one(group, statistics))
+
+
+def _remove_one_by_one(group: Group, statistics: Statistics) -> tuple[list[int], Tensor]:
+    surgeries = [_Surgery(one.matrix, one.covariance, one.columns) for one in readings(group, statistics)]
+    left = torch.arange(group.size)
+    order: list[int] = []
+    costs = torch.zeros(group.size, dtype=torch.float64)
+    while len(left):
+        total = torch.stack([surgery.costs(left) for surgery in surgeries]).sum(dim=0)
+        index = int(total.argmin())
+        gone = int(left[index])
+        order.append(gone)
+        costs[gone] = total[index]
+        left = left[left != gone]
+        for surgery in surgeries if len(left) else ():
+            surgery.remove(gone)
+    return order, costs
+
+
+def order_by_surgery(group: Group, statistics: Statistics) -> list[int]:
+    """Let the channel go whose removal costs least, and ask again after each."""
+    return remove_one_by_one(group, statistics)[0]
+
+
+@criterion("structured_obs", needs={"moments"}, ordering=order_by_surgery, folding=refit)
+def structured_obs(group: Group, statistics: Statistics) -> Tensor:
+    """Score channel M by Σ_i W_{i,M} ((H⁻¹)_MM)⁻¹ W_{i,M}ᵀ at the time when it goes; the cheapest goes first.
+
+    H = X Xᵀ of what a consumer reads (mean over rows, about the mean where a bias or batch norm can take it), damped by
+    1e-4 of its mean diagonal; M its columns for the channel, W its weights. After each removal W and H⁻¹ are updated
+    and all are scored again, so the score is the squared error of the outputs that this removal adds. Several consumers
+    add up. Removal follows `order_by_surgery`; folding gives the consumers the updated weights, which are the
+    least-squares ones for what is kept.
+
+    Source: Kurtic et al. 2023 (ZipLM), arXiv 2302.04089, after Hassibi & Stork 1993; the paper's structures are
+    heads and neurons of one layer, ours the channels of a coupled group.
+
+    Raises:
+        CriterionError: a consumer is no convolution or linear layer; the text names it.
+    """
+    return remove_one_by_one(group, statistics)[1]

@@ -1,0 +1,295 @@
+"""Find the groups of channels that can be pruned: trace the model, then dry-run its code with every group narrowed.
+
+Code can hold sizes that no axis shows: `view(n, 256)`, a division by the root of a width, a split at a fixed index. So
+the forward pass is run once more, on a model that is narrowed in shape only, and compared operator by operator with the
+trace: the same operators, with the same numbers, giving exactly the shapes that the axes predict. The first one that
+deviates names the groups that have to stay whole. Nothing is computed and no weight is copied.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from math import ceil, log
+from typing import Any
+
+from torch import nn
+
+from pruning.containers import Inputs
+from pruning.graph.axes import Atom, freeze, leaves, resolve
+from pruning.graph.contexts import no_leftovers
+from pruning.graph.dispatch import Place, watch
+from pruning.graph.groups import Groups
+from pruning.graph.module_copy import copy_module
+from pruning.graph.rules.call import Argument, Count
+from pruning.graph.size_attributes import conflicts, proposals, suspects
+from pruning.graph.trace import Operation, Trace, trace
+from pruning.graph.unwrapping import unwrap
+from pruning.plan.plan import Plan
+from pruning.plan.shape_check import Comparison, Deviation
+from pruning.plan.slicing import rebuild
+from pruning.plan.verification import attempt, resizings
+
+
+def find_groups(
+    model: nn.Module, example_inputs: Inputs, *, allow_mixed: bool = False, ignore_unused: bool = False
+) -> Groups:
+    """Find all groups of channels that can be pruned.
+
+    Args:
+        model: Any module; it is left as it was. Wrappers that training puts around one (`nn.DataParallel`,
+            `torch.compile`) are looked through: the groups are those of the module inside.
+        example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments. MACs are those of one pass of
+            them, so a batch of 1 gives MACs per sample. Where inputs decide which path is taken, a list of such
+            examples: all of them are traced, and MACs are those of the first. (A model whose one argument is a list is
+            given a tuple with the list inside.)
+        allow_mixed: Offer groups, too, over which a norm, a softmax or a mean computes a statistic (the residual stream
+            of a transformer, for instance). What remains then computes another statistic: the narrowed model is not
+            the masked one, `narrow` warns by how much, and only fine-tuning mends it.
+        ignore_unused: Take parameters that no example uses to be of no use at all. Otherwise channels that could reach
+            them stay whole, because another input may lead there.
+
+    Returns:
+        The groups; `print(groups)` lists them, `groups.report()` says what stays whole and why.
+
+    Raises:
+        ModelError: The model can't be run on these inputs, or carries what has to be removed first.
+    """
+    model = unwrap(model)
+    traced = trace(model, example_inputs)
+    traced.allow_mixed, traced.ignore_unused = allow_mixed, ignore_unused
+    return confirm(Groups(model, traced.example, traced))
+
+
+def confirm(groups: Groups) -> Groups:
+    """Bind the integers of the model's code that follow the groups; freeze every group that code can't follow.
+
+    Returns:
+        The groups that are left; all of them can be narrowed together.
+    """
+    for branch in list(groups.trace.branches):
+        if _compare(groups, branch, Plan.of(groups, {})) is not None:
+            groups.trace.branches.remove(branch)
+            groups.trace.training_fault = "it takes another path at every call"
+            groups = Groups(groups.model, groups.example_inputs, groups.trace)
+    while True:
+        groups = _follow(groups)
+        moving = _moving(groups)
+        if not moving:
+            return groups
+        for traced in groups.trace.passes:
+            traced.facts.counts[:] = [count for count in traced.facts.counts if count not in moving]
+        for argument in moving:
+            line = argument.spot[0]
+            freeze(argument.axis, f"the code at {line} works out another size where the inputs have another size")
+        groups = Groups(groups.model, groups.example_inputs, groups.trace)
+
+
+def _follow(groups: Groups) -> Groups:
+    """Rehearse until the code goes along, binding what it needs and freezing what it can't follow."""
+    number = 0
+    while number < len(rounds := _rounds(groups)):
+        lost = rounds[number]
+        deviation = _rehearse(groups, lost)
+        if deviation is None:
+            number += 1
+            continue
+        bound = _bind_counts(groups, number, deviation)
+        number = 0  # what is changed for one rehearsal has to hold in all of them
+        if bound is None and _unbind(groups, deviation):
+            continue
+        if bound is None:
+            place = deviation.operation.place
+            for atom in _culprits(groups, lost, deviation):
+                atom.frozen = f"the code {place} was written for its size: {deviation.text}"
+        groups = bound or Groups(groups.model, groups.example_inputs, groups.trace)
+    return groups
+
+
+def _moving(groups: Groups) -> list[Argument]:
+    """The bound numbers that code works out from the sizes of its inputs: on other inputs they are other numbers."""
+    found: list[Argument] = []
+    for traced in groups.trace.passes:
+        bound = [count for count in traced.facts.counts if isinstance(count, Argument)]
+        for candidates in resizings(traced.example) if bound else ():
+            numbers = next((n for inputs in candidates if (n := _numbers(groups, traced, inputs)) is not None), {})
+            for argument in bound:
+                line, function, ordinal, index = argument.spot
+                shown = numbers.get((argument.module, line, function, index), {})
+                values = shown.values() if ordinal is None else [shown[ordinal]] if ordinal in shown else []
+                if argument not in found and any(value != argument.axis.size for value in values):
+                    found.append(argument)
+    return found
+
+
+def _numbers(groups: Groups, traced: Trace, inputs: Inputs) -> dict[tuple[str, str, str, int], dict[int, int]] | None:
+    """The numbers that the model hands to PyTorch on other inputs, by module, line, function, position and call."""
+    found: dict[tuple[str, str, str, int], dict[int, int]] = {}
+
+    def on_call(_func: Any, _args: Any, _kwargs: Any, _result: Any, place: Place) -> None:
+        if (written := place.written) is not None:
+            for index, value in written.numbers:
+                found.setdefault((place.module, place.line, written.function, index), {})[written.ordinal] = value
+
+    def run() -> dict[tuple[str, str, str, int], dict[int, int]]:
+        with no_leftovers():
+            watch(copy_module(groups.model), inputs, lambda *_: None, on_call, traced.tensors, None, traced.training)
+        return found
+
+    return attempt(run)
+
+
+def _rounds(groups: Groups) -> list[dict[str, int]]:
+    """How many channels each group loses in each rehearsal.
+
+    Code can take the size of one group for another's, which shows only where they keep different counts. So groups of
+    equal size lose different counts; where there are more groups than counts, the counts are the digits of the group's
+    number, a rehearsal for each digit. Every second rehearsal counts from another number for each size, so that groups
+    of different sizes that lose equal counts in one don't in the other. At least two channels stay where there are
+    three: one would broadcast.
+    """
+    alike: dict[int, list[list[str]]] = {}
+    known: set[str] = set()
+    for group in groups:
+        if group.name not in known:
+            tied = [group.name, *group.ties]
+            known.update(tied)
+            alike.setdefault(min(groups[name].size for name in tied), []).append(tied)
+    counts = {size: max(1, size - 2) for size in alike}
+    needed = [ceil(log(len(classes), counts[size])) for size, classes in alike.items() if counts[size] > 1]
+    rounds: list[dict[str, int]] = []
+    for number in range(min(len(known), max(2, *needed, 0))):
+        rounds.append({})
+        for offset, (size, classes) in enumerate(alike.items(), start=1):
+            most = counts[size]
+            worth = most**number if most**number < len(classes) else 1
+            for position, tied in enumerate(classes):
+                digit = (position // worth + number % 2 * offset) % most
+                rounds[-1].update(dict.fromkeys(tied, 1 + digit))
+    return rounds
+
+
+def _bind_counts(groups: Groups, number: int, deviation: Deviation) -> Groups | None:
+    """Bind integers of the calling modules to axes if that carries the pass further; tell the groups after it.
+
+    Where an integer serves two axes, they may lose equal counts.
+    """
+    operations, facts = deviation.traced.operations, deviation.traced.facts
+    prunable, counts, ties = {groups.atom(group.name) for group in groups}, list(facts.counts), list(facts.ties)
+    tied = {tuple(map(resolve, tie)) for tie in ties}
+    known = {count.place: count for count in counts}
+    index = min(deviation.index, len(operations) - 1)
+    for proposal in proposals(groups.model, operations, index, prunable, facts):
+        new = [count for count in proposal if count.place not in known]
+        served = [(known[count.place], count) for count in proposal if count not in new]
+        served = [(old, count) for old, count in served if resolve(old.axis) is not resolve(count.axis)]
+        shared = [
+            (old.axis, count.axis)
+            for old, count in served
+            if resolve(old.axis) in prunable and resolve(count.axis) in prunable
+        ]
+        nothing_new = not new and all(tuple(map(resolve, pair)) in tied for pair in shared)
+        if len(shared) < len(served) or nothing_new:
+            continue
+        facts.counts[:], facts.ties[:] = counts + new, [*ties, *shared]
+        after = Groups(groups.model, groups.example_inputs, groups.trace) if shared else groups
+        rounds = _rounds(after)
+        further = _rehearse(after, rounds[min(number, len(rounds) - 1)])
+        if further is None or further.traced is not deviation.traced or further.index > deviation.index:
+            return after
+    facts.counts[:], facts.ties[:] = counts, ties
+    return None
+
+
+def _unbind(groups: Groups, deviation: Deviation) -> bool:
+    """Where code works out a number, give up the attributes it may come from; tell whether there are any.
+
+    Attention that divides by the root of `head_size` does so although the heads of its values may be narrower; code
+    that divides a width by `num_heads` would find another size of head. The sizes are then replaced one by one.
+    """
+    facts, written = deviation.traced.facts, deviation.operation.place.written
+    works_out = deviation.constant or (written is not None and written.worked_out())
+    held = suspects(groups.model, deviation.operation, facts) if works_out else set()
+    facts.constant |= held
+    kinds = {name: type(module) for name, module in groups.model.named_modules()}
+    facts.counts[:] = [
+        count
+        for count in facts.counts
+        if not isinstance(count, Count) or (kinds[count.module], count.attribute) not in held
+    ]
+    return bool(held)
+
+
+def _rehearse(groups: Groups, lost: Mapping[str, int]) -> Deviation | None:
+    """Narrow groups in shape and compare all passes; tell where the first one deviates."""
+    plan = _plan(groups, lost)
+    return next((d for traced in groups.trace.passes if (d := _compare(groups, traced, plan)) is not None), None)
+
+
+def _compare(groups: Groups, traced: Trace, plan: Plan, last: int | None = None) -> Deviation | None:
+    sizes = {groups.atom(name): size for name, size in plan.kept_sizes(groups).items()}
+    model = rebuild(groups.model, groups, plan, shapes_only=traced.tensors != "real")
+    with no_leftovers():  # what one pass keeps would change the path of the next
+        return Comparison(traced, sizes, last).run(model, groups)
+
+
+def _plan(groups: Groups, lost: Mapping[str, int]) -> Plan:
+    return Plan.of(groups, {name: range(count) for name, count in lost.items()})
+
+
+def _culprits(groups: Groups, lost: Mapping[str, int], deviation: Deviation) -> list[Atom]:
+    """The atoms that make the pass deviate: at the operator itself, behind an integer it uses, or anywhere."""
+    first = deviation.operation
+    by_atom = {groups.atom(name): name for name in lost}
+    here = _places(first, by_atom)
+    alone = [place for place, atom in here.items() if _is_enough(groups, [by_atom[atom]], lost, deviation)]
+    found: dict[Atom, None] = {}
+    for operation in deviation.traced.operations:
+        if operation.name == first.name and operation.place.line == first.place.line:
+            there = _places(operation, by_atom)
+            found.update(dict.fromkeys(there[place] for place in alone if place in there))
+            if not alone:
+                served = conflicts(groups.model, operation, deviation.traced.facts)
+                found.update(dict.fromkeys(atom for axis in served for atom in leaves(axis) if atom in by_atom))
+    return list(found) or _bisect(groups, lost, deviation)
+
+
+def _is_enough(groups: Groups, names: Sequence[str], lost: Mapping[str, int], deviation: Deviation) -> bool:
+    """Whether narrowing these groups alone makes the pass deviate as early; what comes later is another matter."""
+    chosen = dict.fromkeys(other for name in names for other in (name, *groups[name].ties))
+    plan = _plan(groups, {name: lost[name] for name in chosen})
+    return _compare(groups, deviation.traced, plan, deviation.index) is not None
+
+
+def _places(operation: Operation, by_atom: Mapping[Atom, str]) -> dict[tuple[int, int, int], Atom]:
+    """Where the prunable atoms of an operator stand: which tensor, which axis, which leaf of it; each atom once."""
+    places: dict[Atom, tuple[int, int, int]] = {}
+    for tensor, axes in enumerate((*operation.inputs, *operation.outputs)):
+        for position, axis in enumerate(axes):
+            for leaf, atom in enumerate(leaves(axis)):
+                if atom in by_atom:
+                    places.setdefault(atom, (tensor, position, leaf))
+    return {place: atom for atom, place in places.items()}
+
+
+def _bisect(groups: Groups, lost: Mapping[str, int], deviation: Deviation) -> list[Atom]:
+    """The fewest groups whose narrowing makes the pass deviate, together with those that other blocks name alike."""
+    names, pieces = list(lost), 2
+    while len(names) > 1:
+        size = -(-len(names) // pieces)
+        parts = [names[i : i + size] for i in range(0, len(names), size)]
+        others = [[name for name in names if name not in part] for part in parts]
+        smaller = next((part for part in (*parts, *others) if part and _is_enough(groups, part, lost, deviation)), None)
+        if smaller is not None and len(smaller) < len(names):
+            names, pieces = smaller, 2
+        elif pieces >= len(names):
+            break
+        else:
+            pieces = min(2 * pieces, len(names))
+    alike = {_without_numbers(name) for name in names}
+    return [groups.atom(group.name) for group in groups if _without_numbers(group.name) in alike]
+
+
+def _without_numbers(name: str) -> str:
+    parameter, _, position = name.rpartition(":")
+    return f"{re.sub(r'[0-9]+', '#', parameter)}:{position}"

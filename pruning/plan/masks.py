@@ -1,0 +1,118 @@
+"""Carry a plan out reversibly: zero every slice that it removes, on the producing and on the consuming side.
+
+sigmoid(0) is not 0, so what makes a masked channel count for nothing is the consuming side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pruning.containers import Inputs
+from pruning.errors import PlanError
+from pruning.graph.axes import Atom, kept
+from pruning.graph.groups import Groups
+from pruning.graph.module_copy import copy_whole
+from pruning.graph.unwrapping import unwrap
+from pruning.plan.dry_run import find_groups
+from pruning.plan.plan import Plan
+
+
+def groups_for(model: nn.Module, plan: Plan, example_inputs: Inputs | None, groups: Groups | None) -> Groups:
+    """The groups by which to read a plan for a model: those given, those traced anew, or those the plan was made for.
+
+    Raises:
+        PlanError: None of the three is there, or they are those of a model with other parameters.
+    """
+    if groups is None and example_inputs is None:
+        groups = plan.groups
+    if groups is None:
+        if example_inputs is None:
+            raise PlanError("a plan that was read from JSON needs example_inputs, to trace what its names stand for")
+        groups = find_groups(model, example_inputs)
+    found = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    expected = {name: tuple(p.shape) for name, p in groups.model.named_parameters()}
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise PlanError(
+                f"parameter {name!r} of {type(model).__name__} has shape {found.get(name)}, the plan was made for "
+                f"{expected.get(name)}; use the factory and the arguments that the plan was made with"
+            )
+    return groups
+
+
+def parameter_masks(groups: Groups, plan: Plan) -> dict[str, Tensor]:
+    """The mask of each parameter that a plan touches.
+
+    Returns:
+        Bool, in the parameter's shape, True where a value stays. Buffers are left as they are: a batch norm's running
+        variance must not become zero.
+    """
+    return masks_of(groups, plan.masks(groups))
+
+
+def masks_of(groups: Groups, kept_channels: Mapping[Atom, Tensor]) -> dict[str, Tensor]:
+    """The same for any channels, by the atoms of the algebra that stand for their groups; a group may keep none."""
+    unmasked = {place for traced in groups.trace.passes for place in traced.facts.unmasked}
+    out = {}
+    for name, parameter in groups.model.named_parameters():
+        mask = torch.ones(parameter.shape, dtype=torch.bool)
+        for position, axis in enumerate(groups.trace.parameters[name]):
+            if (name, position) in unmasked:
+                continue
+            shape = [1] * parameter.ndim
+            shape[position] = -1
+            mask = mask & kept(axis, kept_channels).reshape(shape)
+        if not mask.all():
+            out[name] = mask
+    return out
+
+
+def apply_masks(
+    model: nn.Module, plan: Plan, example_inputs: Inputs | None = None, *, groups: Groups | None = None
+) -> nn.Module:
+    """Zero what a plan removes.
+
+    Args:
+        model: The module that the plan was made for; it is left as it was.
+        plan: Which channels go.
+        example_inputs: What to trace the model with; needed only for a plan that was read from JSON.
+        groups: The groups of this model or of another instance of the same architecture; by default those of the plan.
+
+    Returns:
+        A new module of the same shape.
+
+    Raises:
+        PlanError: The plan doesn't fit the model.
+    """
+    model = unwrap(model)
+    return masked_copy(model, parameter_masks(groups_for(model, plan, example_inputs, groups), plan))
+
+
+def keep_removed(model: nn.Module, plan: Plan, groups: Groups) -> nn.Module:
+    """Zero what a plan keeps of the groups that lose channels, and keep what it removes: the opposite of masking.
+
+    Outputs that are the same as the masked model's don't depend on the channels, and prove nothing.
+
+    Args:
+        model: The module that the plan was made for; it is left as it was.
+        plan: Which channels go.
+        groups: The groups of this model.
+
+    Returns:
+        A new module of the same shape.
+    """
+    return masked_copy(model, masks_of(groups, {atom: ~kept for atom, kept in plan.masks(groups).items()}))
+
+
+def masked_copy(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
+    """Return a copy of a model with the values zeroed that the masks of its parameters don't keep."""
+    masked = copy_whole(model)
+    parameters = dict(masked.named_parameters())
+    with torch.no_grad():
+        for name, mask in masks.items():
+            whole = parameters[name]  # not multiplied: float8 can't be, and infinity times zero is no zero
+            whole.copy_(torch.where(mask.to(whole.device), whole, torch.zeros_like(whole)))
+    return masked

@@ -1,0 +1,143 @@
+"""Reconstruction: refit what is left of each layer, so that it gives what the whole model's layer gave.
+
+No labels and no gradients: a few hundred inputs and one linear system per layer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pruning.containers import Inputs, count_samples, take
+from pruning.errors import DataError, PlanError
+from pruning.evaluation import Progress, device_of
+from pruning.graph.axes import kept
+from pruning.graph.dispatch import state_copied_once, state_of
+from pruning.graph.groups import Groups
+from pruning.graph.unwrapping import unwrap
+from pruning.plan.plan import Plan
+from pruning.recovery.least_squares import Fit, Refit
+from pruning.statistics.layer_hooks import Layer, find_layers, parameter_of, readers_of
+
+RIDGE = 1e-3
+_FEWEST = 16  # inputs from which on some are held out
+
+
+def reconstruct(
+    dense: nn.Module,
+    model: nn.Module,
+    plan: Plan,
+    groups: Groups,
+    inputs: Inputs,
+    *,
+    ridge: float = RIDGE,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> tuple[Refit, ...]:
+    """Refit every layer of a narrowed model, in forward order, in place.
+
+    For each layer with weights W (narrowed), unfolded inputs u in the narrowed model as refitted so far, and residual
+    r = (outputs of the original's layer, kept ones) − (its outputs now), over all inputs and positions:
+
+        minimise over Δ and m:  mean ‖r − Δ u − m‖² + λ ‖Δ‖²,      W ← W + Δ,      λ = ridge · mean variance of u
+
+    so the ridge pulls towards the old weights. It is raised where that serves the inputs held out (every fourth), up to
+    `MEAN_ALONE`; a layer that no fit serves stays as it is. In the end all inputs are fitted. The mean m goes into the
+    layer's bias, or the running mean of the batch norm that reads the layer; where there is neither, no mean is fitted.
+    Where the layer's outputs go into a sum (a residual connection), r is the residual of the sum, so that the layer
+    makes up for what the other branch lost.
+
+    Layers are all calls of convolutions (grouped, depthwise, transposed) and linear layers, by modules or functions.
+    Memory holds one layer's normal equations and one batch, however many inputs there are.
+
+    Source: He et al. 2017, arXiv 1707.06168, for the least squares against the original's outputs; ours
+    adds the ridge towards the old weights, the mean, and the other branch's residual.
+
+    Args:
+        dense: `narrow(model, plan, ...)`; its weights, biases and batch norms' running means change.
+        model: the model that the plan was made for; untouched.
+        plan: what was removed.
+        groups: found on `model`.
+        inputs: [N, ...], unlabelled; a few hundred. A tuple or dict where the model takes several.
+        ridge: least strength of the pull, relative to the mean variance of the layer's inputs; `MEAN_ALONE` absorbs
+            means and leaves the weights.
+        batch_size: inputs per forward pass.
+        progress: told after each layer.
+
+    Returns:
+        One entry per layer, in forward order; then one for each consumer of a group that is used in some other way.
+
+    Raises:
+        DataError: no inputs, or several that hold different numbers of samples.
+        PlanError: `dense` isn't the model narrowed by the plan.
+    """
+    if count_samples(inputs) == 0:
+        raise DataError("reconstruction needs inputs; a few hundred unlabelled ones do")
+    model = unwrap(model)
+    device = device_of(dense)
+    _check_narrowed(dense, plan, groups)
+    parts = _parts(inputs)
+
+    def refit(layer: Layer) -> Refit:
+        outputs = _kept_outputs(layer, plan, groups)
+        if outputs is None:
+            return Refit(layer.weight, skipped="it is a transposed convolution with groups")
+        fit = Fit(layer, _tensors_of(layer, state_of(dense)), outputs.to(device))
+        if all(
+            fit.see(dense, model, take(part, slice(start, start + batch_size), device), held_out=bool(held_out))
+            for held_out, part in enumerate(parts)
+            for start in range(0, count_samples(part), batch_size)
+        ):
+            return fit.write(ridge)
+        return Refit(layer.weight, skipped="what it reads one by one has lost channels too")
+
+    found = []
+    with state_copied_once():
+        layers = find_layers(dense, take(inputs, slice(1), device), parts=True)
+        for index, layer in enumerate(layers):
+            found.append(refit(layer))
+            if progress is not None:
+                progress(index + 1, len(layers))
+    seen = {parameter_of(layer.weight)[0] for layer in layers}
+    unseen = (weight for weight in readers_of(groups) if weight not in seen)
+    return (*found, *(Refit(weight, skipped="no convolution or linear layer uses it as it is") for weight in unseen))
+
+
+def _parts(inputs: Inputs) -> tuple[Inputs, ...]:
+    """Hold every fourth input out, where there are enough to fit by the others."""
+    number = count_samples(inputs)
+    if number < _FEWEST:
+        return (inputs,)
+    held_out = torch.arange(number) % 4 == 3
+    return take(inputs, ~held_out), take(inputs, held_out)
+
+
+def _check_narrowed(dense: nn.Module, plan: Plan, groups: Groups) -> None:
+    masks = plan.masks(groups)
+    for name, parameter in dense.named_parameters():
+        axes = groups.trace.parameters.get(name)
+        expected = None if axes is None else tuple(int(kept(axis, masks).sum()) for axis in axes)
+        if tuple(parameter.shape) != expected:
+            raise PlanError(
+                f"parameter {name!r} has shape {tuple(parameter.shape)}, which is not of the model narrowed by this "
+                f"plan: expected {expected}; pass narrow(model, plan, ...), and the plan from the original to it"
+            )
+
+
+def _kept_outputs(layer: Layer, plan: Plan, groups: Groups) -> Tensor | None:
+    """Return the indices of the original layer's output channels that the narrowed one has."""
+    geometry = layer.geometry
+    if geometry.transposed and geometry.groups > 1:
+        return None
+    name, index, count = parameter_of(layer.weight)
+    axis = groups.trace.parameters[name][1 - geometry.input_axis]
+    return kept(axis, plan.masks(groups)).chunk(count)[index].nonzero().flatten()
+
+
+def _tensors_of(layer: Layer, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add the parts of parameters that a layer uses to a state, as views."""
+    for name in (layer.weight, layer.bias or ""):
+        whole, index, count = parameter_of(name)
+        if count > 1:
+            state[name] = state[whole].detach().chunk(count)[index]
+    return state

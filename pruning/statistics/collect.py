@@ -1,0 +1,186 @@
+"""What criteria look at: weights, and what one pass over the data tells of every group at once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from pruning.containers import Inputs, count_samples, take
+from pruning.errors import CriterionError, DataError, unknown_name
+from pruning.evaluation import Loss, Progress, Samples, check_samples, cross_entropy, device_of
+from pruning.graph.dispatch import state_copied_once, state_of
+from pruning.graph.groups import Group, Groups, Slice
+from pruning.graph.layers import rows_of
+from pruning.statistics import activations, gradients, hessian, knockoffs, sign_flips
+from pruning.statistics import moments as second_moments
+from pruning.statistics.collector import Batch, Collector
+from pruning.statistics.layer_hooks import Layer
+from pruning.statistics.moments import Moments
+
+Result = TypeVar("Result")
+
+_WITH_LOSS = (*gradients.NEEDS, *hessian.NEEDS, *knockoffs.NEEDS)
+_WITHOUT_LOSS = (*activations.NEEDS, *sign_flips.NEEDS, *second_moments.NEEDS)
+
+NEEDS = ("weights", *_WITH_LOSS, *_WITHOUT_LOSS)
+"""What a criterion may ask for. "weights" needs no samples; each gatherer says what its needs are."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What is known of a model's groups.
+
+    Attributes:
+        tensors: parameters and buffers by name, detached.
+        seed: of the criteria that draw random numbers.
+        gathered: need -> group name -> [size] values, or the reason why the group has none.
+        layers: where "moments" were asked for: the layers that consume groups, by their weights.
+        moments: likewise, of these layers' unfolded inputs.
+        worked_out: what `once` keeps.
+    """
+
+    tensors: Mapping[str, Tensor]
+    seed: int = 0
+    gathered: Mapping[str, Mapping[str, Tensor | str]] = field(default_factory=dict)
+    layers: Mapping[str, Layer] = field(default_factory=dict)
+    moments: Mapping[str, Moments] = field(default_factory=dict)
+    worked_out: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def once(self, what: Hashable, work: Callable[[], Result]) -> Result:
+        """Return what was worked out from these statistics, or work it out: for criteria that are asked twice.
+
+        Args:
+            what: Its name, which nothing else has.
+            work: Gives it.
+        """
+        if what not in self.worked_out:
+            self.worked_out[what] = work()
+        found: Result = self.worked_out[what]
+        return found
+
+    def of(self, need: str, group: Group) -> Tensor:
+        """Return what was gathered of a group, [size] float64 on the CPU.
+
+        Raises:
+            CriterionError: it was not asked for, or the group has none; the text says why.
+        """
+        found = self.gathered.get(need, {}).get(group.name)
+        if found is None:
+            raise CriterionError(
+                f"no {need.replace('_', ' ')} of group {group.name!r}; "
+                f"gather the statistics with needs={{{need!r}}} on the same groups"
+            )
+        if isinstance(found, str):
+            raise CriterionError(
+                f"group {group.name!r}: {found}; leave the group whole (ignore) or choose a criterion that reads "
+                "weights, such as l2_norm"
+            )
+        return found
+
+    def rows(self, piece: Slice, size: int) -> Tensor:
+        """Return a slice's values by channel, [size, values per channel], float64 on the CPU; two for a complex one."""
+        rows = rows_of(self.tensors[piece.parameter], piece, size)
+        if rows.is_complex():
+            rows = torch.view_as_real(rows.to(torch.complex128)).flatten(1)
+        return rows.to("cpu", torch.float64)
+
+    def generator(self, group: Group) -> torch.Generator:
+        """Return a generator of the group's own, the same whatever order groups are scored in."""
+        digest = hashlib.sha256(f"{self.seed}:{group.name}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def collect(
+    groups: Groups,
+    needs: Collection[str],
+    samples: Samples | Inputs | None = None,
+    loss: Loss = cross_entropy,
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Statistics:
+    """Gather all that the criteria need in one pass over the samples.
+
+    "weights" needs no samples. Every other need adds up over minibatches, in evaluation mode; what is kept does not
+    grow with the samples. The model and the global random state are untouched.
+
+    Args:
+        groups: found on the model to be scored.
+        needs: any of `NEEDS`.
+        samples: shuffled into minibatches by the seed; inputs alone where no need looks at the loss (a tensor, or a
+            tuple or dict of several as the model is given, [N, ...] each); None where only weights are needed.
+        loss: mean loss of a batch.
+        batch_size: samples per minibatch.
+        seed: of the minibatches, and of whatever draws random numbers.
+        progress: told after each minibatch.
+
+    Raises:
+        CriterionError: a need is unknown, or samples or their targets are needed and there are none.
+        DataError: there are no samples, or several inputs hold different numbers of them.
+    """
+    for need in needs:
+        if need not in NEEDS:
+            raise CriterionError(unknown_name("statistic", need, NEEDS))
+    tensors = {name: tensor.detach() for name, tensor in state_of(groups.model).items()}
+    asked = [need for need in NEEDS if need in needs and need != "weights"]
+    if not asked:
+        return Statistics(tensors, seed)
+    if samples is None:
+        what = "samples (and the loss)" if set(asked) & set(_WITH_LOSS) else "samples (inputs alone will do)"
+        raise CriterionError(f"the criterion needs {', '.join(asked)}: pass {what} to gather them on")
+    gatherers = _gatherers(groups, asked, loss)
+    with state_copied_once():
+        _pass_over(groups, samples, gatherers, batch_size, seed, progress)
+    gathered = {need: found for gatherer in gatherers for need, found in gatherer.compute().items()}
+    second = next((one for one in gatherers if isinstance(one, second_moments.MomentGatherer)), None)
+    if second is None:
+        return Statistics(tensors, seed, gathered)
+    return Statistics(tensors, seed, gathered, second.layers, second.moments)
+
+
+def _gatherers(groups: Groups, asked: Collection[str], loss: Loss) -> list[Collector]:
+    made: list[tuple[tuple[str, ...], Callable[[], Collector]]] = [
+        (gradients.NEEDS, lambda: gradients.GradientGatherer(groups, asked, loss)),
+        (hessian.NEEDS, lambda: hessian.CurvatureGatherer(groups, asked, loss)),
+        (knockoffs.NEEDS, lambda: knockoffs.KnockoffGatherer(groups, loss)),
+        (activations.NEEDS, lambda: activations.ActivationGatherer(groups, asked)),
+        (sign_flips.NEEDS, lambda: sign_flips.InversionGatherer(groups)),
+        (second_moments.NEEDS, lambda: second_moments.MomentGatherer(groups)),
+    ]
+    return [make() for needs, make in made if set(needs) & set(asked)]
+
+
+def _pass_over(
+    groups: Groups,
+    samples: Samples | Inputs,
+    gatherers: list[Collector],
+    batch_size: int,
+    seed: int,
+    progress: Progress | None,
+) -> None:
+    targets = None
+    if isinstance(samples, Tensor | tuple | Mapping):
+        inputs: Inputs = samples
+    elif isinstance(samples, Sequence):
+        raise DataError(f"the samples are a {type(samples).__name__}; give several inputs as a tuple or a dict")
+    else:
+        check_samples(samples)
+        inputs, targets = samples.inputs, samples.targets
+    number = count_samples(inputs)
+    if number == 0:
+        raise DataError("no samples; at least one is needed")
+    generator, device = torch.Generator().manual_seed(seed), device_of(groups.model)
+    own = [torch.Generator().manual_seed(seed) for _ in gatherers]  # so that none depends on which others there are
+    batches = torch.split(torch.randperm(number, generator=generator), batch_size)
+    for index, batch in enumerate(batches):
+        labels = None if targets is None else targets[batch].to(device)
+        for gatherer, drawn in zip(gatherers, own, strict=True):
+            gatherer.update(Batch(take(inputs, batch, device), labels, drawn))
+        if progress is not None:
+            progress(index + 1, len(batches))

@@ -1,0 +1,65 @@
+"""What a gatherer is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pruning.containers import Inputs, as_call, count_samples
+from pruning.errors import CriterionError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some of the samples.
+
+    Attributes:
+        inputs: what the model is given, on its device: a tensor, a tuple or a dict, all tensors [N, ...].
+        targets: [N, ...]; None where the samples have none.
+        generator: on the CPU, for gatherers that draw.
+    """
+
+    inputs: Inputs
+    targets: Tensor | None
+    generator: torch.Generator
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return count_samples(self.inputs)
+
+    def run(self, model: Callable[..., Any]) -> Any:
+        """Return what a model makes of the inputs."""
+        args, kwargs = as_call(self.inputs)
+        return model(*args, **kwargs)
+
+    def labels(self) -> Tensor:
+        """Return the targets.
+
+        Raises:
+            CriterionError: there are none.
+        """
+        if self.targets is None:
+            raise CriterionError("the criterion needs the loss: pass samples with targets, not inputs alone")
+        return self.targets
+
+
+Collected = Mapping[str, Mapping[str, Tensor | str]]
+"""need -> group name -> [size] values, or the reason why this group has none."""
+
+
+class Collector(ABC):
+    """Adds up statistics over batches."""
+
+    @abstractmethod
+    def update(self, batch: Batch) -> None:
+        """Add a batch."""
+
+    @abstractmethod
+    def compute(self) -> Collected:
+        """Return what was gathered, float64 on the CPU."""

@@ -1,0 +1,325 @@
+"""Run a model and see what each of its layers reads and gives, and where a group's activations are read."""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from pruning.containers import Inputs
+from pruning.graph.dispatch import Place, watch
+from pruning.graph.groups import Group, Groups, Slice
+from pruning.graph.layers import Geometry, LayerCall, input_channels, places_of, read_call
+from pruning.graph.rules.call import operator_name
+from pruning.graph.trace import IDENTITIES
+
+RECTIFIERS = frozenset({"relu", "hardtanh", "threshold", "clamp_min"})
+"""Operators after which what was negative is zero; ReLU6 is a `hardtanh`."""
+
+
+class Enough(Exception):  # noqa: N818 - a signal, no fault of anyone
+    """Raised by an observer that needs no more of the pass."""
+
+
+class Observer:
+    """What is told of a forward pass; override what is of interest."""
+
+    def on_layer(self, call: LayerCall) -> None:
+        """Be told of a layer's call."""
+
+    def on_norm(self, weight: str, running_mean: str) -> None:
+        """Be told that a batch norm reads what the layer with these weights gave."""
+
+    def on_sum(self, weight: str, _total: Tensor) -> None:
+        """Be told of a sum of what a layer gave, or the batch norm after it, with something else of that shape."""
+
+    def on_rectifier(self, index: int, outputs: Tensor) -> None:
+        """Be told of the outputs of the index-th rectifier of the pass."""
+
+
+def observe(model: nn.Module, inputs: Inputs, observers: Sequence[Observer], *, parts: bool = False) -> None:
+    """Run one forward pass in evaluation mode, without gradients, and tell the observers.
+
+    An observer that raises `Enough` ends the pass.
+
+    Args:
+        model: what to run.
+        inputs: what to run it on.
+        observers: what to tell.
+        parts: tell of layers whose weights are an equal part of a parameter's rows too, by `name[index/count]`, such as
+            the query's third of a packed projection.
+    """
+    watcher = _Watcher(observers, parts)
+    try:
+        watch(model, inputs, watcher.begin, watcher.on_call, tensors="real", steady=False)
+    except Enough:
+        return
+
+
+class _Watcher:
+    def __init__(self, observers: Sequence[Observer], parts: bool) -> None:
+        self._observers = observers
+        self._with_parts = parts
+        self._parts: list[Tensor] = []
+        self._names: dict[int, str] = {}
+        self._state: dict[str, Tensor] = {}
+        self._made_by: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+        self._rectifiers = 0
+
+    def begin(self, state: dict[str, Tensor], _inputs: list[Tensor]) -> None:
+        self._state = state  # kept alive: a name belongs to the identity of a tensor
+        for name, tensor in state.items():
+            self._names.setdefault(id(tensor), name)
+
+    def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any, _place: Place) -> None:
+        name = operator_name(func)
+        if name in RECTIFIERS:
+            for observer in self._observers:
+                observer.on_rectifier(self._rectifiers, result)
+            self._rectifiers += 1
+        elif name == "batch_norm":
+            self._on_norm(args, result)
+        elif name == "add":
+            self._on_sum(args, result)
+        elif name not in IDENTITIES:
+            if self._with_parts and name == "linear":
+                self._name_parts([given for given in args[1:] if isinstance(given, Tensor)])
+            call = read_call(func, args, kwargs, result, self._names)
+            if call is not None:
+                self._remember(result, call.weight)
+                for observer in self._observers:
+                    observer.on_layer(call)
+
+    def _name_parts(self, tensors: Sequence[Tensor]) -> None:
+        """Name tensors that are an equal part of a parameter's rows."""
+        for tensor in tensors:
+            for name, whole in self._state.items() if id(tensor) not in self._names else ():
+                index = _place_in(tensor, whole)
+                if index is not None:
+                    self._names[id(tensor)] = f"{name}[{index}/{len(whole) // len(tensor)}]"
+                    self._parts.append(tensor)  # kept alive: a name belongs to the identity of a tensor
+                    break
+
+    def _on_norm(self, args: Sequence[Any], result: Tensor) -> None:
+        weight = self._maker(args[0])
+        running_mean = self._names.get(id(args[3]))
+        if weight is not None and running_mean is not None:
+            self._remember(result, weight)
+            for observer in self._observers:
+                observer.on_norm(weight, running_mean)
+
+    def _on_sum(self, args: Sequence[Any], result: Tensor) -> None:
+        addends = [term for term in args[:2] if isinstance(term, Tensor)]
+        if len(addends) == 2 and addends[0].shape == addends[1].shape:
+            for addend in addends:
+                weight = self._maker(addend)
+                if weight is not None:
+                    for observer in self._observers:
+                        observer.on_sum(weight, result)
+
+    def _remember(self, tensor: Tensor, weight: str) -> None:
+        self._made_by[id(tensor)] = (weakref.ref(tensor), weight)
+
+    def _maker(self, tensor: Tensor) -> str | None:
+        reference, weight = self._made_by.get(id(tensor), (None, None))
+        return weight if reference is not None and reference() is tensor else None
+
+
+def _place_in(tensor: Tensor, whole: Tensor) -> int | None:
+    """Say which of the equal parts of a tensor's rows another one is a view of; None if of none."""
+    rows = len(tensor) if tensor.ndim else 0
+    alike = tensor.ndim == whole.ndim and tensor.shape[1:] == whole.shape[1:] and tensor.stride() == whole.stride()
+    if not alike or not rows or len(whole) % rows or tensor.untyped_storage()._cdata != whole.untyped_storage()._cdata:
+        return None
+    index, within = divmod(int(tensor.storage_offset() - whole.storage_offset()), rows * tensor.stride(0))
+    return None if within else index
+
+
+def parameter_of(name: str) -> tuple[str, int, int]:
+    """Return the parameter that a layer's weights are a part of, which part, and of how many."""
+    found = re.fullmatch(r"(.+)\[(\d+)/(\d+)\]", name)
+    return (found[1], int(found[2]), int(found[3])) if found else (name, 0, 1)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer as one forward pass used it.
+
+    Attributes:
+        weight: name of its weights.
+        bias: name of its bias.
+        geometry: how it reads its input.
+        num_calls: how often it was called.
+        running_mean: of the batch norm that reads all it gives; None if there is none.
+        summed: whether all that it gives, or that batch norm, goes into a sum with something of the same shape.
+    """
+
+    weight: str
+    bias: str | None
+    geometry: Geometry
+    num_calls: int
+    running_mean: str | None
+    summed: bool
+
+
+class _Census(Observer):
+    def __init__(self) -> None:
+        self.first: dict[str, LayerCall] = {}
+        self.calls: Counter[str] = Counter()
+        self.norms: dict[str, list[str]] = {}
+        self.sums: Counter[str] = Counter()
+
+    def on_layer(self, call: LayerCall) -> None:
+        self.first.setdefault(call.weight, call)
+        self.calls[call.weight] += 1
+
+    def on_norm(self, weight: str, running_mean: str) -> None:
+        self.norms.setdefault(weight, []).append(running_mean)
+
+    def on_sum(self, weight: str, _total: Tensor) -> None:
+        self.sums[weight] += 1
+
+
+def find_layers(model: nn.Module, inputs: Inputs, *, parts: bool = False) -> tuple[Layer, ...]:
+    """Return the layers that a forward pass calls, in the order of their first calls; for `parts` see `observe`."""
+    census = _Census()
+    observe(model, inputs, [census], parts=parts)
+    uses = Counter(name for means in census.norms.values() for name in means)
+    layers = []
+    for weight, count in census.calls.items():
+        means = census.norms.get(weight, [])
+        alone = len(means) == count and len(set(means)) == 1 and uses[means[0]] == count
+        call, summed = census.first[weight], census.sums[weight] == count and (alone or not means)
+        layers.append(Layer(weight, call.bias, call.geometry, count, means[0] if alone else None, summed))
+    return tuple(layers)
+
+
+Readers = Mapping[str, list[tuple[Group, Slice]]]
+"""weights -> the groups that they consume, each with its slice."""
+
+
+def readers_of(groups: Groups) -> Readers:
+    """Return which weights consume which groups."""
+    found: dict[str, list[tuple[Group, Slice]]] = {}
+    for group in groups:
+        for piece in group.slices:
+            if piece.role == "consumer":
+                found.setdefault(piece.parameter, []).append((group, piece))
+    return found
+
+
+def by_channel(values: Tensor, channels: Tensor, size: int) -> Tensor | None:
+    """Arrange [samples, channels of a layer, positions] by a group's channels, [samples, size, positions].
+
+    Returns:
+        None where the channels have unequal numbers of places.
+    """
+    places = places_of(channels, size)
+    return None if places is None else values[:, places.to(values.device)].flatten(2)
+
+
+class ConsumerObserver(Observer):
+    """An observer of what consumers read. It knows which groups it could not see whole, and why."""
+
+    def __init__(self, groups: Groups) -> None:
+        self.groups = groups
+        self._readers = readers_of(groups)
+        self._refused: dict[str, str] = {}
+        self._seen: set[tuple[str, str]] = set()
+
+    def on_layer(self, call: LayerCall) -> None:
+        """Hand each group that the layer consumes to `on_consumer`."""
+        for group, piece in self._readers.get(call.weight, ()):
+            self._seen.add((group.name, call.weight))
+            if piece.axis != call.geometry.input_axis:
+                self.refuse(group, f"{call.weight} is read along axis {piece.axis}, which is not its input's")
+            elif group.name not in self._refused:
+                self.on_consumer(group, piece, call)
+
+    def on_consumer(self, group: Group, piece: Slice, call: LayerCall) -> None:
+        """Be told that a layer reads a group."""
+
+    def refuse(self, group: Group, reason: str) -> None:
+        """Note why a group has no values."""
+        self._refused.setdefault(group.name, reason)
+
+    def values(self, group: Group, piece: Slice, call: LayerCall) -> Tensor | None:
+        """Return what the layer reads by the group's channels, [samples, size, positions]; None if refused."""
+        found = by_channel(call.channels_first(), input_channels(piece, call.geometry), group.size)
+        if found is None:
+            self.refuse(group, f"its channels have unequal numbers of places in what {call.weight} reads")
+        return found
+
+    def reason(self, group: Group) -> str | None:
+        """Return why a group has no values; None if it has."""
+        consumers = [piece.parameter for piece in group.slices if piece.role == "consumer"]
+        if not consumers:
+            return "no layer's weights read its channels"
+        for name in consumers:
+            if (group.name, name) not in self._seen:
+                return f"{name} consumes it, but not as the weights of a convolution or linear layer"
+        return self._refused.get(group.name)
+
+
+Change = Callable[[str, Tensor, int], Tensor]
+"""(weights, what their module reads, axis of its channels) -> what it is to read instead."""
+
+
+def owner_of(model: nn.Module, weight: str) -> nn.Module | None:
+    """Return the convolution or linear module that owns weights; None if they are used some other way."""
+    path, _, attribute = weight.rpartition(".")
+    module = model.get_submodule(path)
+    if attribute == "weight" and isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+        return module
+    return None
+
+
+@contextmanager
+def changed_inputs(model: nn.Module, readers: Readers, change: Change) -> Iterator[None]:
+    """Change what each consumer's module reads while the block runs.
+
+    What others read of the same tensor stays as it is.
+    """
+    handles = []
+    for weight in readers:
+        module = owner_of(model, weight)
+        if module is not None:
+            handles.append(module.register_forward_pre_hook(_hook(weight, module, change)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(weight: str, module: nn.Module, change: Change) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        axis = args[0].ndim - 1 if isinstance(module, nn.Linear) else args[0].ndim - len(module.kernel_size) - 1  # type: ignore[arg-type]
+        return (change(weight, args[0], axis), *args[1:])
+
+    return hook
+
+
+def module_channels(module: nn.Module, piece: Slice) -> Tensor:
+    """Tell which channel of a group lies at each input channel of a convolution or linear module; -1 where none."""
+    channels = piece.channels()
+    if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
+        return channels.repeat(module.groups)
+    return channels
+
+
+def unowned(model: nn.Module, group: Group) -> str | None:
+    """Return why a group's consumers can't be hooked; None if they can."""
+    consumers = [piece for piece in group.slices if piece.role == "consumer"]
+    if not consumers:
+        return "no layer's weights read its channels"
+    for piece in consumers:
+        if owner_of(model, piece.parameter) is None:
+            return f"{piece.parameter} consumes it, but by a function: it belongs to no convolution or linear module"
+    return None

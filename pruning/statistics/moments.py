@@ -1,0 +1,142 @@
+"""Second moments of what layers read: the normal equations of least squares, in memory that doesn't grow.
+
+Products are formed chunk by chunk and added up in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pruning.containers import take
+from pruning.graph.groups import Groups
+from pruning.graph.layers import LayerCall
+from pruning.statistics.collector import Batch, Collected, Collector
+from pruning.statistics.layer_hooks import Layer, Observer, find_layers, observe, readers_of
+
+
+@dataclass(frozen=True)
+class Moments:
+    """First and second moments of a layer's unfolded inputs, see `pruning.graph.layers`.
+
+    Attributes:
+        num_rows: rows seen.
+        total: [groups, columns] float64: Σ u.
+        gram: [groups, columns, columns] float64: Σ u uᵀ.
+    """
+
+    num_rows: int
+    total: Tensor
+    gram: Tensor
+
+    @classmethod
+    def none(cls, groups: int, columns: int) -> Moments:
+        """The moments of no rows."""
+        zeros = torch.zeros(groups, columns, columns, dtype=torch.float64)
+        return cls(0, zeros[:, :, 0].clone(), zeros)
+
+    def plus(self, columns: Tensor) -> Moments:
+        """Add rows [rows, groups, columns]."""
+        columns = columns.detach()
+        return Moments(
+            self.num_rows + len(columns),
+            self.total + columns.sum(dim=0, dtype=torch.float64).cpu(),
+            self.gram + products(columns, columns),
+        )
+
+    def mean(self) -> Tensor:
+        """Return the mean of the columns, [groups, columns]."""
+        return self.total / max(1, self.num_rows)
+
+    def covariance(self, *, centred: bool = True) -> Tensor:
+        """Return the mean of u uᵀ, [groups, columns, columns], without the mean's share of it if centred."""
+        second = self.gram / max(1, self.num_rows)
+        if centred:
+            mean = self.mean()
+            second = second - mean[:, :, None] * mean[:, None, :]
+        return second
+
+
+def products(left: Tensor, right: Tensor) -> Tensor:
+    """Return Σ over rows of l rᵀ, [groups, left columns, right columns] float64 on the CPU.
+
+    The products are formed about the mean of `left`: of values that vary little around a large mean, float32 would keep
+    nothing of the variance otherwise.
+
+    Args:
+        left: [rows, groups, columns].
+        right: [rows, groups, columns].
+    """
+    middle = left.mean(dim=0)
+    about = (left - middle).transpose(0, 1).mT
+    if right is left:  # Σ u uᵀ = Σ c cᵀ + Σ c μᵀ + μ Σ uᵀ, for u = c + μ
+        centred, shift = about @ about.mT, about.sum(dim=2, dtype=torch.float64).cpu()
+        centred = centred.to("cpu", torch.float64) + shift[:, :, None] * middle.to("cpu", torch.float64)[:, None, :]
+    else:
+        centred = (about @ right.transpose(0, 1)).to("cpu", torch.float64)
+    total = right.sum(dim=0, dtype=torch.float64).cpu()
+    return centred + middle.to("cpu", torch.float64)[:, :, None] * total[:, None, :]
+
+
+def damped(covariance: Tensor, ridge: float, least: Tensor | float = 0.0) -> Tensor:
+    """Add `ridge` times the mean of its diagonal to a covariance's diagonal, [..., columns, columns].
+
+    Where all of it is zero, the identity is added: then nothing is known and nothing changes.
+
+    Args:
+        covariance: positive semidefinite.
+        ridge: share of the mean variance.
+        least: what is added at least, [...]: variance below it is rounding.
+    """
+    level = (ridge * covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1)).clamp(min=least)
+    level = torch.where(level > 0, level, 1.0)
+    return covariance + level[..., None, None] * torch.eye(covariance.shape[-1], dtype=covariance.dtype)
+
+
+def solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """Solve for a positive definite matrix [..., n, n] and right sides [..., n, m]."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if bool(failed.any()):  # rounding made a tiny eigenvalue negative
+        least: Tensor = torch.linalg.lstsq(matrix, right, driver="gelsd").solution
+        return least
+    return torch.cholesky_solve(right, factor)
+
+
+NEEDS = ("moments",)
+
+
+class MomentGatherer(Collector, Observer):
+    """Gathers the moments of the unfolded inputs of every layer that consumes a group.
+
+    They take 8 · columns² bytes per layer, however many samples there are.
+
+    Attributes:
+        layers: the consumers, by their weights.
+        moments: of their unfolded inputs.
+    """
+
+    def __init__(self, groups: Groups) -> None:
+        self._model = groups.model
+        self._consumers = set(readers_of(groups))
+        self.layers: dict[str, Layer] = {}
+        self.moments: dict[str, Moments] = {}
+
+    def update(self, batch: Batch) -> None:
+        """Run the batch forward."""
+        if not self.layers:
+            found = find_layers(self._model, take(batch.inputs, slice(1)))
+            self.layers = {layer.weight: layer for layer in found if layer.weight in self._consumers}
+        observe(self._model, batch.inputs, [self])
+
+    def on_layer(self, call: LayerCall) -> None:
+        """Add the rows of a call."""
+        if call.weight in self.layers:
+            for _, columns in call.rows():
+                known = self.moments.get(call.weight) or Moments.none(*columns.shape[1:])
+                self.moments[call.weight] = known.plus(columns)
+
+    def compute(self) -> Collected:
+        """Return nothing per channel: criteria read `layers` and `moments`."""
+        return {}

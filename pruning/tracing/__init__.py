@@ -1,1 +1,0 @@
-"""One forward pass on tensors without values, seen below autograd and typed by the rules."""

@@ -1,0 +1,260 @@
+"""Train a model on samples, or from a teacher: deterministic on the CPU, whatever happened before in the process.
+
+All randomness of epoch e comes from (seed, e) alone, so that the state between two epochs is the model, the optimizer,
+what a penalty remembers and the number of epochs done: nothing else has to be saved to go on later.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pruning.errors import ModelError, SettingsError
+from pruning.evaluation import (
+    Loss,
+    Progress,
+    TensorSamples,
+    check_samples,
+    cross_entropy,
+    device_of,
+    mean_loss,
+    restored_modes,
+)
+from pruning.training.recipe import Recipe, learning_rate_at, make_optimizer
+
+
+def distillation_loss(outputs: Tensor, teacher_outputs: Tensor, temperature: float) -> Tensor:
+    """Return T² · KL(softmax(teacher/T) ‖ softmax(student/T)), the mean over samples (and positions, if any).
+
+    The factor T² keeps the gradient's size independent of T.
+
+    Source: Hinton, Vinyals & Dean 2015, arXiv 1503.02531.
+
+    Args:
+        outputs: the student's logits, [N, classes, ...].
+        teacher_outputs: the teacher's, of the same shape.
+        temperature: T, above 0.
+
+    Raises:
+        ModelError: the two differ in shape.
+    """
+    if outputs.shape != teacher_outputs.shape:
+        raise ModelError(
+            f"the student's outputs are {tuple(outputs.shape)}, the teacher's {tuple(teacher_outputs.shape)}; "
+            "distillation needs both of one shape: set distillation to 0 or bring another teacher"
+        )
+    student = torch.log_softmax(outputs / temperature, dim=1)
+    teacher = torch.log_softmax(teacher_outputs / temperature, dim=1)
+    divergence = (teacher.exp() * (teacher - student)).sum(dim=1)
+    return divergence.mean() * temperature**2
+
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""(inputs, generator) -> inputs of the same shape, changed at random."""
+
+Penalty = Callable[[], Tensor]
+"""() -> a scalar that is added to the loss of the step whose forward pass has just run."""
+
+AfterStep = Callable[[int, int, float], None]
+"""(step from 1, steps of the run, learning rate): called after each step of the optimizer."""
+
+
+class Stateful(Protocol):
+    """What a penalty, or what is done after a step, remembers from epoch to epoch."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return it by name, as tensors on the CPU."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Remember that instead."""
+
+
+class Checkpointer(Protocol):
+    """Keeps the state of a run after every epoch, so that a run that was stopped goes on."""
+
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, memory: Stateful | None) -> list[float]:
+        """Bring all of them to where they were, and return the losses of the epochs done; none at first."""
+
+    def save(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, memory: Stateful | None, losses: Sequence[float]
+    ) -> None:
+        """Keep where they are after the epochs with these losses."""
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What takes part in a training run beside model, data and recipe.
+
+    Attributes:
+        penalty: added to the loss of each step.
+        after_step: called after each step, for what changes parameters beside the optimizer; needed where the recipe
+            names `sparsity` (`pruning.training.sparsity.SparsityTraining`).
+        memory: what `penalty` and `after_step` remember from epoch to epoch, for the keeper.
+        progress: told after each batch.
+        checkpointer: keeps the state after each epoch; what it has kept is gone on from, to the same bits.
+    """
+
+    penalty: Penalty | None = None
+    after_step: AfterStep | None = None
+    memory: Stateful | None = None
+    progress: Progress | None = None
+    checkpointer: Checkpointer | None = None
+
+
+@dataclass(frozen=True)
+class History:
+    """What a training run saw.
+
+    Attributes:
+        recipe: name of the recipe.
+        losses: mean training loss of each epoch.
+    """
+
+    recipe: str
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same from epoch to epoch."""
+
+    model: nn.Module
+    samples: TensorSamples
+    recipe: Recipe
+    loss: Loss
+    optimizer: torch.optim.Optimizer
+    seed: int
+    teacher: nn.Module | None
+    augment: Augment | None
+    callbacks: Callbacks
+
+
+def finetune(
+    model: nn.Module,
+    samples: TensorSamples,
+    recipe: Recipe,
+    *,
+    loss: Loss = cross_entropy,
+    seed: int,
+    teacher: nn.Module | None = None,
+    augment: Augment | None = None,
+    callbacks: Callbacks | None = None,
+) -> History:
+    """Train a model in place, by a recipe; module modes and the global random state are restored.
+
+    The loss of a step is (1 − w) · loss + w · distillation + penalty, with w = `recipe.distillation`.
+
+    Args:
+        model: changed in place, on its own device.
+        samples: shuffled anew each epoch; a last batch of a single sample joins the one before it (batch norms
+            can't train on one value).
+        recipe: the knobs.
+        loss: mean loss of a batch.
+        seed: of the order of the samples, of dropout and of `augment`.
+        teacher: needed where the recipe distils; run in evaluation mode.
+        augment: applied to each batch of inputs on the CPU.
+        callbacks: what else takes part.
+
+    Raises:
+        DataError: no samples, or inputs and targets differ in number.
+        ModelError: a loss is not one finite number (the text names epoch and step).
+        SettingsError: the recipe distils and there is no teacher, names `sparsity` and there is no `after_step`, or
+            smooths labels of a loss other than the built-in cross entropy.
+    """
+    check_samples(samples)
+    callbacks = Callbacks() if callbacks is None else callbacks
+    checkpointer, memory = callbacks.checkpointer, callbacks.memory
+    if recipe.sparsity is not None and callbacks.after_step is None:
+        raise SettingsError(f"recipe {recipe.name!r} names sparsity but no after_step was given that brings it about")
+    if recipe.distillation > 0 and teacher is None:
+        raise SettingsError(f"recipe {recipe.name!r} distils (weight {recipe.distillation:g}) but no teacher was given")
+    if recipe.label_smoothing > 0 and loss is not cross_entropy:
+        raise SettingsError(
+            f"recipe {recipe.name!r} sets label_smoothing, which only the built-in cross entropy knows: "
+            "set it to 0 and smooth inside your own loss"
+        )
+    if recipe.label_smoothing > 0:
+        loss = partial(nn.functional.cross_entropy, label_smoothing=recipe.label_smoothing)
+    optimizer = make_optimizer(recipe, model.parameters())
+    followed = teacher if recipe.distillation else None
+    run = _Run(model, samples, recipe, loss, optimizer, seed, followed, augment, callbacks)
+    device = device_of(model)
+    devices = [device] if device.type == "cuda" else []
+    also = model if teacher is None else teacher
+    with restored_modes(model), restored_modes(also), torch.random.fork_rng(devices=devices):
+        model.train()
+        if teacher is not None:
+            teacher.eval()
+        losses = [] if checkpointer is None else checkpointer.load(model, optimizer, memory)
+        for epoch in range(len(losses), recipe.epochs):
+            losses.append(_run_epoch(run, epoch))
+            if checkpointer is not None:
+                checkpointer.save(model, optimizer, memory, losses)
+    optimizer.zero_grad(set_to_none=True)
+    return History(recipe=recipe.name, losses=tuple(losses))
+
+
+def _run_epoch(run: _Run, epoch: int) -> float:
+    """Train one epoch and return its mean loss."""
+    generator = torch.Generator().manual_seed(run.seed * 1_000_003 + epoch)
+    torch.manual_seed(run.seed * 1_000_003 + epoch)
+    batches = _batches(len(run.samples.inputs), run.recipe.batch_size, generator)
+    total = 0.0
+    for index, batch in enumerate(batches):
+        value = _run_step(run, batch, generator, epoch * len(batches) + index, len(batches))
+        if not math.isfinite(value):
+            raise ModelError(
+                f"recipe {run.recipe.name!r}: the loss became {value} in epoch {epoch + 1} of {run.recipe.epochs}, "
+                f"step {index + 1} of {len(batches)}; lower the learning rate ({run.recipe.learning_rate:g}) "
+                "or set gradient_clip"
+            )
+        total += value * len(batch)
+        if (progress := run.callbacks.progress) is not None:
+            progress(epoch * len(batches) + index + 1, run.recipe.epochs * len(batches))
+    return total / len(run.samples.inputs)
+
+
+def _run_step(run: _Run, batch: Tensor, generator: torch.Generator, step: int, steps_per_epoch: int) -> float:
+    """Take one optimizer step, unless its loss is not finite, and return the loss."""
+    device, recipe = device_of(run.model), run.recipe
+    inputs = run.samples.inputs[batch]
+    if run.augment is not None:
+        inputs = run.augment(inputs, generator)
+    inputs, targets = inputs.to(device), run.samples.targets[batch].to(device)
+    outputs = run.model(inputs)
+    value = mean_loss(run.loss, outputs, targets)
+    if run.teacher is not None:
+        with torch.no_grad():
+            answers = run.teacher(inputs)
+        weight = recipe.distillation
+        value = (1 - weight) * value + weight * distillation_loss(outputs, answers, recipe.temperature)
+    if (penalty := run.callbacks.penalty) is not None:
+        value = value + penalty()
+    if not math.isfinite(result := value.item()):
+        return result
+    rate = learning_rate_at(recipe, step, steps_per_epoch)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    run.optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(value)
+    if recipe.gradient_clip is not None:
+        nn.utils.clip_grad_norm_(run.model.parameters(), recipe.gradient_clip)
+    run.optimizer.step()
+    if (after_step := run.callbacks.after_step) is not None:
+        after_step(step + 1, recipe.epochs * steps_per_epoch, rate)
+    return result
+
+
+def _batches(num_samples: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """Deal all samples into shuffled batches, none of a single sample unless there is only one."""
+    batches = list(torch.split(torch.randperm(num_samples, generator=generator), batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        last = batches.pop()
+        batches[-1] = torch.cat([batches[-1], last])
+    return batches

@@ -1,0 +1,333 @@
+"""What `params.yaml` may say: typed, frozen, read once, every fault reported together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, Field, StrictFloat, StrictInt, ValidationError, model_validator
+
+from pruning.allocation.sensitivity import Sweep
+from pruning.errors import SettingsError
+from pruning.training.recipe import Epochs, LearningRate, Name, Recipe, Schedule
+from tasks.config.errors import describe, old_names
+from tasks.config.prune_schema import Prune, Target
+from tasks.config.types import (
+    LOSSES,
+    METRICS,
+    MOST_THREADS,
+    Arguments,
+    CriterionName,
+    ImportString,
+    Section,
+    Share,
+    Threads,
+    TimedBatch,
+    existing_file,
+    name_for_mlflow,
+    named,
+    usable_device,
+)
+from tasks.config.yaml_io import read_mapping
+
+
+class Run(Section):
+    """What holds for every stage."""
+
+    seed: StrictInt = Field(default=0, ge=0, lt=2**31)
+    """Of every random choice: the same seed, the same bytes."""
+    threads: StrictInt = Field(default=1, ge=1, le=MOST_THREADS)
+    """CPU threads of torch; another number may change the last bits of the results."""
+    device: Annotated[str, AfterValidator(usable_device)] = "cpu"
+    """Where torch computes: cpu, cuda, cuda:1."""
+
+
+class Machine(Section):
+    """What of this machine is used; no output depends on it."""
+
+    processes: StrictInt = Field(default=1, ge=1, le=256)
+    """How many processes measure sensitivities side by side, each with run.threads threads."""
+
+
+class Data(Section):
+    """Where the samples come from: a function that returns `zoo.datasets.Splits`."""
+
+    factory: ImportString
+    """Import string, such as my_package.data:load, of a function that returns the three splits (secateur.Splits)."""
+    kwargs: Arguments = Field(default_factory=dict)
+    """Keyword arguments for the factory."""
+
+
+class Model(Section):
+    """Which network: a function that returns a module, and weights that it starts from."""
+
+    factory: ImportString
+    """Import string, such as my_package.net:make_model, of a function that returns a torch.nn.Module; input_shape and
+    num_classes are passed if it takes them.
+    """
+    kwargs: Arguments = Field(default_factory=dict)
+    """Keyword arguments for the factory."""
+    weights: Annotated[Path, AfterValidator(existing_file)] | None = None
+    """A .safetensors or .pt file with the weights to start from."""
+
+
+class Augment(Section):
+    """How a batch of inputs is varied while training: a function of the inputs and a generator."""
+
+    function: ImportString
+    """Import string of a function (inputs, generator) -> inputs."""
+    kwargs: Arguments = Field(default_factory=dict)
+    """Further keyword arguments for the function."""
+
+
+class Training(Section):
+    """What is minimised, what is reported, and how a batch is varied while training."""
+
+    loss: Annotated[str, named("loss", LOSSES)] = LOSSES["cross_entropy"]
+    """cross_entropy, or the import string of a function (outputs, targets) -> mean over the samples."""
+    metric: Annotated[str, named("metric", METRICS)] = METRICS["accuracy"]
+    """accuracy, or the import string of a function (outputs, targets) -> one value in [0, 1] per sample."""
+    augment: Augment | None = None
+    """How a batch of inputs is varied while training; null: not at all."""
+    batch_size: StrictInt = Field(default=256, ge=1, le=1_000_000)
+    """Samples per batch of an evaluation."""
+
+
+class FromScratch(Recipe):
+    """How a network that has learned nothing yet is trained: longer and at a higher rate than a pruned one."""
+
+    name: Name = "baseline"
+    """What reports call it."""
+    epochs: Epochs = 12
+    """Passes over the training samples."""
+    learning_rate: LearningRate = 0.1
+    """Highest learning rate of the run."""
+    schedule: Schedule = "one_cycle"
+    """Learning rate over the run."""
+
+
+class Baseline(Section):
+    """How the baseline is trained; without a recipe `model.weights` are taken as they are."""
+
+    recipe: FromScratch | None = None
+    """How the baseline is trained; null takes model.weights as they are."""
+    keep_epochs: tuple[Annotated[StrictInt, Field(ge=1, le=100_000)], ...] = Field(default=(), max_length=1000)
+    """Epochs of that training whose weights are kept, for prune.start."""
+
+    @model_validator(mode="after")
+    def _epochs_are_trained(self) -> Self:
+        last = 0 if self.recipe is None else self.recipe.epochs
+        if beyond := [epoch for epoch in self.keep_epochs if epoch > last]:
+            raise ValueError(f"keep_epochs names {beyond}; the recipe trains {last} epochs")
+        return self
+
+
+class Analyze(Section):
+    """How the sensitivity of each group is measured, and whether it is where the allocation reads none."""
+
+    for_report: bool = False
+    """Measures the curves for the report too where no allocation reads them; no result depends on it."""
+    criterion: CriterionName = "l2_norm"
+    """Which channels of a group go first."""
+    rates: tuple[Share, ...] = Field(default=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), max_length=100)
+    """Shares of its channels that a group loses in turn; [] measures nothing."""
+    sweep: Sweep = "knee"
+    """knee: a third of the rates for each group, where its loss rises most. full: all of them."""
+    sample_fraction: StrictFloat = Field(default=1.0, ge=0.5, le=1)
+    """Share of the validation samples that curves are measured on."""
+    criterion_samples: StrictInt = Field(default=1024, ge=1, le=10_000_000)
+    """Training samples that the criterion looks at."""
+
+
+class Profile(Section):
+    """What latencies are predicted from: measured here, or brought along as a file."""
+
+    provider: str = "CPUExecutionProvider"
+    """ONNX Runtime's execution provider."""
+    threads: tuple[Threads, ...] = Field(default=(1,), min_length=1, max_length=20)
+    """Numbers of threads; plans are made by the first, 0 means one for each core."""
+    batch_sizes: tuple[TimedBatch, ...] = Field(default=(1, 32), max_length=20)
+    """Plans are made by the first; [] measures nothing."""
+    path: Annotated[Path, AfterValidator(existing_file)] | None = None
+    """A profile that was made on the model's own machine, by artifacts/profile/questions/measure.py; null measures
+    here.
+    """
+
+
+class Export(Section):
+    """Which ONNX operator set the file uses."""
+
+    opset: StrictInt = Field(default=20, ge=18, le=25)
+    """Version of the ONNX operator set."""
+
+
+class Benchmark(Section):
+    """How latency is measured."""
+
+    batch_sizes: tuple[TimedBatch, ...] = Field(default=(1, 32), min_length=1, max_length=20)
+    """Samples per call; latency is measured for each."""
+    threads: tuple[Threads, ...] = Field(default=(1, 0), min_length=1, max_length=20)
+    """Numbers of threads, 0 for one for each core; a promotion measures with the first."""
+    rounds: StrictInt = Field(default=50, ge=1, le=100_000)
+    """Calls per measurement."""
+
+
+MlflowName = Annotated[str, AfterValidator(name_for_mlflow)]
+
+
+class Tracking(Section):
+    """Where MLflow keeps its records, and under which name the model is registered."""
+
+    uri: str = "sqlite:///mlflow.db"
+    """MLflow's store: a file here, or a server such as http://127.0.0.1:5000."""
+    artifacts: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*:/")] | None = None
+    """Where its files go: s3://bucket/folder, file:///folder. null: mlartifacts/ here, or what the server says."""
+    experiment: MlflowName = "secateur"
+    """Name of MLflow's experiment."""
+    model_name: MlflowName = "pruned"
+    """Name under which the model is registered."""
+
+
+class Promote(Section):
+    """What a candidate has to show against production before it takes its place."""
+
+    max_accuracy_drop: StrictFloat = Field(default=0.005, ge=0, lt=1)
+    """Largest loss of test accuracy against production, as a fraction."""
+    min_parity: StrictFloat = Field(default=1.0, ge=0, le=1)
+    """Least share of test samples on which ONNX Runtime and torch agree; gates may need 0.99."""
+    max_macs_increase: StrictFloat = Field(default=0.0, ge=0, le=1000)
+    """Largest increase of MACs, as a share of production's."""
+    max_size_increase: StrictFloat = Field(default=0.0, ge=0, le=1000)
+    """Largest increase of the stored size, as a share of production's."""
+    max_latency_increase: StrictFloat = Field(default=0.1, ge=0, le=1000)
+    """Largest increase of latency at any batch size of the benchmark, as a share of production's; latency is noisy."""
+    require_approval: bool = False
+    """Whether a person has to say yes, on Prefect's page or by --approve."""
+
+
+class Tidy(Section):
+    """What `flows.tidy` removes."""
+
+    keep_days: StrictInt = Field(default=30, ge=0, le=36500)
+    """Age in days from which trials, frontier workspaces and runs that no version came from are removed."""
+
+
+class Frontier(Section):
+    """What `flows.frontier` compares: `prune.target` by each of these."""
+
+    targets: tuple[Target, ...] = Field(
+        default=(
+            *(Target(mac_reduction=share) for share in (0.5, 0.7, 0.85)),
+            *(Target(latency_reduction=share) for share in (0.3, 0.5, 0.7)),
+        ),
+        min_length=1,
+        max_length=100,
+    )
+    """The pipeline runs once for each of these in place of prune.target."""
+
+    @model_validator(mode="after")
+    def _targets_differ(self) -> Self:
+        if twice := [target for target in self.targets if self.targets.count(target) > 1]:
+            raise ValueError(f"the target {twice[0].model_dump(exclude_none=True)} occurs twice")
+        return self
+
+
+class Settings(Section):
+    """All of `params.yaml`."""
+
+    run: Run = Run()
+    data: Data
+    model: Model
+    training: Training = Training()
+    baseline: Baseline = Baseline()
+    analyze: Analyze = Analyze()
+    profile: Profile = Profile()
+    prune: Prune
+    export: Export = Export()
+    benchmark: Benchmark = Benchmark()
+    tracking: Tracking = Tracking()
+    tidy: Tidy = Tidy()
+    machine: Machine = Machine()
+    frontier: Frontier = Frontier()
+    promote: Promote = Promote()
+
+    @property
+    def subject(self) -> str:
+        """What is pruned, as people read it: the names of the model's and the data's factories."""
+        model, data = (factory.partition(":")[2] for factory in (self.model.factory, self.data.factory))
+        return f"{model} on {data}"
+
+    @property
+    def measures_curves(self) -> bool:
+        """Whether anything asks for sensitivity curves."""
+        return bool(self.analyze.rates) and (self.prune.reads_curves or self.analyze.for_report)
+
+    @property
+    def goes_by(self) -> list[str]:
+        """Which measurements the loop goes by."""
+        asked = {"curves": self.prune.reads_curves, "profile": self.prune.reads_profile}
+        return [name for name, is_read in asked.items() if is_read]
+
+    @property
+    def shaped_by_the_clock(self) -> list[str]:
+        """Which settings let the time that this machine takes shape the result: none without a latency target."""
+        asked = {"profile.path": self.profile.path is None, "prune.measure_latency": self.prune.measure_latency}
+        return [name for name, is_so in asked.items() if is_so and self.prune.reads_profile]
+
+    @property
+    def unlike_default(self) -> dict[str, Any]:
+        """What differs from the default among the settings that shape a model or judge it."""
+        spared = {"machine", "tracking", "tidy", "frontier"}
+        return self.model_dump(mode="json", exclude_defaults=True, exclude=spared)
+
+    @model_validator(mode="after")
+    def _baseline_comes_from_somewhere(self) -> Self:
+        if self.baseline.recipe is None and self.model.weights is None:
+            raise ValueError("baseline.recipe is null and model.weights too; give a recipe to train by, or weights")
+        return self
+
+    @model_validator(mode="after")
+    def _recipes_suit_the_loss(self) -> Self:
+        if self.baseline.recipe is not None and self.baseline.recipe.distillation > 0:
+            raise ValueError(
+                "baseline.recipe distils, but there is no teacher before the baseline; set distillation to 0"
+            )
+        trained = [recipe for recipe in (self.baseline.recipe, *self.prune.recipes) if recipe is not None]
+        smoothed = [recipe.name for recipe in trained if recipe.label_smoothing > 0]
+        if smoothed and self.training.loss not in LOSSES.values():
+            raise ValueError(
+                f"recipe {smoothed[0]!r} sets label_smoothing, which only the built-in loss knows; smooth inside "
+                f"{self.training.loss!r}, such as an object CrossEntropyLoss(label_smoothing=0.1) of your own module"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _allocation_has_what_it_needs(self) -> Self:
+        if not self.analyze.rates and self.prune.reads_curves:
+            raise ValueError(
+                "prune.allocation.strategy is 'sensitivity' but analyze.rates is empty; give rates to measure"
+            )
+        if (epoch := self.prune.start.epoch) is not None and epoch not in self.baseline.keep_epochs:
+            kept = ", ".join(map(str, self.baseline.keep_epochs)) or "none"
+            raise ValueError(
+                f"prune.start.epoch is {epoch}, but baseline.keep_epochs keeps {kept}; add it there (the baseline then "
+                "trains anew)"
+            )
+        return self
+
+
+def load(path: Path) -> Settings:
+    """Read the settings.
+
+    Raises:
+        SettingsError: With every fault, its path in the file, and the nearest right name.
+    """
+    document = read_mapping(path)
+    if renamed := old_names(document):
+        raise SettingsError("\n  ".join([f"{path} was written for an earlier version:", *renamed]))
+    try:
+        return Settings.model_validate(document)
+    except ValidationError as error:
+        faults = describe(error, Settings)
+        count = "a fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise SettingsError("\n  ".join([f"{path} has {count}:", *faults])) from error

@@ -1,0 +1,193 @@
+"""By what a stage's output is made: settings, code, versions, hashes of what it reads; and what has changed since.
+
+origin ─► fingerprint      the same fingerprint, the same bytes
+   │
+   ├─► stage.json          beside the output, so that what has changed since can be said
+   └─► artifacts/code/     the part that DVC can't see by itself, a file for each stage, which DVC depends on
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from pruning.io.json_files import JsonError, checked_json
+from tasks.code_closure import code_of, versions
+from tasks.config.schema import Settings
+from tasks.file_cache import derive
+from tasks.stage_table import STAGES, STOP_ONLY, Stage, find_stage
+from tasks.workspace import Json, Workspace, contents, digest, write_json
+
+_MOST_SHOWN = 8
+_LONGEST = 60
+
+
+def changes(before: Json, now: Json) -> str:
+    """Say in words how two origins differ, in one line: the first of it."""
+    found = list_changes(before, now)
+    more = [f"and {len(found) - _MOST_SHOWN} more"] if len(found) > _MOST_SHOWN else []
+    return "; ".join(found[:_MOST_SHOWN] + more)
+
+
+def list_changes(before: Json, now: Json) -> list[str]:
+    """Say in words how two origins differ: every setting, module, version, file and input that changed."""
+    found = [
+        *_changed_settings("", before.get("settings"), now["settings"]),
+        *_changed_settings("", before.get("facts"), now["facts"]),
+        *(
+            f"module {name} {_verb(old, new, 'is executed now', 'is not executed any more', 'was edited')}"
+            for name, old, new in _pairs(before.get("modules"), now["modules"])
+        ),
+        *(
+            f"{name} {old or 'none'} → {new or 'none'}"
+            for name, old, new in _pairs(before.get("versions"), now["versions"])
+        ),
+        *(f"the file of {name} changed" for name, _, _ in _pairs(before.get("files"), now["files"])),
+        *(
+            f"{name} of {need} {_verb(old, new, 'is new', 'is gone', 'changed')}"
+            for need in sorted(now["reads"].keys() | (before.get("reads") or {}).keys())
+            for name, old, new in _pairs((before.get("reads") or {}).get(need), now["reads"].get(need))
+        ),
+    ]
+    return found or ["what it was made by is written down in another form"]
+
+
+def _changed_settings(name: str, before: Json, now: Json) -> Iterator[str]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in (*now, *(key for key in before if key not in now)):
+            yield from _changed_settings(f"{name}.{key}" if name else key, before.get(key), now.get(key))
+    elif before != now:
+        yield f"{name} {_short(before)} → {_short(now)}"
+
+
+def _short(value: Json) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def _pairs(
+    before: Mapping[str, str] | None, now: Mapping[str, str] | None
+) -> Iterator[tuple[str, str | None, str | None]]:
+    old, new = before or {}, now or {}
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            yield name, old.get(name), new.get(name)
+
+
+def _verb(old: str | None, new: str | None, added: str, gone: str, edited: str) -> str:
+    return added if old is None else gone if new is None else edited
+
+
+def fingerprint(stage: Stage, settings: Settings, workspace: Workspace) -> str:
+    """Hash all that shapes a stage's output; the same hash, the same bytes.
+
+    Raises:
+        WorkspaceError: A stage that it reads from hasn't finished.
+    """
+    return digest(origin(stage, settings, workspace))
+
+
+def origin(stage: Stage, settings: Settings, workspace: Workspace) -> Json:
+    """Return all that shapes a stage's output.
+
+    Raises:
+        WorkspaceError: A stage that it reads from hasn't finished.
+    """
+    return _origin(stage, settings, workspace, frozenset())
+
+
+def trajectory_fingerprint(settings: Settings, workspace: Workspace) -> str:
+    """Hash all that shapes the trajectory of the loop."""
+    return digest(trajectory(settings, workspace))
+
+
+def shaping_sections(settings: Settings) -> tuple[str, ...]:
+    """Return the sections of the settings that shape the trajectory of the loop, by all the stages that it reads."""
+    stages, waiting = [], [find_stage("prune")]
+    gone_by = {"analyze": "curves", "profile": "profile"}
+    unread = {need for need, measured in gone_by.items() if measured not in settings.goes_by}
+    while waiting:
+        stages.append(waiting.pop())
+        waiting += [find_stage(need) for need in stages[-1].needs if need not in unread]
+    return tuple(dict.fromkeys(section for stage in stages for section in stage.sections))
+
+
+def trajectory(settings: Settings, workspace: Workspace) -> Json:
+    """Return all that shapes the trajectory of the loop; what only says when to stop is left out."""
+    return _origin(find_stage("prune"), settings, workspace, frozenset(STOP_ONLY))
+
+
+def _origin(stage: Stage, settings: Settings, workspace: Workspace, spared: frozenset[str]) -> Json:
+    return {
+        "stage": stage.name,
+        "settings": settings_of(stage, settings, spared),
+        "reads": {need: dict(contents(workspace.folder(find_stage(need).folder), need)) for need in stage.needs},
+        **executed(stage, settings),
+    }
+
+
+def settings_of(stage: Stage, settings: Settings, spared: frozenset[str] = frozenset()) -> Json:
+    """Return the settings that shape a stage's output."""
+    dumped = settings.model_dump(mode="json", include=set(stage.sections))
+    for section in dumped.values():
+        for name in spared & section.keys():
+            del section[name]
+    return dumped
+
+
+def executed(stage: Stage, settings: Settings) -> Json:
+    """Return what DVC can't see by itself: modules, versions, files that the settings bring along, and facts."""
+    strings = tuple(sorted(set(_strings(settings_of(stage, settings)))))
+    code = derive((code_of, stage.modules, strings), lambda: code_of(stage.modules, strings))
+    files: dict[str, Path | None] = {}
+    if "model" in stage.sections:
+        files["model.weights"] = settings.model.weights
+    if "profile" in stage.sections:
+        files["profile.path"] = settings.profile.path
+    return {
+        "modules": dict(code.modules),
+        "versions": derive((versions, code.installed), lambda: versions(code.installed)),
+        "facts": {fact: getattr(settings, fact) for fact in stage.facts},
+        "files": {name: sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path is not None},
+    }
+
+
+def _strings(value: Json) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _strings(part)
+    elif isinstance(value, Sequence):
+        for part in value:
+            yield from _strings(part)
+
+
+def to_tell(stage: Stage, settings: Settings) -> Json:
+    """Return what DVC is told: what a stage executes, and its settings with those that `params.yaml` leaves out."""
+    return {"settings": settings_of(stage, settings), **executed(stage, settings)}
+
+
+def tell_dvc(settings: Settings, workspace: Workspace) -> bool:
+    """Write what DVC is told of each stage, for it to compare the bytes of these files; say whether any is new."""
+    found = {stage: to_tell(stage, settings) for stage in STAGES}
+    new = [stage for stage in STAGES if told(stage, workspace) != found[stage]]
+    for stage in new:
+        write_json(code_file(stage, workspace), found[stage])
+    return bool(new)
+
+
+def told(stage: Stage, workspace: Workspace) -> Json:
+    """Return what DVC was told of a stage; None where that isn't known."""
+    try:
+        return checked_json(code_file(stage, workspace).read_bytes(), dict[str, Any])
+    except (OSError, JsonError):
+        return None
+
+
+def code_file(stage: Stage, workspace: Workspace) -> Path:
+    """Say where it is written what a stage executes."""
+    return workspace.folder("code") / f"{stage.name}.json"

@@ -1,1 +1,0 @@
-"""What params.yaml and the forms may say: typed, bounded, with one message for all faults."""

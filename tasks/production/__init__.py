@@ -1,1 +1,0 @@
-"""Versions: how they are recorded, registered, judged, promoted, restored and cleared away."""

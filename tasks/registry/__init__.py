@@ -1,0 +1,1 @@
+"""Versions: how they are recorded, registered, compared, promoted, restored and cleared away."""

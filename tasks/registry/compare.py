@@ -1,0 +1,152 @@
+"""Measure a candidate and what it would replace again, on the same test samples and the same machine, in turns."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load as parse_safetensors
+from torch import Tensor
+
+from pruning.errors import SecateurError, WorkspaceError
+from pruning.io.onnx import check_parity
+from pruning.latency.measure import measure_latency
+from tasks.config.schema import Settings
+from tasks.data import read_description, read_split
+from tasks.determinism import begin, bounded_memory
+from tasks.models import example_inputs, load_model, measure_each
+from tasks.progress import shown
+from tasks.registry.mlflow_models import Version
+from tasks.registry.restore import Copy, brought_back
+from tasks.registry.trust import answers_of, settings_to_measure_by
+from tasks.reporting.intervals import Interval, Paired, compare_pairs, interval_of
+from tasks.reporting.verdict import Figures
+from tasks.stages import export
+from tasks.workspace import Workspace
+from zoo.datasets.splits import Samples
+
+FOLDERS = ("baseline", "dense", "onnx")
+
+
+class _Times(TypedDict):
+    """By batch size."""
+
+    latencies_ms: dict[int, float]
+    quartiles_ms: dict[int, Interval]
+
+
+def measure_side_by_side(
+    settings: Settings, workspace: Workspace, candidate: Version, production: Version | None
+) -> tuple[Figures, Figures, Paired]:
+    """Return the candidate's figures, those of production or else of its own baseline, and pairs.
+
+    Both are measured on the test samples that the candidate was registered with; the pairs are these, one by one.
+
+    Args:
+        settings: Where the registry is, and how latency is measured.
+        workspace: Looked into for the files of either version.
+        candidate: The version that wants to be production.
+        production: The version that is.
+
+    Raises:
+        WorkspaceError: Files of a version aren't anywhere any more.
+        CheckpointError: A model can't be built any more from what its settings name.
+    """
+    begin(settings)
+    try:
+        with bounded_memory() if settings.run.device == "cpu" else nullcontext():
+            return _measure(settings, workspace, candidate, production)
+    except (SecateurError, OSError):
+        raise
+    except Exception as error:  # a version may hold anything, and so raise anything where it is run
+        other = f" or version {production.number}" if production else ""
+        raise WorkspaceError(
+            f"version {candidate.number}{other} can't be measured: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _measure(
+    settings: Settings, workspace: Workspace, candidate: Version, production: Version | None
+) -> tuple[Figures, Figures, Paired]:
+    """Do that: what may not be run is found out before anything is."""
+    with ExitStack() as stack:
+        one = stack.enter_context(brought_back(settings, candidate, workspace, ("data", *FOLDERS)))
+        two = stack.enter_context(brought_back(settings, production, workspace, FOLDERS)) if production else one
+        by_one, by_two = (settings_to_measure_by(settings, copy.params, copy.commit) for copy in (one, two))
+        differences: list[float | None] = [_answer_difference(settings, candidate, one)]
+        differences += [_answer_difference(settings, production, two)] if production else [None]
+        stage = "dense" if production else "baseline"
+        test = read_split(one.workspace, "test")
+        files = {"candidate": _file(one, "dense"), "reference": _file(two, stage)}
+        taken = _latencies(settings, files, test.inputs)
+        new, values = _score(by_one, one, "dense", test, one.workspace)
+        old, before = _score(by_two, two, stage, test, one.workspace)
+        return (
+            replace(new, **taken["candidate"], answer_difference=differences[0]),
+            replace(old, **taken["reference"], answer_difference=differences[1]),
+            compare_pairs(before, values),
+        )
+
+
+def _batch(copy: Copy, version: Version) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the recorded inputs and answers."""
+    try:
+        batch = parse_safetensors(copy.batch.read_bytes())
+        return batch["inputs"], batch["answers"]
+    except Exception as error:  # what else was recorded under that name: the parser raises what it likes
+        raise WorkspaceError(f"version {version.number}: its {copy.batch.name} can't be read ({error})") from error
+
+
+def _file(copy: Copy, stage: str) -> Path:
+    return copy.workspace.folder(export.FOLDER) / export.FILES[stage]
+
+
+def _latencies(settings: Settings, files: Mapping[str, Path], inputs: Tensor) -> dict[str, _Times]:
+    """Return the latency of each file at each batch size, measured in turns."""
+    chosen = settings.benchmark
+    with shown("side by side") as progress:
+        found = measure_latency(
+            files,
+            inputs=inputs,
+            batch_sizes=chosen.batch_sizes,
+            num_threads=chosen.threads[0],
+            rounds=chosen.rounds,
+            progress=progress,
+        )
+    taken: dict[str, _Times] = {name: {"latencies_ms": {}, "quartiles_ms": {}} for name in files}
+    for latency in found:
+        taken[latency.model]["latencies_ms"][latency.batch_size] = latency.median_ms
+        quartiles = latency.lower_quartile_ms, latency.upper_quartile_ms
+        taken[latency.model]["quartiles_ms"][latency.batch_size] = quartiles
+    return taken
+
+
+def _score(settings: Settings, copy: Copy, stage: str, test: Samples, data: Workspace) -> tuple[Figures, Tensor]:
+    """Return a checkpoint's figures on the test samples, latency left out, and the metric of each sample."""
+    example = example_inputs(data, settings)
+    model, _, _ = load_model(copy.workspace.folder(stage), settings, read_description(data), example)
+    parity = check_parity(_file(copy, stage), model, test.inputs)
+    found, values = measure_each(model, test, settings, example)
+    figures = Figures(
+        accuracy=found.accuracy,
+        macs=found.macs,
+        size_bytes=found.size_bytes,
+        parity=parity.close,
+        accuracy_interval=interval_of(values),
+    )
+    return figures, values
+
+
+def _answer_difference(settings: Settings, version: Version, copy: Copy) -> float:
+    """Return how far the registered file's answers are from the recorded ones, relative to the largest."""
+    inputs, expected = _batch(copy, version)
+    found = answers_of(settings, version, inputs)
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        return sys.float_info.max
+    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))

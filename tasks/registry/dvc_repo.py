@@ -1,0 +1,188 @@
+"""The only file that knows DVC: which stages it calls changed, how one is committed to it, how a folder comes back."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from pruning.errors import WorkspaceError
+from tasks.registry.mlflow_artifacts import is_plain
+
+INSIDE = "DVC_STAGE"
+"""DVC sets this variable for the command of a stage that it runs."""
+
+LOCK = Path("dvc.lock")
+
+CODE = "code"
+"""The stage that tells DVC what the others execute. It runs each time: DVC can't see whether it has to."""
+
+log = logging.getLogger("secateur")
+
+
+class DvcRepo:
+    """The DVC repository of the current folder."""
+
+    def __init__(self) -> None:
+        """Open it.
+
+        Raises:
+            WorkspaceError: There is none, or the command runs inside one of its stages.
+        """
+        if INSIDE in os.environ:
+            raise WorkspaceError("a stage that DVC runs is committed by DVC itself; it can't commit from inside")
+        logging.getLogger("dvc").setLevel(logging.CRITICAL)
+        from dvc.exceptions import NotDvcRepoError
+        from dvc.scm import SCMError
+
+        try:
+            self._open()
+        except NotDvcRepoError as error:
+            raise WorkspaceError(
+                "this folder is no DVC repository, so results can't be versioned; run `git init && dvc init` here, "
+                "or add --no-commit"
+            ) from error
+        except SCMError as error:
+            here = Path.cwd()
+            if not any((folder / ".git").exists() for folder in (here, *here.parents)):
+                raise WorkspaceError(
+                    f"{here} is in no Git repository, which DVC needs (a downloaded archive is none); run `git init` "
+                    "here and the same command again"
+                ) from error
+            raise WorkspaceError(
+                f"DVC can't use the Git repository of this folder ({error}); mend it, or add --no-commit"
+            ) from error
+
+    def changed(self) -> frozenset[str]:
+        """Return the names of the stages whose code, settings, inputs or outputs DVC calls changed.
+
+        Raises:
+            WorkspaceError: `dvc.yaml` isn't there or is malformed, or DVC is busy.
+        """
+        found = self._run(lambda repository: repository.status())
+        return frozenset(stage for stage, reasons in found.items() if reasons != ["always changed"])
+
+    def commit(self, stage: str) -> None:
+        """Record a finished stage in `dvc.lock` and put its output into the cache.
+
+        Raises:
+            WorkspaceError: DVC refuses.
+        """
+        self._run(lambda repository: repository.commit(stage, force=True))
+
+    def outputs(self) -> dict[str, str]:
+        """Return what `dvc.lock` says of the outputs: folder -> the md5 under which the cache has it."""
+        found = self._run(lambda repository: [out for stage in repository.index.stages for out in stage.outs])
+        return {str(out): str(out.hash_info.value) for out in found if out.hash_info}
+
+    def bring(self, folder_md5: str, into: Path) -> None:
+        """Write a folder as it once was, from the cache, or from the remote where the cache lacks something.
+
+        Raises:
+            WorkspaceError: Neither has it.
+        """
+        from dvc_data.hashfile.hash_info import HashInfo
+        from dvc_data.hashfile.tree import Tree
+
+        cache, wanted = self._open().cache.local, HashInfo("md5", folder_md5)
+
+        def bring(objects: list[Any]) -> None:
+            lacking = [found for found in objects if not cache.exists(found.value)]
+            if lacking:
+                self._run(lambda repository: repository.cloud.pull(lacking))
+            for found in lacking:
+                if not cache.exists(found.value):
+                    raise WorkspaceError(f"DVC has {found.value} neither in its cache nor in its remote")
+
+        bring([wanted])  # the list of the folder's files
+        files = {"/".join(key): found for key, _, found in Tree.load(cache, wanted)}
+        bring(list(files.values()))
+        for name, found in files.items():
+            if not is_plain(name):
+                raise WorkspaceError(f"DVC's list {folder_md5} names {name!r}, which is no file inside a folder")
+            (into / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(cache.oid_to_path(found.value), into / name)
+
+    def remove_all_but(self, folders: Iterable[str], *, dry_run: bool) -> int:
+        """Remove from the cache what no commit and not the current folder needs.
+
+        Args:
+            folders: The md5 of folders that stay all the same, with their files.
+            dry_run: Only count.
+
+        Returns:
+            The number of files.
+        """
+        from dvc_data.hashfile.gc import gc
+        from dvc_data.hashfile.hash_info import HashInfo
+        from dvc_data.hashfile.tree import Tree
+
+        cache = self._open().cache.local
+        kept = {HashInfo("md5", folder) for folder in folders if cache.exists(folder)}
+        kept |= {found for folder in tuple(kept) for _, _, found in Tree.load(cache, folder)}
+
+        def remove(repository: Any) -> int:
+            with repository.lock:
+                logging.getLogger("dvc").setLevel(logging.CRITICAL)  # it warns of each commit before the first result
+                used = set().union(*repository.used_objs(all_commits=True, force=True).values())
+                return int(gc(cache, used | kept, dry=dry_run))
+
+        return int(self._run(remove))
+
+    @staticmethod
+    def _open() -> Any:
+        from dvc.repo import Repo
+
+        return Repo()
+
+    def _run(self, action: Callable[[Any], Any]) -> Any:
+        """Do something with the repository, mended first where a kill has left one of DVC's files half-written."""
+        from dvc.exceptions import DvcException
+        from dvc.lock import LockError
+
+        try:
+            try:
+                return action(self._open())
+            except DvcException as error:
+                damaged = _half_written(error)
+                if damaged is None:
+                    raise
+                damaged.unlink()
+                log.warning("%s was cut off, by a kill perhaps: it is made anew from what is there", damaged)
+                return action(self._open())
+        except LockError as error:
+            raise WorkspaceError("DVC is busy in another process; run again when that has ended") from error
+        except DvcException as error:
+            raise WorkspaceError(f"DVC can't go on: {error}; mend it, or add --no-commit") from error
+
+
+def _half_written(error: Exception) -> Path | None:
+    """Return the file that DVC can't read because DVC, which writes in place, was killed; None if that isn't it.
+
+    Either holds nothing that isn't known: stages whose record was lost are current all the same, and committed again.
+    """
+    from dvc.rwlock import RWLOCK_FILE, RWLockFileCorruptedError, RWLockFileFormatError
+    from dvc.utils.serialize import YAMLFileCorruptedError
+    from dvc.utils.strictyaml import YAMLValidationError
+
+    if isinstance(error, RWLockFileCorruptedError | RWLockFileFormatError):
+        return Path(".dvc", "tmp", RWLOCK_FILE)
+    if isinstance(error, YAMLFileCorruptedError | YAMLValidationError) and Path(str(error.path)).name == LOCK.name:
+        return LOCK
+    return None
+
+
+def outputs() -> dict[str, str]:
+    """Return what DVC has of the current folder's outputs: nothing where there is no repository."""
+    try:
+        return DvcRepo().outputs()
+    except WorkspaceError:
+        return {}
+
+
+def inside_dvc() -> bool:
+    """Say whether DVC runs this command as one of its stages."""
+    return INSIDE in os.environ

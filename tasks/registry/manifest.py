@@ -1,0 +1,193 @@
+"""What is kept of a version: every file by its hash, a copy of all but the data, and answers to a fixed batch.
+
+    versions/<hash of the ONNX file>/      an artefact folder of the run
+        record.json                        place in the repository -> sha256; DVC's and Git's ids
+        params.yaml                        the settings, byte for byte but for passwords
+        artifacts/{baseline,dense,onnx}/   weights, plans, ONNX files
+        batch.safetensors                  inputs, and what the ONNX file answered
+        uncommitted.patch                  from Git's commit to the code as it was
+
+Data are too large for a copy: DVC has them. Places are those of the default workspace, wherever the files lay.
+
+Whoever can write to the registry can write a record: one that names anything else is refused.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from safetensors.torch import save as format_safetensors
+
+from pruning.io.atomic import replace_file
+from pruning.io.onnx import open_session
+from tasks.config.schema import Settings
+from tasks.data import FOLDER as DATA
+from tasks.data import read_inputs
+from tasks.file_cache import read_bytes
+from tasks.registry import dvc_repo, git_snapshot
+from tasks.registry.mlflow_artifacts import MOST_FILES, is_plain
+from tasks.registry.mlflow_client import secrets_in
+from tasks.stages import export
+from tasks.workspace import DEFAULT_ROOT, RECORD, Workspace, contents, write_json
+
+FILE = "record.json"
+BATCH = "batch.safetensors"
+PATCH = "uncommitted.patch"
+NUM_ANSWERS = 8
+_LOGGED = {"baseline": "baseline", "dense": "transform", "onnx": "export"}
+_PLACES = Workspace(DEFAULT_ROOT)
+_DATA_PLACES = (DATA, f"{DEFAULT_ROOT.as_posix()}/{DATA}")
+"""The second where a folder of the user's has the first name."""
+
+
+_NO_SETTINGS = ("dvc.yaml", "prefect.yaml")
+"""YAML files that name commands."""
+_STAGE_FILES = (".json", ".safetensors", ".onnx")
+_WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+_BROUGHT_ALONG = "weights"
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_GitId = Annotated[str, Field(pattern=r"^[0-9a-f]{40}([0-9a-f]{24})?$")]
+
+
+class Record(BaseModel):
+    """What `record.json` holds.
+
+    Attributes:
+        params: The settings file's place.
+        files: Place in the repository -> sha256.
+        outputs: Folder -> DVC's md5 of it, where DVC had it.
+        commit: Git's commit that was checked out; None outside Git.
+        tree: Git's id of the code as it was; None outside Git, or where the patch was not kept: too large, or it held
+            the password of `tracking.uri`.
+        patch_sha256: Of the edits that were not committed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    params: str
+    files: dict[str, _Sha256] = Field(max_length=MOST_FILES)
+    outputs: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{32}(\.dir)?$")]] = Field(default={}, max_length=100)
+    commit: _GitId | None = None
+    tree: _GitId | None = None
+    patch_sha256: _Sha256 | None = None
+
+    @model_validator(mode="after")
+    def _names_what_a_record_may(self) -> Self:
+        if (
+            not is_plain(self.params)
+            or Path(self.params).suffix not in (".yaml", ".yml")
+            or self.params in _NO_SETTINGS
+        ):
+            raise ValueError(f"{self.params!r} is no place of a settings file")
+        for place in self.files:
+            if place not in (self.params, BATCH) and not _may_be_recorded(place):
+                raise ValueError(f"{place!r} is no place that a version's files may have")
+        for place in self.outputs:
+            if not is_plain(place):
+                raise ValueError(f"{place!r} is no folder inside the repository")
+        if lacking := {self.params, BATCH} - self.files.keys():
+            raise ValueError(f"{sorted(lacking)} are not among its files")
+        return self
+
+    def inside(self, folder: str) -> dict[str, str]:
+        """Return the files of a stage's folder: place -> sha256."""
+        starts = tuple(f"{place}/" for place in _places_of(folder))
+        return {place: found for place, found in self.files.items() if place.startswith(starts)}
+
+
+def make_record(
+    settings: Settings, workspace: Workspace, params: Path, folder: Path, code: git_snapshot.Source | None
+) -> Record:
+    """Fill an empty folder with a version's record.
+
+    Args:
+        settings: Of the run.
+        workspace: Where the pipeline has finished.
+        params: The file that the settings were read from; it is recorded as it was then.
+        folder: Where to write.
+        code: As it was when the run began.
+
+    Raises:
+        WorkspaceError: A stage hasn't finished.
+        ExportError: The ONNX file is missing or damaged.
+    """
+    logged = {_place(params, "params.yaml"): params}
+    if settings.model.weights is not None:
+        place = _place(settings.model.weights, "")
+        if not _may_be_recorded(place):
+            place = f"{_BROUGHT_ALONG}/{settings.model.weights.name.lstrip('.')}"
+        logged[place] = settings.model.weights
+    for name, maker in _LOGGED.items():
+        for file in (*contents(workspace.folder(name), maker), RECORD):
+            logged[(_PLACES.folder(name) / file).as_posix()] = workspace.folder(name) / file
+    for place, path in logged.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        if path != params:
+            shutil.copyfile(path, folder / place)
+    secrets = [secret.encode() for secret in secrets_in(settings.tracking.uri)]
+    (folder / _place(params, "params.yaml")).write_bytes(_without(secrets, read_bytes(params)))
+    replace_file(folder / BATCH, _answered_batch(workspace))
+    files = {place: sha256((folder / place).read_bytes()).hexdigest() for place in (*logged, BATCH)}
+    data = {**contents(workspace.folder(DATA), "prepare"), RECORD: _hash(workspace.folder(DATA) / RECORD)}
+    files |= {(_PLACES.folder(DATA) / file).as_posix(): found for file, found in data.items()}
+    kept = (
+        code is not None
+        and len(code.patch) <= git_snapshot.LARGEST_PATCH
+        and _without(secrets, code.patch) == code.patch
+    )
+    if code is not None and kept:
+        replace_file(folder / PATCH, code.patch)
+    record = Record(
+        params=_place(params, "params.yaml"),
+        files=files,
+        outputs=dvc_repo.outputs() if workspace.root == DEFAULT_ROOT else {},
+        commit=code.commit if code else None,
+        tree=code.tree if code and kept else None,
+        patch_sha256=sha256(code.patch).hexdigest() if code and kept else None,
+    )
+    write_json(folder / FILE, record.model_dump(mode="json"))
+    return record
+
+
+def _places_of(folder: str) -> tuple[str, ...]:
+    """Return where a stage's folder may lie in the repository."""
+    return _DATA_PLACES if folder == DATA else (_PLACES.folder(folder).as_posix(),)
+
+
+def _may_be_recorded(place: str) -> bool:
+    """Say whether a file of a version may lie at a place: data, results of a stage, weights that were brought along."""
+    folders = tuple(f"{folder}/" for name in (DATA, *_LOGGED) for folder in _places_of(name))
+    if place.startswith(folders):
+        return is_plain(place) and Path(place).suffix in _STAGE_FILES
+    brought_along = Path(place).suffix in _WEIGHT_FILES or place.startswith(f"{_BROUGHT_ALONG}/")
+    return is_plain(place) and brought_along
+
+
+def _place(path: Path, otherwise: str) -> str:
+    """Return where a file lies below the current folder; where it lies outside, another name."""
+    here, found = Path.cwd().resolve(), path.resolve()
+    return found.relative_to(here).as_posix() if found.is_relative_to(here) else otherwise
+
+
+def _without(secrets: Sequence[bytes], content: bytes) -> bytes:
+    for secret in secrets:
+        content = content.replace(secret, b"***")
+    return content
+
+
+def _hash(path: Path) -> str:
+    return sha256(path.read_bytes()).hexdigest()
+
+
+def _answered_batch(workspace: Workspace) -> bytes:
+    inputs = read_inputs(workspace, "validation")[:NUM_ANSWERS].contiguous()
+    session = open_session(workspace.folder(export.FOLDER) / export.FILES["dense"])
+    (answers, *_) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+    return format_safetensors({"inputs": inputs, "answers": torch.from_numpy(answers)})

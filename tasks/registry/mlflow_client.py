@@ -1,0 +1,232 @@
+"""MLflow's store: opened once, made whole or not at all, its faults as one message."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from errno import EDQUOT, ENOSPC
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from filelock import FileLock
+
+from pruning.errors import WorkspaceError
+from tasks.config.schema import Settings
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+DECISIONS = Path("promotions.jsonl")
+"""Every decision about a version, versioned in Git."""
+
+ARTIFACTS = Path("mlartifacts")
+"""Where a store that is a database has the files of its runs, if the settings name no other place."""
+
+_SQLITE = "sqlite:///"
+_NO_SPACE = (ENOSPC, EDQUOT)
+_FULL_DATABASE = "database or disk is full"
+_SECRET = re.compile(r"(?i)pass|pwd|secret|token|key")
+_PATIENCE_S = 10
+_FIRST_FAULT_OF_A_SERVER = 500
+
+T = TypeVar("T")
+
+log = logging.getLogger("secateur")
+
+
+def open_store(uri: str) -> MlflowClient:
+    """Open the store; the first time, tables are made.
+
+    Raises:
+        ConnectionError: It is a server that doesn't answer: found out at once, not after MLflow's own retries.
+        WorkspaceError: The file isn't there, though decisions about its versions are.
+    """
+    import mlflow
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    place = absolute(uri)
+    if place.startswith(_SQLITE):
+        _make_sqlite(Path(place.removeprefix(_SQLITE)))
+    elif is_server(place):
+        _knock(place)
+    mlflow.set_tracking_uri(place)
+    mlflow.set_registry_uri(place)
+    return _client(place)
+
+
+def _make_sqlite(place: Path) -> None:
+    """Make a SQLite file with MLflow's tables beside its place, and rename it into it.
+
+    MLflow takes seconds to make them, by migrations that aren't transactions in SQLite. A store in which it was killed
+    then would be refused for ever.
+    """
+    if place.exists() and place.stat().st_size > 0:
+        return
+    _refuse_loss(place)
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{place}.lock"):
+        if place.exists() and place.stat().st_size > 0:
+            return
+        beside = place.with_name(f"{place.name}.partial")
+        beside.unlink(missing_ok=True)
+        make: Callable[[str, str], Any] = SqlAlchemyStore
+        make(f"{_SQLITE}{beside}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
+        beside.replace(place)
+
+
+def _refuse_loss(place: Path) -> None:
+    """See that it is no registry in use that is gone: the next one would begin with version 1 again."""
+    if DECISIONS.exists() and DECISIONS.stat().st_size > 0:
+        raise WorkspaceError(
+            f"MLflow's store {place} isn't there, though {DECISIONS} records decisions about versions in it. Bring the "
+            f"store back from a backup; or, if a registry is to begin anew with version 1, move {DECISIONS} away first"
+        )
+    if ARTIFACTS.is_dir() and any(ARTIFACTS.iterdir()):
+        log.warning(
+            "MLflow's store %s isn't there, though %s/ holds files of its runs: an empty one is made. Runs and "
+            "versions of the one before are not in it",
+            place,
+            ARTIFACTS,
+        )
+
+
+def _knock(server: str) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    credentials: Callable[[str], Any] = get_default_host_creds  # it and the next have no types
+    ask: Callable[..., Any] = http_request
+    try:
+        answer = ask(credentials(server), "/health", "GET", max_retries=0, timeout=_PATIENCE_S, raise_on_status=False)
+    except MlflowException as error:
+        raise ConnectionError("its server doesn't answer") from error
+    if answer.status_code >= _FIRST_FAULT_OF_A_SERVER:
+        raise ConnectionError(f"its server answers with status {answer.status_code}")
+
+
+@cache
+def _client(place: str) -> MlflowClient:
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(place, place)
+
+
+def absolute(uri: str) -> str:
+    """Make a SQLite address independent of the folder that a process runs in; leave any other as it is."""
+    if not uri.startswith(_SQLITE) or uri.startswith(_SQLITE + "/"):
+        return uri
+    return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}"
+
+
+def secrets_in(uri: str) -> list[str]:
+    """Return the passwords in an address, as they stand there."""
+    user, at, _ = urlsplit(uri).netloc.rpartition("@")
+    found = [user.partition(":")[2]] if at else []
+    found += [value for name, value in parse_qsl(urlsplit(uri).query) if _SECRET.search(name)]
+    raw = [part.partition("=") for part in urlsplit(uri).query.split("&")]
+    found += [value for name, _, value in raw if _SECRET.search(name)]
+    return sorted({text for text in found for text in (text, unquote(text)) if text}, key=len, reverse=True)
+
+
+def without_secrets(text: str, uri: str) -> str:
+    """Return a text without the passwords of an address, wherever they stand in it."""
+    for secret in secrets_in(uri):
+        text = text.replace(secret, "***")
+    return text
+
+
+def shown(uri: str) -> str:
+    """Return an address for people: without its passwords."""
+    if not secrets_in(uri):
+        return uri
+    parts = urlsplit(uri)
+    user, at, host = parts.netloc.rpartition("@")
+    name, colon, _ = user.partition(":")
+    pairs = [part.partition("=") for part in parts.query.split("&")]
+    query = "&".join(f"{key}{sign}{'***' if _SECRET.search(key) else value}" for key, sign, value in pairs)
+    return parts._replace(netloc=f"{name}:***@{host}" if at and colon else parts.netloc, query=query).geturl()
+
+
+def is_server(uri: str) -> bool:
+    """Say whether an address is that of an MLflow server, and not of a store itself."""
+    return uri.startswith(("http://", "https://"))
+
+
+def lookup(ask: Callable[..., T], *names: str) -> T | None:
+    """Ask the store for one thing by name; None where there is none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return ask(*names)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+
+
+def all_pages(ask: Callable[[str | None], Any]) -> list[Any]:
+    """Return everything that a search finds.
+
+    Args:
+        ask: Searches, from a page's token on; None for the first.
+    """
+    found: list[Any] = []
+    token = None
+    while True:
+        page = ask(token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def quoted(text: str) -> str:
+    """Quote a text for one of MLflow's filters, which know no escapes."""
+    return f'"{text}"' if "'" in text else f"'{text}'"
+
+
+@contextmanager
+def store_faults(settings: Settings) -> Iterator[None]:
+    """Turn what MLflow raises into one message that names the store; a disk that is full is no fault of the store.
+
+    Raises:
+        WorkspaceError: The store can't be used.
+        OSError: There is no space left: for whatever was to be written.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError  # MLflow lets some of the store's errors through as they are
+
+    uri = settings.tracking.uri
+    try:
+        yield
+    except ImportError as error:
+        raise WorkspaceError(
+            f"MLflow's store {shown(absolute(uri))} needs {error.name or error}, which isn't installed; install it "
+            "(for PostgreSQL: `pip install 'secateur[postgresql]'`), or name another store by tracking.uri"
+        ) from error
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        full = next((one for one in _causes(error) if isinstance(one, OSError) and one.errno in _NO_SPACE), None)
+        if full is not None or _FULL_DATABASE in str(error):
+            raise full or OSError(ENOSPC, os.strerror(ENOSPC), uri) from error
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WorkspaceError(
+            f"MLflow's store {shown(absolute(uri))} can't be used: {without_secrets(said, uri)}. Nothing "
+            "that was trained is lost: the ledger holds it. See that the store is there, or mend tracking.uri, and run "
+            "the same command again"
+        ) from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,148 @@
+"""Register a finished pipeline as a version of the model in MLflow.
+
+A version is looked up by the hash of its ONNX file before it is made, and made with all its tags in one step, so that
+registering can be repeated after a kill.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.config.schema import Settings
+from tasks.data import read_description, read_example
+from tasks.loop.ledger import Ledger, read_ledger
+from tasks.registry.git_snapshot import Source, snapshot
+from tasks.registry.manifest import FILE, make_record
+from tasks.registry.mlflow_client import lookup, open_store, quoted, store_faults
+from tasks.registry.mlflow_models import CANDIDATE, ONNX_HASH, RECORD_HASH, give_alias, record_place, set_tags
+from tasks.registry.mlflow_runs import FINGERPRINT, project
+from tasks.reporting import report
+from tasks.stages import analyze, export
+from tasks.workspace import DEFAULT_ROOT, Workspace
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+
+def register(
+    settings: Settings, workspace: Workspace, params: Path, code: Callable[[], Source | None] = snapshot
+) -> str | None:
+    """Record a finished pipeline: pictures with the run, the ONNX file as a version, alias `candidate`.
+
+    Where no attempt was accepted, the dense model is the baseline: then the run is recorded, and no version is made.
+
+    Args:
+        settings: Of the run.
+        workspace: Where the pipeline has finished.
+        params: The file that the settings were read from.
+        code: Returns the code as it was when the run began.
+
+    Returns:
+        The version; None where no attempt was accepted. A file that is registered already keeps its version.
+
+    Raises:
+        WorkspaceError: The store can't be used.
+    """
+    ledger = read_ledger(workspace.folder("iterations"))
+    run_id = project(settings, ledger)
+    path = workspace.folder(export.FOLDER) / export.FILES["dense"]
+    onnx_hash = sha256(path.read_bytes()).hexdigest()
+    name = settings.tracking.model_name
+    with store_faults(settings):
+        client = open_store(settings.tracking.uri)
+        if not ledger.accepted:
+            _finish(client, run_id)
+            return None
+        known = client.search_model_versions(f"name = {quoted(name)} and tags.`{ONNX_HASH}` = '{onnx_hash}'")
+        if known and RECORD_HASH in known[0].tags:
+            version = str(known[0].version)
+        else:
+            _log_pictures(client, run_id, workspace)
+            tags = {**_lineage(settings, workspace, ledger), ONNX_HASH: onnx_hash}
+            tags |= _log_record(client, run_id, settings, workspace, params, onnx_hash, code())
+            if known:  # registered before records were kept
+                version = str(known[0].version)
+                set_tags(client, name, version, tags)
+            else:
+                version = _create_version(client, run_id, settings, workspace, path, tags)
+        give_alias(client, name, CANDIDATE, version)
+        _finish(client, run_id)
+    return version
+
+
+def _finish(client: MlflowClient, run_id: str) -> None:
+    if client.get_run(run_id).info.status != "FINISHED":
+        client.set_terminated(run_id)
+
+
+def _log_pictures(client: MlflowClient, run_id: str, workspace: Workspace) -> None:
+    folder = workspace.folder(report.FOLDER)
+    drawn = [folder / name for name in report.PICTURES if (folder / name).exists()]  # no curves, no picture of them
+    pictures = [*drawn, folder / report.PAGE, folder / report.SUMMARY]
+    tables = [workspace.folder(analyze.FOLDER) / analyze.TABLE, workspace.folder("iterations") / "ledger.json"]
+    for path in (*pictures, *tables, workspace.folder("dense") / "plan.json"):
+        client.log_artifact(run_id, str(path))
+
+
+def _log_record(
+    client: MlflowClient,
+    run_id: str,
+    settings: Settings,
+    workspace: Workspace,
+    params: Path,
+    onnx_hash: str,
+    code: Source | None,
+) -> dict[str, str]:
+    """Log the record, and return the tags that lead to it."""
+    with tempfile.TemporaryDirectory() as folder:
+        record = make_record(settings, workspace, params, Path(folder), code)
+        client.log_artifacts(run_id, folder, record_place(onnx_hash))
+        digest = sha256((Path(folder) / FILE).read_bytes()).hexdigest()
+    return {RECORD_HASH: digest, "secateur.git_commit": record.commit or "none"}
+
+
+def _create_version(
+    client: MlflowClient, run_id: str, settings: Settings, workspace: Workspace, path: Path, tags: Mapping[str, str]
+) -> str:
+    import mlflow
+    import onnx
+    import onnxruntime
+    from mlflow.models import infer_signature
+
+    example = read_example(workspace).numpy()
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    outputs = session.run(None, {session.get_inputs()[0].name: example})[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on pinning requirements, which are given
+        with mlflow.start_run(run_id=run_id):
+            logged = mlflow.onnx.log_model(
+                onnx.load(path),
+                name="model",
+                signature=infer_signature(example, outputs),
+                pip_requirements=[f"onnxruntime=={onnxruntime.__version__}", f"onnx=={onnx.__version__}"],
+                onnx_execution_providers=["CPUExecutionProvider"],
+                save_as_external_data=False,
+            )
+    name = settings.tracking.model_name
+    if lookup(client.get_registered_model, name) is None:
+        client.create_registered_model(name)
+    made = client.create_model_version(name, logged.model_uri, run_id, tags=dict(tags), model_id=logged.model_id)
+    return str(made.version)
+
+
+def _lineage(settings: Settings, workspace: Workspace, ledger: Ledger) -> dict[str, str]:
+    """Return what leads from a version back to the exact files that it came from."""
+    lock = Path("dvc.lock") if workspace.root == DEFAULT_ROOT else None  # DVC versions no other
+    weights = workspace.folder("dense") / "weights.safetensors"
+    return {
+        FINGERPRINT: ledger.fingerprint,
+        "secateur.data_fingerprint": read_description(workspace).fingerprint,
+        "secateur.weights_sha256": sha256(weights.read_bytes()).hexdigest(),
+        "secateur.dvc_lock_sha256": sha256(lock.read_bytes()).hexdigest() if lock and lock.exists() else "none",
+        "secateur.model_factory": settings.model.factory,
+    }

@@ -1,0 +1,182 @@
+"""What of a registered version is used, read as from a stranger: settings, functions that they name, the ONNX file.
+
+Whoever can write to the registry can write a version's settings. A function that they name is called only if it is
+
+    built in                a loss or metric by its short name, or something of `zoo`
+    named by us too         in the settings that the command was given
+    committed               its module is a file of this repository, and a settings file names it: Git tracks both at
+                            the commit that the version was made from
+
+All other settings, of data, paths, machines and stores among them, are those that the command was given.
+
+That loader would run whatever the version's description names: code, pickles, a model that is a script. Here the
+description has to name one ONNX file, MLflow's own loader of such files, and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pruning.errors import ExportError, SettingsError, WorkspaceError
+from pruning.io.json_files import first_fault
+from pruning.io.onnx import open_session
+from tasks.config import yaml_io
+from tasks.config.errors import describe, with_new_names
+from tasks.config.schema import Model, Settings, Training
+from tasks.config.types import LOSSES, METRICS
+from tasks.config.yaml_io import read_mapping
+from tasks.registry import git_snapshot
+from tasks.registry.mlflow_artifacts import Artifacts, is_plain
+from tasks.registry.mlflow_client import open_store, shown, store_faults
+from tasks.registry.mlflow_models import Version
+
+_REFERENCE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*")
+_ZOO = re.compile(r"zoo(\.\w+)*:\w+")
+
+
+def settings_to_measure_by(own: Settings, params: Path, commit: str | None) -> Settings:
+    """Return the settings of the command with the model, loss and metric of a version.
+
+    Args:
+        own: Of the command.
+        params: The version's settings file.
+        commit: What the version was made from; None outside Git.
+
+    Raises:
+        WorkspaceError: They name a function that isn't known here. None was imported.
+        SettingsError: The file is malformed.
+    """
+    found = with_new_names(read_mapping(params))
+    model, training = _section(found, "model"), _section(found, "training")
+    chosen = {"factory": model.get("factory"), "kwargs": model.get("kwargs", {})}
+    judged = {name: training.get(name, Training.model_fields[name].default) for name in ("loss", "metric")}
+    known = {own.model.factory, own.training.loss, own.training.metric}
+    known |= {*LOSSES, *LOSSES.values(), *METRICS, *METRICS.values()}
+    for place, reference in (("model.factory", chosen["factory"]), *((f"training.{k}", v) for k, v in judged.items())):
+        if reference not in known:
+            _refuse_foreign(place, reference, commit)
+    try:
+        return own.model_copy(
+            update={
+                "model": Model.model_validate(chosen),
+                "training": Training.model_validate({**judged, "batch_size": own.training.batch_size}),
+            }
+        )
+    except ValidationError as error:
+        raise WorkspaceError(f"the version's settings can't be used: {'; '.join(describe(error, Settings))}") from error
+
+
+def _section(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = found.get(name, {})
+    if not isinstance(section, dict):
+        raise WorkspaceError(f"the version's settings can't be used: {name} is a {type(section).__name__}, no mapping")
+    return section
+
+
+def _refuse_foreign(place: str, reference: Any, commit: str | None) -> None:
+    """Refuse a function that is neither built in nor committed."""
+    if isinstance(reference, str) and _ZOO.fullmatch(reference):
+        return
+    refusal = f"the version's settings name {str(reference)[:100]!r} for {place}, which was not imported: "
+    remedy = "; if you trust it, give settings that name it too with --params FILE, or delete that version"
+    if not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):
+        raise WorkspaceError(f"{refusal}it is no import string{remedy}")
+    if commit is None:
+        raise WorkspaceError(f"{refusal}the version was made outside Git, so that nothing vouches for it{remedy}")
+    module = reference.partition(":")[0].replace(".", "/")
+    if not git_snapshot.tracks(commit, f"{module}.py", f"{module}/__init__.py"):
+        raise WorkspaceError(f"{refusal}Git tracks no such module at the version's commit {commit[:12]} here{remedy}")
+    if not git_snapshot.mentions(commit, reference, "*.yaml", "*.yml"):
+        raise WorkspaceError(
+            f"{refusal}no settings file that Git tracks at the version's commit {commit[:12]} names it{remedy}"
+        )
+
+
+_DESCRIPTION = "MLmodel"
+_SERVED = "served.onnx"
+
+
+def fetch_served(settings: Settings, version: Version, into: Path) -> Path:
+    """Download the ONNX file that a server of the registered model would load, and nothing else; nothing is executed.
+
+    Raises:
+        WorkspaceError: A server would run something else than an ONNX file, or it isn't there.
+    """
+    what = f"version {version.number} of the model {settings.tracking.model_name!r}"
+    with store_faults(settings):
+        client = open_store(settings.tracking.uri)
+        place = client.get_model_version_download_uri(settings.tracking.model_name, version.number)
+        artifacts = Artifacts(str(place))
+        if not artifacts.bring(_DESCRIPTION, into / _DESCRIPTION, yaml_io.MOST_BYTES):
+            raise WorkspaceError(
+                f"{what} has no readable {_DESCRIPTION} at {place}; bring it back, or delete that version"
+            )
+        try:
+            name = _onnx_file_of(yaml_io.read_mapping(into / _DESCRIPTION))
+        except (SettingsError, ValidationError) as error:
+            why = first_fault(error) if isinstance(error, ValidationError) else str(error)
+            raise WorkspaceError(
+                f"{what} is no plain ONNX model: its {_DESCRIPTION} says what would run other code where it is loaded "
+                f"({why}). It was not loaded; delete that version"
+            ) from error
+        if not artifacts.bring(name, into / _SERVED):
+            raise WorkspaceError(f"{what} has no file {name!r} at {shown(str(place))}; bring it back, or delete it")
+    return into / _SERVED
+
+
+def answers_of(settings: Settings, version: Version, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what ONNX Runtime answers by the file that a server of the registered model would load.
+
+    MLflow's own loader isn't asked: it would run whatever code stands beside the file.
+
+    Raises:
+        WorkspaceError: There is no such file, or a server would run something else.
+        ExportError: The file can't be loaded, or doesn't take the inputs.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_session(fetch_served(settings, version, Path(folder)))
+        try:
+            return np.asarray(session.run(None, {session.get_inputs()[0].name: inputs})[0])
+        except Exception as error:  # ONNX Runtime's own errors have no public root but Exception
+            raise ExportError(
+                f"version {version.number}: its registered ONNX file doesn't take inputs {inputs.shape}: {error}"
+            ) from error
+
+
+class _OnnxFlavour(BaseModel):
+    data: str
+    code: None = None
+
+
+class _PyfuncFlavour(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    loader_module: Literal["mlflow.onnx"]
+    data: str
+    env: Any = None
+    python_version: Any = None
+    code: None = None
+
+
+class _Flavours(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    onnx: _OnnxFlavour
+    python_function: _PyfuncFlavour
+
+
+def _onnx_file_of(description: Mapping[str, Any]) -> str:
+    """Return the name of the ONNX file in a model's folder, if MLflow's loader of such files is all that is named."""
+    found = _Flavours.model_validate(description.get("flavors"))
+    name = found.python_function.data
+    if name != found.onnx.data or not is_plain(name) or not name.endswith(".onnx"):
+        raise SettingsError(f"its data are {name[:100]!r} and {found.onnx.data[:100]!r}; expected one .onnx file")
+    return name

@@ -1,0 +1,1 @@
+"""What people look at: the report, its tables and its plots."""

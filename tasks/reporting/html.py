@@ -1,0 +1,231 @@
+"""The report as one page that needs nothing beside it: the verdict first, and what it rests on below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+from tasks.loop.ledger import Row
+from tasks.reporting.tables import Line, as_bytes
+from tasks.reporting.verdict import Verdict, mark
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1f2933; --quiet: #5f6b78; --line: #d9dfe6; --good: #1a7456; --bad: #b93a0a;
+        --before: #cfd8e3; --paper: #ffffff; --card: #f7f9fb; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e9ee; --quiet: #9aa7b4; --line: #36414c; --good: #4fc08d; --bad: #ff8a5c; --before: #4a5866;
+          --paper: #14191f; --card: #1b222a; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2.5rem 1.2rem 4rem; max-width: 66rem; color: var(--ink); background: var(--paper);
+       font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
+       overflow-wrap: anywhere; }
+h1 { font-size: 1.75rem; line-height: 1.25; margin: 0 0 .4rem; } h2 { font-size: 1.2rem; margin: 2.6rem 0 .7rem; }
+h3 { font-size: 1rem; margin: 0 0 .4rem; }
+p { margin: .4rem 0; } .quiet, dt { color: var(--quiet); } .lead { font-size: 1.1rem; }
+.checks { list-style: none; padding: 0; margin: 1.2rem 0; }
+.checks li { padding: .5rem 0 .5rem 1.7rem; text-indent: -1.7rem; border-top: 1px solid var(--line); }
+.checks li:last-child { border-bottom: 1px solid var(--line); } .checks i { font-style: normal; display: inline-block;
+  width: 1.7rem; text-indent: 0; font-weight: 700; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 14.5rem), 1fr)); gap: .8rem; }
+.card { border: 1px solid var(--line); border-radius: .5rem; padding: .8rem 1rem; background: var(--card); }
+.card b { display: block; font-size: 1.4rem; } .card small { display: block; color: var(--quiet); }
+.cards + p { margin-top: .8rem; } .card, td { font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; width: 100%; }
+th, td { padding: .5rem .7rem .5rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+th { font-weight: 600; color: var(--quiet); font-size: .88rem; }
+td span { display: block; }
+.better { color: var(--good); } .worse, .warning { color: var(--bad); }
+.card .better::before { content: "\\25B2\\00A0"; font-size: .7em; }
+.card .worse::before { content: "\\25BC\\00A0"; font-size: .7em; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 2rem 1.5rem;
+         align-items: start; }
+svg { width: 100%; height: auto; display: block; }
+svg text { fill: var(--ink); } figure { margin: 0; }
+dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .35rem 1.2rem; margin: .6rem 0; }
+dd { margin: 0; } summary { cursor: pointer; margin: .8rem 0; }
+@media (max-width: 40rem) {
+  body { padding-top: 1.4rem; } h1 { font-size: 1.45rem; }
+  thead { display: none; } tr { display: block; border-bottom: 1px solid var(--line); padding: .6rem 0; }
+  td { display: grid; grid-template-columns: 6.5rem 1fr; gap: .6rem; border: 0; padding: .15rem 0; }
+  td::before { content: attr(data-label); color: var(--quiet); font-size: .88rem; }
+  dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; }
+}
+"""
+
+WORDS = {
+    "baseline": "the model before pruning",
+    "pruned model": "what came out: the channels that went are really removed, so that its layers are narrower (other "
+    "files call it dense); where single weights or gates are the kind, the shapes stay",
+    "set to zero": "a channel's values are made zero and its shape is kept (masked); the pruned model has to compute "
+    "exactly the same",
+    "aimed at": "the reduction against the baseline that an attempt was to reach (its goal)",
+    "floor": "the lowest accuracy on the validation set that is accepted",
+    "recipe": "one way of training after pruning; each is tried, and the best on the validation set goes on",
+    "promotion gates": "what `promote` asks before a model goes to production",
+    "MACs": "multiply-accumulate operations of one sample; FLOPs are twice as many",
+    "95 % interval": "where the true value lies with 95 % confidence, given so many test samples; that of a change is "
+    "taken sample by sample, on the same samples",
+    "quartiles": "a quarter of the measured times lies below the first, a quarter above the second",
+}
+
+
+_LEGEND = (
+    "Green with ▲ is for the better, red with ▼ for the worse; the rest is within what chance or the clock does. "
+    "In brackets: the 95 % interval of an accuracy, the quartiles of a time."
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page shows.
+
+    Attributes:
+        subject: What was pruned.
+        verdict: Whether the model may be shipped.
+        lines: Baseline against pruned model.
+        rows: The attempts.
+        pictures: Heading -> SVG.
+        notes: What else has to be known of the figures.
+        tried: How the loop went, in a sentence.
+        origin: Where it comes from: name and value.
+        settings: Those that differ from their default: path and value.
+    """
+
+    subject: str
+    verdict: Verdict
+    lines: Sequence[Line]
+    rows: Sequence[Row] = ()
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    tried: str = ""
+    origin: Sequence[tuple[str, str]] = ()
+    settings: Sequence[tuple[str, str]] = ()
+
+
+def render(report: Report) -> str:
+    """Render the page."""
+    head, _, rest = report.verdict.sentence.partition(": ")
+    shade = "better" if report.verdict.passed else "worse"
+    checks = "".join(
+        f'<li><i class="{"better" if check.passed else "worse"}">{mark(check.passed)}</i>'
+        f"<b>{escape(check.name)}</b>: {escape(check.detail)}</li>"
+        for check in report.verdict.checks
+    )
+    parts = [
+        f'<h1 class="{shade}">{escape(head)}</h1>',
+        *([f'<p class="lead">{escape(rest[0].upper() + rest[1:])}.</p>'] if rest else ()),
+        f'<p class="quiet">{escape(report.subject)}</p>',
+        *([f'<ul class="checks">{checks}</ul>'] if checks else ()),
+        "<h2>Gained and lost</h2>",
+        f'<div class="cards">{"".join(_card(line) for line in report.lines)}</div>',
+        f'<p class="quiet">{_LEGEND}</p>',
+        *(f"<p>{escape(note)}</p>" for note in report.notes),
+        "<h2>What was tried</h2>",
+        *([f"<p>{escape(report.tried)}</p>"] if report.tried else ()),
+        _table(_ATTEMPT_HEAD, [_attempt_cells(row) for row in report.rows]),
+        *(
+            [f'<h2>Plots</h2><div class="plots">{"".join(map(_plot, report.pictures.items()))}</div>']
+            if report.pictures
+            else ()
+        ),
+        "<h2>Where it comes from</h2>",
+        _list(report.origin),
+        *(
+            [f"<details><summary>Settings that differ from their default</summary>{_list(report.settings)}</details>"]
+            if report.settings
+            else ()
+        ),
+        f"<details><summary>Words on this page</summary>{_list(list(WORDS.items()))}</details>",
+    ]
+    return document(f"{report.subject}: {head}", parts)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """Return a whole page of parts that are HTML already."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def picture(heading: str, svg: str) -> str:
+    """Return a picture under its heading."""
+    return f"<h2>{escape(heading)}</h2>{_labelled(heading, svg)}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table of plain texts; on a narrow page each row stands as a list."""
+    return _table(head, [[escape(cell) for cell in row] for row in rows])
+
+
+def _plot(named: tuple[str, str]) -> str:
+    heading, svg = named
+    return f"<figure><h3>{escape(heading)}</h3>{_labelled(heading, svg)}</figure>"
+
+
+def _labelled(name: str, svg: str) -> str:
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(name)}"', 1)
+
+
+def _card(line: Line) -> str:
+    name, *spreads = line.spread or ("", "", "", "")
+    before, after, change = (f" {_glued(spread)}" if spread else "" for spread in spreads)
+    small = [f"{_glued(line.baseline)}{before} → {_glued(line.pruned)}{after}"]
+    small += [f"{name} of the change{change}"] if change else []
+    small += [line.remark] if line.remark else []
+    details = "".join(f"<small>{escape(text)}</small>" for text in small)
+    return f'<div class="card"><b class="{line.trend}">{escape(line.change)}</b>{escape(line.quantity)}{details}</div>'
+
+
+_ATTEMPT_HEAD = ("attempt", "aimed at", "reached", "validation accuracy by recipe", "model", "outcome")
+_SHADES = {"accepted": "better", "rejected": "worse", "training failed": "worse", "no plan": "worse"}
+
+
+def _attempt_cells(row: Row) -> list[str]:
+    found = row.measured
+    recipes = [
+        f"{name} {accuracy:.2%}{' (taken on)' if name == row.recipe and len(row.recipes) > 1 else ''}"
+        for name, accuracy in sorted(row.recipes.items(), key=lambda one: -one[1])
+    ]
+    costs = (
+        (f"{found.macs:,} MACs", f"{found.parameters:,} parameters", as_bytes(found.size_bytes)) if found else ("–",)
+    )
+    reasons = [*([row.refused] if row.refused else ()), *(f"{name}: {why}" for name, why in row.failed.items())]
+    verdict = f'<span class="{_SHADES[row.verdict]}">{row.verdict}</span>'
+    return [
+        str(row.attempt + 1),
+        f"{row.goal:.1%}",
+        f"{row.reached:.1%}" if found else "–",
+        _spans(recipes or ["–"]),
+        _spans(costs),
+        f"<div>{verdict}{_spans(reasons)}</div>",
+    ]
+
+
+def _spans(texts: Sequence[str]) -> str:
+    return f"<div>{''.join(f'<span>{escape(text)}</span>' for text in texts)}</div>"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join(
+        "<tr>"
+        + "".join(f'<td data-label="{escape(name)}">{cell}</td>' for name, cell in zip(head, row, strict=True))
+        + "</tr>"
+        for row in rows
+    )
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _list(named: Sequence[tuple[str, str]]) -> str:
+    return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(text)}</dd>' for name, text in named)}</dl>"
+
+
+def _glued(value: str) -> str:
+    """Keep a value with its unit on one line."""
+    return value.replace(" ", "\N{NO-BREAK SPACE}")

@@ -1,0 +1,345 @@
+"""The pictures of a run: sensitivity of each group, attempts, widths of the layers.
+
+Each is as wide as a telephone, and on a wide page they stand side by side. As SVG they take the page's colours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO, StringIO
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import PercentFormatter
+
+from pruning.allocation.sensitivity import Curve
+from tasks.loop.ledger import Ledger
+from tasks.models import ModelMetrics
+
+INK, QUIET, LINE = "#1f2933", "#6b7785", "#d5dbe1"
+BEFORE, AFTER, REJECTED = "#cfd8e3", "#1f7a5c", "#c2410c"
+PAGE_COLOURS = {
+    INK: "--ink",
+    QUIET: "--quiet",
+    LINE: "--line",
+    BEFORE: "--before",
+    AFTER: "--good",
+    REJECTED: "--bad",
+    "#000000": "--ink",
+}
+"""Colours that the page has its own for, light and dark."""
+
+FALLING = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Of the curves that are named: colour-blind people tell them apart, on white and on black (Okabe and Ito, 2008)."""
+
+_NOT_IN_A_PAGE = re.compile(
+    r'<metadata>.*?</metadata>|<style.*?</style>| xmlns(:\w+)?="[^"]*"| id="[\w.]+_\d+"', re.DOTALL
+)
+"""Whose file it is, and names of parts that would occur once in each picture."""
+
+MARKERS = "osD^vP"
+LONGEST_NAME = 26
+SMALL = 9
+WIDTH_INCHES = 4.4
+PLANES_ACROSS = 2
+MARGIN_INCHES = 1.3
+FALLS = 0.25
+"""Of the largest loss of accuracy: a curve that loses more than this is named."""
+
+
+def draw_curves(curves: Sequence[Curve], baseline_accuracy: float) -> Figure:
+    """Draw accuracy against the share of channels set to zero, a curve for each group; those that fall most are named.
+
+    Args:
+        curves: In the order of the network.
+        baseline_accuracy: On the same samples, with all channels.
+    """
+    figure = _figure(WIDTH_INCHES, 4.2)
+    named = _falling(curves, baseline_accuracy)
+    axes = figure.subplots()
+    for curve in sorted(curves, key=lambda one: one.group in named):
+        shares = [0.0, *(point.removed / curve.size for point in curve.points)]
+        accuracies = [baseline_accuracy, *(point.accuracy for point in curve.points)]
+        if curve.group in named:
+            place = named.index(curve.group)
+            axes.plot(
+                shares,
+                accuracies,
+                color=FALLING[place],
+                linewidth=1.6,
+                marker=MARKERS[place],
+                markersize=4,
+                label=f"{_short(curve.group)} ({100 * (min(accuracies) - baseline_accuracy):+.1f})",
+            )
+        else:
+            axes.plot(shares, accuracies, color=QUIET, linewidth=0.8, alpha=0.6)
+    axes.axhline(baseline_accuracy, color=QUIET, linewidth=0.8, linestyle=":")
+    _dress(axes, "channels of one group set to zero", "validation accuracy", "")
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    if named:
+        handles, labels = axes.get_legend_handles_labels()
+        order = sorted(range(len(labels)), key=lambda index: [_short(name) in labels[index] for name in named][::-1])
+        legend = figure.legend(
+            [handles[index] for index in order],
+            [labels[index] for index in order],
+            title=f"points at worst{'' if len(named) == len(curves) else '; the other groups are grey'}",
+            title_fontsize=SMALL,
+            fontsize=SMALL,
+            frameon=False,
+            loc="outside lower left",
+            alignment="left",
+            labelcolor=INK,
+        )
+        legend.get_title().set_color(INK)
+    return figure
+
+
+def _falling(curves: Sequence[Curve], baseline_accuracy: float) -> list[str]:
+    """Return the groups whose curves fall most, the worst first."""
+    losses = {
+        curve.group: baseline_accuracy - min((point.accuracy for point in curve.points), default=baseline_accuracy)
+        for curve in curves
+    }
+    least = FALLS * max(losses.values(), default=0.0)
+    falling = [group for group in losses if losses[group] > 0 and losses[group] >= least]
+    return sorted(falling, key=lambda group: -losses[group])[: len(FALLING)]
+
+
+def draw_sensitivity(curves: Sequence[Curve], baseline_accuracy: float) -> Figure:
+    """Draw the accuracy that each group's channels cost as a table of colours; what wasn't measured is hatched.
+
+    Args:
+        curves: In the order of the network.
+        baseline_accuracy: On the same samples, with all channels.
+    """
+    rates = sorted({point.rate for curve in curves for point in curve.points})
+    figure = _figure(WIDTH_INCHES, max(2.6, MARGIN_INCHES + 0.2 * len(curves)))
+    if not rates:
+        figure.text(0.5, 0.5, "no group was measured", ha="center", color=QUIET)
+        return figure
+    axes = figure.subplots()
+    drops = np.full((len(curves), len(rates)), np.nan)
+    for row, curve in enumerate(curves):
+        for point in curve.points:
+            drops[row, rates.index(point.rate)] = baseline_accuracy - point.accuracy
+    whole = (0, 0), len(rates), len(curves)
+    axes.add_patch(Rectangle(*whole, hatch="////", facecolor="none", edgecolor=QUIET, linewidth=0, zorder=0))
+    largest = max(0.01, float(np.nanmax(drops, initial=0)))
+    cells = axes.pcolormesh(np.ma.masked_invalid(drops), cmap="OrRd", vmin=0, vmax=largest, zorder=1)
+    axes.set_ylim(len(curves), 0)
+    axes.set_yticks(np.arange(len(curves)) + 0.5, [_short(curve.group) for curve in curves], fontsize=SMALL - 1)
+    axes.set_xticks(np.arange(len(rates)) + 0.5, [f"{100 * rate:.0f}" for rate in rates], fontsize=SMALL - 1)
+    _dress(axes, "% of the group's channels set to zero", "", "")
+    axes.tick_params(length=0, labelsize=SMALL - 1)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(cells, ax=axes, format=PercentFormatter(1, decimals=0), fraction=0.05, pad=0.03)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=SMALL - 1, length=0, colors=INK)
+    if np.isnan(drops).any():
+        missing = Patch(hatch="////", facecolor="none", edgecolor=QUIET, linewidth=0, label="not measured")
+        axes.legend(
+            handles=[missing], frameon=False, fontsize=SMALL, loc="lower left", bbox_to_anchor=(0, 1), labelcolor=INK
+        )
+    return figure
+
+
+def draw_attempts(ledger: Ledger, floor: float) -> Figure:
+    """Draw the accuracy of every attempt against its MACs; rejected ones are crosses.
+
+    Where weights are zero, the MACs are the effective ones: the others are the same for all attempts.
+
+    Args:
+        ledger: Of the run.
+        floor: The lowest accuracy that was accepted.
+    """
+    figure = _figure(WIDTH_INCHES, 3.8)
+    axes = figure.subplots()
+    baseline = ledger.baseline
+    trail = [baseline, *(row.measured for row in ledger.accepted if row.measured)]
+    axes.plot([_millions(m) for m in trail], [m.accuracy for m in trail], color=AFTER, linewidth=1.2, zorder=2)
+    axes.scatter(_millions(baseline), baseline.accuracy, marker="s", s=52, color=INK, label="baseline", zorder=3)
+    for accepted, marker, colour, label in ((True, "o", AFTER, "accepted"), (False, "X", REJECTED, "rejected")):
+        rows = [row for row in ledger.rows if row.accepted is accepted and row.measured]
+        macs = [_millions(row.measured) for row in rows if row.measured]
+        accuracies = [row.measured.accuracy for row in rows if row.measured]
+        if rows:
+            axes.scatter(macs, accuracies, marker=marker, s=58, color=colour, label=label, zorder=4, linewidths=0)
+        for row, x, y in zip(rows, macs, accuracies, strict=True):
+            axes.annotate(
+                str(row.attempt + 1),
+                (x, y),
+                xytext=(0, 8),
+                textcoords="offset points",
+                ha="center",
+                fontsize=SMALL,
+                color=INK,
+            )
+    axes.axhline(floor, color=REJECTED, linewidth=0.9, linestyle="--", label="floor", zorder=1)
+    sparse = any(measured.effective_macs is not None for measured in trail)
+    _dress(
+        axes,
+        f"million {'effective ' if sparse else ''}MACs of one sample",
+        "validation accuracy",
+        "",
+    )
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.margins(x=0.06, y=0.16)
+    axes.invert_xaxis()
+    _legend_above(axes)
+    return figure
+
+
+def _millions(measured: ModelMetrics) -> float:
+    return (measured.effective_macs or measured.macs) / 1e6
+
+
+def draw_widths(widths: Sequence[tuple[str, int, int]]) -> Figure:
+    """Draw the width of every layer before and after.
+
+    Args:
+        widths: (layer, channels before, channels after) in the order of the network.
+    """
+    figure = _figure(WIDTH_INCHES, MARGIN_INCHES + 0.21 * max(len(widths), 4))
+    axes = figure.subplots()
+    rows = range(len(widths))
+    axes.barh(rows, [before for _, before, _ in widths], color=BEFORE, height=0.72, label="before")
+    axes.barh(rows, [after for _, _, after in widths], color=AFTER, height=0.44, label="after")
+    for row, (_, before, after) in enumerate(widths):
+        text = f"{before} → {after}" if after < before else str(before)
+        axes.annotate(
+            text, (before, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=SMALL - 1, color=INK
+        )
+    axes.set_yticks(rows, [_short(name) for name, _, _ in widths], fontsize=SMALL - 1)
+    axes.set_ylim(len(widths) - 0.4, -0.6)
+    axes.margins(x=0.2)
+    _dress(axes, "channels", "", "")
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    _legend_above(axes)
+    return figure
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A model on the plane of one cost and accuracy.
+
+    Attributes:
+        name: Beside it; short.
+        cost: As a share of the baseline's.
+        accuracy: On the test set.
+        dominated: Whether another is better in one and as good in the other.
+    """
+
+    name: str
+    cost: float
+    accuracy: float
+    dominated: bool
+
+
+def draw_frontier(planes: Mapping[str, Sequence[Mark]], measure: str, baseline: str) -> Figure:
+    """Draw accuracy against each cost, the models that none dominates joined by a line.
+
+    Args:
+        planes: By the name of the cost.
+        measure: What the accuracy is called.
+        baseline: The mark with this name is the baseline.
+    """
+    across = min(len(planes), PLANES_ACROSS)
+    down = -(-len(planes) // across)
+    figure = _figure(WIDTH_INCHES * across, 4.2 * down)
+    drawn = figure.subplots(down, across, sharey=True, squeeze=False).flatten().tolist()
+    while len(drawn) > len(planes):
+        drawn.pop().remove()
+    for axes, (cost, marks) in zip(drawn, planes.items(), strict=True):
+        front = sorted((mark for mark in marks if not mark.dominated), key=lambda mark: mark.cost)
+        axes.plot([m.cost for m in front], [m.accuracy for m in front], color=AFTER, linewidth=1.2, zorder=2)
+        kinds = (
+            ([m for m in marks if m.name == baseline], "s", INK, "baseline"),
+            ([m for m in marks if m.name != baseline and not m.dominated], "o", AFTER, "on the frontier"),
+            ([m for m in marks if m.name != baseline and m.dominated], "X", REJECTED, "dominated"),
+        )
+        for some, marker, colour, label in kinds:
+            if some:
+                places = [m.cost for m in some], [m.accuracy for m in some]
+                axes.scatter(*places, marker=marker, s=52, color=colour, label=label, zorder=3, linewidths=0)
+        named = sorted((mark for mark in marks if mark.name != baseline), key=lambda mark: mark.cost)
+        for place, mark in enumerate(named):  # above and below in turn, so that neighbours' names don't meet
+            axes.annotate(
+                mark.name,
+                (mark.cost, mark.accuracy),
+                xytext=(0, -14 if place % 2 else 7),
+                textcoords="offset points",
+                ha="center",
+                fontsize=SMALL,
+                color=INK,
+            )
+        _dress(axes, f"{cost}, share of the baseline's", measure if axes.get_subplotspec().is_first_col() else "", "")
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.margins(y=0.16)
+        axes.set_xlim(0, 1.12 * max(mark.cost for mark in marks))
+        _legend_above(axes)
+    return figure
+
+
+def as_png(figure: Figure) -> bytes:
+    """Render a figure; the same figure gives the same bytes."""
+    stream = BytesIO()
+    figure.savefig(stream, format="png", dpi=200, metadata={"Software": None})
+    return stream.getvalue()
+
+
+def as_svg(figure: Figure) -> str:
+    """Render a figure as an element of a page, in the page's colours; the same figure gives the same text."""
+    stream = StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "secateur"}):
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    drawn = stream.getvalue()
+    drawn = _NOT_IN_A_PAGE.sub("", drawn[drawn.index("<svg") :])
+    for colour, name in PAGE_COLOURS.items():
+        drawn = drawn.replace(colour, f"var({name})")
+    return drawn
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _dress(axes: Axes, across: str, up: str, title: str) -> None:
+    axes.set_xlabel(across, fontsize=SMALL + 1, color=INK)
+    axes.set_ylabel(up, fontsize=SMALL + 1, color=INK)
+    axes.set_title(title, fontsize=SMALL + 2, loc="left", color=INK)
+    axes.tick_params(labelsize=SMALL, colors=INK)
+    axes.grid(color=LINE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend_above(axes: Axes) -> None:
+    axes.legend(
+        frameon=False,
+        fontsize=SMALL,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=4,
+        borderaxespad=0.3,
+        columnspacing=1.2,
+        handletextpad=0.4,
+        labelcolor=INK,
+    )
+
+
+def _short(name: str) -> str:
+    """Keep the end of a long name: it is what tells layers apart."""
+    return name if len(name) <= LONGEST_NAME else "…" + name[-LONGEST_NAME + 1 :]

@@ -1,0 +1,263 @@
+"""Read the test set, for the first time, and write what came out, and where it comes from."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from json import dumps
+from typing import cast
+
+from torch import nn
+
+import pruning
+from pruning.dynamic.gates import GatedModel
+from pruning.io.atomic import replace_file
+from pruning.latency.runner import cpu_name
+from tasks.config.schema import Settings
+from tasks.data import SPLITS, Description, read_description, read_split
+from tasks.determinism import begin
+from tasks.loop.ledger import Ledger, read_ledger
+from tasks.loop.loop import Outcome, read_outcome
+from tasks.loop.measurements import latency_cost, read_curves, read_profile
+from tasks.loop.targets import clock_warning
+from tasks.models import ModelMetrics, example_inputs, load_model, measure_each
+from tasks.reporting.html import Report, render
+from tasks.reporting.intervals import compare_pairs, interval_of
+from tasks.reporting.tables import Summary, compare, compare_latency, describe_rounding, nothing_accepted, rounding_of
+from tasks.reporting.verdict import decide
+from tasks.stages import benchmark, export, transform
+from tasks.workspace import Json, Workspace, write_json, writing
+
+PACKAGES = ("torch", "onnxruntime", "mlflow", "prefect", "dvc")
+
+
+def origin_of_report(settings: Settings, workspace: Workspace, data: Description) -> list[tuple[str, str]]:
+    """Return what a reader has to know to make the result again: name and value.
+
+    Args:
+        settings: Of the run.
+        workspace: Where it lies.
+        data: What it learned from.
+    """
+    onnx_file = workspace.folder(export.FOLDER) / export.FILES["dense"]
+    samples = ", ".join(f"{data.num_samples[name]:,} {name}" for name in SPLITS)
+    return [
+        ("written", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
+        ("code", commit()),
+        ("seed", str(settings.run.seed)),
+        ("data", f"{data.fingerprint[:16]} ({samples} samples)"),
+        (
+            "ONNX file",
+            f"sha256 {sha256(onnx_file.read_bytes()).hexdigest()[:16]}; the registered version has it as a tag",
+        ),
+        ("machine", f"{cpu_name()}, {platform.system()}; device {settings.run.device}, threads {settings.run.threads}"),
+        (
+            "versions",
+            ", ".join([f"Python {platform.python_version()}", *(f"{name} {_version(name)}" for name in PACKAGES)]),
+        ),
+    ]
+
+
+def commit() -> str:
+    """Return Git's commit that is checked out, and whether files were edited since."""
+    found, edited = (_git(*command) for command in (("rev-parse", "HEAD"), ("status", "--porcelain")))
+    if not found:
+        return "not in a Git repository, or without a commit"
+    count = len((edited or "").splitlines())
+    return f"commit {found[:12]}" + (f", {count} files edited since" if count else "")
+
+
+def flat(settings: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Return the settings by their paths."""
+    for name, value in settings.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{path}.")
+        else:
+            yield path, value if isinstance(value, str) else dumps(value)
+
+
+def _git(*command: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *command], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+FOLDER = "report"
+SUMMARY = "summary.json"
+PAGE = "report.html"
+PICTURES = {
+    "attempts.png": "Accuracy against MACs, by attempt",
+    "widths.png": "Channels of each layer",
+    "curves.png": "Accuracy where one group loses channels",
+    "sensitivity.png": "Accuracy lost, by group",
+}
+
+log = logging.getLogger("secateur")
+
+
+def report(settings: Settings, workspace: Workspace) -> None:
+    """Write `summary.json`, the pictures, and `report.html`, which holds everything.
+
+    Raises:
+        WorkspaceError: An earlier stage hasn't run.
+        CheckpointError: A checkpoint is damaged.
+    """
+    from tasks.reporting.plots import (  # only now: Matplotlib takes its time
+        as_png,
+        as_svg,
+        draw_attempts,
+        draw_curves,
+        draw_sensitivity,
+        draw_widths,
+    )
+
+    begin(settings)
+    data = read_description(workspace)
+    example = example_inputs(workspace, settings)
+    test = read_split(workspace, "test")
+    models, found, values = {}, {}, {}
+    for name in ("baseline", "dense"):
+        models[name], _, _ = load_model(workspace.folder(name), settings, data, example)
+        found[name], values[name] = measure_each(models[name], test, settings, example)
+    ledger, outcome, curves = (
+        read_ledger(workspace.folder("iterations")),
+        read_outcome(workspace),
+        read_curves(workspace, "analyze"),
+    )
+    summary: Json = {
+        "measure": data.measure,
+        "test_samples": len(test),
+        **summarise(found["baseline"], found["dense"], ledger, outcome, workspace),
+        "pairs": compare_pairs(values["baseline"], values["dense"]),
+    }
+    for name in models:
+        summary[name]["accuracy_interval"] = list(interval_of(values[name]))
+    if any(row.unrounded for row in ledger.accepted):
+        groups, dense = (pruning.find_groups(models[name], example) for name in ("baseline", "dense"))
+        kept = {group.name: dense[group.name].size for group in groups if group.name in dense}
+        latency = latency_cost(workspace, groups, "profile")
+        summary["rounding"] = rounding_of(ledger.accepted[-1], kept, groups, latency)
+    figures = {
+        "attempts.png": draw_attempts(ledger, outcome["floor"]),
+        "widths.png": draw_widths(widths(models["baseline"], models["dense"])),
+    }
+    if curves:
+        figures["curves.png"] = draw_curves(curves, curves[0].baseline_accuracy)
+        figures["sensitivity.png"] = draw_sensitivity(curves, curves[0].baseline_accuracy)
+    latencies = benchmark.read_latencies(workspace)
+    warning = clock_warning(settings.shaped_by_the_clock, read_profile(workspace, "profile"))
+    page = render(
+        Report(
+            subject=settings.subject,
+            verdict=decide(cast(Summary, summary), latencies, settings.promote),
+            lines=[*compare(cast(Summary, summary)), *compare_latency(workspace)],
+            rows=ledger.rows,
+            pictures={PICTURES[name]: as_svg(figures[name]) for name in PICTURES if name in figures},
+            notes=_notes(summary, outcome, warning),
+            tried=_tried(summary, outcome),
+            origin=origin_of_report(settings, workspace, data),
+            settings=list(flat(settings.unlike_default)),
+        )
+    )
+    with writing(workspace.folder(FOLDER)) as folder:
+        write_json(folder / SUMMARY, summary)
+        for name, figure in figures.items():
+            replace_file(folder / name, as_png(figure))
+        replace_file(folder / PAGE, page.encode())
+    if unpruned := nothing_accepted(summary):
+        log.warning("report: %s", unpruned)
+    log.info("report: %s", workspace.folder(FOLDER) / PAGE)
+
+
+def summarise(
+    baseline: ModelMetrics, dense: ModelMetrics, ledger: Ledger, outcome: Outcome, workspace: Workspace
+) -> Json:
+    """Return what `summary.json` holds."""
+    reduction = dense.reduction_from(baseline)
+    equivalence, parity = transform.read_equivalence(workspace), export.read_parities(workspace)["dense"]
+    last = ledger.accepted[-1].measured if ledger.accepted else None
+    return {
+        "kind": outcome["kind"],
+        "baseline": baseline.model_dump(exclude={"loss"}, exclude_none=True),
+        "dense": dense.model_dump(exclude={"loss"}, exclude_none=True),
+        "mac_reduction": reduction["mac_reduction"],
+        "parameter_reduction": reduction["parameter_reduction"],
+        "accuracy_drop": baseline.accuracy - dense.accuracy,
+        "floor": outcome["floor"],
+        "validation": {"baseline": ledger.baseline.accuracy, "dense": (last or ledger.baseline).accuracy},
+        "parity": {
+            "dense_vs_masked": equivalence["max_relative_difference"],
+            "onnx_vs_torch": parity.max_relative_difference,
+            "onnx_close": parity.close,
+            "num_samples": parity.num_samples,
+        },
+        "proven": equivalence["proven"],
+        "attempts": len(ledger.rows),
+        "accepted": len(ledger.accepted),
+        "stopped_because": outcome["stopped_because"],
+    }
+
+
+def widths(baseline: nn.Module, dense: nn.Module) -> list[tuple[str, int, int]]:
+    """List every layer with a weight of two axes or more: its name, and how many channels it gives before and after."""
+    after = dense.model if isinstance(dense, GatedModel) else dense
+    return [
+        (name.removesuffix(".weight"), _num_outputs(baseline, name), _num_outputs(after, name))
+        for name, weight in baseline.named_parameters()
+        if weight.ndim > 1
+    ]
+
+
+def _num_outputs(model: nn.Module, name: str) -> int:
+    """Count the channels that the layer of a weight gives: rows, but for weights whose first axis is what is read."""
+    owner, weight = model.get_submodule(name.rpartition(".")[0]), model.get_parameter(name)
+    if getattr(owner, "transposed", False):  # a transposed convolution
+        return weight.shape[1] * int(getattr(owner, "groups", 1))
+    return weight.shape[1] if isinstance(owner, nn.Embedding | nn.EmbeddingBag) else len(weight)
+
+
+def _notes(summary: Json, outcome: Outcome, warning: str | None) -> list[str]:
+    return [
+        *([describe_rounding(summary["rounding"])] if summary.get("rounding") else ()),
+        *([warning] if warning else ()),
+        *_TRUTH.get(outcome["kind"], ()),
+    ]
+
+
+def _tried(summary: Json, outcome: Outcome) -> str:
+    return (
+        f"{summary['attempts']} attempts, {summary['accepted']} accepted; ended because: {outcome['stopped_because']}. "
+        f"Decided on the validation set, with a floor of {outcome['floor']:.2%}. The figures above are of the test "
+        f"set, {summary['test_samples']:,} samples that no decision has seen."
+    )
+
+
+_SPARSE = (
+    "What went are single weights: they are zeros in the same shapes. A dense runtime computes them all the same, so "
+    "that MACs are unchanged and latency gains nothing. Effective MACs are those of a runtime that skips zero weights. "
+    "The size is that of the checkpoint, which stores zeros as bits; the ONNX file stores them in full.",
+)
+_TRUTH = {
+    "unstructured": _SPARSE,
+    "n_m": _SPARSE,
+    "dynamic": (
+        "Gates choose channels for each input: MACs are the mean over the samples of what is open, the gates' own "
+        "included. A dense runtime computes closed channels all the same, so that latency gains nothing, "
+        "and pays for the gates.",
+    ),
+}

@@ -1,0 +1,339 @@
+"""Baseline against dense model, as people read it: accuracy, size, MACs and latency together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import floor, log10
+from textwrap import wrap
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic reads those of `typing` from Python 3.12 on
+
+import pruning
+from pruning.latency.profile import LatencyCost
+from pruning.plan.plan import Cost
+from tasks.loop.ledger import Row
+from tasks.reporting.intervals import Interval, Paired, describe_pairs
+from tasks.stages import benchmark
+from tasks.workspace import Json, Workspace
+
+Trend = Literal["better", "worse", "same"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One quantity of both models, and what became of it.
+
+    Attributes:
+        quantity: Its name.
+        baseline: Its value before.
+        pruned: Its value after.
+        change: From the one to the other.
+        remark: What else is to be known of the change.
+        trend: Whether the change is for the better; "same" where it is within what chance or the clock does.
+        spread: What the spread is called, and that of the three cells; None where the quantity is counted exactly.
+    """
+
+    quantity: str
+    baseline: str
+    pruned: str
+    change: str
+    remark: str = ""
+    trend: Trend = "same"
+    spread: tuple[str, str, str, str] | None = None
+
+    @property
+    def cells(self) -> tuple[str, str, str, str]:
+        """The four cells."""
+        return self.quantity, self.baseline, self.pruned, self.change
+
+
+HEAD = Line("", "baseline", "pruned", "change")
+
+WIDTH = 80
+"""Of a terminal."""
+
+
+_Count = Annotated[int, Field(gt=0)]
+
+
+class Figures(TypedDict):
+    """What one model scored on the test set, and what it costs."""
+
+    accuracy: float
+    macs: _Count
+    parameters: _Count
+    size_bytes: _Count
+    accuracy_interval: Interval
+    weight_sparsity: NotRequired[float]
+    effective_macs: NotRequired[_Count]
+
+
+class Accuracies(TypedDict):
+    """Of both models."""
+
+    baseline: float
+    dense: float
+
+
+class Differences(TypedDict):
+    """How far the pruned model is from what it has to equal.
+
+    Attributes:
+        dense_vs_masked: Largest relative difference of the outputs from those of the masked model.
+        onnx_vs_torch: The same of the ONNX file from the model.
+        onnx_close: Share of the validation samples on which file and model agree.
+        num_samples: How many these are.
+    """
+
+    dense_vs_masked: float
+    onnx_vs_torch: float
+    onnx_close: float
+    num_samples: _Count
+
+
+class Summary(TypedDict):
+    """What of `summary.json` is shown elsewhere; there is more in it.
+
+    Attributes:
+        measure: What the share of right answers is called.
+        kind: What was pruned.
+        baseline: The model before, on the test set.
+        dense: The model after.
+        accuracy_drop: From the one to the other.
+        pairs: The same, sample by sample.
+        floor: Lowest accuracy on the validation set that was accepted.
+        validation: The accuracy there of both models.
+        parity: How far the model's outputs may differ from those of the masked model and of the ONNX file.
+        proven: Whether the comparison with the masked model can show a difference.
+        test_samples: How many.
+        attempts: Of the loop.
+        accepted: So many of them.
+        stopped_because: Why it ended.
+    """
+
+    measure: str
+    kind: str
+    baseline: Figures
+    dense: Figures
+    accuracy_drop: float
+    pairs: Paired
+    floor: float
+    validation: Accuracies
+    parity: Differences
+    proven: bool
+    test_samples: _Count
+    attempts: int
+    accepted: int
+    stopped_because: str
+
+
+def compare(summary: Summary) -> list[Line]:
+    """Return the lines that the summary holds: accuracy on the test set, size, MACs, parameters.
+
+    Where weights are stored sparse, two more: their share of zeros, and the MACs of a runtime that skips them.
+    """
+    before, after = summary["baseline"], summary["dense"]
+    macs = "MACs, mean over inputs" if summary["kind"] == "dynamic" else "MACs"
+    lines = [
+        _accuracy_line(summary),
+        _cost_line("size", before, after, "size_bytes", as_bytes),
+        _cost_line(macs, before, after, "macs"),
+        _cost_line("parameters", before, after, "parameters"),
+    ]
+    if "effective_macs" in after:
+        whole = {"effective_macs": before.get("effective_macs", before["macs"])}
+        zeros = before.get("weight_sparsity", 0.0), after["weight_sparsity"]
+        change = f"{100 * (zeros[1] - zeros[0]):+.1f} points"
+        lines += [
+            Line("weights that are zero", f"{zeros[0]:.1%}", f"{zeros[1]:.1%}", change, trend=_trend(*zeros)),
+            _cost_line("effective MACs", whole, after, "effective_macs"),
+        ]
+    return lines
+
+
+def _accuracy_line(summary: Summary) -> Line:
+    before, after, pairs = summary["baseline"], summary["dense"], summary["pairs"]
+    return Line(
+        f"{summary['measure']} (test)",
+        f"{before['accuracy']:.2%}",
+        f"{after['accuracy']:.2%}",
+        f"{-100 * summary['accuracy_drop'] or 0.0:+.2f} points",
+        describe_pairs(pairs),
+        "worse" if pairs["high"] < 0 else "better" if pairs["low"] > 0 else "same",
+        (
+            "95 % interval",
+            as_interval(before["accuracy_interval"]),
+            as_interval(after["accuracy_interval"]),
+            f"[{100 * pairs['low']:+.2f}, {100 * pairs['high']:+.2f}]",
+        ),
+    )
+
+
+def _cost_line(
+    quantity: str,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    key: str,
+    show: Callable[[int], str] = "{:,}".format,
+) -> Line:
+    one, two = before[key], after[key]
+    return Line(quantity, show(one), show(two), f"{two / one - 1:+.1%}", trend=_trend(two, one))
+
+
+def _trend(worse: float, better: float) -> Trend:
+    """Say whether the second is above the first."""
+    return "same" if worse == better else "better" if better > worse else "worse"
+
+
+def nothing_accepted(summary: Summary) -> str | None:
+    """Say that nothing was pruned, and why; None where an attempt was accepted."""
+    if summary["accepted"]:
+        return None
+    count = summary["attempts"]
+    return (
+        f"nothing was pruned: none of {count} attempts was accepted ({summary['stopped_because']}), and the "
+        "result is the baseline"
+    )
+
+
+def ended_because(summary: Summary) -> str:
+    """Say how the loop ended, and that nothing was accepted where it was so."""
+    return f"{summary['stopped_because']}{'' if summary['accepted'] else '; nothing was accepted'}"
+
+
+def latency_name(batch_size: int, threads: int) -> str:
+    """Return what a latency is called; one thread goes without saying."""
+    return f"latency, batch {batch_size}{'' if threads == 1 else f', {threads} threads'}"
+
+
+def compare_latency(workspace: Workspace) -> list[Line]:
+    """Return one line for every number of threads and batch size of the benchmark."""
+    return [_latency_line(before, after) for before, after in benchmark.read_latencies(workspace)]
+
+
+def _latency_line(before: benchmark.Row, after: benchmark.Row) -> Line:
+    """Compare two latencies, measured in turns: the ratio of the medians, and how far the quartiles let it go."""
+    quartiles = [quartiles_of(row) for row in (before, after)]
+    low, high = quartiles[0][0] / quartiles[1][1], quartiles[0][1] / quartiles[1][0]
+    predicted = before["predicted_ms"], after["predicted_ms"]
+    return Line(
+        latency_name(after["batch_size"], after["threads"]),
+        f"{before['median_ms']:.3f} ms",
+        f"{after['median_ms']:.3f} ms",
+        f"{before['median_ms'] / after['median_ms']:.2f} × as fast",
+        f"{predicted[0] / predicted[1]:.2f} × predicted" if predicted[0] and predicted[1] else "",
+        "better" if low > 1 else "worse" if high < 1 else "same",
+        ("quartiles", as_quartiles(quartiles[0]), as_quartiles(quartiles[1]), f"[{low:.2f}, {high:.2f}]"),
+    )
+
+
+def quartiles_of(measured: benchmark.Row) -> Interval:
+    """Return the quartiles of a latency in milliseconds."""
+    return measured["lower_quartile_ms"], measured["upper_quartile_ms"]
+
+
+def as_quartiles(quartiles: Interval) -> str:
+    """Write quartiles in milliseconds for people, with three digits that count."""
+    return "[{}, {}]".format(*(f"{value:.{min(3, max(0, 2 - floor(log10(value))))}f}" for value in quartiles))
+
+
+def as_ms(median: float, lower: float, upper: float) -> str:
+    """Write a median in milliseconds with its quartiles."""
+    return f"{median:.3f} ms {as_quartiles((lower, upper))}"
+
+
+def as_interval(interval: Interval) -> str:
+    """Write the interval of a share in percent."""
+    return f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def as_text(lines: list[Line]) -> str:
+    """Lay the lines out for a terminal of 80 columns: spread and remark stand below their quantity."""
+    rows = [cells for line in (HEAD, *lines) for cells in _rows(line)]
+    last = max(len(row[3]) for row in rows)
+    middle = [max(len(row[column]) for row in rows) for column in (1, 2)]
+    first = min(max(len(row[0]) for row in rows), WIDTH - last - sum(middle) - 6)
+    widths = (first, *middle, last)
+    laid = [text for line in lines for text in _laid(line, widths)]
+    rule = "─" * (sum(widths) + 6)
+    return "\n".join([*_laid(HEAD, widths), rule, *laid])
+
+
+def _rows(line: Line) -> list[tuple[str, str, str, str]]:
+    """Return the cells of a quantity, and those of its spread."""
+    spread = [(f"  {line.spread[0]}", *line.spread[1:])] if line.spread else []
+    return [line.cells, *spread]
+
+
+def _laid(line: Line, widths: tuple[int, ...]) -> list[str]:
+    found = []
+    for row in _rows(line):
+        above, name = ([row[0]], "") if len(row[0]) > widths[0] else ([], row[0])
+        cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        found += [*above, "  ".join([name.ljust(widths[0]), *cells]).rstrip()]
+    return found + wrap(line.remark, WIDTH, initial_indent="  ", subsequent_indent="  ")
+
+
+def as_markdown(lines: list[Line]) -> str:
+    """Lay the lines out as a Markdown table."""
+    rows = []
+    for line in lines:
+        more = (line.remark, *line.spread[1:]) if line.spread else (line.remark, "", "", "")
+        cells = (
+            line.quantity,
+            *(f"{cell} {spread}".strip() for cell, spread in zip(line.cells[1:], more[1:], strict=True)),
+        )
+        rows.append("|" + "|".join(cells) + (f", {more[0]}" if more[0] else "") + "|")
+    return "\n".join(["|" + "|".join(HEAD.cells) + "|", "|---|---:|---:|---:|", *rows])
+
+
+def as_bytes(count: int) -> str:
+    """Write a number of bytes for people."""
+    return f"{count / 1e6:,.2f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
+
+
+def rounding_of(
+    row: Row | None, kept: Mapping[str, int], baseline: pruning.Groups, latency: LatencyCost | None
+) -> Json | None:
+    """Compare the dense model with the one that the same step would have made of it without rounding.
+
+    Args:
+        row: Of the step; None where none was accepted.
+        kept: Channels of each group of the dense model.
+        baseline: Groups of the baseline.
+        latency: Predicts for the baseline's groups, where there is a profile.
+
+    Returns:
+        Goal, MACs and predicted milliseconds of both; None where nothing was rounded.
+    """
+    if row is None or row.unrounded is None:
+        return None
+    cost = Cost(baseline)
+    whole = cost.macs({})
+    found = {
+        "goal": row.goal,
+        "mac_reduction": 1 - cost.macs(kept) / whole,
+        "unrounded_mac_reduction": 1 - cost.macs(row.unrounded) / whole,
+    }
+    if latency is not None:
+        found |= {
+            "baseline_ms": latency.predict({}),
+            "predicted_ms": latency.predict(kept),
+            "unrounded_ms": latency.predict(row.unrounded),
+        }
+    return found
+
+
+def describe_rounding(found: Json) -> str:
+    """Say it in a sentence."""
+    text = (
+        f"Widths are rounded to what the runtime is fast at: {found['mac_reduction']:.1%} of the MACs went; had the "
+        f"last step not been rounded, {found['unrounded_mac_reduction']:.1%}."
+    )
+    if "predicted_ms" in found:
+        predicted, unrounded, whole = (found[name] for name in ("predicted_ms", "unrounded_ms", "baseline_ms"))
+        text += f" Predicted latency {predicted:.3g} ms, without rounding {unrounded:.3g} ms, baseline {whole:.3g} ms."
+    return text

@@ -1,0 +1,321 @@
+"""May the pruned model be shipped? A gate for each figure, the answer in words, and what it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from textwrap import wrap
+
+from pruning.io.onnx import TOLERANCE
+from tasks.config.schema import Promote
+from tasks.reporting.intervals import Interval, Paired, describe_pairs
+from tasks.reporting.tables import WIDTH, Summary, as_bytes, as_interval, as_quartiles, nothing_accepted, quartiles_of
+from tasks.stages.benchmark import Row
+
+Show = Callable[[float], str]
+
+LARGEST_DIFFERENCE = 1e-4
+"""Between what the registered model answers and what was recorded, relative to the largest answer."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured of one model.
+
+    Attributes:
+        accuracy: On the test set, in torch.
+        macs: Of one sample.
+        size_bytes: As it is stored.
+        parity: Share of the samples on which ONNX Runtime and torch agree.
+        latencies_ms: Batch size -> median of a batch.
+        answer_difference: Of the registered model from its recorded answers, relative; None where there is no version.
+        accuracy_interval: Of the accuracy, 95 %.
+        quartiles_ms: Batch size -> lower and upper quartile.
+    """
+
+    accuracy: float
+    macs: int
+    size_bytes: int
+    parity: float
+    latencies_ms: Mapping[int, float] = field(default_factory=dict)
+    answer_difference: float | None = None
+    accuracy_interval: Interval | None = None
+    quartiles_ms: Mapping[int, Interval] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One figure of both models.
+
+    Attributes:
+        name: What is compared.
+        candidate: The candidate's figure.
+        reference: Production's, or the baseline's where nothing is in production yet.
+        limit: What the candidate's figure may come to.
+        passed: Whether it does.
+        shown: Both figures and the limit, for people.
+        spread: What the spread is, and both figures'; empty where a figure is counted, not measured.
+        remark: What else is to be known.
+    """
+
+    name: str
+    candidate: float
+    reference: float
+    limit: float
+    passed: bool
+    shown: tuple[str, str, str]
+    spread: tuple[str, str, str] | None = None
+    remark: str = ""
+
+    @property
+    def reason(self) -> str:
+        """Say why it isn't passed."""
+        candidate, reference, limit = self.shown
+        more = f" ({self.remark})" if self.remark else ""
+        return f"{self.name}: candidate {candidate}, reference {reference}, expected {limit}{more}"
+
+
+def judge(candidate: Figures, reference: Figures, chosen: Promote, pairs: Paired | None = None) -> tuple[Gate, ...]:
+    """Compare a candidate with what it would replace; it goes to production if every gate is passed.
+
+    Args:
+        candidate: What wants to be in production.
+        reference: What it would replace.
+        chosen: The limits.
+        pairs: Both on the same samples, one by one.
+    """
+    accuracy = _at_least(
+        "accuracy", candidate.accuracy, reference.accuracy, reference.accuracy - chosen.max_accuracy_drop
+    )
+    if candidate.accuracy_interval and reference.accuracy_interval:
+        intervals = as_interval(candidate.accuracy_interval), as_interval(reference.accuracy_interval)
+        accuracy = replace(accuracy, spread=("95 % interval", *intervals))
+    gates = [
+        replace(accuracy, remark=describe_pairs(pairs) if pairs else ""),
+        _at_least("parity", candidate.parity, reference.parity, chosen.min_parity),
+        _at_most("MACs", candidate.macs, reference.macs, chosen.max_macs_increase, "{:,.0f}".format),
+        _at_most(
+            "size",
+            candidate.size_bytes,
+            reference.size_bytes,
+            chosen.max_size_increase,
+            lambda size: as_bytes(round(size)),
+        ),
+        *(_latency(candidate, reference, size, chosen.max_latency_increase) for size in candidate.latencies_ms),
+    ]
+    if candidate.answer_difference is not None:
+        difference, other = candidate.answer_difference, reference.answer_difference or 0.0
+        shown = (f"{difference:.1e}", f"{other:.1e}", f"at most {LARGEST_DIFFERENCE:.0e}")
+        gates.append(Gate("answers", difference, other, LARGEST_DIFFERENCE, difference <= LARGEST_DIFFERENCE, shown))
+    return tuple(gates)
+
+
+def as_rows(gates: tuple[Gate, ...]) -> list[tuple[str, ...]]:
+    """Return what people see: a head, a line for each gate, and one for the spread of what is measured."""
+    rows: list[tuple[str, ...]] = [("gate", "candidate", "reference", "expected", "")]
+    for gate in gates:
+        rows.append((gate.name, *gate.shown, "passed" if gate.passed else "FAILED"))
+        if gate.spread:
+            rows.append((f"  {gate.spread[0]}", *gate.spread[1:], "", ""))
+    return rows
+
+
+def summarise(gates: tuple[Gate, ...]) -> str:
+    """Say in words how many of the gates are passed, and which are not."""
+    failed = [gate for gate in gates if not gate.passed]
+    if not failed:
+        return f"passes all {len(gates)} promotion gates"
+    names = "; ".join(f"{gate.name}, {gate.remark}" if gate.remark == _NOISE else gate.name for gate in failed)
+    return f"fails {len(failed)} of {len(gates)} promotion gates ({names})"
+
+
+_ROUNDING = 1e-9  # of a mean over samples
+_NOISE = "but within the spread of the measurement"
+
+
+def _at_least(name: str, candidate: float, reference: float, limit: float) -> Gate:
+    shown = (f"{candidate:.2%}", f"{reference:.2%}", f"at least {limit:.2%}")
+    return Gate(name, candidate, reference, limit, candidate >= limit - _ROUNDING, shown)
+
+
+def _at_most(name: str, candidate: float, reference: float, more: float, show: Show) -> Gate:
+    limit = reference * (1 + more)
+    shown = (show(candidate), show(reference), f"at most {show(limit)}")
+    return Gate(name, float(candidate), float(reference), limit, candidate <= limit, shown)
+
+
+def _latency(candidate: Figures, reference: Figures, size: int, more: float) -> Gate:
+    gate = _at_most(f"latency, batch {size}", candidate.latencies_ms[size], reference.latencies_ms[size], more, _as_ms)
+    if size not in candidate.quartiles_ms or size not in reference.quartiles_ms:
+        return gate
+    low, high = candidate.quartiles_ms[size][0], reference.quartiles_ms[size][1] * (1 + more)
+    spread = ("quartiles", as_quartiles(candidate.quartiles_ms[size]), as_quartiles(reference.quartiles_ms[size]))
+    remark = "" if gate.passed or low > high else _NOISE
+    return replace(gate, spread=spread, remark=remark)
+
+
+def _as_ms(milliseconds: float) -> str:
+    return f"{milliseconds:.3f} ms"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One of the things that have to hold.
+
+    Attributes:
+        name: What is asked.
+        passed: Whether it holds.
+        short: That in a few words, part of a sentence.
+        detail: What was found.
+    """
+
+    name: str
+    passed: bool
+    short: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer.
+
+    Attributes:
+        sentence: In words, without its full stop.
+        checks: What it rests on; none where nothing was pruned.
+    """
+
+    sentence: str
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the model may be shipped."""
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+
+def decide(summary: Summary, latencies: Sequence[tuple[Row, Row]], limits: Promote) -> Verdict:
+    """Judge a finished run.
+
+    Args:
+        summary: Of the report.
+        latencies: Of baseline and pruned model.
+        limits: Of the promotion gates; latency is judged with the first number of threads, as promotion does.
+    """
+    if missing := nothing_accepted(summary):
+        return Verdict(missing[0].upper() + missing[1:], ())
+    checks = (_floor(summary), _promotion(summary, latencies, limits), _equivalence(summary), _parity(summary))
+    failed = [check.short for check in checks if not check.passed]
+    shorts = [check.short for check in checks]
+    sentence = (
+        f"Not ready to ship: {'; '.join(failed)}"
+        if failed
+        else f"Ready to ship: {', '.join(shorts[:-1])}, and {shorts[-1]}"
+    )
+    return Verdict(sentence, checks)
+
+
+def as_text(verdict: Verdict) -> str:
+    """Lay the verdict out for a terminal of 80 columns."""
+    found = wrap(f"{verdict.sentence}.", WIDTH)
+    for check in verdict.checks:
+        text = f"{mark(check.passed)} {check.name}: {check.detail}"
+        found += wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
+    return "\n".join(found)
+
+
+def mark(passed: bool) -> str:
+    """Return the sign in front of a check."""
+    return "✓" if passed else "✗"
+
+
+def _floor(summary: Summary) -> Check:
+    """The loop accepts by the validation set; the test set, which no decision has seen, has to confirm it."""
+    validation, floor = summary["validation"], summary["floor"]
+    allowed, lost = validation["baseline"] - floor, summary["accuracy_drop"]
+    low, high = 100 * summary["pairs"]["low"], 100 * summary["pairs"]["high"]
+    within = lost <= allowed + _ROUNDING
+    test = f"{100 * abs(lost):.2f} points {'lost' if lost > 0 else 'gained'}" if lost else "nothing lost"
+    measure = summary["measure"]
+    short = (
+        f"{measure} is within the floor"
+        if within
+        else f"on the test set {measure} is beyond the floor ({test}, {100 * allowed:.2f} allowed)"
+    )
+    return Check(
+        "Within the floor" if within else "Beyond the floor",
+        within,
+        short,
+        f"{test} on the test set (95 % interval of the change {low:+.2f} to {high:+.2f}), "
+        f"{100 * allowed:.2f} allowed. On the validation set {validation['dense']:.2%}, the floor is {floor:.2%}.",
+    )
+
+
+def _promotion(summary: Summary, latencies: Sequence[tuple[Row, Row]], limits: Promote) -> Check:
+    gates = _gates(summary, latencies, limits)
+    failed = [gate.reason for gate in gates if not gate.passed]
+    return Check(
+        "Promotion gates",
+        not failed,
+        f"it {summarise(gates)}",
+        f"{'; '.join(failed) or 'each passes: ' + '; '.join(gate.name for gate in gates)}. Compared with its own "
+        "baseline; promote measures it again, side by side with what is in production.",
+    )
+
+
+def _gates(summary: Summary, latencies: Sequence[tuple[Row, Row]], limits: Promote) -> tuple[Gate, ...]:
+    """Judge as `promote` would the first version."""
+    threads = latencies[0][0]["threads"] if latencies else None
+    figures = []
+    for name, position, parity in (("baseline", 0, 1.0), ("dense", 1, summary["parity"]["onnx_close"])):
+        found = summary["baseline"] if name == "baseline" else summary["dense"]
+        rows = [pair[position] for pair in latencies if pair[position]["threads"] == threads]
+        figures.append(
+            Figures(
+                accuracy=found["accuracy"],
+                macs=found["macs"],
+                size_bytes=found["size_bytes"],
+                parity=parity,
+                latencies_ms={row["batch_size"]: row["median_ms"] for row in rows},
+                accuracy_interval=found["accuracy_interval"],
+                quartiles_ms={row["batch_size"]: quartiles_of(row) for row in rows},
+            )
+        )
+    return judge(figures[1], figures[0], limits, summary["pairs"])
+
+
+_SAME = {
+    "structured": "with channels removed, the outputs are those of the model with the channels set to zero",
+    "dynamic": "where gates close channels, the outputs are those of the model with the channels set to zero",
+}
+_ZEROS = "the weights that went are zeros in the model itself"
+
+
+def _equivalence(summary: Summary) -> Check:
+    difference = f"largest relative difference {summary['parity']['dense_vs_masked']:.1e}"
+    if summary["proven"]:
+        what = _SAME.get(summary["kind"], _ZEROS)
+        return Check("Proven exact", True, "its exactness is proven", f"{what}; {difference} on validation samples.")
+    return Check(
+        "Not proven exact",
+        False,
+        "its exactness is not proven",
+        f"on no validation sample do the outputs depend on the channels, so that a difference from the model with "
+        f"channels set to zero could not show ({difference}). The outputs may be constant or saturated.",
+    )
+
+
+def _parity(summary: Summary) -> Check:
+    found = summary["parity"]
+    agrees = found["onnx_vs_torch"] < TOLERANCE or found["onnx_close"] >= 1.0
+    detail = (
+        f"ONNX Runtime and PyTorch agree on {found['onnx_close']:.2%} of {found['num_samples']:,} validation samples; "
+        f"largest relative difference {found['onnx_vs_torch']:.1e}, {TOLERANCE:.0e} counts as agreeing."
+    )
+    if agrees:
+        return Check("ONNX file agrees", True, "the ONNX file agrees with it", detail)
+    return Check(
+        "ONNX file differs",
+        False,
+        f"the ONNX file agrees with it on {found['onnx_close']:.2%} of samples alone",
+        detail,
+    )

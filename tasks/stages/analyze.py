@@ -1,0 +1,208 @@
+"""Measure how much accuracy each channel group costs: everything else whole, the group masked.
+
+Every curve is a file as soon as it is measured: processes share the work, and a run that was killed loses little.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pruning
+from pruning.allocation.sensitivity import Curve, Sensitivity
+from pruning.errors import WorkspaceError
+from pruning.evaluation import Samples, check_samples
+from pruning.importance import find_criterion, order_channels
+from pruning.io.atomic import replace_file
+from pruning.io.json_files import read_json
+from pruning.statistics.collect import collect
+from tasks.config.schema import Settings
+from tasks.data import read_description, read_split, spread
+from tasks.determinism import begin
+from tasks.fingerprint import fingerprint
+from tasks.loop.measurements import CURVES
+from tasks.models import chosen_criterion, example_inputs, load_model, loss_and_metric
+from tasks.progress import shown
+from tasks.stage_table import find_stage
+from tasks.workspace import Workspace, write_json, writing
+
+FOLDER = "analysis"
+TABLE = "curves.csv"
+UNFINISHED = ".analysis.unfinished"
+ORDERS = "orders.json"
+PARTS_PER_PROCESS = 8  # so that none waits long for the others at the end
+
+FanOut = Callable[[Callable[..., None], Sequence[tuple[Any, ...]], int], Iterator[int]]
+"""(function, arguments of each call, number of processes) -> how many calls are done, as they are done."""
+
+_FIGURES = ("rate", "removed", "accuracy", "loss", "margin")
+
+log = logging.getLogger("secateur")
+
+
+def analyze(settings: Settings, workspace: Workspace, fan_out: FanOut | None = None) -> None:
+    """Write the curves of all groups, if anything asks for them; what a killed run had measured is taken over.
+
+    Args:
+        settings: Of the run.
+        workspace: Of the run.
+        fan_out: How to call a function in several processes, where the settings ask for that; in this one if None.
+
+    Raises:
+        CriterionError: The criterion doesn't apply to one of the groups.
+        CheckpointError: The baseline is damaged.
+    """
+    if not settings.measures_curves:
+        _write((), workspace)
+        log.info(
+            "analyze: nothing is measured, since neither prune.allocation nor analyze.for_report asks for curves, or "
+            "analyze.rates is empty"
+        )
+        return
+    bench = _Bench(settings, workspace)
+    wanted = [name for name in bench.sensitivity.in_order() if not bench.is_measured(name)]
+    if wanted and fan_out is not None and settings.machine.processes > 1:
+        write_json(bench.place / ORDERS, bench.orders)
+        size = -(-len(wanted) // (PARTS_PER_PROCESS * settings.machine.processes))
+        parts = [(settings, workspace, wanted[first : first + size]) for first in range(0, len(wanted), size)]
+        with shown("analyze: groups") as progress:
+            for done in fan_out(measure_part, parts, settings.machine.processes):
+                progress(min(done * size, len(wanted)), len(wanted))
+    else:
+        with shown("analyze: groups") as progress:
+            for done, name in enumerate(wanted):
+                bench.measure(name)
+                progress(done + 1, len(wanted))
+    curves = tuple(bench.curve(name) for name in sorted(bench.sensitivity.in_order(), key=bench.position))
+    _write(curves, workspace)
+    shutil.rmtree(workspace.root / UNFINISHED, ignore_errors=True)
+    log.info(
+        "analyze: %d groups, %d evaluations on %d samples",
+        len(bench.groups),
+        sum(len(curve.points) for curve in curves),
+        check_samples(bench.samples),
+    )
+
+
+def _write(curves: Sequence[Curve], workspace: Workspace) -> None:
+    with writing(workspace.folder(FOLDER)) as folder:
+        write_json(folder / CURVES, [curve.model_dump(mode="json") for curve in curves])
+        replace_file(folder / TABLE, _table(curves).encode())
+
+
+def measure_part(settings: Settings, workspace: Workspace, names: Sequence[str]) -> None:
+    """Write the curves of some groups, in a process that does nothing else and may be given more of them later."""
+    if not _benches:
+        _benches.append(_Bench(settings, workspace))
+    for name in names:
+        _benches[0].measure(name)
+
+
+class _Bench:
+    """What curves are measured with, and where each is written.
+
+    Attributes:
+        place: The folder of the curves that are finished.
+        groups: Of the baseline.
+    """
+
+    def __init__(self, settings: Settings, workspace: Workspace) -> None:
+        begin(settings)
+        self._settings, self._workspace = settings, workspace
+        example = example_inputs(workspace, settings)
+        folder, data = workspace.folder("baseline"), read_description(workspace)
+        self._model, _, _ = load_model(folder, settings, data, example)
+        self.groups = pruning.find_groups(self._model, example)
+        self._positions = {group.name: position for position, group in enumerate(self.groups)}
+        self.place = workspace.root / UNFINISHED / fingerprint(find_stage("analyze"), settings, workspace)[:16]
+
+    @cached_property
+    def orders(self) -> dict[str, list[int]]:
+        """For each group its channels, the first to go first: read, where another process has found them."""
+        try:
+            return read_json(self.place / ORDERS, dict[str, list[int]], error=WorkspaceError, mend=self._mend)
+        except FileNotFoundError:
+            pass
+        settings = self._settings
+        loss, _ = loss_and_metric(settings)
+        criterion = chosen_criterion(settings.analyze.criterion)
+        seen = spread(read_split(self._workspace, "train"), settings.analyze.criterion_samples)
+        with shown("analyze: statistics") as progress:
+            needs = find_criterion(criterion).needs
+            statistics = collect(self.groups, needs, seen, loss, seed=settings.run.seed, progress=progress)
+        return {group.name: list(order_channels(criterion, group, statistics)) for group in self.groups}
+
+    @cached_property
+    def samples(self) -> Samples:
+        """What is evaluated on: the share of the validation set that the settings ask for."""
+        validation = read_split(self._workspace, "validation")
+        return spread(validation, max(1, round(self._settings.analyze.sample_fraction * len(validation))))
+
+    @cached_property
+    def sensitivity(self) -> Sensitivity:
+        """What measures the curves."""
+        settings = self._settings
+        loss, metric = loss_and_metric(settings)
+        return Sensitivity(
+            self._model,
+            self.groups,
+            self.orders,
+            settings.analyze.rates,
+            self.samples,
+            sweep=settings.analyze.sweep,
+            loss=loss,
+            metric=metric,
+            batch_size=settings.training.batch_size,
+        )
+
+    def position(self, name: str) -> int:
+        """Return a group's place in the network."""
+        return self._positions[name]
+
+    def is_measured(self, name: str) -> bool:
+        """Say whether a group's curve is there, whole."""
+        try:
+            return self.curve(name).group == name
+        except FileNotFoundError:
+            return False
+
+    def measure(self, name: str) -> None:
+        """Write a group's curve."""
+        replace_file(self._file(name), self.sensitivity.curve(name).model_dump_json().encode())
+
+    def curve(self, name: str) -> Curve:
+        """Read a group's curve."""
+        return read_json(self._file(name), Curve, error=WorkspaceError, mend=self._mend)
+
+    def _file(self, name: str) -> Path:
+        return self.place / f"{self.position(name):04d}.json"
+
+    @property
+    def _mend(self) -> str:
+        return f"delete {self.place.parent} and run `python -m flows.analyze` again"
+
+
+_benches: list[_Bench] = []  # at most one: what this process has loaded for the parts that it is given
+
+
+def _as_text(name: str) -> str:
+    """Return a name that no spreadsheet takes for a formula."""
+    text = "".join(sign if sign.isprintable() else "_" for sign in name)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
+
+
+def _table(curves: Sequence[Curve]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["group", "size", *_FIGURES])
+    for curve in curves:
+        for point in curve.points:
+            figures = point.model_dump(include=set(_FIGURES))
+            writer.writerow([_as_text(curve.group), curve.size, *(figures[name] for name in _FIGURES)])
+    return stream.getvalue()

@@ -1,0 +1,145 @@
+"""Train the model to start from, or take it as it was brought along; measure it on the validation set."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruning.errors import DataError
+from pruning.evaluation import restored_modes
+from pruning.io.checkpoint import save_checkpoint
+from pruning.io.json_files import JsonError, checked_json
+from pruning.io.weights import load_weights
+from pruning.plan.plan import Plan
+from pruning.training.trainer import Callbacks, finetune
+from tasks.config.schema import Settings
+from tasks.data import SPLITS, Split, read_description, read_inputs, read_split, save_answers
+from tasks.determinism import begin
+from tasks.fingerprint import fingerprint
+from tasks.models import (
+    augmentation,
+    example_inputs,
+    loss_and_metric,
+    make_factory,
+    measure,
+    save_model,
+    sparsity_training,
+)
+from tasks.progress import shown
+from tasks.sanity_check import sanity_check
+from tasks.stage_table import find_stage
+from tasks.training_state import EpochCheckpointer, epoch_folder, forget, unfinished
+from tasks.workspace import Workspace
+from zoo.datasets.splits import Samples
+
+FOLDER = "baseline"
+
+log = logging.getLogger("secateur")
+
+
+def baseline(settings: Settings, workspace: Workspace) -> None:
+    """Write the baseline's checkpoint.
+
+    Raises:
+        SettingsError: What the settings name can't be called.
+        CheckpointError: The weights that were brought along are damaged or don't fit.
+        ModelError: Model, loss or metric fail on the first batch, or training broke down.
+        DataError: There are no labels to train by.
+    """
+    sanity_check(settings, workspace)
+    begin(settings)
+    data = read_description(workspace)
+    model = make_factory(settings, data)().to(settings.run.device)
+    learned_from = data.fingerprint
+    if settings.model.weights is not None:
+        load_weights(model, settings.model.weights)
+        if settings.baseline.recipe is None:
+            learned_from = _fingerprint_beside(settings.model.weights) or learned_from
+    example = example_inputs(workspace, settings)
+    under_way = unfinished(workspace, f"baseline-{fingerprint(find_stage(FOLDER), settings, workspace)[:16]}")
+    if settings.baseline.recipe is not None:
+        _train(model, settings, workspace, under_way)
+    answers = {} if data.labelled else {name: _answers(model, workspace, name, settings) for name in SPLITS}
+    validation = (
+        Samples(read_inputs(workspace, "validation"), answers["validation"])
+        if answers
+        else read_split(workspace, "validation")
+    )
+    measured = measure(model, validation, settings, example)
+    nothing = Plan(removed={}, sizes={})
+    save_model(workspace.folder(FOLDER), model, nothing, measured, learned_from)
+    if answers:
+        save_answers(answers, workspace.folder(FOLDER))
+    for epoch in settings.baseline.keep_epochs:
+        shutil.copytree(under_way / str(epoch), epoch_folder(workspace, epoch))
+    forget(workspace)
+    log.info(
+        "baseline: %s %.2f %% on validation, %s MACs, %s parameters",
+        data.measure,
+        100 * measured.accuracy,
+        f"{measured.macs:,}",
+        f"{measured.parameters:,}",
+    )
+
+
+@torch.no_grad()
+def _answers(model: nn.Module, workspace: Workspace, split: Split, settings: Settings) -> Tensor:
+    """Return the class that the model names for each sample, [N]."""
+    found = []
+    with restored_modes(model):
+        model.eval()
+        for batch in torch.split(read_inputs(workspace, split), settings.training.batch_size):
+            outputs = model(batch.to(settings.run.device))
+            if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+                raise DataError(
+                    "without labels the baseline's answers stand for them, so the model has to return logits "
+                    "[N, classes]; bring labels along for other outputs"
+                )
+            found.append(outputs.argmax(1).cpu())
+    return torch.cat(found)
+
+
+def _train(model: nn.Module, settings: Settings, workspace: Workspace, under_way: Path) -> None:
+    """Train in place; write what it was after the epochs that are to be kept. A training that was killed goes on."""
+    recipe = settings.baseline.recipe
+    assert recipe is not None
+    sparsity = sparsity_training(recipe, model, example_inputs(workspace, settings))
+
+    def after_step(step: int, steps: int, rate: float) -> None:
+        if sparsity is not None:
+            sparsity(step, steps, rate)
+        epoch, within = divmod(step * recipe.epochs, steps)
+        if within == 0 and epoch in settings.baseline.keep_epochs:
+            save_checkpoint(under_way / str(epoch), copy.deepcopy(model).cpu(), Plan(removed={}, sizes={}))
+
+    loss, _ = loss_and_metric(settings)
+    with shown("baseline: training") as progress:
+        finetune(
+            model,
+            read_split(workspace, "train"),
+            recipe,
+            loss=loss,
+            seed=settings.run.seed,
+            augment=augmentation(settings),
+            callbacks=Callbacks(
+                after_step=after_step,
+                memory=sparsity,
+                progress=progress,
+                checkpointer=EpochCheckpointer(under_way / "training.safetensors"),
+            ),
+        )
+
+
+def _fingerprint_beside(weights: Path) -> str | None:
+    """Return the data fingerprint that a checkpoint of this pipeline carries beside its weights, if it is one."""
+    try:
+        header = checked_json((weights.parent / "meta.json").read_bytes(), dict[str, Any])
+        return str(header["meta"]["data_fingerprint"])
+    except (OSError, JsonError, KeyError, TypeError):
+        return None

@@ -1,0 +1,157 @@
+"""Measure the latency of baseline and dense model, in turns, beside what the profile predicted.
+
+Nothing but the report depends on this stage: times differ every run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import asdict
+from typing import Annotated
+
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic reads those of `typing` from Python 3.12 on
+
+import pruning
+from pruning.dynamic.gates import GatedModel
+from pruning.errors import WorkspaceError
+from pruning.latency.measure import Latency, measure_latency, runtime_here
+from pruning.latency.profile import LatencyCost, Profiles
+from tasks.config.schema import Settings
+from tasks.data import read_description, read_inputs
+from tasks.determinism import begin
+from tasks.loop.measurements import read_profile
+from tasks.models import example_inputs, load_model
+from tasks.progress import shown
+from tasks.stages import export
+from tasks.workspace import Json, Workspace, write_json, writing
+
+FOLDER = "latency"
+FILE = "latency.json"
+FAR_OFF = 0.15
+"""Of a predicted share of the baseline's latency: a measured one that is further off is worth a warning."""
+
+MODELS = ("baseline", "dense")
+
+log = logging.getLogger("secateur")
+
+
+_Milliseconds = Annotated[float, Field(gt=0)]
+
+
+class Row(TypedDict):
+    """Of a model with a number of threads and a batch size: milliseconds a batch."""
+
+    model: str
+    batch_size: int
+    threads: int
+    median_ms: _Milliseconds
+    lower_quartile_ms: _Milliseconds
+    upper_quartile_ms: _Milliseconds
+    num_rounds: int
+    predicted_ms: _Milliseconds | None
+
+
+class Latencies(TypedDict):
+    """What `latency.json` holds: the baseline's rows and the dense model's by turns."""
+
+    latencies: list[Row]
+
+
+def benchmark(settings: Settings, workspace: Workspace) -> None:
+    """Write `latency.json`: median and quartiles in milliseconds a batch, by model, number of threads and batch size.
+
+    Where the profile is of this machine, what it predicts stands beside. Judged are shares of the baseline's latency:
+    the load of a machine changes both models' times alike.
+
+    Raises:
+        ExportError: An ONNX file is missing or damaged.
+        ProfileError: The profile is damaged.
+    """
+    begin(settings)
+    chosen = settings.benchmark
+    files = {name: workspace.folder(export.FOLDER) / export.FILES[name] for name in MODELS}
+    groups = {name: _groups(settings, workspace, name) for name in MODELS}
+    profiles, samples = read_profile(workspace, "profile"), read_inputs(workspace, "validation")
+    rows = []
+    for threads in dict.fromkeys(one or os.cpu_count() or 1 for one in chosen.threads):
+        with shown(f"benchmark, {threads} threads") as progress:
+            found = measure_latency(
+                files,
+                inputs=samples,
+                batch_sizes=chosen.batch_sizes,
+                num_threads=threads,
+                rounds=chosen.rounds,
+                progress=progress,
+            )
+        for latency in found:
+            predicted_ms = _predicted_ms(profiles, groups[latency.model], threads, latency)
+            rows.append({**asdict(latency), "threads": threads, "predicted_ms": predicted_ms})
+    for baseline, dense in zip(rows[::2], rows[1::2], strict=True):
+        _say(baseline, dense)
+    with writing(workspace.folder(FOLDER)) as folder:
+        write_json(folder / FILE, {"latencies": rows})
+
+
+def read_latencies(workspace: Workspace) -> list[tuple[Row, Row]]:
+    """Read what was measured: for each number of threads and batch size, the baseline's row and the dense model's.
+
+    Raises:
+        WorkspaceError: It isn't there or is damaged.
+    """
+    rows = workspace.read_json(FOLDER, FILE, "benchmark", Latencies)["latencies"]
+    pairs = list(zip(rows[::2], rows[1::2], strict=False))
+    whole = len(rows) == 2 * len(pairs)
+    for pair in pairs:
+        whole = whole and tuple(row["model"] for row in pair) == MODELS
+        whole = whole and pair[0]["batch_size"] == pair[1]["batch_size"] and pair[0]["threads"] == pair[1]["threads"]
+    if not whole:
+        path = workspace.folder(FOLDER) / FILE
+        raise WorkspaceError(
+            f"{path} is damaged: its rows aren't pairs of {' and '.join(MODELS)}; delete {path.parent} and run "
+            "`python -m flows.benchmark` again"
+        )
+    return pairs
+
+
+def _groups(settings: Settings, workspace: Workspace, name: str) -> pruning.Groups | None:
+    """Return the groups of a model; None where gates take time that no profile knows."""
+    example = example_inputs(workspace, settings)
+    model, _, _ = load_model(workspace.folder(name), settings, read_description(workspace), example)
+    return None if isinstance(model, GatedModel) else pruning.find_groups(model, example)
+
+
+def _predicted_ms(profiles: Profiles, groups: pruning.Groups | None, threads: int, latency: Latency) -> float | None:
+    """Return what the profile predicts; None where there is none of this machine with these threads and batch size."""
+    found = profiles.find(num_threads=threads, batch_size=latency.batch_size)
+    here = runtime_here(num_threads=threads, batch_size=latency.batch_size)
+    if found is None or groups is None or found.runtime != here:
+        return None
+    return LatencyCost(groups, found).predict({})
+
+
+def _say(baseline: Json, dense: Json) -> None:
+    """Log what was measured of both models, and how far from it the prediction is."""
+    measured = dense["median_ms"] / baseline["median_ms"]
+    log.info(
+        "benchmark: batch %d, threads %d: %.3f ms [quartiles %.3f, %.3f], the baseline %.3f ms [%.3f, %.3f]: "
+        "%.2f times as fast",
+        dense["batch_size"],
+        dense["threads"],
+        *(row[key] for row in (dense, baseline) for key in ("median_ms", "lower_quartile_ms", "upper_quartile_ms")),
+        1 / measured,
+    )
+    if dense["predicted_ms"] is None or baseline["predicted_ms"] is None:
+        return
+    predicted = dense["predicted_ms"] / baseline["predicted_ms"]
+    if abs(measured / predicted - 1) > FAR_OFF:
+        log.warning(
+            "benchmark: batch %d, threads %d: the dense model takes %.2f of the baseline's latency where %.2f was "
+            "predicted. If the machine was busy, measure again; else have the profile made anew: delete its folder and "
+            "run `python -m flows.profile`",
+            dense["batch_size"],
+            dense["threads"],
+            measured,
+            predicted,
+        )

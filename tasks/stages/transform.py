@@ -1,0 +1,114 @@
+"""Make the final dense model, and prove on real samples that it computes what the masked model computes."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import nn
+from typing_extensions import TypedDict  # pydantic reads those of `typing` from Python 3.12 on
+
+import pruning
+from pruning.dynamic.gates import GatedModel, run_masked
+from pruning.errors import VerificationError
+from pruning.evaluation import TensorSamples, restored_modes
+from pruning.plan.masks import keep_removed
+from pruning.plan.narrow import expand
+from pruning.plan.verification import relative_difference
+from tasks.config.schema import Settings
+from tasks.data import read_description, read_split
+from tasks.determinism import begin
+from tasks.loop.ledger import read_ledger
+from tasks.models import example_inputs, load_model, make_factory, measured_in, save_model
+from tasks.workspace import Workspace, write_json
+
+FOLDER = "dense"
+EQUIVALENCE = "equivalence.json"
+TOLERANCE = 1e-4
+_NUM_GATED = 32  # samples whose choices are carried out one by one
+
+log = logging.getLogger("secateur")
+
+
+class Equivalence(TypedDict):
+    """What `equivalence.json` holds."""
+
+    max_relative_difference: float
+    num_samples: int
+    proven: bool
+
+
+def transform(settings: Settings, workspace: Workspace) -> None:
+    """Write the dense checkpoint: the last accepted one, or the baseline where no attempt was accepted.
+
+    A model with gates is compared with itself, masked for each sample as its gates choose. Where no validation sample
+    could show a difference, because the outputs don't depend on the channels, that is said and noted.
+
+    Raises:
+        VerificationError: It doesn't compute what the masked model computes.
+        CheckpointError: A checkpoint is damaged.
+    """
+    begin(settings)
+    data = read_description(workspace)
+    example = example_inputs(workspace, settings)
+    accepted = read_ledger(workspace.folder("iterations")).accepted
+    last = accepted[-1].checkpoint if accepted else None
+    source = workspace.folder("iterations") / last if last else workspace.folder("baseline")
+    dense, plan, meta = load_model(source, settings, data, example)
+    validation = read_split(workspace, "validation")
+    if isinstance(dense, GatedModel):
+        inputs = validation.inputs[:_NUM_GATED].to(settings.run.device)
+        found, expected = run_masked(dense.eval(), pruning.find_groups(dense.model, example), inputs)
+        difference, num_samples, proven = relative_difference([expected], [found]), len(inputs), True
+    else:
+        original = make_factory(settings, data)().to(settings.run.device)
+        groups = pruning.find_groups(original, example)
+        masked = pruning.apply_masks(expand(dense, plan, groups), plan, groups=groups)
+        batch_size = settings.training.batch_size
+        difference = largest_difference(dense, masked, validation, batch_size)
+        proven = not any(plan.removed.values())
+        if not proven:
+            emptied = keep_removed(masked, plan, groups)  # all that the plan leaves of these groups is zero in it
+            proven = largest_difference(dense, emptied, validation, batch_size) > TOLERANCE
+        num_samples = len(validation.inputs)
+    if not difference < TOLERANCE:
+        raise VerificationError(
+            f"the dense model of {source} differs from the masked one by {difference:.2e} (relative) on "
+            f"{num_samples} validation samples; expected below {TOLERANCE:.0e}. Please report the model"
+        )
+    if not proven:
+        log.warning(
+            "transform: the dense model isn't proven to compute what the masked one does: on all %s validation samples "
+            "its outputs stay the same when its channels are zeroed. They may be constant or saturated",
+            num_samples,
+        )
+    folder = workspace.folder(FOLDER)
+    save_model(folder, dense, plan, measured_in(meta, source), meta["data_fingerprint"])
+    write_json(
+        folder / EQUIVALENCE, {"max_relative_difference": difference, "num_samples": num_samples, "proven": proven}
+    )
+    log.info("transform: dense and masked model differ by %.1e (relative) at most", difference)
+
+
+def read_equivalence(workspace: Workspace) -> Equivalence:
+    """Read how far the dense model is from the masked one.
+
+    Raises:
+        WorkspaceError: It isn't there or is damaged.
+    """
+    return workspace.read_json(FOLDER, EQUIVALENCE, "transform", Equivalence)
+
+
+@torch.no_grad()
+def largest_difference(one: nn.Module, other: nn.Module, samples: TensorSamples, batch_size: int) -> float:
+    """Return the largest max|y − y'| / max|y| of a batch, over all samples, in evaluation mode."""
+    device = next(one.parameters()).device
+    largest = 0.0
+    with restored_modes(one), restored_modes(other):
+        one.eval()
+        other.eval()
+        for batch in torch.split(samples.inputs, batch_size):
+            found, expected = one(batch.to(device)), other(batch.to(device))
+            scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
+            largest = max(largest, float((found - expected).abs().max() / scale))
+    return largest

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pruning import Plan, calibrate, count_macs, find_groups, make_plan, narrow, reconstruct
+from pruning.errors import CriterionError, DataError, PlanError
+from pruning.evaluation import restored_modes
+from pruning.graph.layers import LayerCall
+from pruning.statistics.layer_hooks import Observer, observe
+from tests.pruning.networks import make
+
+
+def error(model: nn.Module, dense: nn.Module, inputs: Tensor) -> float:
+    with torch.no_grad(), restored_modes(model), restored_modes(dense):
+        return float((model.eval()(inputs) - dense.eval()(inputs)).square().mean())
+
+
+def test_duplicate_is_stood_in_for_exactly_and_the_mean_goes_into_the_bias() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        weight, bias = model.get_parameter("0.weight"), model.get_parameter("0.bias")
+        weight[1], bias[1] = weight[0], bias[0]
+        weight[2], bias[2] = 0, 5
+    inputs = torch.randn(200, 3)
+    groups = find_groups(model, inputs[:1])
+    plan = Plan.of(groups, {"0.weight:0": [1, 2]})  # a duplicate and a constant
+    dense = narrow(model, plan, inputs)
+    before = dense.get_parameter("2.weight").clone()
+    refits = reconstruct(dense, model, plan, groups, inputs, ridge=1e-8)
+    torch.testing.assert_close(dense(inputs), model(inputs), rtol=1e-3, atol=1e-3)
+    assert [refit.layer for refit in refits] == ["0.weight", "2.weight"]
+    assert refits[0].error_before == pytest.approx(0, abs=1e-9)
+    assert refits[1].error_before > 0.1
+    assert refits[1].error_after < 1e-5
+    assert not torch.allclose(dense.get_parameter("2.weight"), before)
+
+
+def test_mean_goes_into_the_batch_norm_that_follows() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Conv2d(3, 2, 1, bias=False), nn.BatchNorm2d(2)).eval()
+    with torch.no_grad():
+        model.get_parameter("0.weight")[0], model.get_parameter("0.bias")[0] = 0, 5
+    inputs = torch.randn(20, 1, 4, 4)
+    groups = find_groups(model, inputs[:1])
+    plan = Plan.of(groups, {"0.weight:0": [0]})
+    dense = narrow(model, plan, inputs)
+    scale = dense.get_parameter("3.weight").clone()
+    reconstruct(dense, model, plan, groups, inputs)
+    torch.testing.assert_close(dense(inputs), model(inputs), rtol=1e-4, atol=1e-4)
+    assert torch.equal(dense.get_parameter("3.weight"), scale)
+    torch.testing.assert_close(dense.get_buffer("3.running_mean"), -5 * model.get_parameter("2.weight")[:, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Plain", "Residual", "ResidualWithGroups", "ResidualWithPadding", "Depthwise", "SqueezeAndExcite",
+        "DenselyConnected", "ChannelShuffle", "ChunkedBlocks", "UNet", "Decoder",
+    ],
+)  # fmt: skip
+def test_outputs_come_nearer_on_inputs_not_seen(name: str) -> None:
+    model = make(name)
+    torch.manual_seed(0)
+    inputs, unseen = torch.randn(64, 3, 16, 16), torch.randn(16, 3, 16, 16)
+    groups = find_groups(model, inputs[:1])
+    plan = make_plan(groups, channel_sparsity=0.3)
+    dense = narrow(model, plan, inputs[:1], groups=groups)
+    before = error(model, dense, unseen)
+    refits = reconstruct(dense, model, plan, groups, inputs)
+    assert error(model, dense, unseen) < 0.4 * before
+    assert not any(refit.skipped for refit in refits)
+    assert all(refit.error_after <= refit.error_before + 1e-6 for refit in refits)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out, self.heads = (
+            nn.Linear(8, 24),
+            nn.Linear(8, 8),
+            nn.MultiheadAttention(8, 2, batch_first=True),
+        )
+        self.wide, self.narrow = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        x = x + self.out((q @ k.transpose(1, 2)).softmax(-1) @ v)
+        x = x + self.heads(x, x, x, need_weights=False)[0]
+        out: Tensor = x + self.narrow(self.wide(x).relu())
+        return out
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_attention_comes_nearer_on_inputs_not_seen(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = Attention().eval()
+    inputs, unseen = torch.randn(128, 5, 8), torch.randn(64, 5, 8)
+    groups = find_groups(model, inputs[:1])
+    plan = make_plan(groups, channel_sparsity=0.4)
+    dense = narrow(model, plan, inputs[:1], groups=groups)
+    before = error(model, dense, unseen)
+    refits = reconstruct(dense, model, plan, groups, inputs)
+    assert error(model, dense, unseen) < 0.7 * before
+    packed = {f"heads.in_proj_weight[{index}/3]" for index in range(3)}
+    own = {"qkv.weight", "out.weight", "heads.out_proj.weight", "wide.weight", "narrow.weight"}
+    assert {refit.layer for refit in refits if not refit.skipped} == own | packed
+
+
+def test_layers_are_seen_with_the_values_that_they_have() -> None:
+    """Attention may draw random numbers, so it was once taken for a source of them and its output overwritten."""
+    torch.manual_seed(0)
+    model, inputs = Attention().eval(), torch.randn(16, 5, 8)
+    expected: list[Tensor] = []
+    hook = model.narrow.register_forward_hook(lambda _module, given, _result: expected.append(given[0]))
+    with torch.no_grad():
+        model(inputs)
+    hook.remove()
+    seen: dict[str, Tensor] = {}
+
+    class Seen(Observer):
+        def on_layer(self, call: LayerCall) -> None:
+            seen[call.weight] = call.inputs.clone()
+
+    observe(model, inputs, [Seen()])
+    torch.testing.assert_close(seen["narrow.weight"], expected[0])
+
+
+def residual() -> tuple[nn.Module, Tensor, Plan]:
+    model = make("Residual")
+    inputs = torch.randn(48, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return model, inputs, make_plan(find_groups(model, inputs[:1]), channel_sparsity=0.4)
+
+
+def test_batches_of_any_size_give_the_same_weights() -> None:
+    model, inputs, plan = residual()
+    assert plan.groups is not None
+    results = []
+    for batch_size in (48, 7):
+        dense = narrow(model, plan, inputs[:1])
+        reconstruct(dense, model, plan, plan.groups, inputs, batch_size=batch_size)
+        results.append(dense.state_dict())
+    for key, tensor in results[0].items():
+        torch.testing.assert_close(tensor, results[1][key], rtol=1e-3, atol=1e-3)
+
+
+def test_strong_ridge_leaves_the_weights_and_moves_the_mean_alone() -> None:
+    model, inputs, plan = residual()
+    assert plan.groups is not None
+    dense = narrow(model, plan, inputs[:1])
+    before = {name: parameter.clone() for name, parameter in dense.named_parameters()}
+    reconstruct(dense, model, plan, plan.groups, inputs, ridge=1e9)
+    for name, parameter in dense.named_parameters():
+        if parameter.ndim > 1:
+            torch.testing.assert_close(parameter, before[name], rtol=1e-5, atol=1e-6)
+
+
+def test_original_modes_and_random_state_are_untouched_and_nothing_removed_changes_nothing() -> None:
+    model, inputs, plan = residual()
+    assert plan.groups is not None
+    model.train()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    dense = narrow(model, plan, inputs[:1])
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    reconstruct(dense, model, plan, plan.groups, inputs)
+    assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert model.training
+    assert dense.training
+    nothing = Plan.of(plan.groups, {})
+    same = narrow(model, nothing, inputs[:1])
+    reconstruct(same, model, nothing, plan.groups, inputs)
+    for key, tensor in same.state_dict().items():
+        torch.testing.assert_close(tensor, before[key], rtol=1e-5, atol=1e-6)
+
+
+def test_layer_whose_rows_lost_channels_is_left_with_its_reason() -> None:
+    model = make("MLPMixerLike")
+    inputs = torch.randn(32, 3, 16, 16)
+    groups = find_groups(model, inputs[:1])
+    plan = make_plan(groups, channel_sparsity=0.3)
+    dense = narrow(model, plan, inputs[:1])
+    skipped = {refit.layer: refit.skipped for refit in reconstruct(dense, model, plan, groups, inputs)}
+    assert "one by one" in skipped["tokens.0.weight"]
+    assert skipped["channels.2.weight"] == ""
+
+
+def test_faults_are_told() -> None:
+    model, inputs, plan = residual()
+    assert plan.groups is not None
+    dense = narrow(model, plan, inputs[:1])
+    with pytest.raises(DataError, match="a few hundred"):
+        reconstruct(dense, model, plan, plan.groups, inputs[:0])
+    with pytest.raises(CriterionError, match="samples with targets"):
+        calibrate(model, inputs, "taylor", channel_sparsity=0.3)
+    with pytest.raises(PlanError, match="not of the model narrowed by this plan"):
+        reconstruct(model, model, plan, plan.groups, inputs)
+
+
+def test_calibrate_goes_from_a_model_and_inputs_to_a_smaller_model_that_answers_alike() -> None:
+    model, inputs, _ = residual()
+    result = calibrate(model, inputs, mac_reduction=0.4, batch_size=16)
+    groups = find_groups(model, inputs[:1])
+    assert 0.4 <= 1 - count_macs(find_groups(result.model, inputs[:1])) / count_macs(groups) <= 0.42
+    plain = narrow(model, result.plan, inputs[:1])
+    assert error(model, result.model, inputs) < 0.3 * error(model, plain, inputs)
+    again = calibrate(model, inputs, mac_reduction=0.4, batch_size=16)
+    for key, tensor in result.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[key])

@@ -1,0 +1,64 @@
+"""A setting that is left out has the value that the shipped file gives it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from tasks.config.schema import Settings
+from tasks.environment import REPOSITORY
+
+Place = tuple[str | int, ...]
+
+OF_THE_FACTORY: Place = ("model", "kwargs")
+"""What is passed to a function of the user's choice has no default but nothing."""
+
+OF_ONE_RECIPE: tuple[Place, ...] = (
+    *(("prune", "recipes", 0, "name"), ("prune", "recipes", 1, "name")),
+    ("prune", "recipes", 0, "distillation"),
+)
+"""What the recipes of the shipped list differ in can't be the default of both."""
+
+
+def _places(value: Any, place: Place = ()) -> Iterator[Place]:
+    """List every key, outer ones first."""
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in entries:
+        if isinstance(value, dict):
+            yield (*place, key)
+        yield from _places(inner, (*place, key))
+
+
+def _without(settings: dict[str, Any], place: Place) -> dict[str, Any]:
+    changed = copy.deepcopy(settings)
+    inner: Any = changed
+    for part in place[:-1]:
+        inner = inner[part]
+    del inner[place[-1]]
+    return changed
+
+
+def test_a_key_that_is_left_out_has_the_shipped_value_or_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    shipped = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    whole = Settings.model_validate(shipped)
+    other, refused = set(), set()
+    for place in _places(shipped):
+        if len(place) > 2 and place[:2] in (OF_THE_FACTORY, ("prune", "target"), ("frontier", "targets")):
+            continue  # a part of what is one value
+        try:
+            if Settings.model_validate(_without(shipped, place)) != whole:
+                other.add(place)
+        except ValidationError:
+            refused.add(place)
+    assert other == {OF_THE_FACTORY, *OF_ONE_RECIPE}
+    required: set[Place] = {("data",), ("data", "factory"), ("model",), ("model", "factory")}
+    required |= {("baseline",), ("baseline", "recipe")}
+    required |= {("prune",), ("prune", "target")}
+    assert refused == required

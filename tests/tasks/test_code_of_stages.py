@@ -1,0 +1,82 @@
+"""What the closure of each stage holds, and that a stage executes nothing else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from tasks.code_closure import NOT_FOLLOWED, OURS, code_of
+from tasks.environment import REPOSITORY
+from tasks.fingerprint import executed, fingerprint
+from tasks.stage_table import STAGES, find_stage
+from tasks.workspace import seal
+from tests.shop import BODIES
+from tests.tasks.test_pipeline import make
+
+
+def test_each_stage_depends_on_what_it_computes_with_and_on_nothing_more() -> None:
+    found = {stage.name: set(code_of(stage.modules, ()).modules) for stage in STAGES}
+    assert "pruning.allocation.schedule" in found["prune"]
+    assert "pruning.importance.norms" in found["prune"], "registered by being imported"
+    assert not {"pruning.allocation.schedule", "pruning.allocation.selection"} & found["baseline"]
+    engine = [name for name in found["prepare"] if name.startswith("pruning.")]
+    assert all(name.startswith(("pruning.errors", "pruning.io.")) for name in engine), engine
+    for stage, modules in found.items():
+        assert set(find_stage(stage).modules) <= modules
+        assert not modules & set(NOT_FOLLOWED)
+
+
+@pytest.mark.slow
+def test_a_stage_executes_no_module_that_it_does_not_depend_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project_writer: Callable[..., Path]
+) -> None:
+    """Every function of ours that is called in a stage is watched: imports alone would miss what is handed around."""
+    monkeypatch.chdir(tmp_path)
+    project = make(tmp_path, project_writer, lambda settings: settings["baseline"]["recipe"].update(epochs=1))
+    for stage in STAGES:
+        body = (
+            project.prune if stage.name == "prune" else partial(BODIES[stage.name], project.settings, project.workspace)
+        )
+        called = _called(body)
+        seal(project.workspace.folder(stage.folder), fingerprint(stage, project.settings, project.workspace))
+        known = set(executed(stage, project.settings)["modules"])
+        assert called, stage.name
+        # Facts are compared themselves, so that the code which works them out need not be.
+        by_value = {"tasks.config.prune_schema"} if stage.facts else set()
+        assert called <= known | set(NOT_FOLLOWED) | {"tasks.stage_table"} | by_value, (stage.name, called - known)
+
+
+def _called(action: Callable[[], object]) -> set[str]:
+    """Return the modules of ours of which something is called."""
+    found: set[str] = set()
+
+    def watch(frame: FrameType, event: str, _argument: object) -> None:
+        if event == "call" and frame.f_code.co_filename not in found and not _asks_what_is_current(frame):
+            found.add(frame.f_code.co_filename)
+
+    sys.setprofile(watch)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    names = set()
+    for file in found:
+        path = Path(file)
+        if path.is_relative_to(REPOSITORY) and path.relative_to(REPOSITORY).parts[0] in OURS:
+            inside = path.relative_to(REPOSITORY).with_suffix("")
+            names.add(".".join(inside.parts[:-1] if inside.name == "__init__" else inside.parts))
+    return names
+
+
+def _asks_what_is_current(frame: FrameType | None) -> bool:
+    """Say whether a call is part of a fingerprint, by which some stages name the folder of what they have half done."""
+    while frame is not None:
+        if frame.f_code.co_filename.endswith("tasks/fingerprint.py"):
+            return True
+        frame = frame.f_back
+    return False

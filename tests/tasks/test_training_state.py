@@ -1,0 +1,206 @@
+"""A training that was killed goes on after its last epoch, and ends with the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pruning import find_groups
+from pruning.dynamic.gates import GatedModel, GateTraining, add_gates
+from pruning.plan.plan import Cost
+from pruning.training import trainer
+from pruning.training.recipe import Recipe, Sparsity
+from pruning.training.sparsity import SparsityTraining
+from pruning.training.trainer import Callbacks, finetune
+from tasks.training_state import UNFINISHED, EpochCheckpointer
+from tests.tasks.test_pipeline import BEFORE_THE_LOOP, Project, made, make
+from zoo.datasets import Samples
+
+Writer = Callable[..., Path]
+
+
+class Killed(BaseException):
+    """What stands for SIGKILL here: nothing catches it."""
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.2), nn.Flatten(), nn.Linear(72, 3))
+
+
+def _samples() -> Samples:
+    generator = torch.Generator().manual_seed(0)
+    return Samples(torch.randn(40, 1, 5, 5, generator=generator), torch.arange(40) % 3)
+
+
+def _plain(model: nn.Module, recipe: Recipe) -> dict[str, Any]:
+    return {}
+
+
+def _sparse(model: nn.Module, recipe: Recipe) -> dict[str, Any]:
+    training = SparsityTraining(find_groups(model, _samples().inputs[:1]), model, recipe)
+    return {"after_step": training, "memory": training}
+
+
+def _gated(model: nn.Module, recipe: Recipe) -> dict[str, Any]:
+    assert isinstance(model, GatedModel)
+    cost = Cost(find_groups(model.model, _samples().inputs[:1]))
+    training = GateTraining(model, cost, 0.5 * cost.macs({}))
+    return {"penalty": training.penalty, "after_step": training.after_step, "memory": training}
+
+
+def _network_with_gates() -> nn.Module:
+    torch.manual_seed(1)
+    return add_gates(find_groups(_network(), _samples().inputs[:1]))[0]
+
+
+SGD = Recipe(epochs=4, batch_size=16, learning_rate=0.05)
+ADAMW = Recipe(epochs=4, batch_size=16, learning_rate=0.01, optimizer="adamw", schedule="one_cycle")
+LASSO = Recipe(epochs=4, batch_size=16, sparsity=Sparsity(penalty="group_lasso", share=0.5))
+SCALES = Recipe(epochs=4, batch_size=16, sparsity=Sparsity(penalty="bn_scale", share=0.5, ramp=0.7))
+Hooks = Callable[[nn.Module, Recipe], dict[str, Any]]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "hooks", "make_network"),
+    [
+        pytest.param(SGD, _plain, _network, id="sgd"),
+        pytest.param(ADAMW, _plain, _network, id="adamw"),
+        pytest.param(SGD.model_copy(update={"momentum": 0.0}), _plain, _network, id="no momentum"),
+        pytest.param(LASSO, _sparse, _network, id="group lasso"),
+        pytest.param(SCALES, _sparse, _network, id="scales"),
+        pytest.param(SGD, _gated, _network_with_gates, id="gates"),
+    ],
+)
+@pytest.mark.parametrize("killed_in", [1, 2, 3])
+def test_a_killed_training_ends_with_the_same_bits(
+    tmp_path: Path, recipe: Recipe, hooks: Hooks, make_network: Callable[[], nn.Module], killed_in: int
+) -> None:
+    steps: list[int] = []
+
+    def train(model: nn.Module, checkpointer: EpochCheckpointer | None, stop: int | None = None) -> None:
+        def progress(done: int, total: int) -> None:
+            if stop is not None and done > stop * total // recipe.epochs:
+                raise Killed
+            steps.append(done)
+
+        callbacks = Callbacks(checkpointer=checkpointer, progress=progress, **hooks(model, recipe))
+        finetune(model, _samples(), recipe, seed=3, callbacks=callbacks)
+
+    undisturbed, killed, resumed = make_network(), make_network(), make_network()
+    train(undisturbed, None)
+    checkpointer = EpochCheckpointer(tmp_path / "run.safetensors")
+    with pytest.raises(Killed):
+        train(killed, checkpointer, killed_in)
+    steps.clear()
+    train(resumed, checkpointer)
+    assert steps == list(range(3 * killed_in + 1, 13))
+    for name, tensor in undisturbed.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_a_state_that_is_cut_off_is_left_alone(tmp_path: Path) -> None:
+    model, path = _network(), tmp_path / "run.safetensors"
+    checkpointer = EpochCheckpointer(path)
+    finetune(model, _samples(), SGD, seed=3, callbacks=Callbacks(checkpointer=checkpointer))
+    path.write_bytes(path.read_bytes()[:-50])
+    again = _network()
+    finetune(again, _samples(), SGD, seed=3, callbacks=Callbacks(checkpointer=checkpointer))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def _killed_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Kill the process, as it were, when so many epochs have been trained in all; return what lifts it."""
+    real, count = trainer._run_epoch, [0]
+
+    def counted(*arguments: Any) -> float:
+        if count[0] == epochs:
+            raise Killed
+        count[0] += 1
+        return real(*arguments)
+
+    monkeypatch.setattr(trainer, "_run_epoch", counted)
+    return lambda: monkeypatch.setattr(trainer, "_run_epoch", real)
+
+
+def _keep_epochs(settings: dict[str, Any]) -> None:
+    settings["baseline"]["keep_epochs"] = [2, 5]
+    settings["prune"].update(iterations=1, max_accuracy_drop=0.9)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, project_writer: Writer) -> Project:
+    root = tmp_path_factory.mktemp("undisturbed")
+    return made(root, project_writer, (*BEFORE_THE_LOOP, "prune"), _keep_epochs)
+
+
+def test_baseline_and_attempt_go_on_where_they_were_killed(
+    undisturbed: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project_writer: Writer
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    project = make(tmp_path, project_writer, _keep_epochs)
+    project.run("prepare")
+    lift = _killed_after(7, monkeypatch)
+    with pytest.raises(Killed):
+        project.run("baseline")
+    lift()
+    trained: list[str] = []
+    real = trainer._run_epoch
+
+    def recorded(run: Any, epoch: int) -> float:
+        trained.append(run.recipe.name)
+        return real(run, epoch)
+
+    monkeypatch.setattr(trainer, "_run_epoch", recorded)
+    project.run("baseline")
+    assert len(trained) == 12 - 7
+    monkeypatch.setattr(trainer, "_run_epoch", real)
+    for name in ("analyze", "profile", "measurements"):
+        project.run(name)
+    trained.clear()
+    lift = _killed_after(3, monkeypatch)  # two epochs of the first recipe, one of the second
+    with pytest.raises(Killed):
+        project.prune()
+    lift()
+    monkeypatch.setattr(trainer, "_run_epoch", recorded)
+    project.run("prune")
+    assert trained == ["plain"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(undisturbed.root)
+        expected = {name: undisturbed.bytes_of(name) for name in ("baseline", "iterations")}
+    for name, files in expected.items():
+        assert project.bytes_of(name) == files
+    assert not (project.workspace.root / UNFINISHED).exists()
+
+
+def test_what_was_kept_for_other_settings_is_not_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project_writer: Writer
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    project = make(tmp_path, project_writer, _keep_epochs)
+    project.run("prepare")
+    lift = _killed_after(7, monkeypatch)
+    with pytest.raises(Killed):
+        project.run("baseline")
+    lift()
+
+    def gentler(settings: dict[str, Any]) -> None:
+        _keep_epochs(settings)
+        settings["baseline"]["recipe"]["learning_rate"] = 0.05
+
+    other = make(tmp_path, project_writer, gentler)
+    epochs: list[int] = []
+    real = trainer._run_epoch
+
+    def recorded(run: Any, epoch: int) -> float:
+        epochs.append(epoch)
+        return real(run, epoch)
+
+    monkeypatch.setattr(trainer, "_run_epoch", recorded)
+    other.run("baseline")
+    assert epochs == list(range(12))
