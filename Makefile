@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all check repro wheel ui serve clean
+.PHONY: help install run test test-all check docs repro wheel ui serve clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ check: install ## ruff, mypy --strict, import-linter, pins with known vulnerabil
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/advisories.py
+
+docs: install ## build the documentation into build/site/; a link that leads nowhere is an error
+	$(BIN)/mkdocs build
 
 repro: install ## run what has changed, through DVC
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
