@@ -25,15 +25,16 @@ test: install ## run the tests that take seconds, two at a time
 test-all: install ## run every test
 	$(BIN)/python -m pytest
 
-check: install ## ruff, mypy --strict, import-linter, pins with known vulnerabilities
+check: install ## ruff, mypy --strict, import-linter, pins with known vulnerabilities, links of the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/advisories.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 docs: install ## build the documentation into build/site/; a link that leads nowhere is an error
-	$(BIN)/mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 repro: install ## run what has changed, through DVC
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
