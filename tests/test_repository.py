@@ -165,3 +165,16 @@ def test_modules_are_short_and_named_for_a_subject() -> None:
     for path in sources(*PACKAGES):
         assert path.stem not in {"utils", "helpers", "common", "base", "misc"}, path
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
+
+
+def test_public_functions_take_at_most_eight_parameters() -> None:
+    many = []
+    for path in sources(*PACKAGES):
+        if path.parent.name == "cli":  # a command's parameters are its options
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                names = [one.arg for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                if len([name for name in names if name not in ("self", "cls")]) > 8:
+                    many.append(f"{path.relative_to(REPOSITORY)}: {node.name}")
+    assert not many

@@ -211,32 +211,44 @@ def _copied(tensor: Tensor) -> Tensor:
     return known[id(tensor)].copy
 
 
+@dataclass(frozen=True)
+class Listeners:
+    """What is told of a pass.
+
+    Attributes:
+        on_call: Called for each operator.
+        begin: Called with the state and the input tensors that the pass runs on.
+        on_leaving: Called for each tensor whose values are handed to code outside PyTorch.
+        on_module: Called at the end of each module's call, with its path, its caller's, arguments and result.
+    """
+
+    on_call: OnCall
+    begin: Callable[[dict[str, Tensor], list[Tensor]], None] = lambda _state, _inputs: None
+    on_leaving: Callable[[Tensor, Place], None] = lambda _tensor, _place: None
+    on_module: OnModule = lambda _called, _caller, _values: None
+
+
 def watch(
     model: nn.Module,
     example: Inputs,
-    begin: Callable[[dict[str, Tensor], list[Tensor]], None],
-    on_call: OnCall,
+    listeners: Listeners,
     tensors: Tensors,
+    *,
     devices: Mapping[str, torch.device] | None = None,
     training: bool = False,
     steady: bool = True,
-    on_leaving: Callable[[Tensor, Place], None] = lambda _tensor, _place: None,
-    on_module: OnModule = lambda _called, _caller, _values: None,
 ) -> list[Tensor]:
-    """Run one forward pass, in eval mode unless `training`, without autograd, handing each operator to `on_call`.
+    """Run one forward pass, in eval mode unless `training`, without autograd, and tell listeners of each operator.
 
     Args:
         model: Any module; it is left as it was.
         example: A tensor, a tuple of arguments, or a dict of keyword arguments.
-        begin: Called with the state and the input tensors that the pass runs on.
-        on_call: Called for each operator.
+        listeners: What is told.
         tensors: What it runs on.
         devices: Devices on which the state is to lie, where the model's own tensors have shapes only.
         training: Run in training mode.
         steady: Where tensors have values, let what may draw random numbers give one half. Dropout and attention do too:
             only what control flow depends on is right then, and no value may be looked at.
-        on_leaving: Called for each tensor whose values are handed to code outside PyTorch.
-        on_module: Called at the end of each module's call, with its path, its caller's, arguments and result.
 
     Returns:
         The tensors that the outputs hold.
@@ -255,7 +267,7 @@ def watch(
         stack.enter_context(whole_operators())
         path: list[str] = []
         calls: list[Calls] = []
-        stack.enter_context(module_paths(model, path, calls, on_module))
+        stack.enter_context(module_paths(model, path, calls, listeners.on_module))
         mode = FakeTensorMode(allow_non_fake_inputs=True) if tensors == "fake" else None
         made: dict[int, Tensor] = {}  # tied tensors stay one, and so does what is an input and in the state
 
@@ -270,13 +282,13 @@ def watch(
         _copies.reset(token)
         if mode is not None:
             stack.enter_context(mode)
-        begin(state, find_tensors((args, kwargs)))
+        listeners.begin(state, find_tensors((args, kwargs)))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch._C._AutoDispatchBelowAutograd())
         listen = stack.enter_context(
-            Listen(calls, lambda tensor, line: on_leaving(tensor, Place(path[-1] if path else "", line)))
+            Listen(calls, lambda tensor, line: listeners.on_leaving(tensor, Place(path[-1] if path else "", line)))
         )
-        stack.enter_context(Watch(on_call, tensors, path, listen, steady))
+        stack.enter_context(Watch(listeners.on_call, tensors, path, listen, steady))
         state = {f"model.{name}": tensor for name, tensor in state.items()}
         found: list[Tensor] = torch.func.functional_call(_Outputs(model), state, (args, kwargs))
     return found

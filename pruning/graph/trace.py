@@ -14,7 +14,7 @@ from pruning.containers import Inputs, find_tensors
 from pruning.errors import ModelError, describe, pass_on
 from pruning.graph.axes import SINGLE, Atom, Axis, leaves, mix, unify
 from pruning.graph.contexts import no_leftovers
-from pruning.graph.dispatch import Place, Tensors, examples_of, watch
+from pruning.graph.dispatch import Listeners, Place, Tensors, examples_of, watch
 from pruning.graph.module_copy import copy_module
 from pruning.graph.rules import find_rule
 from pruning.graph.rules.call import Call, Facts, Inapplicable, Typed, arguments_in, freeze_all, frozen
@@ -182,16 +182,8 @@ def type_pass(
         typing = _Typing(Trace(parameters, tensors=tensors, training=training, example=example), model)
         try:
             # On a copy, because a model may keep what it computes, and fake tensors must not stay in it.
-            outputs = watch(
-                copy_module(model),
-                example,
-                typing.begin,
-                typing.on_call,
-                tensors,
-                training=training,
-                on_leaving=typing.on_leaving,
-                on_module=typing.on_module,
-            )
+            listeners = Listeners(typing.on_call, typing.begin, typing.on_leaving, typing.on_module)
+            outputs = watch(copy_module(model), example, listeners, tensors, training=training)
             break
         except ModelError:
             raise

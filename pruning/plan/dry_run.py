@@ -18,7 +18,7 @@ from torch import nn
 from pruning.containers import Inputs
 from pruning.graph.axes import Atom, freeze, leaves, resolve
 from pruning.graph.contexts import no_leftovers
-from pruning.graph.dispatch import Place, watch
+from pruning.graph.dispatch import Listeners, Place, watch
 from pruning.graph.groups import Groups
 from pruning.graph.module_copy import copy_module
 from pruning.graph.rules.call import Argument, Count
@@ -133,7 +133,7 @@ def _numbers(groups: Groups, traced: Trace, inputs: Inputs) -> dict[tuple[str, s
 
     def run() -> dict[tuple[str, str, str, int], dict[int, int]]:
         with no_leftovers():
-            watch(copy_module(groups.model), inputs, lambda *_: None, on_call, traced.tensors, None, traced.training)
+            watch(copy_module(groups.model), inputs, Listeners(on_call), traced.tensors, training=traced.training)
         return found
 
     return attempt(run)

@@ -10,7 +10,7 @@ from torch import nn
 
 from pruning.errors import pass_on
 from pruning.graph.axes import Atom, count, cut
-from pruning.graph.dispatch import Place, watch
+from pruning.graph.dispatch import Listeners, Place, watch
 from pruning.graph.groups import Groups
 from pruning.graph.rules.call import Call, is_pointwise, operator_name, tensors_in
 from pruning.graph.rules.reshaping import slice_start
@@ -60,8 +60,8 @@ class Comparison:
             name: tensor.device for name, tensor in (*groups.model.named_parameters(), *groups.model.named_buffers())
         }
         try:
-            traced = self.traced
-            watch(model, traced.example, lambda *_: None, self.on_call, traced.tensors, devices, traced.training)
+            traced, listeners = self.traced, Listeners(self.on_call)
+            watch(model, traced.example, listeners, traced.tensors, devices=devices, training=traced.training)
         except _Ended:
             return self.deviation
         except Exception as fault:  # noqa: BLE001 - the model's own code may raise anything at a size it doesn't know

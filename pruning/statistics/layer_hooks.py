@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pruning.containers import Inputs
-from pruning.graph.dispatch import Place, watch
+from pruning.graph.dispatch import Listeners, Place, watch
 from pruning.graph.groups import Group, Groups, Slice
 from pruning.graph.layers import Geometry, LayerCall, input_channels, places_of, read_call
 from pruning.graph.rules.call import operator_name
@@ -57,7 +57,7 @@ def observe(model: nn.Module, inputs: Inputs, observers: Sequence[Observer], *, 
     """
     watcher = _Watcher(observers, parts)
     try:
-        watch(model, inputs, watcher.begin, watcher.on_call, tensors="real", steady=False)
+        watch(model, inputs, Listeners(watcher.on_call, watcher.begin), tensors="real", steady=False)
     except Enough:
         return
 
