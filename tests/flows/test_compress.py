@@ -190,6 +190,6 @@ def test_version_is_promoted_and_comes_back_from_mlflow_dvc_and_git(by_flow: Clo
     assert {restored["sources"][place] for place in wanted if place.startswith("data/")} == {"DVC"}
     for place, found in wanted.items():
         assert sha256((by_flow.root / "back" / place).read_bytes()).hexdigest() == found, place
-    assert (by_flow.root / "back/tasks/production/restoring.py").read_bytes() == (
+    assert (by_flow.root / "back/tasks/registry/restore.py").read_bytes() == (
         by_flow.root / "tasks/registry/restore.py"
     ).read_bytes()

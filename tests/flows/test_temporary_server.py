@@ -16,19 +16,19 @@ FLOWS = """
 import logging, sys
 import tasks
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
-from flows import away, own_server
+from flows import offline, temporary_server
 
 def twice(number):
     return 2 * number
 
 def body(number):
     if len(sys.argv) > 1:
-        print(own_server._Owned.process.pid, flush=True)
+        print(temporary_server._Owned.process.pid, flush=True)
         sys.stdin.read()
     return inner(number) + inner(number)
 
-inner = away.Flow(twice, name="inner", typed=False)
-outer = away.Flow(body, name="outer", typed=False)
+inner = offline.Flow(twice, name="inner", typed=False)
+outer = offline.Flow(body, name="outer", typed=False)
 print(outer(1))
 """
 
