@@ -131,7 +131,7 @@ def test_init_inspect_and_run_in_a_repository_of_the_users_own(tool: Path, repos
     assert (repository / "data" / "scans.csv").read_text(encoding="utf-8") == "mine\n"
     assert (repository / "artifacts" / "onnx" / "model.onnx").is_file()
     assert call(tool, "status", folder=repository).returncode == 0
-    assert call("dvc", "status", folder=repository, PATH=path).returncode == 0
+    assert call(tool.with_name("python"), "-m", "dvc", "status", folder=repository).returncode == 0
 
 
 @pytest.mark.slow
