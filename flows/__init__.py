@@ -31,7 +31,10 @@ class _StageCommands(MetaPathFinder, InspectLoader):
 
     def find_spec(self, fullname: str, _path: object = None, _target: object = None) -> ModuleSpec | None:
         """Return how a stage's module is loaded; None for all others."""
-        return spec_from_loader(fullname, self) if fullname in self.names else None
+        if fullname not in self.names:
+            return None
+        # `python -m` makes the origin the first of the process's arguments, which DVC reads.
+        return spec_from_loader(fullname, self, origin=str(Path(__file__).with_name("stages.py")))
 
     def get_source(self, fullname: str) -> str:
         """Return the text of a stage's module."""

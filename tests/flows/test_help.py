@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import runpy
 import sys
 from pathlib import Path
@@ -39,3 +40,11 @@ def test_help_is_printed_and_nothing_starts(
     assert printed.startswith(f"usage: python -m flows.{name} ")
     assert ("--workspace" in printed) == (name not in WITHOUT_WORKSPACE)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_stages_that_share_a_file_have_an_origin() -> None:
+    """What `python -m` makes the first argument of the process; DVC joins the arguments into a text."""
+    spec = importlib.util.find_spec("flows.prepare")
+    assert spec is not None
+    assert spec.origin is not None
+    assert spec.origin.endswith("stages.py")
