@@ -58,22 +58,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = {
-    "pruning": (
-        *("ChannelSparsity", "LatencyMs", "LatencyReduction", "Limits", "MacReduction", "ParameterReduction"),
-        *("Scope", "collect"),
-        *("Group", "Groups", "Plan", "Slice", "add_gates", "apply_masks", "calibrate", "choose_n_of_m"),
-        *(
-            "choose_weights",
-            "count_bytes",
-            "count_macs",
-            "count_parameters",
-            "find_groups",
-            "enforce_masks",
-            "make_plan",
-        ),
-        *("narrow", "narrow_optimizer", "reconstruct", "expand"),
-    ),
+_ELSEWHERE = {
     "pruning.evaluation": ("Evaluation", "evaluate"),
     "pruning.io.checkpoint": ("load_checkpoint", "save_checkpoint"),
     "pruning.io.onnx": ("check_parity", "export_onnx"),
@@ -84,7 +69,8 @@ _MODULES = {
     "pruning.training.recipe": ("Recipe",),
     "zoo.datasets.splits": ("Samples", "Splits"),
 }
-_PLACES = {name: module for module, names in _MODULES.items() for name in names}
+_PLACES = {name: module for module, names in _ELSEWHERE.items() for name in names}
+"""Public names that `pruning` itself doesn't have -> their modules."""
 
 __all__ = [
     "ChannelSparsity",
@@ -138,14 +124,12 @@ def __getattr__(name: str) -> Any:
     Raises:
         ModuleNotFoundError: It needs a package of an optional extra, which the message names.
     """
-    if name == "errors":
-        return import_module("pruning.errors")
-    if name not in _PLACES:
+    if name not in __all__:
         raise AttributeError(f"module 'secateur' has no attribute {name!r}")
     from secateur.extras import named
 
     with named(f"secateur.{name}"):
-        found = getattr(import_module(_PLACES[name]), name)
+        found = getattr(import_module(_PLACES.get(name, "pruning")), name)
     globals()[name] = found
     return found
 

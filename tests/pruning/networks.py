@@ -76,6 +76,20 @@ def a_third(groups: pruning.Groups, seed: int) -> pruning.Plan:
     return pruning.Plan.of(groups, removed)
 
 
+class Halves(nn.Module):
+    """Two groups that chunk ties, and one free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.split, self.left, self.right = nn.Linear(4, 16), nn.Linear(8, 6), nn.Linear(8, 6)
+        self.fc = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.split(x).chunk(2, dim=1)
+        out: Tensor = self.fc((self.left(a) + self.right(b)).relu())
+        return out
+
+
 @network
 class Plain(Classifier):
     def __init__(self) -> None:

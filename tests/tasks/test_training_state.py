@@ -133,6 +133,17 @@ def _keep_epochs(settings: dict[str, Any]) -> None:
     settings["prune"].update(iterations=1, max_accuracy_drop=0.9)
 
 
+def _killed_after_seven_epochs(folder: Path, project_writer: Writer, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """Make a project in a folder, and kill the training of its baseline after seven epochs."""
+    project = make(folder, project_writer, _keep_epochs)
+    project.run("prepare")
+    lift = _killed_after(7, monkeypatch)
+    with pytest.raises(Killed):
+        project.run("baseline")
+    lift()
+    return project
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, project_writer: Writer) -> Project:
     root = tmp_path_factory.mktemp("undisturbed")
@@ -143,12 +154,7 @@ def test_baseline_and_attempt_go_on_where_they_were_killed(
     undisturbed: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project_writer: Writer
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    project = make(tmp_path, project_writer, _keep_epochs)
-    project.run("prepare")
-    lift = _killed_after(7, monkeypatch)
-    with pytest.raises(Killed):
-        project.run("baseline")
-    lift()
+    project = _killed_after_seven_epochs(tmp_path, project_writer, monkeypatch)
     trained: list[str] = []
     real = trainer._run_epoch
 
@@ -182,12 +188,7 @@ def test_what_was_kept_for_other_settings_is_not_gone_on_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project_writer: Writer
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    project = make(tmp_path, project_writer, _keep_epochs)
-    project.run("prepare")
-    lift = _killed_after(7, monkeypatch)
-    with pytest.raises(Killed):
-        project.run("baseline")
-    lift()
+    _killed_after_seven_epochs(tmp_path, project_writer, monkeypatch)
 
     def gentler(settings: dict[str, Any]) -> None:
         _keep_epochs(settings)

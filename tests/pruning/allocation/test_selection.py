@@ -18,6 +18,7 @@ from pruning.plan.masks import apply_masks
 from pruning.plan.narrow import narrow
 from pruning.plan.plan import count_macs, count_parameters
 from pruning.statistics.collect import Statistics, collect
+from tests.pruning.networks import Halves
 from zoo.models import densenet, mobilenet, resnet20
 
 SHAPE = (1, 8, 8)
@@ -150,18 +151,6 @@ def test_rounding_goes_to_the_nearest_multiple_and_never_to_nothing() -> None:
     plan = make_plan(groups, channel_sparsity=0.3, round_to=8)
     kept = [group.size - len(plan.removed.get(group.name, ())) for group in groups]
     assert kept == [8, 6, 48]  # 8.4 → 8, whole, 45 → 48
-
-
-class Halves(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.split, self.left, self.right = nn.Linear(4, 16), nn.Linear(8, 6), nn.Linear(8, 6)
-        self.fc = nn.Linear(6, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        a, b = self.split(x).chunk(2, dim=1)
-        out: Tensor = self.fc((self.left(a) + self.right(b)).relu())
-        return out
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])

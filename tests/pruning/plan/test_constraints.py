@@ -6,26 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pruning import find_groups
 from pruning.errors import SettingsError
 from pruning.graph.groups import Groups
 from pruning.plan.constraints import Limits, TiedGroups, find_tied_groups, tied_names
-
-
-class Halves(nn.Module):
-    """Two groups that chunk ties, and one free."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.split, self.left, self.right = nn.Linear(4, 16), nn.Linear(8, 6), nn.Linear(8, 6)
-        self.fc = nn.Linear(6, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        a, b = self.split(x).chunk(2, dim=1)
-        out: Tensor = self.fc((self.left(a) + self.right(b)).relu())
-        return out
+from tests.pruning.networks import Halves
 
 
 def mlp(*widths: int) -> Groups:
