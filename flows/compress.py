@@ -8,9 +8,7 @@ import sys
 from flows import command
 from flows.prefect_adapter import ProgressBar, call_as_task, flow, publish_markdown
 from flows.stage_runner import Run, planned, recorded_end
-from flows.stages import (
-    FLOWS,
-)
+from flows.stages import FLOWS
 from pruning.errors import TargetError
 from tasks.file_cache import edited
 from tasks.registry.git_snapshot import Source, snapshot
@@ -108,10 +106,11 @@ def _record(run: Run, begun_with: Source | None) -> str | None:
 
 def _show(run: Run) -> None:
     """Show the result, the verdict first."""
-    verdict = decide(_summary(run), read_latencies(run.workspace), run.settings.promote)
+    summary = _summary(run)
+    verdict = decide(summary, read_latencies(run.workspace), run.settings.promote)
     sys.stdout.write(f"{as_words(verdict)}\n\n{as_text(_lines(run))}\n\n")
     for what, place in (
-        ("stopped because", _summary(run)["stopped_because"]),
+        ("stopped because", summary["stopped_because"]),
         ("pruned model", run.workspace.folder("dense")),
         ("ONNX file", run.workspace.folder("onnx") / "model.onnx"),
         ("report", run.workspace.folder("report") / "report.html"),

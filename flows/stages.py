@@ -149,7 +149,10 @@ FLOWS: dict[str, command.FlowFunction] = {
     "report": report,
 }
 
+COMMANDS: dict[str, command.FlowFunction] = {CODE: code, **FLOWS}
+"""What `python -m flows.<name>` runs: the stages, and what tells DVC about all of them."""
+
 
 def run(name: str) -> None:
     """Be the command of a stage, or of what tells DVC about all of them."""
-    command.main(name, code if name == CODE else FLOWS[name], SUMMARIES[name])
+    command.main(name, COMMANDS[name], SUMMARIES[name])

@@ -63,7 +63,7 @@ stage_argument = click.argument("stage", type=_Stage(), shell_complete=_complete
     help=f"Where everything is written.  [default: {WORKSPACE}; of a trial: trials/NAME]",
 )
 @click.option("--no-commit", is_flag=True, help="Leave DVC alone.")
-@click.option("--prefect", is_flag=True, help="Run in Prefect's engine, for its pages.")
+@prefect_option
 @debug_option
 def run(
     stage: str | None,
@@ -81,9 +81,9 @@ def run(
     watch_signals("run")
     from flows import command
 
-    options = Namespace(params=params, workspace=workspace or WORKSPACE, no_commit=no_commit, debug=debug)
-    options.prefect = prefect
-    options.prefect = prefect
+    options = Namespace(
+        params=params, workspace=workspace or WORKSPACE, no_commit=no_commit, prefect=prefect, debug=debug
+    )
     if changes:
         from tasks.config.overrides import trial_workspace
 
@@ -94,15 +94,14 @@ def run(
             from flows.frontier import begin_trial
 
             options.params = begin_trial(params, changes, options.workspace)
-        if stage == CODE:
-            from flows.stages import code
-
-            command.run_flow(code, options)
-        else:
+        if stage is None:
             from flows.compress import compress_what_changed
-            from flows.stages import FLOWS
 
-            command.run_flow(compress_what_changed if stage is None else FLOWS[stage], options)
+            command.run_flow(compress_what_changed, options)
+        else:
+            from flows.stages import COMMANDS
+
+            command.run_flow(COMMANDS[stage], options)
 
     command.execute("secateur run", options, action)
 
