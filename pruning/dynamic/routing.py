@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.errors import ModelError
+from pruning.evaluation import restored_modes
 from pruning.graph.axes import leaves
 from pruning.graph.groups import Group, Groups
 from pruning.plan.constraints import Entry, groups_in
@@ -144,15 +145,12 @@ def _run(groups: Groups) -> dict[str, _Read]:
         for path, module in groups.model.named_modules()
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
     ]
-    modes = [(module, module.training) for module in groups.model.modules()]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), restored_modes(groups.model):
             groups.model.eval()(torch.cat([example[:1]] * _SAMPLES))
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes:
-            module.training = training
     return reads
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pruning.evaluation import restored_modes
 from pruning.graph.computed_sizes import Calls
 
 OnModule = Callable[[str, str, Any], None]
@@ -77,18 +78,16 @@ def in_mode(model: nn.Module, training: bool, *, small_batches: bool = True) -> 
         training: Which of the two.
         small_batches: Let norms take statistics of one value, which is no error where nothing is computed.
     """
-    modes = [(module, module.training) for module in model.modules()]
     functional: Any = nn.functional
     verify = functional._verify_batch_size
     if small_batches:
         functional._verify_batch_size = lambda _size: None
-    model.train(training)
     try:
-        yield
+        with restored_modes(model):
+            model.train(training)
+            yield
     finally:
         functional._verify_batch_size = verify
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager

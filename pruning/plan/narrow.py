@@ -22,6 +22,7 @@ from pruning.plan.masks import apply_masks, groups_for, keep_removed
 from pruning.plan.plan import Plan
 from pruning.plan.slicing import rebuild
 from pruning.plan.verification import (
+    TOLERANCE,
     attempt,
     difference_beyond_rounding,
     difference_elsewhere,
@@ -29,8 +30,6 @@ from pruning.plan.verification import (
     hold_values,
     relative_difference,
 )
-
-TOLERANCE = 1e-4
 
 
 def narrow(

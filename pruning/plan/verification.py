@@ -24,8 +24,12 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from pruning.containers import Inputs, as_call, outputs_in, with_tensors
 from pruning.errors import pass_on
+from pruning.evaluation import restored_modes
 from pruning.graph.dispatch import examples_of
 from pruning.graph.module_copy import copy_whole
+
+TOLERANCE = 1e-4
+"""Largest relative difference, in float32, of two models that count as the same."""
 
 _DRAWS = 3  # of moved parameters
 _ROUNDINGS = 10.0
@@ -43,18 +47,14 @@ def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     Raises:
         ModelError: They hold none, or the inputs can't be copied.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     found: list[Tensor] = []
-    try:
+    with restored_modes(model):
+        model.eval()
         for example in examples_of(inputs):
             args, kwargs = with_tensors(as_call(example), lambda tensor: tensor.detach().clone())
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 found += outputs_in(model, model(*args, **kwargs), by_value=True)
-    finally:
-        for module, training in modes:
-            module.training = training
     return found
 
 
@@ -262,7 +262,7 @@ def resizings(example: Inputs) -> Iterator[Iterator[Inputs]]:
 def difference_elsewhere(expected: nn.Module, found: nn.Module, example: Inputs) -> tuple[float, str, int]:
     """Compare two models on inputs of all other sizes that the first one takes.
 
-    A difference above 1e-4 that is rounding counts as none.
+    A difference above `TOLERANCE` that is rounding counts as none.
 
     Returns:
         The largest relative difference, infinite where the second model fails; the shapes of the inputs that show it;
@@ -277,7 +277,7 @@ def difference_elsewhere(expected: nn.Module, found: nn.Module, example: Inputs)
         tried += 1
         narrowed = attempt(outputs_of, found, inputs)
         difference = inf if narrowed is None else relative_difference(outputs, narrowed)
-        if difference > 1e-4:
+        if difference > TOLERANCE:
             difference = min(difference, difference_beyond_rounding(expected, found, inputs))
         if difference > worst:
             worst, where = difference, _shapes(inputs)

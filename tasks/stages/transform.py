@@ -14,7 +14,7 @@ from pruning.errors import VerificationError
 from pruning.evaluation import TensorSamples, restored_modes
 from pruning.plan.masks import keep_removed
 from pruning.plan.narrow import expand
-from pruning.plan.verification import relative_difference
+from pruning.plan.verification import TOLERANCE, relative_difference
 from tasks.config.schema import Settings
 from tasks.data import read_description, read_split
 from tasks.determinism import begin
@@ -24,7 +24,6 @@ from tasks.workspace import Workspace, write_json
 
 FOLDER = "dense"
 EQUIVALENCE = "equivalence.json"
-TOLERANCE = 1e-4
 _NUM_GATED = 32  # samples whose choices are carried out one by one
 
 log = logging.getLogger("secateur")
