@@ -21,7 +21,7 @@ from pathlib import Path
 HOST = "127.0.0.1"
 _PATIENCE_S = 3.0
 _POLL_S = 0.1
-_LOG = Path("logs", "own-server.log")
+_LOG = Path("logs", "temporary-server.log")
 
 log = logging.getLogger("secateur")
 

@@ -80,7 +80,7 @@ MOMENTS: tuple[tuple[str, float | str, signal.Signals], ...] = (
     ("imports begin", 0.0, signal.SIGTERM),
     ("imports go on", 2.0, signal.SIGINT),
     ("settings are checked", "write artifacts/.probe", signal.SIGTERM),
-    ("temporary server starts", "own_server.py", signal.SIGTERM),
+    ("temporary server starts", "temporary_server.py", signal.SIGTERM),
     ("data are prepared", "rename data", signal.SIGTERM),
     ("baseline is trained", "write artifacts/.training.unfinished", signal.SIGTERM),
     ("sensitivities are measured", "write artifacts/.analysis.unfinished", signal.SIGINT),
