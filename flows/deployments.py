@@ -12,11 +12,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from flows import compress as pipeline
+from flows.cleanup import cleanup as cleanup_flow
 from flows.prefect_adapter import body_of, flow, send_event, use_prefect
 from flows.promote import promote as promote_flow
 from flows.restore import restore as restore_flow
 from flows.rollback import rollback as rollback_flow
-from flows.tidy import tidy as tidy_flow
 from tasks.config.overrides import DEFAULT_PARAMS, SettingsFile, Trial, accept
 from tasks.config.schema import load
 from tasks.file_cache import holding
@@ -79,12 +79,12 @@ def restore(version: Number | None = None, alias: Literal["candidate", "producti
     body_of(restore_flow)(str(into), number, alias, params=str(DEFAULT_PARAMS))
 
 
-@flow(name="tidy", typed=True)
-def tidy(cache: Cache = False, dry_run: DryRun = False) -> None:
-    """Remove trials and runs that are older than `tidy.keep_days`; never what a version in the registry needs.
+@flow(name="cleanup", typed=True)
+def cleanup(cache: Cache = False, dry_run: DryRun = False) -> None:
+    """Remove trials and runs that are older than `cleanup.keep_days`; never what a version in the registry needs.
 
     Args:
         cache: Also remove from DVC's cache what no commit, no version and not the folder itself needs.
         dry_run: Only say what would be removed.
     """
-    body_of(tidy_flow)(cache=cache, dry_run=dry_run)
+    body_of(cleanup_flow)(cache=cache, dry_run=dry_run)

@@ -8,6 +8,6 @@ from secateur.precedence import find_own_packages_first
 
 find_own_packages_first()
 
-from flows.deployments import compress, promote, restore, rollback, tidy
+from flows.deployments import cleanup, compress, promote, restore, rollback
 
-__all__ = ["compress", "promote", "restore", "rollback", "tidy"]
+__all__ = ["cleanup", "compress", "promote", "restore", "rollback"]

@@ -83,9 +83,9 @@ def restore(
 @prefect_option
 @debug_option
 def cleanup(cache: bool, dry_run: bool, params: Path, prefect: bool, debug: bool) -> None:
-    """Remove trials and runs that are older than tidy.keep_days; never what a version needs."""
+    """Remove trials and runs that are older than cleanup.keep_days; never what a version needs."""
     watch_signals("cleanup")
-    from flows.tidy import main
+    from flows.cleanup import main
 
     flags = {"--cache": cache, "--dry-run": dry_run}
     main([*_given(debug, prefect, params=params), *(flag for flag, is_given in flags.items() if is_given)])

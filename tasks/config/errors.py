@@ -93,6 +93,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 RENAMED = {
+    "tidy": "cleanup",
     "data.arguments": "kwargs",
     "model.arguments": "kwargs",
     "training.augment.arguments": "kwargs",

@@ -205,8 +205,8 @@ class Promote(Section):
     """Whether a person has to say yes, on Prefect's page or by --approve."""
 
 
-class Tidy(Section):
-    """What `flows.tidy` removes."""
+class Cleanup(Section):
+    """What `secateur cleanup` removes."""
 
     keep_days: StrictInt = Field(default=30, ge=0, le=36500)
     """Age in days from which trials, frontier workspaces and runs that no version came from are removed."""
@@ -246,7 +246,7 @@ class Settings(Section):
     export: Export = Export()
     benchmark: Benchmark = Benchmark()
     tracking: Tracking = Tracking()
-    tidy: Tidy = Tidy()
+    cleanup: Cleanup = Cleanup()
     machine: Machine = Machine()
     frontier: Frontier = Frontier()
     promote: Promote = Promote()
@@ -277,7 +277,7 @@ class Settings(Section):
     @property
     def unlike_default(self) -> dict[str, Any]:
         """What differs from the default among the settings that shape a model or judge it."""
-        spared = {"machine", "tracking", "tidy", "frontier"}
+        spared = {"machine", "tracking", "cleanup", "frontier"}
         return self.model_dump(mode="json", exclude_defaults=True, exclude=spared)
 
     @model_validator(mode="after")

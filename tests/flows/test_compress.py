@@ -151,7 +151,7 @@ def test_schedule_trains_registers_and_promotes_and_does_nothing_where_nothing_c
         for name, unknown in (
             ("promote", "approve"),
             ("restore", "into"),
-            ("tidy", "keep_days"),
+            ("cleanup", "keep_days"),
             ("rollback", "params"),
         ):
             status, answer = here.start(name, parameters={unknown: 1})

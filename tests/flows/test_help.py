@@ -22,7 +22,7 @@ COMMANDS = [
         and "__main__" in path.read_text(encoding="utf-8")
     ),
 ]
-WITHOUT_WORKSPACE = ("pages", "rollback", "serve", "tidy", "worker")
+WITHOUT_WORKSPACE = ("cleanup", "pages", "rollback", "serve", "worker")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

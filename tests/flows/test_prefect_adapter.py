@@ -10,7 +10,7 @@ from tasks.environment import REPOSITORY
 
 ALONE = """
 import sys
-from flows import compress, frontier, promote, restore, rollback, stages, tidy
+from flows import cleanup, compress, frontier, promote, restore, rollback, stages
 from flows.prefect_adapter import ProgressBar, body_of, call_as_task, flow, publish_table, run_id
 
 @flow(name="own")
@@ -30,7 +30,7 @@ from flows.prefect_adapter import uses_prefect
 import prefect
 
 assert uses_prefect()
-assert all(isinstance(getattr(deployed, name), prefect.Flow) for name in ("compress", "promote", "restore", "tidy"))
+assert all(isinstance(getattr(deployed, name), prefect.Flow) for name in ("cleanup", "compress", "promote", "restore"))
 assert body_of(deployed.compress) is not deployed.compress
 """
 

@@ -1,4 +1,4 @@
-"""Four versions by the deployments, on real servers and a real worker: promoted, rolled back, tidied up, restored."""
+"""Four versions by the deployments, on real servers and a real worker: promoted, rolled back, cleaned up, restored."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def settings_of(version: int) -> Change:
             target={"mac_reduction": 0.2 + 0.15 * version}, iterations=1, recipes=[], max_accuracy_drop=0.9
         )
         settings["promote"].update(max_accuracy_drop=0.9)
-        settings["tidy"] = {"keep_days": 0}
+        settings["cleanup"] = {"keep_days": 0}
 
     return change
 
@@ -61,7 +61,7 @@ def in_production(clone: Clone) -> list[Any]:
     return clone.recorded("select version from registered_model_aliases where alias = 'production'")
 
 
-def test_version_1_comes_back_after_three_more_a_rollback_and_tidying_up(
+def test_version_1_comes_back_after_three_more_a_rollback_and_a_cleanup(
     new_clone: Callable[[], Clone], project_writer: Callable[..., Path]
 ) -> None:
     clone = new_clone()
@@ -86,7 +86,7 @@ def test_version_1_comes_back_after_three_more_a_rollback_and_tidying_up(
         trial = clone.root / "trials/old/params.yaml"
         trial.parent.mkdir(parents=True)
         trial.write_text("{}", encoding="utf-8")
-        ask_for(here, "tidy", cache=True)
+        ask_for(here, "cleanup", cache=True)
         assert not trial.exists()
         _, left = here.ask("flow_runs/filter", {})
         ended = [run["state_type"] for run in left if run["state_type"] != "SCHEDULED"]

@@ -34,6 +34,7 @@ FAULTS: list[tuple[Callable[[Settings], object], str]] = [
         "prune.creterion: unknown setting 'creterion'; did you mean 'criterion'",
     ),
     (lambda s: s.update(prun={}), "prun: unknown setting 'prun'; did you mean 'prune'"),
+    (lambda s: s.update(tidy={"keep_days": 1}), "was written for an earlier version:\n  tidy is called cleanup now"),
     (lambda s: s["prune"].update(criterion="l3_norm"), "unknown criterion 'l3_norm'; did you mean 'l"),
     (lambda s: s["prune"].update(schedule="cubik"), "unknown choice 'cubik'; did you mean 'cubic'"),
     (lambda s: s["prune"].update(target={"mac_reduction": 1.5}), "prune.target.mac_reduction: found 1.5"),

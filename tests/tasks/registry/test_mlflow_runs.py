@@ -106,7 +106,7 @@ def test_settings_are_parameters_and_what_only_stops_is_a_tag(tracked: Tracked) 
     assert data.tags["prune.max_attempts"] == "12"
     sections = {name.partition(".")[0] for name in data.params}
     assert {"run", "data", "model", "training", "baseline", "prune"} <= sections
-    assert not sections & {"tracking", "promote", "tidy", "machine", "frontier", "export", "benchmark"}
+    assert not sections & {"tracking", "promote", "cleanup", "machine", "frontier", "export", "benchmark"}
 
 
 def test_pictures_plan_and_ledger_are_artifacts(tracked: Tracked) -> None:

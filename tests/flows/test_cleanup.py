@@ -1,4 +1,4 @@
-"""Tidying up by the settings that it was given."""
+"""Cleaning up by the settings that it was given."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flows import command
-from flows.tidy import main
+from flows.cleanup import main
 
 Writer = Callable[..., Path]
 
@@ -21,7 +21,7 @@ def old_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project_writer: W
     """A trial of 31 days, in a project whose params.yaml keeps them for 30 days and keep.yaml for ever."""
     monkeypatch.chdir(tmp_path)
     for name, days in (("params.yaml", 30), ("keep.yaml", 10_000)):
-        project_writer(tmp_path, lambda s, days=days: s.update(tidy={"keep_days": days}), name)
+        project_writer(tmp_path, lambda s, days=days: s.update(cleanup={"keep_days": days}), name)
     trial = tmp_path / "trials" / "old"
     trial.mkdir(parents=True)
     then = time.time() - 31 * 24 * 3600
@@ -43,7 +43,7 @@ def test_settings_that_cannot_be_heeded_are_one_message_and_nothing_goes(
     with pytest.raises(SystemExit) as ended:
         main(options)
     assert ended.value.code == command.FAULT
-    assert capsys.readouterr().err.count("tidy: ") == 1
+    assert capsys.readouterr().err.count("cleanup: ") == 1
     assert old_trial.exists()
 
 
