@@ -58,7 +58,7 @@ def make_project(
         if weights is not None and not weights.is_file():
             raise SettingsError(f"there is no file {weights} in {Path.cwd()}; expected the weights of the model")
         _look(Source(model, data, weights=weights), say)
-        written = _contents(model, data, weights)
+        written = project_files(model, data, weights)
         there = [name for name, content in written.items() if Path(name).exists() and Path(name).read_text() != content]
         if there and not force:
             raise SettingsError(
@@ -86,7 +86,8 @@ def _look(source: Source, say: Callable[[str], None]) -> None:
     say(f"prunable    {found.prunable_macs:.1%} of the MACs, {found.prunable_parameters:.1%} of the parameters at most")
 
 
-def _contents(model: str, data: str, weights: Path | None) -> dict[str, str]:
+def project_files(model: str, data: str, weights: Path | None) -> dict[str, str]:
+    """Return the files that `secateur init` writes in the current folder: name -> content."""
     templates = files("secateur") / "templates"
     values = {
         "model": model,
