@@ -12,7 +12,7 @@ from zoo.models import resnet20
 
 torch.manual_seed(0)
 data = digits()
-model = resnet20(input_shape=data.input_shape, num_classes=data.num_classes)
+model = resnet20(input_shape=(1, 8, 8), num_classes=10)
 example = data.train.inputs[:2]
 
 
