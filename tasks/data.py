@@ -16,6 +16,7 @@ from torch import Tensor
 from pruning.errors import DataError
 from pruning.io.atomic import replace_file
 from pruning.io.json_files import read_bytes
+from tasks.command_line import command_line
 from tasks.workspace import Workspace, contents, write_json
 from zoo.datasets.splits import Samples, Splits
 
@@ -159,7 +160,7 @@ def save_answers(answers: Mapping[Split, Tensor], folder: Path) -> None:
 
 
 def _mend(path: Path, maker: str) -> str:
-    return f"delete {path.parent} and run `python -m flows.{maker}` again"
+    return f"delete {path.parent} and run {command_line(f'run {maker}')} again"
 
 
 def _read_tensors(path: Path, maker: str, *names: str) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict  # pydantic reads those of `typing` from
 from pruning.errors import CheckpointError, WorkspaceError
 from pruning.io.atomic import put_all_back, put_back, replace_file, writing
 from pruning.io.json_files import read_json
+from tasks.command_line import command_line
 
 __all__ = [
     "DEFAULT_ROOT",
@@ -123,11 +124,11 @@ class Workspace:
             WorkspaceError: It isn't there or is damaged.
         """
         path = self.folder(folder) / name
-        mend = f"delete {path.parent} and run `python -m flows.{maker}` again"
+        mend = f"delete {path.parent} and run {command_line(f'run {maker}')} again"
         try:
             return read_json(path, form, error=WorkspaceError, mend=mend)
         except FileNotFoundError:
-            raise WorkspaceError(f"{path} isn't there; run `python -m flows.{maker}` first") from None
+            raise WorkspaceError(f"{path} isn't there; run {command_line(f'run {maker}')} first") from None
 
 
 def _is_foreign(folder: Path) -> bool:
@@ -178,7 +179,7 @@ def contents(folder: Path, maker: str) -> Mapping[str, str]:
     """
     record = _read_record(folder)
     if record is None:
-        raise WorkspaceError(f"{folder} isn't there or unfinished; run `python -m flows.{maker}` first")
+        raise WorkspaceError(f"{folder} isn't there or unfinished; run {command_line(f'run {maker}')} first")
     return record["files"]
 
 

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pruning.allocation.schedule import Attempt, Outcome, ScheduleSettings, Stop, next_step
 from pruning.errors import WorkspaceError
 from pruning.io.json_files import parse_json, read_bytes
+from tasks.command_line import command_line
 from tasks.fingerprint import changes
 from tasks.models import ModelMetrics
 from tasks.workspace import RECORD, Json, digest, write_json
@@ -151,7 +152,7 @@ def read_ledger(root: Path) -> Ledger:
     try:
         content = read_bytes(path, error=WorkspaceError, mend=mend)
     except FileNotFoundError:
-        raise WorkspaceError(f"{path} isn't there; run `python -m flows.prune` first") from None
+        raise WorkspaceError(f"{path} isn't there; run {command_line('run prune')} first") from None
     found = parse_json(content, _Stored, source=str(path), error=WorkspaceError, mend=mend)
     body = parse_json(content, dict[str, Any], source=str(path), error=WorkspaceError, mend=mend)
     if body.pop("digest") != digest(body):

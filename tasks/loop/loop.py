@@ -10,6 +10,7 @@ from typing_extensions import TypedDict  # pydantic reads those of `typing` from
 from pruning.allocation.schedule import Attempt, ScheduleSettings, Stop
 from pruning.errors import DataError, WorkspaceError
 from pruning.io.checkpoint import check_checkpoint
+from tasks.command_line import command_line
 from tasks.config.prune_schema import Kind
 from tasks.config.schema import Settings
 from tasks.data import read_description
@@ -89,8 +90,8 @@ def open_loop(settings: Settings, workspace: Workspace) -> Loop:
     if trains_on_others and not settings.prune.allow_other_data:
         raise DataError(
             f"the baseline learned from the data {meta['data_fingerprint'][:12]}…, the workspace holds "
-            f"{data.fingerprint[:12]}…; fine-tuning has to see the same data. Run `python -m flows.baseline` again, or "
-            "set prune.allow_other_data if it is meant"
+            f"{data.fingerprint[:12]}…; fine-tuning has to see the same data. Run "
+            f"{command_line('run baseline')} again, or set prune.allow_other_data if it is meant"
         )
     baseline = measured_in(meta, folder)
     schedule = settings.prune.schedule_for(goals_of(settings.prune.target, baseline, baseline_ms(workspace)).total)

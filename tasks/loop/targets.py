@@ -15,6 +15,7 @@ from pruning.errors import SettingsError
 from pruning.io.onnx import export_onnx
 from pruning.latency.measure import measure_latency, runtime_here
 from pruning.latency.profile import Profiles
+from tasks.command_line import command_line
 from tasks.config.prune_schema import Target
 from tasks.config.schema import Settings
 from tasks.loop.measurements import latency_cost
@@ -67,7 +68,7 @@ def goals_of(target: Target, baseline: ModelMetrics, baseline_ms: float | None) 
     if target.names_latency and baseline_ms is None:
         raise SettingsError(
             "prune.target names a latency, but there is no profile to predict it from; give profile.batch_sizes, or a "
-            "profile.path (the log of `python -m flows.profile` says why none could be measured)"
+            f"profile.path (the log of {command_line('run profile')} says why none could be measured)"
         )
     if target.latency_ms is not None and baseline_ms is not None:
         asked["latency_ms"] = 1 - target.latency_ms / baseline_ms

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pruning.errors import WorkspaceError
 from pruning.io.json_files import MOST_BYTES, JsonError, checked_json, parse_json
+from tasks.command_line import command_line
 from tasks.config.schema import Settings
 from tasks.registry.manifest import FILE, PATCH, Record
 from tasks.registry.mlflow_artifacts import Artifacts
@@ -59,7 +60,7 @@ def find(settings: Settings, *, alias: str | None = None, number: str | None = N
     if found is None:
         what = f"version with the alias {alias!r}" if alias is not None else f"version {number}"
         known = [version.number for version in versions(settings)]
-        there = f"there are: {', '.join(known)}" if known else "none is registered; run `python -m flows.compress`"
+        there = f"there are: {', '.join(known)}" if known else f"none is registered; run {command_line('run')}"
         raise WorkspaceError(f"the model {settings.tracking.model_name!r} has no {what}; {there}")
     return found
 
@@ -141,8 +142,7 @@ def read_record(settings: Settings, version: Version) -> Record:
 def _read_record(settings: Settings, version: Version, into: Path) -> tuple[Record, Artifacts]:
     if RECORD_HASH not in version.tags:
         raise WorkspaceError(
-            f"version {version.number} was registered without a record; run `python -m flows.compress` with its "
-            "settings"
+            f"version {version.number} was registered without a record; run {command_line('run')} with its settings"
         )
     expected, onnx_hash = (_hash_in(version, tag) for tag in (RECORD_HASH, ONNX_HASH))
     place = record_place(onnx_hash)

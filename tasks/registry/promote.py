@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pruning.errors import WorkspaceError
 from pruning.io.onnx import open_session
+from tasks.command_line import command_line
 from tasks.config.schema import Settings
 from tasks.registry import mlflow_models
 from tasks.registry.compare import measure_side_by_side
@@ -90,8 +91,8 @@ def examine(settings: Settings, workspace: Workspace) -> Case | None:
         return None
     if ROLLED_BACK in candidate.tags:
         reason = (
-            f"it was rolled back on {candidate.tags[ROLLED_BACK]}; put it back by hand with `python -m flows.rollback "
-            f"--version {candidate.number}` if that is meant"
+            f"it was rolled back on {candidate.tags[ROLLED_BACK]}; put it back by hand with "
+            f"{command_line(f'rollback --version {candidate.number}')} if that is meant"
         )
         return Case(candidate.number, instead_of, (), (reason,))
     new, old, pairs = measure_side_by_side(settings, workspace, candidate, production)

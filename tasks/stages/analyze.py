@@ -22,6 +22,7 @@ from pruning.importance import find_criterion, order_channels
 from pruning.io.atomic import replace_file
 from pruning.io.json_files import read_json
 from pruning.statistics.collect import collect
+from tasks.command_line import command_line
 from tasks.config.schema import Settings
 from tasks.data import read_description, read_split, spread
 from tasks.determinism import begin
@@ -185,7 +186,7 @@ class _Bench:
 
     @property
     def _mend(self) -> str:
-        return f"delete {self.place.parent} and run `python -m flows.analyze` again"
+        return f"delete {self.place.parent} and run {command_line('run analyze')} again"
 
 
 _benches: list[_Bench] = []  # at most one: what this process has loaded for the parts that it is given

@@ -18,6 +18,7 @@ from pruning.dynamic.gates import GatedModel
 from pruning.errors import WorkspaceError
 from pruning.latency.measure import Latency, measure_latency, runtime_here
 from pruning.latency.profile import LatencyCost, Profiles
+from tasks.command_line import command_line
 from tasks.config.schema import Settings
 from tasks.data import read_description, read_inputs
 from tasks.determinism import begin
@@ -110,7 +111,7 @@ def read_latencies(workspace: Workspace) -> list[tuple[Row, Row]]:
         path = workspace.folder(FOLDER) / FILE
         raise WorkspaceError(
             f"{path} is damaged: its rows aren't pairs of {' and '.join(MODELS)}; delete {path.parent} and run "
-            "`python -m flows.benchmark` again"
+            f"{command_line('run benchmark')} again"
         )
     return pairs
 
@@ -149,9 +150,10 @@ def _say(baseline: Json, dense: Json) -> None:
         log.warning(
             "benchmark: batch %d, threads %d: the dense model takes %.2f of the baseline's latency where %.2f was "
             "predicted. If the machine was busy, measure again; else have the profile made anew: delete its folder and "
-            "run `python -m flows.profile`",
+            "run %s",
             dense["batch_size"],
             dense["threads"],
             measured,
             predicted,
+            command_line("run profile"),
         )

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pruning.dynamic.gates import GatedModel
 from pruning.errors import ExportError, WorkspaceError
 from pruning.io.onnx import TOLERANCE, Parity, check_parity, export_onnx
+from tasks.command_line import command_line
 from tasks.config.schema import Settings
 from tasks.data import read_description, read_inputs
 from tasks.determinism import begin
@@ -66,6 +67,6 @@ def read_parities(workspace: Workspace) -> dict[str, Parity]:
         path = workspace.folder(FOLDER) / PARITY
         raise WorkspaceError(
             f"{path} is damaged: it lacks {', '.join(sorted(lacking))}; delete {path.parent} and run "
-            "`python -m flows.export` again"
+            f"{command_line('run export')} again"
         )
     return found

@@ -70,7 +70,7 @@ def test_unwritable_workspace_is_one_message(write_params: Write, capsys: Any) -
 
 def test_stage_before_its_turn_names_the_one_to_run(write_params: Write, capsys: Any) -> None:
     write_params(None)
-    assert "python -m flows.prepare" in fails(capsys, baseline)
+    assert "secateur run prepare" in fails(capsys, baseline)
 
 
 def test_factory_that_raises_is_named_with_its_arguments(write_params: Write, capsys: Any) -> None:

@@ -96,7 +96,7 @@ def test_what_targets_share_is_taken_over_where_it_is_current(shop: Shop) -> Non
 
 
 def test_target_that_has_not_finished_is_said(shop: Shop) -> None:
-    with pytest.raises(WorkspaceError, match=r"run `python -m flows\.report` first"):
+    with pytest.raises(WorkspaceError, match=r"run `secateur run report` first"):
         read_points({"a": Workspace(Path("frontier/a"))})
     first, second = read_points({"a": shop.workspace})
     assert (first.name, first.costs[MACS], second.name) == (BASELINE, 1.0, "a")

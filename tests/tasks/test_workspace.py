@@ -63,7 +63,7 @@ def test_workspace_on_a_read_only_place_is_one_message() -> None:
 
 
 def test_unfinished_stage_names_the_command_that_finishes_it(tmp_path: Path) -> None:
-    with pytest.raises(WorkspaceError, match=r"python -m flows\.baseline"):
+    with pytest.raises(WorkspaceError, match=r"secateur run baseline"):
         contents(tmp_path / "baseline", "baseline")
 
 
