@@ -1,26 +1,22 @@
 """The flow of each stage: `python -m flows.prepare`, `python -m flows.baseline`, and so on.
 
-The body of a stage is the function of its name, in the first of its modules in `tasks.stage_table`.
+What each does is in `tasks.stage_table`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 
 from flows import command
 from flows.prefect_adapter import BY_DVC, ProgressBar, call_as_task, flow, in_processes, publish_table
-from flows.stage_runner import Body, Making, Run, planned, recorded_end, run_stage, unless_current
-from pruning.allocation.schedule import Attempt
+from flows.stage_runner import Making, Run, planned, recorded_end, run_stage, unless_current
 from pruning.errors import WorkspaceError
 from tasks.fingerprint import tell_dvc
-from tasks.loop.attempt import attempt
 from tasks.loop.ledger import Row
-from tasks.loop.loop import Loop, close_loop, describe, open_loop
+from tasks.loop.loop import Loop
 from tasks.registry.dvc_repo import CODE
-from tasks.stage_table import STAGES, find_stage
+from tasks.stage_table import STAGES, body_of
 from tasks.workspace import locked
 
 log = logging.getLogger("secateur")
@@ -41,17 +37,14 @@ def _make(making: Making) -> None:
 
 
 def _loop(run: Run) -> None:
-    loop = call_as_task(open_loop, "open", run.settings, run.workspace)
     bar = ProgressBar("prune-progress", "share of the target that is reached")
-    bar.update(loop.progress)
-    while isinstance(step := loop.next(), Attempt):
-        name = f"attempt-{step.number + 1}-to-{step.goal:.3f}"
-        row: Row = call_as_task(attempt, name, run.settings, run.workspace, loop.ledger, step, loop.floor)
-        loop.ledger.record(row)
-        log.info("%s", describe(row))
+
+    def watch(loop: Loop, row: Row | None) -> None:
         bar.update(loop.progress)
-        _track(run, loop)
-    close_loop(loop, step, run.workspace)
+        if row is not None:
+            _track(run, loop)
+
+    loop = body_of(NAME)(run.settings, run.workspace, call=call_as_task, watch=watch)
     publish_table("prune-attempts", [_cells(row) for row in loop.ledger.rows], "every attempt of the loop")
 
 
@@ -113,17 +106,12 @@ def code(params: str = "params.yaml", workspace: str = "artifacts", commit: bool
 
 def _flow_of(name: str) -> command.FlowFunction:
     def stage(params: str = "params.yaml", workspace: str = "artifacts", commit: bool = True) -> None:
-        run_stage(name, _body_of(name), params, workspace, commit)
+        body = body_of(name)
+        run_stage(name, partial(body, fan_out=in_processes) if name == "analyze" else body, params, workspace, commit)
 
     stage.__name__ = stage.__qualname__ = name
     stage.__doc__ = SUMMARIES[name]
     return flow(name=name)(stage)
-
-
-def _body_of(name: str) -> Body:
-    """Import a stage's body; only now, so that a stage waits for no other's imports."""
-    body: Callable[..., None] = getattr(import_module(find_stage(name).modules[0]), name)
-    return partial(body, fan_out=in_processes) if name == "analyze" else body
 
 
 prepare = _flow_of("prepare")

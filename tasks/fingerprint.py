@@ -141,7 +141,7 @@ def settings_of(stage: Stage, settings: Settings, spared: frozenset[str] = froze
 def executed(stage: Stage, settings: Settings) -> Json:
     """Return what DVC can't see by itself: modules, versions, files that the settings bring along, and facts."""
     strings = tuple(sorted(set(_strings(settings_of(stage, settings)))))
-    code = derive((code_of, stage.modules, strings), lambda: code_of(stage.modules, strings))
+    code = derive((code_of, stage.module, strings), lambda: code_of((stage.module,), strings))
     files: dict[str, Path | None] = {}
     if "model" in stage.sections:
         files["model.weights"] = settings.model.weights

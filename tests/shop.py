@@ -13,17 +13,12 @@ import onnx
 import pytest
 import yaml
 
-from pruning.allocation.schedule import Attempt
 from pruning.io.atomic import replace_file
 from tasks.config.schema import Settings, load
 from tasks.fingerprint import fingerprint
-from tasks.loop import attempt, measurements
-from tasks.loop import loop as prune
 from tasks.registry import mlflow_client
 from tasks.registry import register as registration
-from tasks.reporting import report
-from tasks.stage_table import STAGES, find_stage
-from tasks.stages import analyze, baseline, benchmark, export, prepare, profile, transform
+from tasks.stage_table import STAGES, body_of, find_stage
 from tasks.workspace import Workspace, is_current, seal
 
 Change = Callable[[dict[str, Any]], object]
@@ -55,13 +50,9 @@ class Shop:
         """Run what isn't current."""
         settings = self.settings
         for stage in STAGES:
-            if is_current(self.workspace.folder(stage.folder), fingerprint(stage, settings, self.workspace)):
-                continue
-            if stage.name == "prune":
-                self._prune(settings)
-            else:
-                BODIES[stage.name](settings, self.workspace)
-            self.seal(stage.name)
+            if not is_current(self.workspace.folder(stage.folder), fingerprint(stage, settings, self.workspace)):
+                body_of(stage.name)(settings, self.workspace)
+                self.seal(stage.name)
 
     def seal(self, name: str) -> None:
         stage = find_stage(name)
@@ -88,25 +79,6 @@ class Shop:
         self.seal("transform")
         replace_file(files / "model.onnx", (files / "baseline.onnx").read_bytes())
         self.same_model_again()
-
-    def _prune(self, settings: Settings) -> None:
-        loop = prune.open_loop(settings, self.workspace)
-        while isinstance(step := loop.next(), Attempt):
-            loop.ledger.record(attempt.attempt(settings, self.workspace, loop.ledger, step, loop.floor))
-        prune.close_loop(loop, step, self.workspace)
-
-
-BODIES: dict[str, Callable[[Settings, Workspace], None]] = {
-    "prepare": prepare.prepare,
-    "baseline": baseline.baseline,
-    "analyze": analyze.analyze,
-    "profile": profile.profile,
-    "measurements": measurements.measurements,
-    "transform": transform.transform,
-    "export": export.export,
-    "benchmark": benchmark.benchmark,
-    "report": report.report,
-}
 
 
 def _small(settings: dict[str, Any]) -> None:

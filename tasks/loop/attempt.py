@@ -21,7 +21,7 @@ from tasks.data import Description, read_description, read_split
 from tasks.determinism import begin
 from tasks.loop.ledger import Ledger, Row
 from tasks.loop.methods import Step, StepContext, take_step
-from tasks.loop.targets import LATENCY, LatencyEstimate, estimate_latency, goals_of
+from tasks.loop.targets import LATENCY, Goals, LatencyEstimate, estimate_latency
 from tasks.models import (
     ModelMetrics,
     augmentation,
@@ -54,13 +54,14 @@ class _Candidate:
     measured: ModelMetrics
 
 
-def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, step: Attempt, floor: float) -> Row:
+def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, goals: Goals, step: Attempt, floor: float) -> Row:
     """Go from the last accepted model to the step's goal, and judge.
 
     Args:
         settings: Of the run.
         workspace: An accepted attempt's checkpoint is written into it.
         ledger: What came before; not changed.
+        goals: What the target comes to.
         step: Number and goal of this attempt.
         floor: The lowest accuracy on the validation set that is accepted.
 
@@ -80,7 +81,10 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, step: Atte
     start = _start(settings, workspace, data, example)
     try:
         reference = teacher if settings.prune.reversible else model
-        taken = take_step(StepContext(settings, workspace, ledger, step.goal, model, plan, example, reference, start))
+        asked = goals.at(step.goal)
+        taken = take_step(
+            StepContext(settings, workspace, ledger, step.goal, asked, model, plan, example, reference, start)
+        )
     except TargetError as error:
         reached = last.reached if last else 0.0
         return Row(attempt=step.number, goal=step.goal, reached=reached, accepted=False, refused=str(error))
@@ -104,20 +108,22 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, step: Atte
         return Row(attempt=step.number, goal=step.goal, reached=reached, accepted=False, failed=failed)
     best = max(candidates, key=lambda one: (one.measured.accuracy, -one.measured.loss))
     accepted = best.measured.accuracy >= floor - _ROUNDING
-    measured = accepted and settings.prune.measure_latency
-    quickness = estimate_latency(best.model, teacher, settings, workspace, example, measured=measured)
+    latency = None
+    if goals.name_latency:
+        measured = accepted and settings.prune.measure_latency
+        latency = estimate_latency(best.model, teacher, settings, workspace, example, measured=measured)
     row = Row(
         attempt=step.number,
         goal=step.goal,
-        reached=_reached(taken, best.measured, quickness, step, ledger, settings),
+        reached=_reached(taken, best.measured, latency, step, ledger, goals),
         accepted=accepted,
         measured=best.measured,
         recipe=best.recipe,
         recipes={one.recipe: one.measured.accuracy for one in candidates},
         failed=failed,
         unrounded=dict(taken.unrounded) if taken.unrounded else None,
-        predicted_ms=quickness.predicted_ms if quickness else None,
-        latency_ratio=quickness.ratio if quickness else None,
+        predicted_ms=latency.predicted_ms if latency else None,
+        latency_ratio=latency.ratio if latency else None,
     )
     if not accepted:
         return row
@@ -149,20 +155,17 @@ def _as_it_is(settings: Settings, workspace: Workspace, taken: Step, example: Te
 def _reached(
     taken: Step,
     measured: ModelMetrics,
-    quickness: LatencyEstimate | None,
+    latency: LatencyEstimate | None,
     step: Attempt,
     ledger: Ledger,
-    settings: Settings,
+    goals: Goals,
 ) -> float:
     if taken.reached is not None:
         return taken.reached
-    reductions, whole_ms = measured.reduction_from(ledger.baseline), None
-    if quickness is not None:
-        whole_ms = quickness.predicted_ms / quickness.predicted_share
-    goals = goals_of(settings.prune.target, ledger.baseline, whole_ms)
-    if quickness is not None:
+    reductions = measured.reduction_from(ledger.baseline)
+    if latency is not None:
         asked = goals.at(step.goal)
-        reductions |= {kind: quickness.reduction(asked[kind]) for kind in LATENCY if kind in asked}
+        reductions |= {kind: latency.reduction(asked[kind]) for kind in LATENCY if kind in asked}
     return goals.reached(reductions)
 
 

@@ -1,9 +1,14 @@
-"""The loop's beginning and end; `flows.prune` runs the attempts between them."""
+"""The loop: prune a step, fine-tune, judge, back off, until the target is reached or patience ends.
+
+`prune` is its one driver, the body of the stage: it opens the loop, makes one attempt after another, and closes it.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from typing_extensions import TypedDict  # pydantic reads those of `typing` from Python 3.12 on
 
@@ -15,9 +20,10 @@ from tasks.config.prune_schema import Kind
 from tasks.config.schema import Settings
 from tasks.data import read_description
 from tasks.fingerprint import trajectory
+from tasks.loop.attempt import attempt
 from tasks.loop.ledger import FILE, Ledger, Row, forget_aside, open_ledger
 from tasks.loop.measurements import baseline_ms, read_profile
-from tasks.loop.targets import clock_warning, goals_of
+from tasks.loop.targets import Goals, clock_warning, goals_of
 from tasks.models import example_inputs, load_model, measured_in
 from tasks.sanity_check import sanity_check
 from tasks.training_state import forget
@@ -51,12 +57,14 @@ class Loop:
 
     Attributes:
         ledger: What was tried.
+        goals: What the target comes to, against the baseline.
         schedule: What to try next, as a function of the ledger.
         floor: The lowest accuracy on the validation set that is accepted.
         kind: What kind of pruning it is.
     """
 
     ledger: Ledger
+    goals: Goals
     schedule: ScheduleSettings
     floor: float
     kind: Kind
@@ -70,6 +78,43 @@ class Loop:
         """The share of the target that is reached."""
         accepted = self.ledger.accepted
         return min(1.0, accepted[-1].reached / self.schedule.target) if accepted else 0.0
+
+
+Call = Callable[..., Any]
+"""(function, name, arguments) -> what it returns: as a task of Prefect's, or simply called."""
+
+Watch = Callable[[Loop, Row | None], object]
+"""Is told of the loop when it is open, and after each attempt with its row in the ledger."""
+
+
+def _call(function: Callable[..., Any], _name: str, *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def prune(
+    settings: Settings, workspace: Workspace, *, call: Call = _call, watch: Watch = lambda _loop, _row: None
+) -> Loop:
+    """Run the loop from where its ledger stands to its end.
+
+    Args:
+        settings: Of the run.
+        workspace: The stages before have finished in it.
+        call: Opens the loop and makes each attempt.
+        watch: Is told how it goes. What it raises leaves the loop as a kill would: the next call goes on from there.
+
+    Raises:
+        SecateurError: As `open_loop` and `attempt` do.
+    """
+    loop: Loop = call(open_loop, "open", settings, workspace)
+    watch(loop, None)
+    while isinstance(step := loop.next(), Attempt):
+        name = f"attempt-{step.number + 1}-to-{step.goal:.3f}"
+        row: Row = call(attempt, name, settings, workspace, loop.ledger, loop.goals, step, loop.floor)
+        loop.ledger.record(row)
+        log.info("%s", describe(row))
+        watch(loop, row)
+    close_loop(loop, step, workspace)
+    return loop
 
 
 def open_loop(settings: Settings, workspace: Workspace) -> Loop:
@@ -94,7 +139,8 @@ def open_loop(settings: Settings, workspace: Workspace) -> Loop:
             f"{command_line('run baseline')} again, or set prune.allow_other_data if it is meant"
         )
     baseline = measured_in(meta, folder)
-    schedule = settings.prune.schedule_for(goals_of(settings.prune.target, baseline, baseline_ms(workspace)).total)
+    goals = goals_of(settings.prune.target, baseline, baseline_ms(workspace))
+    schedule = settings.prune.schedule_for(goals.total)
     shaped_by = trajectory(settings, workspace)
     ledger = open_ledger(workspace.folder(FOLDER), digest(shaped_by), baseline, schedule, shaped_by)
     _check(ledger)
@@ -102,7 +148,7 @@ def open_loop(settings: Settings, workspace: Workspace) -> Loop:
         log.warning("prune: %s", warning)
     if ledger.rows:
         log.info("prune: resuming after %d attempts, %d of them accepted", len(ledger.rows), len(ledger.accepted))
-    return Loop(ledger, schedule, baseline.accuracy - settings.prune.max_accuracy_drop, settings.prune.kind)
+    return Loop(ledger, goals, schedule, baseline.accuracy - settings.prune.max_accuracy_drop, settings.prune.kind)
 
 
 def _check(ledger: Ledger) -> None:

@@ -44,7 +44,7 @@ from tasks.config.schema import Settings
 from tasks.data import read_inputs, read_split, spread
 from tasks.loop.ledger import Ledger
 from tasks.loop.measurements import latency_cost, read_curves
-from tasks.loop.targets import LATENCY, goals_of
+from tasks.loop.targets import LATENCY
 from tasks.models import chosen_criterion, loss_and_metric, sparsity_training
 from tasks.progress import shown
 from tasks.workspace import Workspace
@@ -64,6 +64,7 @@ class StepContext:
         workspace: Data and curves lie in it.
         ledger: What came before.
         goal: The reduction to come to, against the baseline.
+        reductions: The same for each kind of target.
         model: The last accepted one, or one of the original's shape where channels may come back; it is left as it is.
         plan: From the original to it.
         example: One sample [1, ...].
@@ -76,6 +77,7 @@ class StepContext:
     workspace: Workspace
     ledger: Ledger
     goal: float
+    reductions: Mapping[str, float]
     model: nn.Module
     plan: Plan
     example: Tensor
@@ -167,18 +169,18 @@ def _targets(context: StepContext, cost: Cost, latency: LatencyCost | None) -> t
 
     A latency longer than predicted by a ratio needs a prediction that is as much shorter.
     """
-    ledger, target = context.ledger, context.settings.prune.target
-    baseline, whole_ms = ledger.baseline, latency.profile.whole_ms if latency and target.names_latency else None
+    ledger, baseline = context.ledger, context.ledger.baseline
     measures: dict[str, tuple[Measure, float]] = {
         "mac_reduction": (cost.macs, baseline.macs),
         "parameter_reduction": (cost.parameters, baseline.parameters),
         "size_bytes": (cost.size_bytes, baseline.size_bytes),
     }
     targets, name, at_most_ms = [], "", float("inf")
-    for kind, reduction in goals_of(target, baseline, whole_ms).at(context.goal).items():
+    for kind, reduction in context.reductions.items():
         called = f"a reduction of {reduction:.4f} ({kind})"
-        if kind in LATENCY and whole_ms is not None:
-            name, at_most_ms = called, (1 - reduction) * whole_ms / ledger.latency_ratio
+        if kind in LATENCY:
+            assert latency is not None, "the loop was opened with a profile"
+            name, at_most_ms = called, (1 - reduction) * latency.profile.whole_ms / ledger.latency_ratio
         else:
             quantity, whole = measures[kind]
             targets.append(Budget(called, quantity, (1 - reduction) * whole))

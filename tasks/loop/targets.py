@@ -42,6 +42,11 @@ class Goals:
         """The loop's last goal."""
         return max(self.asked.values())
 
+    @property
+    def name_latency(self) -> bool:
+        """Whether a latency is among them."""
+        return any(kind in self.asked for kind in LATENCY)
+
     def at(self, goal: float) -> dict[str, float]:
         """Return the reduction of each kind at a goal of the loop."""
         return {kind: goal * (share / self.total) for kind, share in self.asked.items()}
@@ -145,19 +150,17 @@ class LatencyEstimate:
 
 def estimate_latency(
     model: nn.Module, baseline: nn.Module, settings: Settings, workspace: Workspace, example: Tensor, *, measured: bool
-) -> LatencyEstimate | None:
-    """Return a model's latency against the baseline's; None where no latency is asked for.
+) -> LatencyEstimate:
+    """Return a model's latency against the baseline's.
 
     Args:
         model: Narrowed from the baseline.
         baseline: The model before pruning.
-        settings: Name the target.
+        settings: Say how models are exported.
         workspace: The profile lies in it, among the measurements.
         example: One sample [1, ...].
         measured: Whether to measure too; that needs a profile of this machine.
     """
-    if not settings.prune.target.names_latency:
-        return None
     cost = latency_cost(workspace, pruning.find_groups(model, example))
     assert cost is not None, "the loop was opened with a profile"
     runtime, whole_ms = cost.profile.runtime, cost.profile.whole_ms

@@ -13,21 +13,20 @@ import pytest
 from tasks.code_closure import NOT_FOLLOWED, OURS, code_of
 from tasks.environment import REPOSITORY
 from tasks.fingerprint import executed, fingerprint
-from tasks.stage_table import STAGES, find_stage
+from tasks.stage_table import STAGES, body_of, find_stage
 from tasks.workspace import seal
-from tests.shop import BODIES
 from tests.tasks.test_pipeline import make
 
 
 def test_each_stage_depends_on_what_it_computes_with_and_on_nothing_more() -> None:
-    found = {stage.name: set(code_of(stage.modules, ()).modules) for stage in STAGES}
+    found = {stage.name: set(code_of((stage.module,), ()).modules) for stage in STAGES}
     assert "pruning.allocation.schedule" in found["prune"]
     assert "pruning.importance.norms" in found["prune"], "registered by being imported"
     assert not {"pruning.allocation.schedule", "pruning.allocation.selection"} & found["baseline"]
     engine = [name for name in found["prepare"] if name.startswith("pruning.")]
     assert all(name.startswith(("pruning.errors", "pruning.io.")) for name in engine), engine
     for stage, modules in found.items():
-        assert set(find_stage(stage).modules) <= modules
+        assert find_stage(stage).module in modules
         assert not modules & set(NOT_FOLLOWED)
 
 
@@ -39,10 +38,7 @@ def test_a_stage_executes_no_module_that_it_does_not_depend_on(
     monkeypatch.chdir(tmp_path)
     project = make(tmp_path, project_writer, lambda settings: settings["baseline"]["recipe"].update(epochs=1))
     for stage in STAGES:
-        body = (
-            project.prune if stage.name == "prune" else partial(BODIES[stage.name], project.settings, project.workspace)
-        )
-        called = _called(body)
+        called = _called(partial(body_of(stage.name), project.settings, project.workspace))
         seal(project.workspace.folder(stage.folder), fingerprint(stage, project.settings, project.workspace))
         known = set(executed(stage, project.settings)["modules"])
         assert called, stage.name

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,30 +16,30 @@ import pytest
 import torch
 
 import pruning
-from pruning.allocation.schedule import Attempt, Stop
 from pruning.allocation.sensitivity import Sensitivity
 from pruning.errors import VerificationError
 from pruning.plan.narrow import expand
 from tasks.config.schema import Settings, load
 from tasks.data import read_description, read_split
 from tasks.fingerprint import fingerprint, trajectory_fingerprint
-from tasks.loop import attempt
-from tasks.loop import loop as prune
 from tasks.loop.ledger import read_ledger
-from tasks.loop.loop import describe
+from tasks.loop.loop import Loop, describe, prune
 from tasks.loop.measurements import read_curves
 from tasks.models import example_inputs, load_model, make_factory, size_bytes
 from tasks.reporting import report
 from tasks.reporting.tables import as_markdown, as_text, compare, compare_latency
-from tasks.stage_table import NAMES, find_stage
+from tasks.stage_table import NAMES, body_of, find_stage
 from tasks.stages import transform
 from tasks.workspace import Workspace, is_current, seal
-from tests.shop import BODIES
 
 BEFORE_THE_LOOP = NAMES[: NAMES.index("prune")]
 
 WILD = {"name": "wild", "epochs": 2, "learning_rate": 1000.0, "weight_decay": 1000.0, "batch_size": 32}
 """A recipe that diverges."""
+
+
+class _InterruptedError(Exception):
+    """Ends the loop in mid-run, as a kill would."""
 
 
 @dataclass(frozen=True)
@@ -48,20 +49,19 @@ class Project:
     workspace: Workspace
 
     def run(self, name: str) -> None:
-        if name == "prune":
-            self.prune()
-        else:
-            BODIES[name](self.settings, self.workspace)
+        body_of(name)(self.settings, self.workspace)
         stage = find_stage(name)
         seal(self.workspace.folder(stage.folder), fingerprint(stage, self.settings, self.workspace))
 
     def prune(self, most: int = 99) -> None:
-        loop = prune.open_loop(self.settings, self.workspace)
-        while isinstance(step := loop.next(), Attempt) and most:
-            loop.ledger.record(attempt.attempt(self.settings, self.workspace, loop.ledger, step, loop.floor))
-            most -= 1
-        if isinstance(step, Stop):
-            prune.close_loop(loop, step, self.workspace)
+        """Run the loop, which is interrupted after so many attempts."""
+
+        def watch(loop: Loop, _row: object) -> None:
+            if len(loop.ledger.rows) == most:
+                raise _InterruptedError
+
+        with suppress(_InterruptedError):
+            prune(self.settings, self.workspace, watch=watch)
 
     def bytes_of(self, name: str) -> dict[str, bytes]:
         folder = self.workspace.folder(name)

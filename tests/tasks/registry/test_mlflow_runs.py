@@ -11,17 +11,14 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pruning.allocation.schedule import Attempt
 from pruning.errors import WorkspaceError
 from tasks.config.schema import Settings, load
 from tasks.fingerprint import fingerprint
-from tasks.loop import attempt
-from tasks.loop import loop as prune
 from tasks.loop.ledger import Ledger, read_ledger
+from tasks.loop.loop import Loop
 from tasks.registry import mlflow_client, mlflow_runs, register
-from tasks.stage_table import NAMES, find_stage
+from tasks.stage_table import STAGES, body_of
 from tasks.workspace import Workspace, seal
-from tests.shop import BODIES
 
 
 @dataclass(frozen=True)
@@ -46,22 +43,15 @@ def tracked(tmp_path_factory: pytest.TempPathFactory, project_writer: Callable[.
         settings = load(project_writer(root, lambda s: s["prune"].update(iterations=2)))
         workspace = Workspace(Path("elsewhere"))
 
-        def finish(name: str) -> None:
-            stage = find_stage(name)
-            seal(workspace.folder(stage.folder), fingerprint(stage, settings, workspace))
+        def track(loop: Loop, row: object) -> None:
+            if row is not None:
+                mlflow_runs.project(settings, loop.ledger)
 
-        for name in NAMES[: NAMES.index("prune")]:
-            BODIES[name](settings, workspace)
-            finish(name)
-        loop = prune.open_loop(settings, workspace)
-        while isinstance(step := loop.next(), Attempt):
-            loop.ledger.record(attempt.attempt(settings, workspace, loop.ledger, step, loop.floor))
-            run_id = mlflow_runs.project(settings, loop.ledger)
-        prune.close_loop(loop, step, workspace)
-        finish("prune")
-        for name in ("transform", "export", "benchmark", "report"):
-            BODIES[name](settings, workspace)
-            finish(name)
+        for stage in STAGES:
+            body = body_of(stage.name)
+            body(settings, workspace, **({"watch": track} if stage.name == "prune" else {}))
+            seal(workspace.folder(stage.folder), fingerprint(stage, settings, workspace))
+        run_id = mlflow_runs.project(settings, read_ledger(workspace.folder("iterations")))
         version = register.register(settings, workspace, Path("params.yaml"))
         assert version is not None
         place = mlflow_client.absolute(settings.tracking.uri)
