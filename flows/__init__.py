@@ -21,17 +21,14 @@ if sys.argv[0] == "-m":  # `python -m flows.NAME`, before it is imported: that t
 class _StageCommands(MetaPathFinder, InspectLoader):
     """Finds `flows.NAME` of each stage that has no file of its own, as a module that holds the stage's flow."""
 
-    names = frozenset(
-        f"flows.{name}"
-        for name in (
-            *("code", "prepare", "baseline", "analyze", "profile", "measurements"),
-            *("prune", "transform", "export", "benchmark", "report"),
-        )
-    )
-
     def find_spec(self, fullname: str, _path: object = None, _target: object = None) -> ModuleSpec | None:
         """Return how a stage's module is loaded; None for all others."""
-        if fullname not in self.names:
+        package, _, name = fullname.rpartition(".")
+        if package != "flows":
+            return None
+        from tasks.stage_table import CODE, NAMES
+
+        if name not in (CODE, *NAMES):
             return None
         # `python -m` makes the origin the first of the process's arguments, which DVC reads.
         return spec_from_loader(fullname, self, origin=str(Path(__file__).with_name("stages.py")))
@@ -39,7 +36,7 @@ class _StageCommands(MetaPathFinder, InspectLoader):
     def get_source(self, fullname: str) -> str:
         """Return the text of a stage's module."""
         name = fullname.removeprefix("flows.")
-        return f'from flows.stages import {name}, run\n\nif __name__ == "__main__":\n    run("{name}")\n'
+        return f'from flows.stages import run\n\nif __name__ == "__main__":\n    run("{name}")\n'
 
 
 sys.meta_path.insert(0, _StageCommands())

@@ -12,10 +12,9 @@ from flows import signals
 from flows.prefect_adapter import use_prefect
 from pruning.errors import SecateurError, TargetError
 from tasks.config.overrides import DEFAULT_PARAMS
-from tasks.config.schema import load
 from tasks.file_cache import holding
 from tasks.registry.dvc_repo import inside_dvc
-from tasks.workspace import DEFAULT_ROOT, Workspace
+from tasks.workspace import DEFAULT_ROOT
 
 REFUSED = 1
 FAULT = 2
@@ -26,10 +25,7 @@ log = logging.getLogger("secateur")
 
 
 def main(name: str, run: FlowFunction, summary: str, arguments: Sequence[str] | None = None) -> None:
-    """Run a stage's flow from the command line and end the process.
-
-    Settings and workspace are checked before the engine starts, so that a fault in them costs no waiting.
-    """
+    """Run a stage's flow from the command line and end the process."""
     given = parser(name, summary)
     takes_workspace(given)
     given.add_argument("--no-commit", action="store_true", help="leave DVC alone")
@@ -38,7 +34,7 @@ def main(name: str, run: FlowFunction, summary: str, arguments: Sequence[str] | 
 
 
 def run_flow(run: FlowFunction, options: argparse.Namespace) -> None:
-    """Check settings and workspace, and run a stage's flow or the whole pipeline.
+    """Run a stage's flow or the whole pipeline; settings and workspace are checked before the engine starts.
 
     Args:
         run: The flow.
@@ -48,8 +44,6 @@ def run_flow(run: FlowFunction, options: argparse.Namespace) -> None:
         SettingsError: The settings are wrong.
         WorkspaceError: The workspace can't be written.
     """
-    load(options.params)
-    Workspace(options.workspace).open()
     run(str(options.params), str(options.workspace), _commits(options))
 
 

@@ -6,11 +6,11 @@ import logging
 import sys
 
 from flows import command
-from flows.prefect_adapter import ProgressBar, call_as_task, flow, publish_markdown
+from flows.prefect_adapter import ProgressBar, call_as_flow, call_as_task, publish_markdown
 from flows.stage_runner import Run, planned, recorded_end
-from flows.stages import FLOWS
+from flows.stages import run_as_flow
 from pruning.errors import TargetError
-from tasks.file_cache import edited
+from tasks.file_cache import edited, holding
 from tasks.registry.git_snapshot import Source, snapshot
 from tasks.reporting.tables import Line, Summary, as_markdown, as_text, compare, compare_latency, nothing_accepted
 from tasks.reporting.verdict import as_text as as_words
@@ -23,23 +23,43 @@ from tasks.workspace import locked
 log = logging.getLogger("secateur")
 
 
-@flow(name="compress")
+NAME = "compress"
+SUMMARY = "Run the whole pipeline, from the data to the report."
+
+
 def compress(params: str = "params.yaml", workspace: str = "artifacts", commit: bool = True) -> None:
-    """Run every stage that isn't current, record the result in MLflow, show it.
+    """Run every stage that isn't current, record the result in MLflow, show it: a flow, unless there is nothing to run.
 
     Raises:
         TargetError: No attempt was accepted.
     """
-    run, begun_with = Run.begin(params, workspace, commit), snapshot()
+    with holding():
+        run = Run.begin(params, workspace, commit)
+        if not _nothing_to_run(run):
+            call_as_flow(lambda: _run_all(run), NAME, SUMMARY, params, workspace, commit)
+
+
+def run_pipeline(run: Run) -> None:
+    """Do the same inside the run of another flow.
+
+    Raises:
+        TargetError: No attempt was accepted.
+    """
+    if not _nothing_to_run(run):
+        _run_all(run)
+
+
+def _run_all(run: Run) -> None:
+    begun_with = snapshot()
     with locked(run.workspace):
         with recorded_end(run):
-            _run_stages(run, params, workspace, commit)
+            _run_stages(run)
             _show(run)
             version = call_as_task(_record, "record", run, begun_with)
         _conclude(run, version)
 
 
-def _run_stages(run: Run, params: str, workspace: str, commit: bool) -> None:
+def _run_stages(run: Run) -> None:
     """Run what isn't current; what training will call is tried before the first stage that reads data."""
     bar = ProgressBar("compress-progress", "stages that are done")
     changed, checked = run.changed(), False
@@ -51,19 +71,13 @@ def _run_stages(run: Run, params: str, workspace: str, commit: bool) -> None:
         if not checked and "prepare" in stage.needs:
             call_as_task(sanity_check, "sanity-check", run.settings, run.workspace)
             checked = True
-        FLOWS[stage.name](params, workspace, commit)
+        run_as_flow(run, stage.name)
         changed = run.changed()
     bar.update(1.0)
     publish_markdown("compress-result", as_markdown(_lines(run)), "baseline against pruned model")
 
 
-def compress_what_changed(params: str, workspace: str, commit: bool) -> None:
-    """Run the flow; where every stage is current, show the result without starting the engine."""
-    if not nothing_to_run(params, workspace, commit):
-        compress(params, workspace, commit)
-
-
-def nothing_to_run(params: str, workspace: str, commit: bool) -> bool:
+def _nothing_to_run(run: Run) -> bool:
     """Where every stage is current, see that the result is recorded, show it, and return True.
 
     Else, where the data are there, faults that the first batch shows are told now: before the engine has started.
@@ -71,7 +85,7 @@ def nothing_to_run(params: str, workspace: str, commit: bool) -> bool:
     Raises:
         TargetError: No attempt was accepted.
     """
-    run, begun_with = Run.begin(params, workspace, commit), snapshot()
+    begun_with = snapshot()
     with locked(run.workspace):
         changed = run.changed()
         if not all(_is_done(run, stage, changed) for stage in STAGES):
@@ -101,7 +115,9 @@ def _record(run: Run, begun_with: Source | None) -> str | None:
     """Record what came out, with the code that made it: that of the beginning, where it was edited meanwhile."""
     from tasks.registry.register import register
 
-    return register(run.settings, run.workspace, run.params, lambda: begun_with if edited() else snapshot())
+    return register(
+        run.settings, run.workspace, run.params, run.content, lambda: begun_with if edited() else snapshot()
+    )
 
 
 def _show(run: Run) -> None:
@@ -135,4 +151,4 @@ def _say(what: str, found: object) -> None:
 
 
 if __name__ == "__main__":
-    command.main("compress", compress_what_changed, "Run the whole pipeline, from the data to the report.")
+    command.main(NAME, compress, SUMMARY)

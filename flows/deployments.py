@@ -11,14 +11,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from flows import compress as pipeline
 from flows.cleanup import cleanup as cleanup_flow
+from flows.compress import run_pipeline
 from flows.prefect_adapter import body_of, flow, send_event, use_prefect
 from flows.promote import promote as promote_flow
 from flows.restore import restore as restore_flow
 from flows.rollback import rollback as rollback_flow
+from flows.stage_runner import Run
 from tasks.config.overrides import DEFAULT_PARAMS, SettingsFile, Trial, accept
-from tasks.config.schema import load
 from tasks.file_cache import holding
 from tasks.registry import promote as promotion
 
@@ -42,12 +42,10 @@ def compress(params: SettingsFile = "params.yaml", trial: Trial | None = None) -
     """
     with holding():
         asked = accept(params, trial)
-        arguments = (str(asked.params), str(asked.workspace), asked.commit)
-        if not pipeline.nothing_to_run(*arguments):
-            body_of(pipeline.compress)(*arguments)
-        settings = load(asked.params)
-    if asked.commit and (version := promotion.undecided(settings)) is not None:
-        send_event(REGISTERED, f"secateur.model.{settings.tracking.model_name}", {"version": version})
+        run = Run.begin(str(asked.params), str(asked.workspace), asked.commit)
+        run_pipeline(run)
+    if asked.commit and (version := promotion.undecided(run.settings)) is not None:
+        send_event(REGISTERED, f"secateur.model.{run.settings.tracking.model_name}", {"version": version})
 
 
 @flow(name="promote", typed=True)

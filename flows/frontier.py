@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows import command
-from flows.compress import compress, nothing_to_run
-from flows.prefect_adapter import body_of, flow, publish_markdown
-from flows.stages import FLOWS
+from flows.compress import run_pipeline
+from flows.prefect_adapter import flow, publish_markdown
+from flows.stage_runner import Run
+from flows.stages import run_as_flow
 from pruning.errors import CheckpointError, TargetError
 from tasks.config.overrides import write_trial
 from tasks.config.schema import Settings, load
@@ -63,12 +64,12 @@ def frontier(params: str = "params.yaml", workspace: str = "artifacts", into: st
     Raises:
         TargetError: No attempt was accepted for any of the targets.
     """
-    settings, root = load(Path(params)), Path(into)
-    targets = {name_of(target): target for target in settings.frontier.targets}
-    workspaces = {name: Workspace(root / name) for name in targets}
-    shared = Workspace(root / "shared")
-    missed: list[str] = []
+    root, missed = Path(into), list[str]()
     with locked(Workspace(root)):
+        shared_run = Run.begin(params, str(root / "shared"), commit=False)
+        settings, shared = shared_run.settings, shared_run.workspace
+        targets = {name_of(target): target for target in settings.frontier.targets}
+        workspaces = {name: Workspace(root / name) for name in targets}
         files = {
             name: write_settings(Path(params), target, workspaces[name]) for name, target in targets.items()
         }  # all of them first, so that a fault in the last is told before the first is run
@@ -76,15 +77,13 @@ def frontier(params: str = "params.yaml", workspace: str = "artifacts", into: st
             if take_over(stage, settings, Workspace(Path(workspace)), shared):
                 log.info("%s: is current", stage.name)
             else:
-                FLOWS[stage.name](params, str(shared.root), False)
+                run_as_flow(shared_run, stage.name)
         for name, own in workspaces.items():
             log.info("%s: %s", NAME, name)
             for stage in SHARED:
                 take_over(stage, settings, shared, own)
-            arguments = (str(files[name]), str(own.root), False)
             try:
-                if not nothing_to_run(*arguments):
-                    body_of(compress)(*arguments)
+                run_pipeline(Run.begin(str(files[name]), str(own.root), commit=False))
             except TargetError as fault:  # the others may be met
                 log.warning("%s: %s: %s", NAME, name, fault)
                 missed.append(name)

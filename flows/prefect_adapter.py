@@ -89,6 +89,33 @@ def body_of(function: Function) -> Function:
     return getattr(function, "body", getattr(function, "__wrapped__", function))
 
 
+def call_as_flow(
+    action: Callable[[], object], name: str, summary: str, params: str, workspace: str, commit: bool
+) -> None:
+    """Do something as a run of a flow, if Prefect's engine is used; values that are no names and flags stay here.
+
+    Args:
+        action: What to do.
+        name: On Prefect's pages.
+        summary: There too, as the three that follow are: they say what the action works on.
+        params: The settings file.
+        workspace: The workspace's folder.
+        commit: Whether finished stages go to DVC.
+    """
+    signals.end_if_asked()
+    if not uses_prefect():
+        action()
+        return
+    from flows.offline import Flow
+
+    def body(params: str, workspace: str, commit: bool) -> None:
+        del params, workspace, commit
+        action()
+
+    body.__doc__ = summary
+    Flow(body, name=name, typed=False)(params, workspace, commit)
+
+
 def send_event(name: str, resource: str, payload: dict[str, Any]) -> None:
     """Tell Prefect's server what happened, for the triggers of deployments."""
     if uses_prefect():

@@ -13,14 +13,14 @@ from flows import signals
 from flows.prefect_adapter import BY_DVC, call_as_task
 from pruning.errors import CheckpointError, SettingsError, WorkspaceError
 from tasks.config.schema import Settings, load
-from tasks.file_cache import afresh, holding
+from tasks.file_cache import afresh, holding, read_bytes
 from tasks.fingerprint import changes, executed, list_changes, origin, settings_of, tell_dvc, to_tell, told
 from tasks.loop.ledger import FILE as LEDGER
 from tasks.loop.ledger import read_ledger
 from tasks.loop.loop import FOLDER as LOOP
 from tasks.registry import mlflow_runs
-from tasks.registry.dvc_repo import CODE, DvcRepo, inside_dvc
-from tasks.stage_table import STAGES, Stage, find_stage
+from tasks.registry.dvc_repo import DvcRepo, inside_dvc
+from tasks.stage_table import CODE, STAGES, Stage, find_stage
 from tasks.workspace import Json, Workspace, digest, is_current, locked, origin_of, seal
 
 log = logging.getLogger("secateur")
@@ -32,16 +32,18 @@ Work = Callable[["Making"], None]
 
 @dataclass(frozen=True)
 class Run:
-    """What a flow was asked for.
+    """What a command was asked for, read once: every stage is given this.
 
     Attributes:
         params: The settings file.
-        settings: Read from it.
+        content: Of that file, as it was read.
+        settings: The same, checked.
         workspace: Where everything lies.
         versions: Where finished stages are committed; None to leave DVC alone.
     """
 
     params: Path
+    content: bytes
     settings: Settings
     workspace: Workspace
     versions: DvcRepo | None
@@ -54,10 +56,11 @@ class Run:
             SettingsError: The settings are wrong.
             WorkspaceError: The workspace can't be written, or there is no DVC repository to commit to.
         """
-        settings = load(Path(params))
+        with holding():
+            settings, content = load(Path(params)), read_bytes(Path(params))
         place = Workspace(Path(workspace))
         place.open()
-        return cls(Path(params), settings, place, DvcRepo() if commit else None)
+        return cls(Path(params), content, settings, place, DvcRepo() if commit else None)
 
     def changed(self) -> frozenset[str]:
         """Return the stages that DVC calls changed, once it is told what each executes; none without DVC."""
@@ -153,49 +156,43 @@ def _record_end(run: Run, status: str) -> None:
         log.warning("MLflow's run doesn't say that it ended: %s", fault)
 
 
-def run_stage(name: str, body: Body, params: str, workspace: str, commit: bool) -> None:
-    """Run one stage, unless its output is there and was made by the same settings, code and inputs.
+def run_stage(run: Run, name: str, body: Body) -> None:
+    """Run one stage as a task, unless it is current.
 
     Args:
+        run: What was asked for.
         name: The stage.
         body: Writes the stage's folder.
-        params: The settings file.
-        workspace: The workspace's folder.
-        commit: Whether to commit the stage to DVC when it is done.
     """
 
     def work(making: Making) -> None:
         call_as_task(_run_and_seal, name, body, making)
 
-    unless_current(name, work, params, workspace, commit)
+    unless_current(run, name, work)
 
 
-def unless_current(name: str, work: Work, params: str, workspace: str, commit: bool) -> None:
+def unless_current(run: Run, name: str, work: Work) -> None:
     """Have a stage's folder made and sealed, unless it is there and was made by the same settings, code and inputs.
 
     Args:
+        run: What was asked for; the stage is committed to DVC when it is done, if the run's stages are.
         name: The stage.
         work: Makes and seals it.
-        params: The settings file.
-        workspace: The workspace's folder.
-        commit: Whether to commit the stage to DVC when it is done.
     """
-    with holding():
-        run = Run.begin(params, workspace, commit)
-        with locked(run.workspace):
-            making = planned(run, find_stage(name))
-            if inside_dvc():
-                _check_that_dvc_knows(making)
-            done = making.is_done
-            if done:
-                log.info("%s: is current", name)
-            else:
-                making.say_why()
-                work(making)
-            if inside_dvc():
-                making.check_settings()
-            elif run.versions is not None:
-                _commit(making, run.versions, done)
+    with holding(), locked(run.workspace):
+        making = planned(run, find_stage(name))
+        if inside_dvc():
+            _check_that_dvc_knows(making)
+        done = making.is_done
+        if done:
+            log.info("%s: is current", name)
+        else:
+            making.say_why()
+            work(making)
+        if inside_dvc():
+            making.check_settings()
+        elif run.versions is not None:
+            _commit(making, run.versions, done)
 
 
 def planned(run: Run, stage: Stage) -> Making:

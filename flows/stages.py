@@ -1,4 +1,4 @@
-"""The flow of each stage: `python -m flows.prepare`, `python -m flows.baseline`, and so on.
+"""The command of each stage: `python -m flows.prepare`, `python -m flows.baseline`, and so on, each a flow.
 
 What each does is in `tasks.stage_table`.
 """
@@ -9,25 +9,38 @@ import logging
 from functools import partial
 
 from flows import command
-from flows.prefect_adapter import BY_DVC, ProgressBar, call_as_task, flow, in_processes, publish_table
+from flows.prefect_adapter import BY_DVC, ProgressBar, call_as_flow, call_as_task, in_processes, publish_table
 from flows.stage_runner import Making, Run, planned, recorded_end, run_stage, unless_current
 from pruning.errors import WorkspaceError
+from tasks.file_cache import holding
 from tasks.fingerprint import tell_dvc
 from tasks.loop.ledger import Row
 from tasks.loop.loop import Loop
-from tasks.registry.dvc_repo import CODE
-from tasks.stage_table import STAGES, body_of
+from tasks.stage_table import CODE, STAGES, body_of, find_stage
 from tasks.workspace import locked
 
 log = logging.getLogger("secateur")
 
-NAME = "prune"
+PRUNE = "prune"
 
 
-@flow(name=NAME)
-def prune(params: str = "params.yaml", workspace: str = "artifacts", commit: bool = True) -> None:
-    """Run the loop, from where the ledger says it stands."""
-    unless_current(NAME, _make, params, workspace, commit)
+def run_as_flow(run: Run, name: str) -> None:
+    """Run a stage, unless it is current: a flow of its own, where Prefect's engine runs.
+
+    Args:
+        run: What was asked for.
+        name: The stage.
+    """
+
+    def stage() -> None:
+        if name == PRUNE:
+            unless_current(run, name, _make)
+        else:
+            body = body_of(name)
+            run_stage(run, name, partial(body, fan_out=in_processes) if name == "analyze" else body)
+
+    shown = str(run.params), str(run.workspace.root), run.versions is not None
+    call_as_flow(stage, name, find_stage(name).summary, *shown)
 
 
 def _make(making: Making) -> None:
@@ -44,7 +57,7 @@ def _loop(run: Run) -> None:
         if row is not None:
             _track(run, loop)
 
-    loop = body_of(NAME)(run.settings, run.workspace, call=call_as_task, watch=watch)
+    loop = body_of(PRUNE)(run.settings, run.workspace, call=call_as_task, watch=watch)
     publish_table("prune-attempts", [_cells(row) for row in loop.ledger.rows], "every attempt of the loop")
 
 
@@ -73,19 +86,7 @@ def _cells(row: Row) -> dict[str, str | float | int | None]:
     }
 
 
-SUMMARIES = {
-    "code": "Tell DVC what every stage executes.",
-    "prepare": "Bring the data set into the workspace.",
-    "baseline": "Train the baseline, or take the one brought along.",
-    "analyze": "Measure how much accuracy each channel group costs.",
-    "profile": "Measure how long each layer takes by its widths.",
-    "measurements": "Pick out the measurements that the loop goes by.",
-    "prune": "Prune, fine-tune, judge, back off, until the target or the end of patience.",
-    "transform": "Make the final dense model and prove that it equals the masked one.",
-    "export": "Write the ONNX files and prove that they compute the same.",
-    "benchmark": "Measure the latency of baseline and dense model.",
-    "report": "Read the test set, for the first time, and write the report.",
-}
+TELL_DVC = "Tell DVC what every stage executes."
 
 
 def code(params: str = "params.yaml", workspace: str = "artifacts", commit: bool = True) -> None:
@@ -104,43 +105,19 @@ def code(params: str = "params.yaml", workspace: str = "artifacts", commit: bool
         run.changed()
 
 
-def _flow_of(name: str) -> command.FlowFunction:
+def _command_of(name: str) -> command.FlowFunction:
     def stage(params: str = "params.yaml", workspace: str = "artifacts", commit: bool = True) -> None:
-        body = body_of(name)
-        run_stage(name, partial(body, fan_out=in_processes) if name == "analyze" else body, params, workspace, commit)
+        with holding():
+            run_as_flow(Run.begin(params, workspace, commit), name)
 
-    stage.__name__ = stage.__qualname__ = name
-    stage.__doc__ = SUMMARIES[name]
-    return flow(name=name)(stage)
+    return stage
 
 
-prepare = _flow_of("prepare")
-baseline = _flow_of("baseline")
-analyze = _flow_of("analyze")
-profile = _flow_of("profile")
-measurements = _flow_of("measurements")
-transform = _flow_of("transform")
-export = _flow_of("export")
-benchmark = _flow_of("benchmark")
-report = _flow_of("report")
-
-FLOWS: dict[str, command.FlowFunction] = {
-    "prepare": prepare,
-    "baseline": baseline,
-    "analyze": analyze,
-    "profile": profile,
-    "measurements": measurements,
-    "prune": prune,
-    "transform": transform,
-    "export": export,
-    "benchmark": benchmark,
-    "report": report,
-}
-
+FLOWS = {stage.name: _command_of(stage.name) for stage in STAGES}
 COMMANDS: dict[str, command.FlowFunction] = {CODE: code, **FLOWS}
 """What `python -m flows.<name>` runs: the stages, and what tells DVC about all of them."""
 
 
 def run(name: str) -> None:
     """Be the command of a stage, or of what tells DVC about all of them."""
-    command.main(name, COMMANDS[name], SUMMARIES[name])
+    command.main(name, COMMANDS[name], TELL_DVC if name == CODE else find_stage(name).summary)

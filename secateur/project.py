@@ -11,7 +11,6 @@ from contextlib import chdir
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from pruning.errors import ModelError, SettingsError, WorkspaceError
 from pruning.io.atomic import replace_file
@@ -19,9 +18,7 @@ from secateur.extras import advice
 from secateur.inspection import inspect
 from secateur.sources import Source
 from tasks.config import reference
-from tasks.config.yaml_io import as_yaml
-from tasks.fingerprint import code_file
-from tasks.stage_table import STAGES, Stage, find_stage
+from tasks.registry.dvc_repo import dvc_yaml
 from tasks.workspace import DEFAULT_ROOT, Workspace
 
 IGNORED = (
@@ -96,43 +93,12 @@ def project_files(model: str, data: str, weights: Path | None) -> dict[str, str]
         "recipe": _TRAIN if weights is None else "null",
         "name": json.dumps(re.sub(r"[^A-Za-z0-9.+-]+", "-", Path.cwd().name).strip("-.+")[:100] or "pruned"),
     }
-    head = "# Made by `secateur init`: what each stage reads and writes. `dvc repro` runs the same as `secateur run`.\n"
     return {
         "params.yaml": Template((templates / "params.yaml").read_text(encoding="utf-8")).substitute(values),
         "params.schema.json": json.dumps(reference.json_schema(), indent=1) + "\n",
-        "dvc.yaml": head + as_yaml({"stages": dvc_stages("secateur run {}")}),
+        "dvc.yaml": dvc_yaml("secateur run {}"),
         "prefect.yaml": (templates / "prefect.yaml").read_text(encoding="utf-8"),
     }
-
-
-def dvc_stages(command: str) -> dict[str, Any]:
-    """Return the stages as `dvc.yaml` has them, from the table of the stages.
-
-    The settings, with those that `params.yaml` leaves out, are in what DVC is told of each stage; DVC's own `params`
-    would refuse a section that the file doesn't have.
-
-    Args:
-        command: Runs a stage, whose name stands for `{}`; an environment in .venv/ is used where there is one.
-    """
-    workspace = Workspace(DEFAULT_ROOT)
-
-    def told(stage: Stage) -> str:
-        return code_file(stage, workspace).as_posix()
-
-    def folder(stage: Stage) -> str:
-        return workspace.folder(stage.folder).as_posix()
-
-    def run(name: str) -> str:
-        return f'PATH="$PWD/.venv/bin:$PATH" {command.format(name)}'
-
-    found: dict[str, Any] = {"code": {"cmd": run("code"), "always_changed": True, "outs": [told(s) for s in STAGES]}}
-    for stage in STAGES:
-        read = [told(stage)]
-        for need in map(find_stage, stage.needs):
-            read += [f"{folder(need)}/{name}" for name in need.files] or [folder(need)]
-        made = {folder(stage): {"persist": True}} if stage.persist else folder(stage)
-        found[stage.name] = {"cmd": run(stage.name), "deps": read, "outs": [made]}
-    return found
 
 
 def _begin_git(say: Callable[[str], None]) -> None:

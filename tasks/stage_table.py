@@ -1,6 +1,7 @@
 """The stages of the pipeline in order: what each reads, writes, and is shaped by.
 
-`dvc.yaml` says the same to DVC; a test holds the two together.
+`dvc.yaml` is made from it: `python -m tasks.registry.dvc_repo > dvc.yaml`. It imports nothing of the pipeline, so that
+commands which only list the stages are quick.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from pruning.errors import SettingsError, unknown_name
+CODE = "code"
+"""What tells DVC what the others execute: a stage to DVC alone. It runs each time, since DVC can't see if it has to."""
 
 STOP_ONLY = ("max_attempts", "smallest_step")
 """Settings of `prune` that only say when the loop stops: another value continues a trajectory that is there."""
@@ -22,10 +24,11 @@ class Stage:
 
     Attributes:
         name: The same in `dvc.yaml`, `flows/`, `tasks/` and on the command line.
+        summary: What it does, for its help.
+        module: Holds its body, the function of its name; what makes its output is found from the import statements.
         folder: What it writes, below the workspace.
         needs: The stages whose folders it reads.
         sections: The sections of the settings that shape its output.
-        module: Holds its body, the function of its name; what makes its output is found from the import statements.
         facts: Properties of the settings that shape it, where the rest of the sections that they follow from doesn't.
         files: Of its folder, where the stages that read it depend on these alone in DVC: the folder's record changes
             with whatever the stage itself reads.
@@ -33,66 +36,102 @@ class Stage:
     """
 
     name: str
+    summary: str
+    module: str
     folder: str
     needs: tuple[str, ...]
     sections: tuple[str, ...]
-    module: str
     facts: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     persist: bool = False
 
 
 STAGES = (
-    Stage("prepare", "data", (), ("run", "data"), "tasks.stages.prepare"),
-    Stage("baseline", "baseline", ("prepare",), ("run", "model", "training", "baseline"), "tasks.stages.baseline"),
+    Stage(
+        "prepare",
+        "Bring the data set into the workspace.",
+        module="tasks.stages.prepare",
+        folder="data",
+        needs=(),
+        sections=("run", "data"),
+    ),
+    Stage(
+        "baseline",
+        "Train the baseline, or take the one brought along.",
+        module="tasks.stages.baseline",
+        folder="baseline",
+        needs=("prepare",),
+        sections=("run", "model", "training", "baseline"),
+    ),
     Stage(
         "analyze",
-        "analysis",
-        ("prepare", "baseline"),
-        ("run", "model", "training", "analyze"),
-        "tasks.stages.analyze",
-        ("measures_curves",),
+        "Measure how much accuracy each channel group costs.",
+        module="tasks.stages.analyze",
+        folder="analysis",
+        needs=("prepare", "baseline"),
+        sections=("run", "model", "training", "analyze"),
+        facts=("measures_curves",),
     ),
-    Stage("profile", "profile", ("prepare",), ("run", "model", "profile"), "tasks.stages.profile", persist=True),
+    Stage(
+        "profile",
+        "Measure how long each layer takes by its widths.",
+        module="tasks.stages.profile",
+        folder="profile",
+        needs=("prepare",),
+        sections=("run", "model", "profile"),
+        persist=True,
+    ),
     Stage(
         "measurements",
-        "measurements",
-        ("analyze", "profile"),
-        (),
-        "tasks.loop.measurements",
-        ("goes_by",),
-        ("curves.json", "profile.json"),
+        "Pick out the measurements that the loop goes by.",
+        module="tasks.loop.measurements",
+        folder="measurements",
+        needs=("analyze", "profile"),
+        sections=(),
+        facts=("goes_by",),
+        files=("curves.json", "profile.json"),
     ),
     Stage(
         "prune",
-        "iterations",
-        ("prepare", "baseline", "measurements"),
-        ("run", "model", "training", "prune"),
-        "tasks.loop.loop",
+        "Prune, fine-tune, judge, back off, until the target or the end of patience.",
+        module="tasks.loop.loop",
+        folder="iterations",
+        needs=("prepare", "baseline", "measurements"),
+        sections=("run", "model", "training", "prune"),
         persist=True,
     ),
     Stage(
         "transform",
-        "dense",
-        ("prepare", "baseline", "prune"),
-        ("run", "model", "training"),
-        "tasks.stages.transform",
+        "Make the final dense model and prove that it equals the masked one.",
+        module="tasks.stages.transform",
+        folder="dense",
+        needs=("prepare", "baseline", "prune"),
+        sections=("run", "model", "training"),
     ),
-    Stage("export", "onnx", ("prepare", "baseline", "transform"), ("run", "model", "export"), "tasks.stages.export"),
+    Stage(
+        "export",
+        "Write the ONNX files and prove that they compute the same.",
+        module="tasks.stages.export",
+        folder="onnx",
+        needs=("prepare", "baseline", "transform"),
+        sections=("run", "model", "export"),
+    ),
     Stage(
         "benchmark",
-        "latency",
-        ("prepare", "baseline", "profile", "transform", "export"),
-        ("run", "model", "benchmark"),
-        "tasks.stages.benchmark",
+        "Measure the latency of baseline and dense model.",
+        module="tasks.stages.benchmark",
+        folder="latency",
+        needs=("prepare", "baseline", "profile", "transform", "export"),
+        sections=("run", "model", "benchmark"),
     ),
     Stage(
         "report",
-        "report",
-        ("prepare", "baseline", "analyze", "profile", "prune", "transform", "export", "benchmark"),
-        ("run", "model", "training", "promote"),
-        "tasks.reporting.report",
-        ("shaped_by_the_clock", "unlike_default"),
+        "Read the test set, for the first time, and write the report.",
+        module="tasks.reporting.report",
+        folder="report",
+        needs=("prepare", "baseline", "analyze", "profile", "prune", "transform", "export", "benchmark"),
+        sections=("run", "model", "training", "promote"),
+        facts=("shaped_by_the_clock", "unlike_default"),
     ),
 )
 
@@ -118,4 +157,6 @@ def find_stage(name: str) -> Stage:
     for stage in STAGES:
         if stage.name == name:
             return stage
+    from pruning.errors import SettingsError, unknown_name
+
     raise SettingsError(unknown_name("stage", name, NAMES))

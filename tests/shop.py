@@ -59,7 +59,9 @@ class Shop:
         seal(self.workspace.folder(stage.folder), fingerprint(stage, self.settings, self.workspace))
 
     def register(self) -> str:
-        version = registration.register(self.settings, self.workspace, Path("params.yaml"))
+        version = registration.register(
+            self.settings, self.workspace, Path("params.yaml"), Path("params.yaml").read_bytes()
+        )
         assert version is not None
         return version
 

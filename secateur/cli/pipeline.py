@@ -95,9 +95,9 @@ def run(
 
             options.params = begin_trial(params, changes, options.workspace)
         if stage is None:
-            from flows.compress import compress_what_changed
+            from flows.compress import compress
 
-            command.run_flow(compress_what_changed, options)
+            command.run_flow(compress, options)
         else:
             from flows.stages import COMMANDS
 

@@ -1,26 +1,68 @@
-"""The only file that knows DVC: which stages it calls changed, how one is committed to it, how a folder comes back."""
+"""The only file that knows DVC: its `dvc.yaml`, which stages it calls changed, how one is committed, and comes back.
+
+python -m tasks.registry.dvc_repo > dvc.yaml     # this repository's, anew
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from pruning.errors import WorkspaceError
 from tasks.registry.mlflow_artifacts import is_plain
+from tasks.stage_table import CODE, STAGES, Stage, find_stage
+from tasks.workspace import DEFAULT_ROOT, Workspace
 
 INSIDE = "DVC_STAGE"
 """DVC sets this variable for the command of a stage that it runs."""
 
 LOCK = Path("dvc.lock")
 
-CODE = "code"
-"""The stage that tells DVC what the others execute. It runs each time: DVC can't see whether it has to."""
-
 log = logging.getLogger("secateur")
+
+
+_HEAD = """\
+# What each stage reads and writes, made from Secateur's table of the stages; what is written here by hand is lost.
+# An environment in .venv/ is used where there is one.
+"""
+
+
+def dvc_yaml(command: str) -> str:
+    """Write the stages as `dvc.yaml` has them, from the table of the stages.
+
+    What a stage executes and its settings, with those that `params.yaml` leaves out, are in a file for each stage,
+    which the stage `code` writes: DVC sees neither by itself, and its own `params` refuse a section that isn't there.
+
+    Args:
+        command: Runs a stage, whose name stands for `{}`.
+    """
+    from tasks.config.yaml_io import as_yaml
+    from tasks.fingerprint import code_file
+
+    workspace = Workspace(DEFAULT_ROOT)
+
+    def told(stage: Stage) -> str:
+        return code_file(stage, workspace).as_posix()
+
+    def folder(stage: Stage) -> str:
+        return workspace.folder(stage.folder).as_posix()
+
+    def run(name: str) -> str:
+        return f'PATH="$PWD/.venv/bin:$PATH" {command.format(name)}'
+
+    found: dict[str, Any] = {CODE: {"cmd": run(CODE), "always_changed": True, "outs": [told(s) for s in STAGES]}}
+    for stage in STAGES:
+        read = [told(stage)]
+        for need in map(find_stage, stage.needs):
+            read += [f"{folder(need)}/{name}" for name in need.files] or [folder(need)]
+        made = {folder(stage): {"persist": True}} if stage.persist else folder(stage)
+        found[stage.name] = {"cmd": run(stage.name), "deps": read, "outs": [made]}
+    return _HEAD + as_yaml({"stages": found})
 
 
 class DvcRepo:
@@ -186,3 +228,7 @@ def outputs() -> dict[str, str]:
 def inside_dvc() -> bool:
     """Say whether DVC runs this command as one of its stages."""
     return INSIDE in os.environ
+
+
+if __name__ == "__main__":
+    sys.stdout.write(dvc_yaml("python -m flows.{}"))

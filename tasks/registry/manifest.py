@@ -29,7 +29,6 @@ from pruning.io.onnx import open_session
 from tasks.config.schema import Settings
 from tasks.data import FOLDER as DATA
 from tasks.data import read_inputs
-from tasks.file_cache import read_bytes
 from tasks.registry import dvc_repo, git_snapshot
 from tasks.registry.mlflow_artifacts import MOST_FILES, is_plain
 from tasks.registry.mlflow_client import secrets_in
@@ -103,14 +102,20 @@ class Record(BaseModel):
 
 
 def make_record(
-    settings: Settings, workspace: Workspace, params: Path, folder: Path, code: git_snapshot.Source | None
+    settings: Settings,
+    workspace: Workspace,
+    params: Path,
+    content: bytes,
+    folder: Path,
+    code: git_snapshot.Source | None,
 ) -> Record:
     """Fill an empty folder with a version's record.
 
     Args:
         settings: Of the run.
         workspace: Where the pipeline has finished.
-        params: The file that the settings were read from; it is recorded as it was then.
+        params: The file that the settings were read from.
+        content: Of that file, as it was read.
         folder: Where to write.
         code: As it was when the run began.
 
@@ -132,7 +137,7 @@ def make_record(
         if path != params:
             shutil.copyfile(path, folder / place)
     secrets = [secret.encode() for secret in secrets_in(settings.tracking.uri)]
-    (folder / _place(params, "params.yaml")).write_bytes(_without(secrets, read_bytes(params)))
+    (folder / _place(params, "params.yaml")).write_bytes(_without(secrets, content))
     replace_file(folder / BATCH, _answered_batch(workspace))
     files = {place: sha256((folder / place).read_bytes()).hexdigest() for place in (*logged, BATCH)}
     data = {**contents(workspace.folder(DATA), "prepare"), RECORD: _hash(workspace.folder(DATA) / RECORD)}

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def register(
-    settings: Settings, workspace: Workspace, params: Path, code: Callable[[], Source | None] = snapshot
+    settings: Settings, workspace: Workspace, params: Path, content: bytes, code: Callable[[], Source | None] = snapshot
 ) -> str | None:
     """Record a finished pipeline: pictures with the run, the ONNX file as a version, alias `candidate`.
 
@@ -40,6 +40,7 @@ def register(
         settings: Of the run.
         workspace: Where the pipeline has finished.
         params: The file that the settings were read from.
+        content: Of that file, as it was read.
         code: Returns the code as it was when the run began.
 
     Returns:
@@ -64,7 +65,7 @@ def register(
         else:
             _log_pictures(client, run_id, workspace)
             tags = {**_lineage(settings, workspace, ledger), ONNX_HASH: onnx_hash}
-            tags |= _log_record(client, run_id, settings, workspace, params, onnx_hash, code())
+            tags |= _log_record(client, run_id, settings, workspace, params, content, onnx_hash, code())
             if known:  # registered before records were kept
                 version = str(known[0].version)
                 set_tags(client, name, version, tags)
@@ -95,12 +96,13 @@ def _log_record(
     settings: Settings,
     workspace: Workspace,
     params: Path,
+    content: bytes,
     onnx_hash: str,
     code: Source | None,
 ) -> dict[str, str]:
     """Log the record, and return the tags that lead to it."""
     with tempfile.TemporaryDirectory() as folder:
-        record = make_record(settings, workspace, params, Path(folder), code)
+        record = make_record(settings, workspace, params, content, Path(folder), code)
         client.log_artifacts(run_id, folder, record_place(onnx_hash))
         digest = sha256((Path(folder) / FILE).read_bytes()).hexdigest()
     return {RECORD_HASH: digest, "secateur.git_commit": record.commit or "none"}

@@ -16,11 +16,13 @@ import pytest
 from filelock import FileLock
 
 from flows import command, stage_runner
-from flows.compress import compress_what_changed
-from flows.stages import analyze, baseline, measurements, prepare, profile, prune
+from flows.compress import compress
+from flows.stages import FLOWS
 from tasks.environment import REPOSITORY
 from tasks.loop.ledger import read_ledger
 from tasks.registry import mlflow_client, mlflow_runs
+
+prepare, baseline, analyze, profile, measurements, prune = list(FLOWS.values())[:6]
 
 Change = Callable[[dict[str, Any]], object]
 Write = Callable[[Change | None], Path]
@@ -50,7 +52,7 @@ def files(folder: Path) -> dict[Path, bytes]:
 
 def test_wrong_settings_are_one_message_and_nothing_is_made(write_params: Write, capsys: Any) -> None:
     write_params(lambda s: s["prune"].update(criterion="l3_norm", creterion=1))
-    message = fails(capsys, compress_what_changed)
+    message = fails(capsys, compress)
     assert "params.yaml has 2 faults" in message
     assert not Path("artifacts").exists()
 
@@ -126,7 +128,7 @@ def test_damaged_baseline_is_one_message_and_stays(copied: Path, capsys: Any) ->
     weights = copied / "artifacts" / "baseline" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     before = files(copied / "artifacts")
-    message = fails(capsys, compress_what_changed)
+    message = fails(capsys, compress)
     assert "weights.safetensors" in message
     assert "dvc checkout" in message
     assert files(copied / "artifacts") == before
@@ -137,7 +139,7 @@ def test_damaged_data_are_one_message(copied: Path, capsys: Any) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(bytes(content))
-    assert "train.safetensors" in fails(capsys, compress_what_changed)
+    assert "train.safetensors" in fails(capsys, compress)
 
 
 def test_damaged_weights_that_were_brought_along_are_one_message(
@@ -198,6 +200,8 @@ from flows import command
 from pruning.errors import WorkspaceError
 from tasks.workspace import locked
 from tasks.workspace import Workspace
+
+prepare, baseline, analyze, profile, measurements, prune = list(FLOWS.values())[:6]
 
 def ended(params, workspace, commit):
     with locked(Workspace(Path(workspace))):

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from flows import stage_runner, stages
 from flows.frontier import frontier
-from flows.stages import FLOWS
+from flows.stage_runner import Run, Work
 from pruning.errors import WorkspaceError
+from tasks.stage_table import NAMES
 from tests.shop import Shop
 
 
@@ -30,21 +32,18 @@ def test_targets_share_what_no_target_shapes_and_leave_the_workspace_alone(
     before = {path: path.read_bytes() for path in Path("artifacts").rglob("*") if path.is_file()}
     calls: list[tuple[str, str]] = []
 
-    def watched(name: str) -> None:
-        body = FLOWS[name]
+    real = stages.unless_current
 
-        def run(params: str, workspace: str, commit: bool) -> None:
-            calls.append((name, workspace))
-            assert not commit
-            body(params, workspace, commit)
+    def watched(run: Run, name: str, work: Work) -> None:
+        calls.append((name, str(run.workspace.root)))
+        assert run.versions is None
+        real(run, name, work)
 
-        monkeypatch.setitem(FLOWS, name, run)
-
-    for name in list(FLOWS):
-        watched(name)
+    monkeypatch.setattr(stages, "unless_current", watched)
+    monkeypatch.setattr(stage_runner, "unless_current", watched)
     frontier()
     one, two = "frontier/mac_reduction-0.3", "frontier/mac_reduction-0.6"
-    own = [name for name in FLOWS if name not in ("prepare", "baseline", "analyze", "profile")]
+    own = [name for name in NAMES if name not in ("prepare", "baseline", "analyze", "profile")]
     assert [call for call in calls if call[1] != "frontier/shared"] == [(n, w) for w in (one, two) for n in own]
     assert {name for name, place in calls if place == "frontier/shared"} <= {"profile"}
     assert {path: path.read_bytes() for path in before} == before

@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 
 from flows import command
-from flows.compress import compress_what_changed
-from flows.stages import prune
+from flows.compress import compress
+from flows.stages import FLOWS
 from tasks.environment import REPOSITORY
 from tasks.registry import decisions, mlflow_models, promote
 
@@ -38,7 +38,7 @@ with locked(Workspace(DEFAULT_ROOT)):
 ALL = ("baseline", "analysis", "iterations", "dense", "onnx", "report")
 
 
-def ended(capsys: pytest.CaptureFixture[str], run: command.FlowFunction = prune) -> tuple[int, str]:
+def ended(capsys: pytest.CaptureFixture[str], run: command.FlowFunction = FLOWS["prune"]) -> tuple[int, str]:
     """Run a stage, or all of them, as a command; return its exit code and what it said on stderr."""
     capsys.readouterr()
     logging.getLogger("secateur").handlers.clear()
@@ -215,7 +215,7 @@ def test_clock_set_back_makes_nothing_current_that_is_not_and_nothing_anew(
     for path in [Path("params.yaml"), *Path("artifacts").rglob("*"), *Path("data").rglob("*")]:
         os.utime(path, (later, later))  # the clock was ahead while all this was written
     before = files(*ALL)
-    code, said = ended(capsys, compress_what_changed)
+    code, said = ended(capsys, compress)
     assert code == 0
     assert "every stage is current" in said
     assert files(*ALL) == before

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows import command
-from flows.compress import compress_what_changed
+from flows.compress import compress
 from tasks.registry import mlflow_client, mlflow_models
 from tests.shop import Shop
 from tests.tasks.test_pipeline import WILD
@@ -21,7 +21,7 @@ def test_where_every_recipe_diverges_nothing_is_registered(shop: Shop, capsys: p
     for _ in range(2):  # the second time too
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            command.main("compress", compress_what_changed, "", ["--no-commit"])
+            command.main("compress", compress, "", ["--no-commit"])
         assert ended.value.code == command.REFUSED == 1
         shown = capsys.readouterr()
         first = " ".join(shown.out.partition("\n\n")[0].splitlines())

@@ -16,7 +16,7 @@ import pytest
 
 import flows.stages
 from flows import command
-from flows.compress import compress_what_changed
+from flows.compress import compress
 from pruning.errors import WorkspaceError
 from tasks.loop.ledger import read_ledger
 from tasks.registry import mlflow_client, mlflow_models
@@ -62,7 +62,7 @@ def ended(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str
     capsys.readouterr()
     logging.getLogger("secateur").handlers.clear()
     try:
-        command.main("compress", compress_what_changed, "", [*arguments, "--no-commit"])
+        command.main("compress", compress, "", [*arguments, "--no-commit"])
         code = 0
     except SystemExit as end:
         code = int(end.code or 0)

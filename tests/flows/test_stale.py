@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from flows import stage_runner
-from flows.stages import baseline, code, prepare
+from flows import stage_runner, stages
+from flows.compress import compress
+from flows.stages import FLOWS, code
 from pruning.errors import WorkspaceError
 from tasks.config.schema import Settings, load
 from tasks.file_cache import holding
 from tasks.fingerprint import fingerprint
-from tasks.stage_table import find_stage
+from tasks.stage_table import body_of, find_stage
 from tasks.workspace import Workspace, is_current
 from tests.clone import Clone
+from tests.shop import Shop
 
 Write = Callable[..., Path]
 WORKSPACE = Workspace(Path("artifacts"))
@@ -39,7 +41,11 @@ def _with_parts(root: Path) -> None:
 
 
 def _prepare(**more: object) -> None:
-    prepare("params.yaml", "artifacts", False)
+    FLOWS["prepare"]("params.yaml", "artifacts", False)
+
+
+def _run() -> stage_runner.Run:
+    return stage_runner.Run.begin("params.yaml", "artifacts", False)
 
 
 def _current(settings: Settings) -> bool:
@@ -79,6 +85,30 @@ def test_a_stage_runs_again_for_what_shapes_it_and_says_why(
         assert WORKSPACE.folder("data").stat().st_ino != before
 
 
+def test_settings_are_read_once_and_given_to_every_stage(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Settings] = []
+    given: list[Settings] = []
+
+    def reading(path: Path) -> Settings:
+        read.append(load(path))
+        return read[-1]
+
+    def noting(name: str) -> Callable[[Settings, Workspace], None]:
+        def body(settings: Settings, workspace: Workspace) -> None:
+            given.append(settings)
+            body_of(name)(settings, workspace)
+
+        return body
+
+    monkeypatch.setattr(stage_runner, "load", reading)
+    monkeypatch.setattr(stages, "body_of", noting)
+    for folder in ("latency", "report"):
+        (shop.workspace.folder(folder) / "stage.json").unlink()
+    compress("params.yaml", "artifacts", False)
+    assert len(read) == 1
+    assert [settings is read[0] for settings in given] == [True, True]
+
+
 def test_settings_edited_in_mid_run_shape_the_next_one(write_params: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     write_params(None)
     settings = load(Path("params.yaml"))
@@ -89,7 +119,7 @@ def test_settings_edited_in_mid_run_shape_the_next_one(write_params: Write, monk
         (workspace.folder("data")).mkdir()
 
     with holding():
-        stage_runner.run_stage("prepare", body, "params.yaml", "artifacts", False)
+        stage_runner.run_stage(_run(), "prepare", body)
         assert _current(settings), "by the settings that were used"
     assert not _current(load(Path("params.yaml")))
 
@@ -97,7 +127,7 @@ def test_settings_edited_in_mid_run_shape_the_next_one(write_params: Write, monk
     _edit(Path("params.yaml"), "seed: 1", "seed: 0")
     monkeypatch.setenv("DVC_STAGE", "prepare")
     with pytest.raises(WorkspaceError, match=r"params.yaml was edited while prepare ran"):
-        stage_runner.run_stage("prepare", body, "params.yaml", "artifacts", False)
+        stage_runner.run_stage(_run(), "prepare", body)
 
 
 def test_code_edited_in_mid_run_makes_a_result_that_is_not_taken(write_params: Write) -> None:
@@ -108,7 +138,7 @@ def test_code_edited_in_mid_run_makes_a_result_that_is_not_taken(write_params: W
         _edit(Path("own_project.py"), "torch.arange(0,", "torch.arange(1,")
 
     with pytest.raises(WorkspaceError, match="while prepare ran, module own_project was edited"):
-        stage_runner.run_stage("prepare", body, "params.yaml", "artifacts", False)
+        stage_runner.run_stage(_run(), "prepare", body)
     assert not (WORKSPACE.folder("data") / "stage.json").exists()
 
 
@@ -132,7 +162,6 @@ def test_wrong_weights_and_their_file_make_the_baseline_run_again(write_params: 
     before = fingerprint(find_stage("baseline"), settings, WORKSPACE)
     Path("w.pt").write_bytes(b"2")
     assert fingerprint(find_stage("baseline"), settings, WORKSPACE) != before
-    assert callable(baseline)
 
 
 @pytest.fixture(scope="module")

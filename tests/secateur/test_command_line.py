@@ -15,7 +15,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 import secateur
-from flows.stages import prepare
+from flows.stages import FLOWS
 from secateur.cli import commands
 from secateur.cli.options import STAGES
 from secateur.extras import EXTRAS
@@ -111,7 +111,7 @@ def test_status_and_explain_say_how_stages_stand_and_why(write_params: Write) ->
     }
     assert not Path("artifacts").exists()
 
-    prepare("params.yaml", "artifacts", False)
+    FLOWS["prepare"]("params.yaml", "artifacts", False)
     assert call("explain", "prepare").output == "prepare: current\n"
     assert call("explain", "prepare").exit_code == 0
     assert call("explain", "baseline").exit_code == 1
@@ -163,7 +163,7 @@ def test_wrong_setting_for_once_is_one_message(write_params: Write, change: str,
 
 def test_trial_takes_over_what_it_does_not_shape(write_params: Write) -> None:
     write_params(None)
-    prepare("params.yaml", "artifacts", False)
+    FLOWS["prepare"]("params.yaml", "artifacts", False)
     assert call("run", "prepare", "--set", "prune.target.mac_reduction=0.4", "--workspace", "other").exit_code == 0
     assert Path("other/data/train.safetensors").samefile("data/train.safetensors")
     assert "needs a workspace of its own" in call("run", "--set", "run.seed=1", "--workspace", "artifacts").stderr

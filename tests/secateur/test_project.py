@@ -15,21 +15,13 @@ import pruning
 from pruning.errors import SettingsError
 from secateur.cli import commands
 from secateur.inspection import inspect
-from secateur.project import dvc_stages, make_project
+from secateur.project import make_project
 from tasks.config import import_strings
 from tasks.environment import REPOSITORY
 
 
 def small() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 4))
-
-
-def test_stages_of_a_users_project_are_those_of_the_repository() -> None:
-    shipped = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    for stage in shipped.values():
-        stage.pop("params", None)  # of a file that has every section
-    assert dvc_stages("python -m flows.{}") == shipped
-    assert dvc_stages("secateur run {}")["prune"]["cmd"].endswith("secateur run prune")
 
 
 def test_deployments_of_a_users_project_are_those_of_the_repository() -> None:

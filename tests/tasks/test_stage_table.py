@@ -9,6 +9,7 @@ from pruning.errors import SettingsError
 from tasks.config.schema import Settings
 from tasks.environment import REPOSITORY
 from tasks.fingerprint import code_file
+from tasks.registry.dvc_repo import dvc_yaml
 from tasks.stage_table import NAMES, STAGES, STOP_ONLY, Stage, find_stage
 from tasks.workspace import DEFAULT_ROOT, Workspace
 
@@ -23,8 +24,14 @@ def read_of(name: str) -> list[str]:
     return [f"{folder(name)}/{file}" for file in find_stage(name).files] or [folder(name)]
 
 
-def test_dvc_knows_the_same_stages_in_the_same_order() -> None:
+def test_dvcs_file_is_the_one_that_the_table_makes() -> None:
+    written = (REPOSITORY / "dvc.yaml").read_text(encoding="utf-8")
+    assert written == dvc_yaml("python -m flows.{}"), "run `python -m tasks.registry.dvc_repo > dvc.yaml`"
     assert tuple(DVC) == ("code", *NAMES)
+
+
+def test_file_of_a_users_project_differs_by_the_command_alone() -> None:
+    assert dvc_yaml("secateur run {}").replace("secateur run ", "python -m flows.") == dvc_yaml("python -m flows.{}")
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=NAMES)
@@ -34,7 +41,6 @@ def test_dvc_runs_the_flow_and_depends_on_what_shapes_its_output(stage: Stage) -
     told = code_file(stage, Workspace(DEFAULT_ROOT)).as_posix()
     assert found["deps"] == [told, *(place for need in stage.needs for place in read_of(need))]
     assert told in DVC["code"]["outs"]
-    assert tuple(found.get("params", ())) == stage.sections
     options = {"persist": True} if stage.persist else None
     expected = [{folder(stage.name): options}] if options else [folder(stage.name)]
     assert found["outs"] == expected

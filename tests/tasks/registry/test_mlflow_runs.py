@@ -40,7 +40,8 @@ def tracked(tmp_path_factory: pytest.TempPathFactory, project_writer: Callable[.
     root = tmp_path_factory.mktemp("tracked")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        settings = load(project_writer(root, lambda s: s["prune"].update(iterations=2)))
+        params = project_writer(root, lambda s: s["prune"].update(iterations=2))
+        settings = load(params)
         workspace = Workspace(Path("elsewhere"))
 
         def track(loop: Loop, row: object) -> None:
@@ -52,7 +53,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory, project_writer: Callable[.
             body(settings, workspace, **({"watch": track} if stage.name == "prune" else {}))
             seal(workspace.folder(stage.folder), fingerprint(stage, settings, workspace))
         run_id = mlflow_runs.project(settings, read_ledger(workspace.folder("iterations")))
-        version = register.register(settings, workspace, Path("params.yaml"))
+        version = register.register(settings, workspace, params, params.read_bytes())
         assert version is not None
         place = mlflow_client.absolute(settings.tracking.uri)
         yield Tracked(settings, workspace, run_id, version, MlflowClient(place, place))
@@ -78,7 +79,8 @@ def test_every_attempt_is_one_step_of_one_run(tracked: Tracked) -> None:
 def test_everything_can_be_written_again_without_a_second_of_anything(tracked: Tracked) -> None:
     mlflow_client._client.cache_clear()
     assert mlflow_runs.project(tracked.settings, tracked.ledger) == tracked.run_id
-    assert register.register(tracked.settings, tracked.workspace, Path("params.yaml")) == tracked.version
+    params = Path("params.yaml")
+    assert register.register(tracked.settings, tracked.workspace, params, b"") == tracked.version
     client = tracked.client
     experiment = client.get_experiment_by_name("tests")
     assert experiment is not None
