@@ -18,10 +18,9 @@ from benchmarks.architectures import Architecture
 from pruning.containers import with_tensors
 from pruning.graph.axes import SINGLE, leaves
 from pruning.graph.equation import EXTENT
-from pruning.plan.verification import difference_elsewhere, outputs_of, relative_difference
+from pruning.plan.verification import TOLERANCE, difference_elsewhere, outputs_of, relative_difference
 
 RATE = 0.3
-TOLERANCE = 1e-4
 TOLERANCE_FLOAT64 = 1e-8
 _NORMS = re.compile(r"norm|mean|var|std")
 

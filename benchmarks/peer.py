@@ -25,7 +25,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.architectures import Architecture
 from benchmarks.measure import (
     RATE,
-    TOLERANCE,
     TOLERANCE_FLOAT64,
     Measurement,
     in_float64,
@@ -36,7 +35,7 @@ from benchmarks.measure import (
 from pruning.containers import Inputs, find_tensors
 from pruning.graph.axes import leaves
 from pruning.graph.trace import trace
-from pruning.plan.verification import outputs_of, relative_difference
+from pruning.plan.verification import TOLERANCE, outputs_of, relative_difference
 
 
 def measure_peer(architecture: Architecture, fast: bool = False) -> Measurement:

@@ -13,8 +13,8 @@ from flows.prefect_adapter import ask_person, call_as_task, flow, is_deployed, p
 from pruning.errors import WorkspaceError
 from tasks.config.schema import Settings, load
 from tasks.registry import promote as promotion
-from tasks.registry.promote import Case, as_markdown, as_text
-from tasks.reporting.tables import WIDTH
+from tasks.registry.promote import Case
+from tasks.reporting.tables import WIDTH, markdown_table, text_table
 from tasks.reporting.verdict import as_rows, summarise
 from tasks.workspace import Workspace, deciding
 
@@ -56,6 +56,12 @@ def promote(params: str = "params.yaml", workspace: str = "artifacts", approve: 
         return _put_forward(settings, case, approve)
 
 
+def _table(case: Case) -> str:
+    """Lay the gates out in Markdown."""
+    head, *rows = as_rows(case.gates)
+    return markdown_table(head, rows, numbers=(1, 2, 3))
+
+
 def _put_forward(settings: Settings, case: Case, approve: bool) -> bool:
     """Promote what passed every gate, with a person's yes where one is required."""
     approved = "command line" if approve else None
@@ -66,7 +72,7 @@ def _put_forward(settings: Settings, case: Case, approve: bool) -> bool:
                 "at the figures and run the same command with --approve"
             )
         promotion.keep_waiting(settings, case, str(run_id()))
-        question = f"{_verdict(case)}\n\n{_title(case)}\n\n{as_markdown(as_rows(case.gates))}"
+        question = f"{_verdict(case)}\n\n{_title(case)}\n\n{_table(case)}"
         answer = ask_person(question, about=f"version-{case.version}")
         if not answer.yes:
             promotion.decline(settings, case, f"a person said no: {answer.comment or 'no comment'}")
@@ -92,9 +98,9 @@ def _verdict(case: Case) -> str:
 
 def _show(case: Case) -> None:
     if case.gates:
-        publish_markdown("promotion", f"{_verdict(case)}\n\n{as_markdown(as_rows(case.gates))}", _title(case))
+        publish_markdown("promotion", f"{_verdict(case)}\n\n{_table(case)}", _title(case))
         laid = [*wrap(_verdict(case), WIDTH), *wrap(f"Compared: version {_title(case)}.", WIDTH)]
-        sys.stdout.write("\n{}\n\n{}\n\n".format("\n".join(laid), as_text(as_rows(case.gates))))
+        sys.stdout.write("\n{}\n\n{}\n\n".format("\n".join(laid), text_table(as_rows(case.gates))))
         sys.stdout.flush()
 
 

@@ -21,7 +21,7 @@ from tasks.reporting import report
 from tasks.reporting.html import document, picture, table
 from tasks.reporting.intervals import Interval
 from tasks.reporting.plots import Mark, as_png, as_svg, draw_frontier
-from tasks.reporting.tables import Summary, as_interval, as_ms, ended_because, latency_name
+from tasks.reporting.tables import Summary, as_interval, as_ms, ended_because, latency_name, markdown_table
 from tasks.stage_table import STAGES, Stage
 from tasks.stages import benchmark
 from tasks.workspace import Workspace, is_current, write_json, writing
@@ -171,7 +171,6 @@ def write_frontier(points: Sequence[Point], title: str, measure: str, folder: Pa
     }
     figure = draw_frontier(marks, f"{measure} (test)", BASELINE)
     head, rows = _cells(points, measure)
-    lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
     remark = (
         "Numbers are those of the plot. Costs are shares of the baseline's; a star marks a model that is dominated: "
         "another is at least as accurate at no higher cost, and better in one of the two. Times are medians with "
@@ -179,7 +178,7 @@ def write_frontier(points: Sequence[Point], title: str, measure: str, folder: Pa
     )
     write_json(folder / "frontier.json", {"measure": measure, "points": [asdict(point) for point in points]})
     replace_file(folder / "frontier.png", as_png(figure))
-    replace_file(folder / "frontier.md", (f"# {title}\n\n{remark}\n\n" + "\n".join(lines) + "\n").encode())
+    replace_file(folder / "frontier.md", (f"# {title}\n\n{remark}\n\n{markdown_table(head, rows)}\n").encode())
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="quiet">{escape(remark)}</p>',

@@ -178,3 +178,20 @@ def test_public_functions_take_at_most_eight_parameters() -> None:
                 if len([name for name in names if name not in ("self", "cls")]) > 8:
                     many.append(f"{path.relative_to(REPOSITORY)}: {node.name}")
     assert not many
+
+
+@pytest.mark.parametrize(
+    ("sign", "place"),
+    [
+        (r"_schema\.arguments\b.*\n\s*\}", "pruning/graph/rules/call.py"),  # an operator's arguments by name
+        (r"named_buffers\(remove_duplicate=False\)", "pruning/graph/dispatch.py"),  # a model's state by name
+        (r"int\.from_bytes\(digest", "pruning/statistics/collect.py"),  # a generator of a group's or layer's own
+        (r"^\w*(TOLERANCE|DIFFERENCE) = 1e-4$", "pruning/plan/verification.py"),  # what counts as the same function
+        (r"'\s?\|\s?'\.join", "tasks/reporting/tables.py"),  # a table in Markdown
+        (r"\(module, module\.training\)", "pruning/evaluation.py"),  # training modes, saved and restored
+        (r"_ASIDE = ", "pruning/io/atomic.py"),  # a folder in another's place
+    ],
+)
+def test_one_thing_is_done_in_one_place(sign: str, place: str) -> None:
+    found = [path for path in sources(*PACKAGES) if re.search(sign, path.read_text(encoding="utf-8"), re.MULTILINE)]
+    assert [path.relative_to(REPOSITORY).as_posix() for path in found] == [place]

@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from tasks.reporting.tables import markdown_table
+
 Rows = Sequence[Mapping[str, Any]]
 Parts = Mapping[str, Mapping[str, Any]]
 """Name of a part -> its "rows", when they were "measured", and "on" what."""
@@ -151,5 +153,4 @@ def _walls(rows: Rows) -> list[str]:
 
 def _table(head: Sequence[str], texts: int, rows: Iterable[Sequence[str]]) -> list[str]:
     """Write a table whose first columns hold texts, and the others numbers."""
-    ruler = ["---"] * texts + ["--:"] * (len(head) - texts)
-    return [f"| {' | '.join(head)} |", f"|{'|'.join(ruler)}|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return [markdown_table(head, rows, numbers=range(texts, len(head)))]

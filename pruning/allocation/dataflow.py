@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning.containers import Inputs, as_call, find_tensors
 from pruning.evaluation import restored_modes
+from pruning.graph.dispatch import state_of
 from pruning.graph.rules.call import operator_name
 
 
@@ -130,11 +131,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        given = {
-            **dict(self.model.named_parameters(remove_duplicate=False)),
-            **dict(self.model.named_buffers(remove_duplicate=False)),
-        }
-        self.state = {name: self.number(tensor) for name, tensor in given.items()}
+        self.state = {name: self.number(tensor) for name, tensor in state_of(self.model).items()}
         for tensor in find_tensors(self.inputs):
             self.number(tensor)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pruning.errors import ModelError
 from pruning.graph.groups import Group, Slice
-from pruning.graph.rules.call import operator_name
+from pruning.graph.rules.call import arguments_of, operator_name
 
 _CHUNK = 1 << 23  # unfolded values at a time
 _PRODUCTS = {"linear": (0, 1, 2), "addmm": (1, 2, 0), "mm": (0, 1, None), "matmul": (0, 1, None)}
@@ -106,10 +106,8 @@ def read_call(
     name = operator_name(func)
     if name not in _PRODUCTS and "conv" not in name:
         return None
-    given = [
-        args[position] if position < len(args) else kwargs.get(argument.name, argument.default_value)
-        for position, argument in enumerate(func._schema.arguments)
-    ]
+    named = arguments_of(func, args, kwargs)
+    given = list(named.values())
     if name in _PRODUCTS:
         at_input, at_weight, at_bias = _PRODUCTS[name]
         inputs, weight, bias = given[at_input], given[at_weight], None if at_bias is None else given[at_bias]
@@ -117,7 +115,6 @@ def read_call(
         if weight.ndim != 2 or (name == "addmm" and any(factor != 1 for factor in given[3:])):
             return None
     else:
-        named = {argument.name: value for argument, value in zip(func._schema.arguments, given, strict=True)}
         inputs, weight, bias = named["input"], named["weight"], named["bias"]
         geometry = _convolution(named, "transpose" in name or bool(named.get("transposed")))
     if id(weight) not in names or id(inputs) in names or geometry is None:

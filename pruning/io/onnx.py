@@ -21,6 +21,7 @@ from pruning.errors import ExportError, pass_on, unknown_name
 from pruning.evaluation import device_of, restored_modes
 from pruning.graph.module_copy import copy_whole
 from pruning.io.atomic import replace_file
+from pruning.plan.verification import TOLERANCE
 
 
 def refuse_external_weights(path: Path) -> None:
@@ -59,7 +60,6 @@ def refuse_external_weights(path: Path) -> None:
 _LARGEST_FILE = 2**31 - 2**20  # a protobuf holds 2 GiB at most
 
 
-TOLERANCE = 1e-4
 _TINY = float(np.finfo(np.float32).tiny)  # where the model's outputs are all zero
 
 

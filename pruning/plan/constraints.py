@@ -233,9 +233,7 @@ def _name_of(entry: Entry, model: nn.Module, setting: str) -> str:
 
 def _places(model: nn.Module) -> list[str]:
     """Return every name that an entry may match: modules, parameters, buffers."""
-    names = [name for name, _ in model.named_modules() if name]
-    names += [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    return names + [name for name, _ in model.named_buffers(remove_duplicate=False)]
+    return [*(name for name, _ in model.named_modules() if name), *state_of(model)]
 
 
 def _prefixes(name: str) -> list[str]:

@@ -10,9 +10,9 @@ from torch import nn
 
 from pruning.errors import pass_on
 from pruning.graph.axes import Atom, count, cut
-from pruning.graph.dispatch import Listeners, Place, watch
+from pruning.graph.dispatch import Listeners, Place, state_of, watch
 from pruning.graph.groups import Groups
-from pruning.graph.rules.call import Call, is_pointwise, operator_name, tensors_in
+from pruning.graph.rules.call import arguments_of, is_pointwise, operator_name, tensors_in
 from pruning.graph.rules.reshaping import slice_start
 from pruning.graph.trace import IDENTITIES, Operation, Trace, constants_of
 
@@ -56,9 +56,7 @@ class Comparison:
 
     def run(self, model: nn.Module, groups: Groups) -> Deviation | None:
         """Run the narrowed model; tell where it deviates, or None."""
-        devices = {
-            name: tensor.device for name, tensor in (*groups.model.named_parameters(), *groups.model.named_buffers())
-        }
+        devices = {name: tensor.device for name, tensor in state_of(groups.model).items()}
         try:
             traced, listeners = self.traced, Listeners(self.on_call)
             watch(model, traced.example, listeners, traced.tensors, devices=devices, training=traced.training)
@@ -90,7 +88,7 @@ class Comparison:
             if isinstance(known, numbers) and not isinstance(known, bool) and found != known:
                 self._stop(f"{expected.name} uses {found!r} instead of {known!r}", constant=True)
         if expected.name in ("slice", "narrow"):
-            self._compare_start(Call.arguments_of(func, args, kwargs), expected)
+            self._compare_start(arguments_of(func, args, kwargs), expected)
         if self.index == self.last:
             raise _Ended
         self.index += 1

@@ -91,8 +91,13 @@ class Statistics:
 
     def generator(self, group: Group) -> torch.Generator:
         """Return a generator of the group's own, the same whatever order groups are scored in."""
-        digest = hashlib.sha256(f"{self.seed}:{group.name}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        return generator_of(self.seed, group.name)
+
+
+def generator_of(seed: int, name: str) -> torch.Generator:
+    """Return a generator of a group's or layer's own, the same whatever others there are."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def collect(

@@ -6,7 +6,6 @@ more important.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +17,7 @@ from pruning.containers import take
 from pruning.errors import CriterionError, unknown_name
 from pruning.evaluation import Loss, Samples, check_samples, device_of
 from pruning.graph.module_copy import copy_whole
+from pruning.statistics.collect import generator_of
 from pruning.statistics.hessian import SquaredProducts
 
 Need = Literal["weights", "gradients", "fisher"]
@@ -167,7 +167,7 @@ def score_layers(
     return {
         name: score_weights(
             criterion,
-            LayerWeights(name, tensor.to("cpu", torch.float64), products.get(name), _generator(seed, name)),
+            LayerWeights(name, tensor.to("cpu", torch.float64), products.get(name), generator_of(seed, name)),
         )
         for name, tensor in parameters.items()
     }
@@ -188,9 +188,3 @@ def _gather(
         for name, values in found.items():
             totals[name] += values.to("cpu", torch.float64)
     return totals if need == "gradients" else {name: values / count for name, values in totals.items()}
-
-
-def _generator(seed: int, name: str) -> torch.Generator:
-    """Return a generator of the layer's own, the same whatever other layers there are."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -198,17 +197,3 @@ def _record(settings: Settings, decision: Decision) -> Decision:
     announce(settings, decision)
     write_down(decision)
     return decision
-
-
-def as_text(rows: Sequence[Sequence[str]]) -> str:
-    """Lay the gates out for a terminal."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
-
-
-def as_markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Lay the gates out as a Markdown table."""
-    head, *rest = ["|" + "|".join(row) + "|" for row in rows]
-    return "\n".join([head, "|---|---:|---:|---:|---|", *rest])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, log10
 from textwrap import wrap
@@ -286,8 +286,28 @@ def as_markdown(lines: list[Line]) -> str:
             line.quantity,
             *(f"{cell} {spread}".strip() for cell, spread in zip(line.cells[1:], more[1:], strict=True)),
         )
-        rows.append("|" + "|".join(cells) + (f", {more[0]}" if more[0] else "") + "|")
-    return "\n".join(["|" + "|".join(HEAD.cells) + "|", "|---|---:|---:|---:|", *rows])
+        rows.append((*cells[:-1], cells[-1] + (f", {more[0]}" if more[0] else "")))
+    return markdown_table(HEAD.cells, rows, numbers=(1, 2, 3))
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Collection[int] = ()) -> str:
+    """Write a table in Markdown.
+
+    Args:
+        head: The columns' names.
+        rows: One text for each column.
+        numbers: The columns, counted from 0, that are aligned to the right.
+    """
+    ruler = ["--:" if column in numbers else "---" for column in range(len(head))]
+    return "\n".join([f"| {' | '.join(head)} |", f"|{'|'.join(ruler)}|", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Lay rows out in columns, for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def as_bytes(count: int) -> str:

@@ -6,16 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from textwrap import wrap
 
-from pruning.io.onnx import TOLERANCE
+from pruning.plan.verification import TOLERANCE
 from tasks.config.schema import Promote
 from tasks.reporting.intervals import Interval, Paired, describe_pairs
 from tasks.reporting.tables import WIDTH, Summary, as_bytes, as_interval, as_quartiles, nothing_accepted, quartiles_of
 from tasks.stages.benchmark import Row
 
 Show = Callable[[float], str]
-
-LARGEST_DIFFERENCE = 1e-4
-"""Between what the registered model answers and what was recorded, relative to the largest answer."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +102,8 @@ def judge(candidate: Figures, reference: Figures, chosen: Promote, pairs: Paired
     ]
     if candidate.answer_difference is not None:
         difference, other = candidate.answer_difference, reference.answer_difference or 0.0
-        shown = (f"{difference:.1e}", f"{other:.1e}", f"at most {LARGEST_DIFFERENCE:.0e}")
-        gates.append(Gate("answers", difference, other, LARGEST_DIFFERENCE, difference <= LARGEST_DIFFERENCE, shown))
+        shown = (f"{difference:.1e}", f"{other:.1e}", f"at most {TOLERANCE:.0e}")
+        gates.append(Gate("answers", difference, other, TOLERANCE, difference <= TOLERANCE, shown))
     return tuple(gates)
 
 

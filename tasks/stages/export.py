@@ -7,7 +7,8 @@ from dataclasses import asdict
 
 from pruning.dynamic.gates import GatedModel
 from pruning.errors import ExportError, WorkspaceError
-from pruning.io.onnx import TOLERANCE, Parity, check_parity, export_onnx
+from pruning.io.onnx import Parity, check_parity, export_onnx
+from pruning.plan.verification import TOLERANCE
 from tasks.command_line import command_line
 from tasks.config.schema import Settings
 from tasks.data import read_description, read_inputs

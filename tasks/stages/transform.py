@@ -107,7 +107,5 @@ def largest_difference(one: nn.Module, other: nn.Module, samples: TensorSamples,
         one.eval()
         other.eval()
         for batch in torch.split(samples.inputs, batch_size):
-            found, expected = one(batch.to(device)), other(batch.to(device))
-            scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
-            largest = max(largest, float((found - expected).abs().max() / scale))
+            largest = max(largest, relative_difference([other(batch.to(device))], [one(batch.to(device))]))
     return largest

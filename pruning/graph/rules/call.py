@@ -150,21 +150,13 @@ class Call:
         module: str,
     ) -> None:
         self.func = func
-        self.arguments = self.arguments_of(func, args, kwargs)
+        self.arguments = arguments_of(func, args, kwargs)
         self.typed = typed
         self.facts = facts
         self.module = module
         self.inputs = tensors_in(args, kwargs)
         self.outputs = tensors_in(result)
         self.zero = all(self.typed(t).zero for t in self.inputs)
-
-    @staticmethod
-    def arguments_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of a call by name, defaults included."""
-        return {
-            argument.name: args[position] if position < len(args) else kwargs.get(argument.name, argument.default_value)
-            for position, argument in enumerate(func._schema.arguments)
-        }
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments.get(name)
@@ -329,6 +321,14 @@ def arguments_in(*values: Any) -> list[Any]:
         else:
             found.append(value)
     return found
+
+
+def arguments_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, in the order of the operator's schema, defaults included."""
+    return {
+        argument.name: args[position] if position < len(args) else kwargs.get(argument.name, argument.default_value)
+        for position, argument in enumerate(func._schema.arguments)
+    }
 
 
 def operator_name(func: Any) -> str:
