@@ -9,7 +9,7 @@ from filelock import FileLock
 
 from flows import stage_runner, stages
 from flows.frontier import frontier
-from flows.stage_runner import Run, Work
+from flows.stage_runner import Run, Work, unless_current
 from pruning.errors import WorkspaceError
 from tasks.stage_table import NAMES
 from tests.shop import Shop
@@ -32,12 +32,10 @@ def test_targets_share_what_no_target_shapes_and_leave_the_workspace_alone(
     before = {path: path.read_bytes() for path in Path("artifacts").rglob("*") if path.is_file()}
     calls: list[tuple[str, str]] = []
 
-    real = stages.unless_current
-
     def watched(run: Run, name: str, work: Work) -> None:
         calls.append((name, str(run.workspace.root)))
         assert run.versions is None
-        real(run, name, work)
+        unless_current(run, name, work)
 
     monkeypatch.setattr(stages, "unless_current", watched)
     monkeypatch.setattr(stage_runner, "unless_current", watched)

@@ -44,7 +44,7 @@ def test_a_stage_executes_no_module_that_it_does_not_depend_on(
         assert called, stage.name
         # Facts are compared themselves, so that the code which works them out need not be.
         by_value = {"tasks.config.prune_schema"} if stage.facts else set()
-        assert called <= known | set(NOT_FOLLOWED) | {"tasks.stage_table"} | by_value, (stage.name, called - known)
+        assert called <= known | set(NOT_FOLLOWED) | by_value, (stage.name, called - known)
 
 
 def _called(action: Callable[[], object]) -> set[str]:
