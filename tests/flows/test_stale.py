@@ -115,7 +115,7 @@ def test_settings_edited_in_mid_run_shape_the_next_one(write_params: Write, monk
 
     def body(given: Settings, workspace: Workspace) -> None:
         _edit(Path("params.yaml"), "seed: 0", "seed: 1")
-        assert load(Path("params.yaml")) == given == settings, "read once"
+        assert given == settings, "read once"
         (workspace.folder("data")).mkdir()
 
     with holding():
