@@ -201,8 +201,6 @@ from pruning.errors import WorkspaceError
 from tasks.workspace import locked
 from tasks.workspace import Workspace
 
-prepare, baseline, analyze, profile, measurements, prune = list(FLOWS.values())[:6]
-
 def ended(params, workspace, commit):
     with locked(Workspace(Path(workspace))):
         try:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from tasks.environment import REPOSITORY
 
@@ -41,3 +44,34 @@ def test_command_alone_imports_nothing_of_prefects_and_a_deployment_runs_in_its_
         [sys.executable, "-c", ALONE], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+NESTED = """
+from flows.prefect_adapter import call_as_flow, use_prefect
+
+use_prefect()
+
+
+def inner():
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs():
+            print(client.read_flow(run.flow_id).name, sorted(run.parameters.items()))
+
+
+asked = "params.yaml", "artifacts", False
+call_as_flow(lambda: call_as_flow(inner, "prepare", "Inner.", *asked), "compress", "Outer.", *asked)
+"""
+
+
+@pytest.mark.slow
+def test_pages_show_what_a_run_was_asked_for_and_no_settings(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("DVC_STAGE", "PREFECT_API_URL")}
+    environment |= {"PREFECT_HOME": str(tmp_path), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300"}
+    done = subprocess.run(
+        [sys.executable, "-c", NESTED], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    asked = [("commit", False), ("params", "params.yaml"), ("workspace", "artifacts")]
+    assert sorted(done.stdout.splitlines()) == [f"compress {asked}", f"prepare {asked}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,8 @@ from tasks.loop import attempt
 from tasks.loop.ledger import Ledger, read_ledger
 from tasks.models import ModelMetrics, example_inputs, load_model, measure
 from tasks.reporting.tables import compare
-from tasks.stage_table import NAMES
 from tasks.workspace import Workspace
-from tests.tasks.test_pipeline import BEFORE_THE_LOOP, Project, make
+from tests.tasks.test_pipeline import BEFORE_THE_LOOP, Project, made
 
 RECIPES = [{"name": "plain", "epochs": 4, "learning_rate": 0.05, "batch_size": 32}]
 KINDS: dict[str, dict[str, Any]] = {
@@ -43,11 +43,8 @@ def finished(kind: str, factory: pytest.TempPathFactory, writer: Writer) -> Iter
     def change(settings: dict[str, Any]) -> None:
         settings["prune"].update(kind=kind, recipes=RECIPES, **KINDS[kind])
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        project = make(root, writer, change)
-        for name in NAMES:
-            project.run(name)
+    project = made(root, writer, change=change)
+    with chdir(root):
         yield project
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from flows.stage_runner import Run
 from pruning.errors import WorkspaceError
-from tasks.file_cache import holding
 from tasks.registry import git_snapshot, mlflow_models, restore
 from tasks.registry.dvc_repo import DvcRepo
 from tasks.registry.manifest import Record, make_record
+from tasks.registry.register import register
 
 STAGES = """
 stages:
@@ -218,10 +219,9 @@ def test_restored_folder_is_a_workspace_whose_stages_are_whole(shop: Any, monkey
 
 def test_record_holds_the_settings_that_the_run_used(shop: Any) -> None:
     used = Path("params.yaml").read_bytes()
-    with holding():
-        shop.settings  # noqa: B018 - the first look at the file
-        shop.same_model_again()
-        shop.change(lambda settings: settings["run"].update(seed=7))
-        assert shop.register() == "2"
+    run = Run.begin("params.yaml", "artifacts", commit=False)
+    shop.same_model_again()
+    shop.change(lambda settings: settings["run"].update(seed=7))
+    assert register(run.settings, run.workspace, run.params, run.content) == "2"
     recorded = [path.read_bytes() for path in Path("mlartifacts").rglob("versions/*/params.yaml")]
     assert recorded == [used, used]
