@@ -9,10 +9,9 @@ from pathlib import Path
 from flows import command
 from flows.prefect_adapter import flow, remove_flow_runs
 from pruning.errors import SettingsError
-from tasks.config.overrides import DEFAULT_PARAMS
 from tasks.config.schema import load
 from tasks.registry.cleanup import remove_runs, remove_set_aside, remove_trials, remove_unneeded_objects
-from tasks.workspace import DEFAULT_ROOT, Workspace, locked
+from tasks.workspace import DEFAULT_PARAMS, DEFAULT_ROOT, Workspace, locked
 
 NAME = "cleanup"
 

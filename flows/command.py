@@ -11,10 +11,9 @@ from pathlib import Path
 from flows import signals
 from flows.prefect_adapter import use_prefect
 from pruning.errors import SecateurError, TargetError
-from tasks.config.overrides import DEFAULT_PARAMS
 from tasks.file_cache import holding
 from tasks.registry.dvc_repo import inside_dvc
-from tasks.workspace import DEFAULT_ROOT
+from tasks.workspace import DEFAULT_PARAMS, DEFAULT_ROOT
 
 REFUSED = 1
 FAULT = 2

@@ -1,27 +1,25 @@
-"""The whole pipeline, from the data to the report: `python -m flows.compress`."""
+"""The whole pipeline, from the data to the report: `python -m flows.compress`.
+
+Where nothing has changed since a run that found every stage current and recorded, that run's result is shown again;
+else, `flows.pipeline` is imported, which takes seconds.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 
 from flows import command
-from flows.prefect_adapter import ProgressBar, call_as_flow, call_as_task, publish_markdown
-from flows.stage_runner import Run, planned, recorded_end
-from flows.stages import run_as_flow
 from pruning.errors import TargetError
-from tasks.file_cache import edited, holding
-from tasks.registry.git_snapshot import Source, snapshot
-from tasks.reporting.tables import Line, Summary, as_markdown, as_text, compare, compare_latency, nothing_accepted
-from tasks.reporting.verdict import as_text as as_words
-from tasks.reporting.verdict import decide
-from tasks.sanity_check import sanity_check
-from tasks.stage_table import STAGES, Stage
-from tasks.stages.benchmark import read_latencies
-from tasks.workspace import locked
+from tasks import last_run
+from tasks.file_cache import holding
+from tasks.registry.dvc_repo import DvcRepo
+from tasks.registry.mlflow_client import hash_of_content
+from tasks.stage_table import CODE, NAMES
+from tasks.workspace import Workspace, locked
 
 log = logging.getLogger("secateur")
-
 
 NAME = "compress"
 SUMMARY = "Run the whole pipeline, from the data to the report."
@@ -33,121 +31,34 @@ def compress(params: str = "params.yaml", workspace: str = "artifacts", commit: 
     Raises:
         TargetError: No attempt was accepted.
     """
+    place = Workspace(Path(workspace))
     with holding():
-        run = Run.begin(params, workspace, commit)
-        if not _nothing_to_run(run):
-            call_as_flow(lambda: _run_all(run), NAME, SUMMARY, params, workspace, commit)
+        if (place.root / last_run.FILE).exists() and say_again(Path(params), place, commit):
+            return
+        from flows.pipeline import run_pipeline_as_flow
+        from flows.stage_runner import Run
+
+        run_pipeline_as_flow(Run.begin(params, workspace, commit), NAME, SUMMARY)
 
 
-def run_pipeline(run: Run) -> None:
-    """Do the same inside the run of another flow.
-
-    Raises:
-        TargetError: No attempt was accepted.
-    """
-    if not _nothing_to_run(run):
-        _run_all(run)
-
-
-def _run_all(run: Run) -> None:
-    begun_with = snapshot()
-    with locked(run.workspace):
-        with recorded_end(run):
-            _run_stages(run)
-            _show(run)
-            version = call_as_task(_record, "record", run, begun_with)
-        _conclude(run, version)
-
-
-def _run_stages(run: Run) -> None:
-    """Run what isn't current; what training will call is tried before the first stage that reads data."""
-    bar = ProgressBar("compress-progress", "stages that are done")
-    changed, checked = run.changed(), False
-    for position, stage in enumerate(STAGES):
-        bar.update(position / len(STAGES))
-        if _is_done(run, stage, changed):
-            log.info("%s: is current", stage.name)
-            continue
-        if not checked and "prepare" in stage.needs:
-            call_as_task(sanity_check, "sanity-check", run.settings, run.workspace)
-            checked = True
-        run_as_flow(run, stage.name)
-        changed = run.changed()
-    bar.update(1.0)
-    publish_markdown("compress-result", as_markdown(_lines(run)), "baseline against pruned model")
-
-
-def _nothing_to_run(run: Run) -> bool:
-    """Where every stage is current, see that the result is recorded, show it, and return True.
-
-    Else, where the data are there, faults that the first batch shows are told now: before the engine has started.
+def say_again(params: Path, workspace: Workspace, commit: bool) -> bool:
+    """Show the last run's result, if nothing has changed since; say whether that is so.
 
     Raises:
-        TargetError: No attempt was accepted.
+        TargetError: No attempt was accepted then.
     """
-    begun_with = snapshot()
-    with locked(run.workspace):
-        changed = run.changed()
-        if not all(_is_done(run, stage, changed) for stage in STAGES):
-            if _is_done(run, STAGES[0], changed):
-                sanity_check(run.settings, run.workspace)
+    with locked(workspace):
+        answer = last_run.same_again(params, workspace, told=commit)
+        if answer is None or hash_of_content(answer["store"]) != answer["store_content"]:
+            return False
+        if commit and DvcRepo().changed() & {CODE, *NAMES}:
             return False
         log.info("every stage is current: nothing to run")
-        _show(run)
-        _conclude(run, _record(run, begun_with))
+        sys.stdout.write(answer["text"])
+        sys.stdout.flush()
+        if answer["refusal"] is not None:
+            raise TargetError(answer["refusal"])
     return True
-
-
-def _is_done(run: Run, stage: Stage, changed: frozenset[str]) -> bool:
-    """Say whether a stage can be skipped: neither DVC nor the record beside its output calls it changed."""
-    return stage.name not in changed and planned(run, stage).is_done
-
-
-def _lines(run: Run) -> list[Line]:
-    return [*compare(_summary(run)), *compare_latency(run.workspace)]
-
-
-def _summary(run: Run) -> Summary:
-    return run.workspace.read_json("report", "summary.json", "report", Summary)
-
-
-def _record(run: Run, begun_with: Source | None) -> str | None:
-    """Record what came out, with the code that made it: that of the beginning, where it was edited meanwhile."""
-    from tasks.registry.register import register
-
-    return register(
-        run.settings, run.workspace, run.params, run.content, lambda: begun_with if edited() else snapshot()
-    )
-
-
-def _show(run: Run) -> None:
-    """Show the result, the verdict first."""
-    summary = _summary(run)
-    verdict = decide(summary, read_latencies(run.workspace), run.settings.promote)
-    sys.stdout.write(f"{as_words(verdict)}\n\n{as_text(_lines(run))}\n\n")
-    for what, place in (
-        ("stopped because", summary["stopped_because"]),
-        ("pruned model", run.workspace.folder("dense")),
-        ("ONNX file", run.workspace.folder("onnx") / "model.onnx"),
-        ("report", run.workspace.folder("report") / "report.html"),
-    ):
-        _say(what, place)
-
-
-def _conclude(run: Run, version: str | None) -> None:
-    """Say what was registered.
-
-    Raises:
-        TargetError: No attempt was accepted, so that there is no version.
-    """
-    if version is None:
-        raise TargetError(f"{nothing_accepted(_summary(run))}; nothing is registered")
-    _say("registered", f"{run.settings.tracking.model_name}, version {version}, alias candidate")
-
-
-def _say(what: str, found: object) -> None:
-    sys.stdout.write(f"{what:<16} {found}\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -12,15 +12,16 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from flows.cleanup import cleanup as cleanup_flow
-from flows.compress import run_pipeline
+from flows.pipeline import run_pipeline
 from flows.prefect_adapter import body_of, flow, send_event, use_prefect
 from flows.promote import promote as promote_flow
 from flows.restore import restore as restore_flow
 from flows.rollback import rollback as rollback_flow
 from flows.stage_runner import Run
-from tasks.config.overrides import DEFAULT_PARAMS, SettingsFile, Trial, accept
+from tasks.config.overrides import SettingsFile, Trial, accept
 from tasks.file_cache import holding
 from tasks.registry import promote as promotion
+from tasks.workspace import DEFAULT_PARAMS
 
 use_prefect()  # it is Prefect that imports this module
 

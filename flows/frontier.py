@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows import command
-from flows.compress import run_pipeline
+from flows.pipeline import run_pipeline
 from flows.prefect_adapter import flow, publish_markdown
 from flows.stage_runner import Run
 from flows.stages import run_as_flow

@@ -9,8 +9,8 @@ from flows import signals
 from flows.command import FAULT, bare_parser
 from flows.servers import Programs, how_to_log_in, mlflow_server, prefect_server, programs
 from pruning.errors import SecateurError
-from tasks.config.overrides import DEFAULT_PARAMS
 from tasks.config.schema import Settings, load
+from tasks.workspace import DEFAULT_PARAMS
 
 _LONGEST_END_S = 60.0  # for servers, a worker and its runs, one after the other
 

@@ -25,8 +25,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from traceback import extract_tb
 
-import torch
-
 
 class SecateurError(Exception):
     """A fault that the caller can mend."""
@@ -85,31 +83,31 @@ def pass_on(fault: Exception) -> None:
 
     Such are the end of memory, the interpreter's own faults, time-outs, and whatever a signal handler raised.
     """
+    import torch  # takes seconds, which only those have waited for who have run a model
+
+    foreign = (TimeoutError, InterruptedError, MemoryError, SystemError, torch.OutOfMemoryError)
     handlers = {getattr(signal.getsignal(number), "__code__", None) for number in signal.valid_signals()} - {None}
     step = fault.__traceback__
     while step is not None and step.tb_frame.f_code not in handlers:
         step = step.tb_next
-    if step is not None or isinstance(fault, _FOREIGN):
+    if step is not None or isinstance(fault, foreign):
         raise fault
-
-
-_FOREIGN = (TimeoutError, InterruptedError, MemoryError, SystemError, torch.OutOfMemoryError)
 
 
 def describe(fault: Exception) -> str:
     """Say what a fault of a model says, by its own class where it says nothing, and which line of code raised it."""
+    import torch
+
+    # Whose lines say nothing of a model.
+    inside = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parent}/", copy.__file__, "<")
     text = str(fault).strip() or type(fault).__name__
     lines = [
         f"{Path(f.filename).name}:{f.lineno}"
         for f in extract_tb(fault.__traceback__)
-        if not f.filename.startswith(_INSIDE)
+        if not f.filename.startswith(inside)
     ]
     notes = [*getattr(fault, "__notes__", []), *(f"raised at {line}" for line in lines[-1:])]
     return f"{text} ({notes[0]})" if notes else text
-
-
-# Whose lines say nothing of a model.
-_INSIDE = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parent}/", copy.__file__, "<")
 
 
 def unknown_name(kind: str, found: str, known: Iterable[str]) -> str:

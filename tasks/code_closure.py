@@ -12,7 +12,6 @@ installation points to. One that looks for code that no statement names (`import
 from __future__ import annotations
 
 import importlib
-import re
 import sys
 import sysconfig
 from collections.abc import Iterable, Mapping
@@ -22,7 +21,7 @@ from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
-from tasks.code_hash import Import, Meaning, meaning_of
+from tasks.code_hash import NAMES_A_MODULE, Import, Meaning, meaning_of
 from tasks.file_cache import read_bytes
 
 OURS = ("pruning", "tasks", "zoo")
@@ -35,11 +34,25 @@ _NO_CODE = {
     *("artifacts", "build", "data", "dist", "frontier", "mlartifacts", "mlruns", "node_modules", "restored", "trials"),
     *("benchmarks", "docs", "flows", "tests"),
 }
-_NAMES_A_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*([.:][^\W\d]\w*)+")
 _HOME = Path(__file__).resolve().parents[1]
 """Where the package itself lies, whatever folder is the current one."""
 
 _INSTALLED = {Path(path) for name, path in sysconfig.get_paths().items() if name.endswith(("lib", "stdlib"))}
+
+
+PROGRAM = (*OURS, "flows", "secateur")
+
+
+def hash_of_program() -> str:
+    """Hash the text of all code of ours, Python's version, and the names and versions of all installed packages."""
+    files = sorted(path for name in PROGRAM for path in (_HOME / name).rglob("*.py"))
+    here = Path.cwd()
+    places = {Path(place).resolve() for place in sys.path if place and Path(place).is_dir()} - {here}
+    installed = sorted({path.name for place in places for path in place.glob("*.dist-info")})
+    found = sha256("\n".join([sys.version, *installed]).encode())
+    for path in files:
+        found.update(f"\n{path.relative_to(_HOME)} ".encode() + sha256(path.read_bytes()).digest())
+    return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -97,7 +110,7 @@ class _Search:
 
     def visit_named(self, string: str) -> None:
         """Follow the module that a string names: `package.module:name`, or `package.module` where it is the user's."""
-        if not _NAMES_A_MODULE.fullmatch(string):
+        if not NAMES_A_MODULE.fullmatch(string):
             return
         module, colon, name = string.partition(":")
         if ":" in name:

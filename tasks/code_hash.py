@@ -23,6 +23,9 @@ _FINDS_MODULES = {
     *("walk_packages", "load_module", "exec_module"),
 }
 
+NAMES_A_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*([.:][^\W\d]\w*)+")
+"""What a text looks like that may name a module: `package.module` or `package.module:name`."""
+
 _TYPE_COMMENT = re.compile(rb"#\s*type:(?!\s*ignore\b)")
 
 _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -54,7 +57,8 @@ class Meaning:
         imports: Wherever they stand, in functions too; not those for type checkers alone.
         strings: Constants that may name modules.
         finds_modules: Whether it calls something that runs code which no import statement names.
-        exports: Where it does nothing but import names for others to take: name -> (module, level, name there).
+        exports: Where it does nothing but import names for others to take, at once or when they are first used:
+            name -> (module, level, name there).
     """
 
     digest: str
@@ -64,7 +68,7 @@ class Meaning:
     exports: Mapping[str, tuple[str, int, str]] | None = None
 
 
-_known: dict[tuple[bytes, bool], Meaning] = {}
+_known: dict[str, Meaning] = {}
 
 
 def meaning_of(content: bytes, *, docstrings: bool) -> Meaning:
@@ -74,10 +78,20 @@ def meaning_of(content: bytes, *, docstrings: bool) -> Meaning:
         content: Of the file; one that isn't Python means its bytes.
         docstrings: Whether docstrings that may be read count.
     """
-    key = (sha256(content).digest(), docstrings)
+    key = f"{sha256(content).hexdigest()}{'+' if docstrings else ''}"
     if key not in _known:
         _known[key] = _parse(content, docstrings)
     return _known[key]
+
+
+def known_meanings() -> dict[str, Meaning]:
+    """Return what this process has parsed, for another one of the same code to `learn`: parsing takes seconds."""
+    return dict(_known)
+
+
+def learn(meanings: Mapping[str, Meaning]) -> None:
+    """Take over what `known_meanings` returned."""
+    _known.update(meanings)
 
 
 def _parse(content: bytes, docstrings: bool) -> Meaning:
@@ -86,13 +100,15 @@ def _parse(content: bytes, docstrings: bool) -> Meaning:
         typed = _with_type_comments(content)
     except (SyntaxError, ValueError, RecursionError):
         return Meaning(sha256(content).hexdigest()[:_DIGITS])
+    exports = _exports(tree)
     kept = docstrings and any(_name(node) in _READS_DOCSTRINGS for node in ast.walk(tree))
     tree = typed or tree
     _Essence(kept, docstrings).reduce(tree)
     digest = sha256(ast.dump(tree, annotate_fields=False).encode()).hexdigest()[:_DIGITS]
     found = _Found.of(tree)
     finds_modules = bool(found.uses.keys() & _FINDS_MODULES)
-    return Meaning(digest, tuple(_imports(found)), frozenset(found.strings), finds_modules, _exports(tree))
+    strings = frozenset(filter(NAMES_A_MODULE.fullmatch, found.strings))
+    return Meaning(digest, tuple(_imports(found)), strings, finds_modules, exports)
 
 
 def _with_type_comments(content: bytes) -> ast.Module | None:
@@ -202,15 +218,28 @@ def _imports(found: _Found) -> Iterator[Import]:
 
 
 def _exports(tree: ast.Module) -> dict[str, tuple[str, int, str]] | None:
+    lazy = any(isinstance(node, ast.FunctionDef) and node.name == "__getattr__" for node in tree.body)
     found: dict[str, tuple[str, int, str]] = {}
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.names[0].name != "*":
-            for alias in node.names:
-                found[alias.asname or alias.name] = (node.module or "", node.level, alias.name)
-        elif not (isinstance(node, ast.Import | ast.Pass) or _is_list_of_exports(node)):
+            found |= _handed_on(node)
+        elif lazy and isinstance(node, ast.If) and _name(node.test) == "TYPE_CHECKING":
+            for inner in node.body:
+                found |= _handed_on(inner)
+        elif not (isinstance(node, ast.Import | ast.Pass) or _stands_for_itself(node) or _hands_on(node, lazy)):
             return None
     return found
 
 
-def _is_list_of_exports(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Assign) and [_name(target) for target in node.targets] == ["__all__"]
+def _handed_on(node: ast.stmt) -> dict[str, tuple[str, int, str]]:
+    if not isinstance(node, ast.ImportFrom):
+        return {}
+    return {alias.asname or alias.name: (node.module or "", node.level, alias.name) for alias in node.names}
+
+
+def _hands_on(node: ast.stmt, lazy: bool) -> bool:
+    """Say whether a statement lists the names that are handed on, or hands them on when they are first used."""
+    if isinstance(node, ast.FunctionDef):
+        return node.name in ("__getattr__", "__dir__")
+    names = [_name(target) for target in node.targets] if isinstance(node, ast.Assign) else []
+    return names == ["__all__"] or (lazy and len(names) == 1 and str(names[0]).startswith("_"))

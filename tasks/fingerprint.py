@@ -12,17 +12,21 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pruning.io.json_files import JsonError, checked_json
 from tasks.code_closure import code_of, versions
-from tasks.config.schema import Settings
 from tasks.file_cache import derive
 from tasks.stage_table import STAGES, STOP_ONLY, Stage, find_stage
 from tasks.workspace import Json, Workspace, contents, digest, write_json
 
+if TYPE_CHECKING:
+    from tasks.config.schema import Settings  # imports torch
+
 _MOST_SHOWN = 8
 _LONGEST = 60
+_FILES = (("model", "weights"), ("profile", "path"))
+"""Settings that name a file, whose content shapes the output of the stages that read their sections."""
 
 
 def changes(before: Json, now: Json) -> str:
@@ -124,9 +128,28 @@ def _origin(stage: Stage, settings: Settings, workspace: Workspace, spared: froz
     return {
         "stage": stage.name,
         "settings": settings_of(stage, settings, spared),
-        "reads": {need: dict(contents(workspace.folder(find_stage(need).folder), need)) for need in stage.needs},
+        "reads": _read_by(stage, workspace),
         **executed(stage, settings),
     }
+
+
+def origin_now(stage: Stage, before: Json, workspace: Workspace) -> Json:
+    """Return all that shapes a stage's output now, by settings that are what they were.
+
+    Args:
+        stage: Which.
+        before: What shaped it when these settings were read.
+        workspace: Where.
+
+    Raises:
+        WorkspaceError: A stage that it reads from hasn't finished.
+    """
+    executed_now = _executed(stage, before["settings"], before["facts"])
+    return {**before, "reads": _read_by(stage, workspace), **executed_now}
+
+
+def _read_by(stage: Stage, workspace: Workspace) -> Json:
+    return {need: dict(contents(workspace.folder(find_stage(need).folder), need)) for need in stage.needs}
 
 
 def settings_of(stage: Stage, settings: Settings, spared: frozenset[str] = frozenset()) -> Json:
@@ -140,18 +163,24 @@ def settings_of(stage: Stage, settings: Settings, spared: frozenset[str] = froze
 
 def executed(stage: Stage, settings: Settings) -> Json:
     """Return what DVC can't see by itself: modules, versions, files that the settings bring along, and facts."""
-    strings = tuple(sorted(set(_strings(settings_of(stage, settings)))))
+    facts = {fact: getattr(settings, fact) for fact in stage.facts}
+    return _executed(stage, settings_of(stage, settings), facts)
+
+
+def _executed(stage: Stage, settings: Json, facts: Json) -> Json:
+    """As above, from the settings as JSON, so that nothing of theirs has to be imported."""
+    strings = tuple(sorted(set(_strings(settings))))
     code = derive((code_of, stage.module, strings), lambda: code_of((stage.module,), strings))
-    files: dict[str, Path | None] = {}
-    if "model" in stage.sections:
-        files["model.weights"] = settings.model.weights
-    if "profile" in stage.sections:
-        files["profile.path"] = settings.profile.path
+    files = {
+        f"{section}.{name}": settings[section][name]
+        for section, name in _FILES
+        if section in settings and settings[section][name] is not None
+    }
     return {
         "modules": dict(code.modules),
         "versions": derive((versions, code.installed), lambda: versions(code.installed)),
-        "facts": {fact: getattr(settings, fact) for fact in stage.facts},
-        "files": {name: sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path is not None},
+        "facts": facts,
+        "files": {name: sha256(Path(path).read_bytes()).hexdigest() for name, path in files.items()},
     }
 
 
@@ -178,6 +207,12 @@ def tell_dvc(settings: Settings, workspace: Workspace) -> bool:
     for stage in new:
         write_json(code_file(stage, workspace), found[stage])
     return bool(new)
+
+
+def is_told(stage: Stage, origin: Json, workspace: Workspace) -> bool:
+    """Say whether DVC was told what a stage is made by."""
+    found: bool = told(stage, workspace) == {name: origin[name] for name in origin if name not in ("stage", "reads")}
+    return found
 
 
 def told(stage: Stage, workspace: Workspace) -> Json:

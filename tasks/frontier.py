@@ -12,7 +12,6 @@ from pathlib import Path
 
 from pruning.errors import WorkspaceError
 from pruning.io.atomic import replace_file
-from tasks.config.overrides import DEFAULT_PARAMS
 from tasks.config.prune_schema import Target
 from tasks.config.schema import Settings, load
 from tasks.config.yaml_io import read_mapping, write_mapping
@@ -24,7 +23,7 @@ from tasks.reporting.plots import Mark, as_png, as_svg, draw_frontier
 from tasks.reporting.tables import Summary, as_interval, as_ms, ended_because, latency_name, markdown_table
 from tasks.stage_table import STAGES, Stage
 from tasks.stages import benchmark
-from tasks.workspace import Workspace, is_current, write_json, writing
+from tasks.workspace import DEFAULT_PARAMS, Workspace, is_current, write_json, writing
 
 FRONTIER = Path("frontier")
 SHARED = tuple(stage for stage in STAGES if stage.name in ("prepare", "baseline", "analyze", "profile"))

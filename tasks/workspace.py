@@ -19,6 +19,7 @@ from pruning.io.json_files import read_json
 from tasks.command_line import command_line
 
 __all__ = [
+    "DEFAULT_PARAMS",
     "DEFAULT_ROOT",
     "RECORD",
     "Json",
@@ -33,6 +34,7 @@ __all__ = [
     "writing",
 ]
 
+DEFAULT_PARAMS = Path("params.yaml")
 DEFAULT_ROOT = Path("artifacts")
 RECORD = "stage.json"
 _PREPARED = {"meta.json", "train.safetensors"}

@@ -15,11 +15,11 @@ import yaml
 
 from pruning.io.atomic import replace_file
 from tasks.config.schema import Settings, load
-from tasks.fingerprint import fingerprint
+from tasks.fingerprint import fingerprint, origin
 from tasks.registry import mlflow_client
 from tasks.registry import register as registration
 from tasks.stage_table import STAGES, body_of, find_stage
-from tasks.workspace import Workspace, is_current, seal
+from tasks.workspace import Workspace, digest, is_current, seal
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -56,7 +56,8 @@ class Shop:
 
     def seal(self, name: str) -> None:
         stage = find_stage(name)
-        seal(self.workspace.folder(stage.folder), fingerprint(stage, self.settings, self.workspace))
+        made_by = origin(stage, self.settings, self.workspace)
+        seal(self.workspace.folder(stage.folder), digest(made_by), made_by)
 
     def register(self) -> str:
         version = registration.register(

@@ -21,9 +21,8 @@ from pruning.errors import SettingsError
 from tasks.config.schema import Settings, load
 from tasks.config.types import Section
 from tasks.config.yaml_io import read_mapping, read_value, write_mapping
-from tasks.workspace import DEFAULT_ROOT, Workspace
+from tasks.workspace import DEFAULT_PARAMS, DEFAULT_ROOT, Workspace
 
-DEFAULT_PARAMS = Path("params.yaml")
 TRIALS = Path("trials")
 
 SettingsFile = Annotated[

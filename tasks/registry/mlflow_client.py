@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import EDQUOT, ENOSPC
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -16,10 +17,11 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from filelock import FileLock
 
 from pruning.errors import WorkspaceError
-from tasks.config.schema import Settings
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
+
+    from tasks.config.schema import Settings  # imports torch
 
 DECISIONS = Path("promotions.jsonl")
 """Every decision about a version, versioned in Git."""
@@ -126,6 +128,15 @@ def absolute(uri: str) -> str:
     if not uri.startswith(_SQLITE) or uri.startswith(_SQLITE + "/"):
         return uri
     return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}"
+
+
+def hash_of_content(uri: str) -> str | None:
+    """Hash all that a store holds, where that can be done without asking it: it is a file. None for any other."""
+    place = absolute(uri)
+    if not place.startswith(_SQLITE) or not Path(place.removeprefix(_SQLITE)).is_file():
+        return None
+    files = [Path(f"{place.removeprefix(_SQLITE)}{suffix}") for suffix in ("", "-wal", "-journal")]
+    return sha256(b"".join(sha256(path.read_bytes()).digest() for path in files if path.exists())).hexdigest()
 
 
 def secrets_in(uri: str) -> list[str]:

@@ -1,0 +1,115 @@
+"""What the last run found when nothing was left to do, by which the next one sees whether anything has changed since.
+
+    settings file, code, packages    the same bytes and versions     ─► the settings mean what they meant
+    stage.json of every stage        modules, versions and files as they are now, worked out again, hashed
+    MLflow's store                   the same bytes                  ─► all is recorded as it was
+
+If all of it is as it was, so is the answer, and nothing that takes seconds to import is asked: neither torch, by which
+settings are read, nor MLflow. Where any of it differs, or can't be told, everything is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+
+from pydantic_core import to_jsonable_python
+from typing_extensions import TypedDict  # pydantic reads those of `typing` from Python 3.12 on
+
+from pruning.errors import SecateurError
+from pruning.io.json_files import JsonError, checked_json
+from tasks.code_closure import hash_of_program
+from tasks.code_hash import Meaning, known_meanings, learn
+from tasks.file_cache import derive, read_bytes
+from tasks.fingerprint import is_told, origin_now
+from tasks.stage_table import STAGES
+from tasks.workspace import Workspace, digest, is_current, origin_of, write_json
+
+FILE = ".last_run.json"
+
+
+class Answer(TypedDict):
+    """What a run says when nothing is left to do.
+
+    Attributes:
+        text: The result.
+        refusal: Why nothing is registered; None where something is.
+        store: MLflow's, in which this is recorded.
+        store_content: Hash of it; registering again changed nothing in it.
+    """
+
+    text: str
+    refusal: str | None
+    store: str
+    store_content: str
+
+
+class LastRun(TypedDict):
+    """What is kept of it.
+
+    Attributes:
+        program: Hash of our code and of the names of all packages.
+        params: Hash of the settings file.
+        stages: Stage -> fingerprint of its folder, made by these settings.
+        meanings: What was parsed to find the code of the stages.
+        answer: What it said.
+    """
+
+    program: str
+    params: str
+    stages: dict[str, str]
+    meanings: dict[str, Meaning]
+    answer: Answer
+
+
+def keep(params: bytes, workspace: Workspace, stages: Mapping[str, str], answer: Answer) -> None:
+    """Keep what a run found; where the disk is full, the next one asks everything again.
+
+    Args:
+        params: Content of the settings file.
+        workspace: In which every stage is current.
+        stages: Stage -> fingerprint of its folder.
+        answer: What the run said.
+    """
+    found = LastRun(
+        program=derive("program", hash_of_program),
+        params=sha256(params).hexdigest(),
+        stages=dict(stages),
+        meanings=known_meanings(),
+        answer=answer,
+    )
+    with suppress(OSError):
+        write_json(workspace.root / FILE, to_jsonable_python(found))
+
+
+def same_again(params: Path, workspace: Workspace, *, told: bool = False) -> Answer | None:
+    """Return what the last run said, if every stage is current by settings, code, versions and files as they are now.
+
+    Args:
+        params: The settings file.
+        workspace: Where.
+        told: Whether DVC has to have been told the same as well.
+
+    Returns:
+        None where anything has changed, or can't be told, or is at fault: then everything is to be asked.
+    """
+    program = derive("program", hash_of_program)  # before anything else: our code may be edited while it runs
+    with suppress(OSError, SecateurError, JsonError):
+        found = checked_json((workspace.root / FILE).read_bytes(), LastRun)
+        if found["program"] != program or found["params"] != sha256(read_bytes(params)).hexdigest():
+            return None
+        learn(found["meanings"])
+        for stage in STAGES:
+            folder, fingerprint = workspace.folder(stage.folder), found["stages"].get(stage.name)
+            before = origin_of(folder)
+            if before is None or digest(before) != fingerprint:
+                return None
+            now = origin_now(stage, before, workspace)
+            if digest(now) != fingerprint or not is_current(folder, fingerprint):
+                return None
+            if told and not is_told(stage, now, workspace):
+                return None
+        return found["answer"]
+    return None

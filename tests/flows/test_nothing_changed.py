@@ -1,0 +1,148 @@
+"""A run on which nothing has changed says what the last one said, in a second; whatever has changed is noticed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows.compress import compress, say_again
+from flows.stage_states import states_of
+from tasks import last_run
+from tasks.environment import REPOSITORY
+from tasks.file_cache import holding
+from tasks.registry.mlflow_client import hash_of_content
+from tasks.workspace import Workspace
+
+PARAMS, WORKSPACE = Path("params.yaml"), Workspace(Path("artifacts"))
+AGAIN = """
+import sys
+sys.argv = ["flows.compress", "--no-commit"]
+import runpy
+runpy.run_module("flows.compress", run_name="__main__")
+from flows.stage_states import states_of
+from pathlib import Path
+assert all(state.is_current for state in states_of(Path("params.yaml"), Path("artifacts")))
+heavy = {"torch", "mlflow", "prefect", "onnx", "onnxruntime", "sklearn", "matplotlib", "own_project"}
+assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
+"""
+
+
+@pytest.fixture(scope="module")
+def recorded(finished_project: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A project whose last run found nothing to do, and what the run printed."""
+    root = tmp_path_factory.mktemp("recorded") / "project"
+    shutil.copytree(finished_project, root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        compress("params.yaml", "artifacts", commit=False)
+    done = subprocess.run(
+        [sys.executable, "-c", AGAIN],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "every stage is current: nothing to run" in done.stderr
+    return root, done.stdout
+
+
+@pytest.fixture
+def project(recorded: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(recorded[0], tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    store = last_run.Answer(
+        text=recorded[1],
+        refusal=None,
+        store="sqlite:///mlflow.db",
+        store_content=str(hash_of_content("sqlite:///mlflow.db")),
+    )
+    assert _found() == store
+    return tmp_path / "here"
+
+
+def _found() -> last_run.Answer | None:
+    with holding():
+        return last_run.same_again(PARAMS, WORKSPACE)
+
+
+def test_nothing_that_takes_seconds_is_imported_and_the_same_is_said(
+    recorded: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(recorded[0])
+    assert "registered       small, version 1, alias candidate" in recorded[1]
+    (WORKSPACE.root / last_run.FILE).unlink()
+    compress("params.yaml", "artifacts", commit=False)
+    assert capsys.readouterr().out == recorded[1], "everything was asked"
+
+
+def _edit(name: str, old: str, new: str) -> Callable[[], object]:
+    def edit() -> None:
+        text = Path(name).read_text(encoding="utf-8")
+        assert old in text
+        Path(name).write_text(text.replace(old, new, 1), encoding="utf-8")
+
+    return edit
+
+
+def _newer_torch() -> None:
+    Path("newer/torch-99.0.dist-info").mkdir(parents=True)
+    Path("newer/torch-99.0.dist-info/METADATA").write_text("Name: torch\nVersion: 99.0\n", encoding="utf-8")
+    sys.path.insert(0, str(Path("newer").absolute()))
+
+
+def _other_code() -> None:
+    record = json.loads((WORKSPACE.root / last_run.FILE).read_text(encoding="utf-8"))
+    (WORKSPACE.root / last_run.FILE).write_text(json.dumps({**record, "program": "0"}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _edit("params.yaml", "seed: 0", "seed: 1"),
+        _edit("own_project.py", "torch.arange(0,", "torch.arange(1,"),
+        lambda: Path("zoo").mkdir() or Path("torch.py").write_text("", encoding="utf-8"),
+        lambda: Path("own_project").mkdir() or Path("own_project/__init__.py").write_text("", encoding="utf-8"),
+        _newer_torch,
+        _other_code,
+        lambda: Path("artifacts/dense/plan.json").write_bytes(b"{}"),
+        lambda: Path("artifacts/onnx/more").write_bytes(b""),
+        lambda: Path("artifacts/report/report.html").unlink(),
+        lambda: Path("data/stage.json").unlink(),
+        lambda: shutil.rmtree("artifacts/latency"),
+        lambda: Path("artifacts/.last_run.json").write_bytes(b"{"),
+    ],
+    ids=lambda change: None,
+)
+def test_whatever_changes_is_noticed(
+    project: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    change()
+    assert _found() is None
+
+
+def test_a_store_that_was_edited_or_lost_is_asked(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with sqlite3.connect("mlflow.db") as store:
+        store.execute("delete from registered_model_aliases")
+    compress("params.yaml", "artifacts", commit=False)
+    with sqlite3.connect("mlflow.db") as store:
+        assert store.execute("select alias from registered_model_aliases").fetchall() == [("candidate",)]
+    Path("mlflow.db").unlink()
+    assert _found() is not None, "no file of the workspace changed"
+    assert not say_again(PARAMS, WORKSPACE, commit=False), "the store is gone"
+
+
+def test_a_stage_that_is_not_current_is_told_with_its_reason(project: Path) -> None:
+    _edit("own_project.py", "torch.arange(0,", "torch.arange(1,")()
+    first = states_of(PARAMS, WORKSPACE.root)[0]
+    assert (first.state, first.reasons) == ("changed", ("module own_project was edited",))
