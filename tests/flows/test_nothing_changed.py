@@ -94,9 +94,13 @@ def _edit(name: str, old: str, new: str) -> Callable[[], object]:
     return edit
 
 
+def _write(name: str, text: str = "") -> None:
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_text(text, encoding="utf-8")
+
+
 def _newer_torch() -> None:
-    Path("newer/torch-99.0.dist-info").mkdir(parents=True)
-    Path("newer/torch-99.0.dist-info/METADATA").write_text("Name: torch\nVersion: 99.0\n", encoding="utf-8")
+    _write("newer/torch-99.0.dist-info/METADATA", "Name: torch\nVersion: 99.0\n")
     sys.path.insert(0, str(Path("newer").absolute()))
 
 
@@ -110,8 +114,8 @@ def _other_code() -> None:
     [
         _edit("params.yaml", "seed: 0", "seed: 1"),
         _edit("own_project.py", "torch.arange(0,", "torch.arange(1,"),
-        lambda: Path("zoo").mkdir() or Path("torch.py").write_text("", encoding="utf-8"),
-        lambda: Path("own_project").mkdir() or Path("own_project/__init__.py").write_text("", encoding="utf-8"),
+        lambda: _write("torch.py"),
+        lambda: _write("own_project/__init__.py"),
         _newer_torch,
         _other_code,
         lambda: Path("artifacts/dense/plan.json").write_bytes(b"{}"),
