@@ -15,6 +15,7 @@ from pruning.errors import SettingsError, WorkspaceError
 from pruning.io.weights import load_weights
 from secateur.inspection import Rules
 from tasks.config import import_strings
+from tasks.config.prune_schema import Structured
 from tasks.config.schema import Settings
 from tasks.data import as_splits, read_description, read_example
 from tasks.workspace import Workspace
@@ -46,14 +47,17 @@ class Source:
     def of(cls, settings: Settings) -> Source:
         """Return what the settings name."""
         prune = settings.prune
-        rounding = prune.round_for if prune.round_to == "auto" else prune.round_to
+        rules = Rules(prune.ignore)
+        if isinstance(prune, Structured):
+            rounding = prune.round_for if prune.round_to == "auto" else prune.round_to
+            rules = Rules(prune.ignore, rounding, Limits(prune.min_channels, prune.max_group_rate))
         return cls(
             model=settings.model.factory,
             data=settings.data.factory,
             model_arguments=settings.model.kwargs,
             data_arguments=settings.data.kwargs,
             weights=settings.model.weights,
-            rules=Rules(prune.ignore, rounding, Limits(prune.min_channels, prune.max_group_rate)),
+            rules=rules,
         )
 
     def load(self, workspace: Workspace | None = None) -> tuple[nn.Module, Tensor]:

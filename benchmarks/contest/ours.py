@@ -21,6 +21,7 @@ from pruning.recovery.fold import fold
 from pruning.recovery.reconstruct import reconstruct
 from pruning.statistics.collect import collect
 from pruning.training.recipe import Recipe
+from tasks.config.prune_schema import Structured
 from tasks.config.schema import load
 from tasks.environment import REPOSITORY
 
@@ -52,6 +53,7 @@ _DEFAULT: dict[str, dict[str, Any]] = {
 def _default(change: dict[str, Any], terms: Terms, baseline: nn.Module, seed: int, reduction: float) -> Pruned:
     """What params.yaml says, in one step and with the contest's number of epochs."""
     settings = load(REPOSITORY / "params.yaml").prune
+    assert isinstance(settings, Structured)
     example = terms.data.test.inputs[:1]
     groups = pruning.find_groups(baseline, example)
     statistics = collect(groups, find_criterion(settings.criterion).needs, terms.seen, seed=seed)

@@ -25,6 +25,7 @@ from pruning.recovery.reconstruct import reconstruct
 from pruning.statistics.collect import collect
 from pruning.training.recipe import Recipe
 from pruning.training.trainer import finetune
+from tasks.config.prune_schema import Structured
 from tasks.config.schema import load
 from tasks.environment import REPOSITORY
 
@@ -76,6 +77,7 @@ def half_the_latency(terms: Terms, seed: int, *, peer: bool, share: float = 0.5)
     groups = pruning.find_groups(baseline, example)
     profiles = profiled(groups, [1])
     settings = load(REPOSITORY / "params.yaml").prune
+    assert isinstance(settings, Structured)
     statistics = collect(groups, find_criterion(settings.criterion).needs, terms.seen, seed=seed)
 
     def ours(asked: float) -> nn.Module:

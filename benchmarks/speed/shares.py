@@ -20,6 +20,7 @@ from pruning.latency.profile import LatencyCost
 from pruning.plan.constraints import Limits, find_tied_groups
 from pruning.plan.plan import Cost
 from pruning.statistics.collect import collect
+from tasks.config.prune_schema import Structured
 from tasks.config.schema import load
 from tasks.environment import REPOSITORY
 from zoo.models import densenet, mobilenet, resnet20, vgg11
@@ -47,6 +48,7 @@ def default_at_shares(
         batch_sizes: Samples per pass; the default rounds by the first.
     """
     settings = load(REPOSITORY / "params.yaml").prune
+    assert isinstance(settings, Structured)
     times = []
     for width in widths:
         torch.manual_seed(0)

@@ -29,6 +29,7 @@ from pruning.recovery.reconstruct import reconstruct
 from pruning.statistics.collect import collect
 from pruning.training.recipe import Recipe
 from pruning.training.trainer import finetune
+from tasks.config.prune_schema import Structured
 from tasks.config.schema import load
 from tasks.environment import REPOSITORY
 from tasks.fingerprint import fingerprint
@@ -108,6 +109,7 @@ def compare(name: str, cache: Path, epochs: int) -> list[Found]:
     orders = {group.name: order_channels("l2_norm", group, statistics) for group in groups}
     cost, whole = Cost(groups), pruning.count_macs(groups)
     guard = load(REPOSITORY / "params.yaml").prune
+    assert isinstance(guard, Structured)
     target = Budget("MACs", cost.macs, (1 - TARGET) * whole)
     solver = BudgetSolver(find_tied_groups(groups, Limits(guard.min_channels, guard.max_group_rate)), target)
     found = []

@@ -37,7 +37,10 @@ def print_settings(rows: Iterable[Row]) -> None:
     console = _console()
     for row in rows:
         bounds = f", {row.bounds}" if row.bounds else ""
-        head, *more = wrap(f"{row.path}: {row.kind}{bounds}; {row.default}", console.width, subsequent_indent="    ")
+        of = f"; of kind {', '.join(row.kinds)}" if row.kinds else ""
+        head, *more = wrap(
+            f"{row.path}: {row.kind}{bounds}; {row.default}{of}", console.width, subsequent_indent="    "
+        )
         console.print(Text.assemble((row.path, "bold"), head.removeprefix(row.path)), soft_wrap=True)
         more += wrap(row.meaning, console.width, initial_indent="    ", subsequent_indent="    ")
         console.print(*map(Text, more), sep="\n", soft_wrap=True)

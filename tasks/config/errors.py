@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pruning.errors import unknown_name
+from tasks.config.types import KIND
 
 _MOST = 20  # faults
 _LONGEST = 200  # characters of a value
@@ -17,7 +19,7 @@ _LONGEST = 200  # characters of a value
 def describe(error: ValidationError, root: type[BaseModel]) -> list[str]:
     """List the faults of a validation, one line each, as `path: what was found, what was expected`."""
     faults = error.errors()
-    found = [f"{_path(fault['loc'])}: {_text(fault, root)}" for fault in faults if not _follows(fault, faults)]
+    found = [_line(fault, root) for fault in faults if not _follows(fault, faults)]
     return found if len(found) <= _MOST else [*found[:_MOST], f"and {len(found) - _MOST} more"]
 
 
@@ -27,9 +29,16 @@ def _follows(fault: ErrorDetails, faults: list[ErrorDetails]) -> bool:
     return fault["type"] == "too_short" and fault["loc"] in inner
 
 
-def _path(location: tuple[int | str, ...]) -> str:
+def _line(fault: ErrorDetails, root: type[BaseModel]) -> str:
+    path, text = _path(_at(root, fault["loc"]).keys), _text(fault, root)
+    if fault["type"] == "union_tag_invalid":
+        path += f".{KIND}"
+    return f"{path} {text}" if text.startswith("is ") else f"{path}: {text}"
+
+
+def _path(keys: Sequence[int | str]) -> str:
     text = ""
-    for part in location:
+    for part in keys:
         text += f"[{part}]" if isinstance(part, int) else f".{part}"
     return text.lstrip(".") or "settings"
 
@@ -37,7 +46,9 @@ def _path(location: tuple[int | str, ...]) -> str:
 def _text(fault: ErrorDetails, root: type[BaseModel]) -> str:
     kind, found, location = fault["type"], fault["input"], fault["loc"]
     if kind == "extra_forbidden":
-        return unknown_name("setting", str(location[-1]), _known(root, location[:-1]))
+        return _unknown(_at(root, location[:-1]), str(location[-1]))
+    if kind == "union_tag_invalid":
+        return unknown_name("choice", str(fault["ctx"]["tag"]), [_kind(model) for model in _at(root, location).models])
     if kind == "missing":
         return "is missing"
     if kind == "invalid_key":
@@ -61,29 +72,53 @@ def _shown(found: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
-def _known(root: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    model = _model_at(root, location)
-    return list(model.model_fields) if model else []
+def _unknown(place: _Place, key: str) -> str:
+    """Say that a section has no such key, or that it belongs to another kind of this section."""
+    known = [name for model in place.models[:1] for name in model.model_fields]
+    owners = [_kind(model) for model in place.others if key in model.model_fields]
+    if not owners:
+        return unknown_name("setting", key, known)
+    listed = f"kinds {', '.join(owners[:-1])} and {owners[-1]}" if len(owners) > 1 else f"kind {owners[0]}"
+    return f"is a key of {listed}; {KIND} is {_kind(place.models[0])}: remove it"
 
 
 def _literal_choices(root: type[BaseModel], location: tuple[int | str, ...]) -> tuple[Any, ...]:
-    model = _model_at(root, location[:-1])
-    field = model.model_fields.get(str(location[-1])) if model else None
+    models = _at(root, location[:-1]).models
+    field = models[0].model_fields.get(str(location[-1])) if models else None
     return get_args(field.annotation) if field else ()
 
 
-def _model_at(root: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:
-    """Follow a path of field names and indices to the model it ends in."""
-    model = root
+@dataclass(frozen=True)
+class _Place:
+    """Where a location of pydantic's leads.
+
+    Attributes:
+        keys: As the file has them: pydantic names the kind too, where a section is a union.
+        models: What the section may be: of one kind where the location names it; empty where it is no section.
+        others: The section's other kinds, where the location names one.
+    """
+
+    keys: tuple[int | str, ...]
+    models: tuple[type[BaseModel], ...]
+    others: tuple[type[BaseModel], ...] = ()
+
+
+def _at(root: type[BaseModel], location: tuple[int | str, ...]) -> _Place:
+    place = _Place((), (root,))
     for part in location:
-        if isinstance(part, int):
-            continue
-        field = model.model_fields.get(part)
-        inner = _models_in(field.annotation) if field else []
-        if not inner:
-            return None
-        model = inner[0]
-    return model
+        if len(place.models) > 1:
+            of_kind = tuple(model for model in place.models if _kind(model) == part)
+            place = _Place(place.keys, of_kind, tuple(model for model in place.models if model not in of_kind))
+        elif isinstance(part, int):
+            place = _Place((*place.keys, part), place.models)
+        else:
+            field = place.models[0].model_fields.get(part) if place.models else None
+            place = _Place((*place.keys, part), tuple(_models_in(field.annotation)) if field else ())
+    return place
+
+
+def _kind(model: type[BaseModel]) -> str:
+    return str(get_args(model.model_fields[KIND].annotation)[0])
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -1,20 +1,31 @@
-"""The section `prune` of the settings: the target, what goes, how it is shared, how the model recovers."""
+"""The section `prune` of the settings: the target, what goes, how it is shared, how the model recovers.
+
+It is one of four models, told apart by `kind`; each has the keys of its kind alone.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BeforeValidator, Field, StrictFloat, StrictInt, WithJsonSchema, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    StrictFloat,
+    StrictInt,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
 
 from pruning.allocation.hardware_widths import PORTABLE
 from pruning.allocation.schedule import ScheduleSettings
 from pruning.allocation.selection import Normalise
-from pruning.errors import unknown_name
 from pruning.importance import find_criterion
 from pruning.recovery.reconstruct import RIDGE
 from pruning.training.recipe import Recipe
-from pruning.unstructured.criteria import weight_criterion_names
-from tasks.config.types import CriterionName, RoundFor, RoundTo, Section, Share, as_pattern
+from tasks.config.types import KIND, CriterionName, RoundFor, RoundTo, Section, Share, WeightCriterionName, as_pattern
 
 
 class Pattern(NamedTuple):
@@ -84,7 +95,7 @@ class Target(Section):
 
 
 class Allocation(Section):
-    """How the reduction is shared among the groups, where `kind` is structured."""
+    """How the reduction is shared among the groups."""
 
     strategy: Literal["sensitivity", "local", "global", "scoped", "search"] = "global"
     """global: one threshold on all scores. sensitivity: the curves of analyze. local: the same share of each group.
@@ -137,7 +148,7 @@ class Start(Section):
 
 
 class Weights(Section):
-    """How single weights are chosen, where `kind` is unstructured."""
+    """How single weights are chosen."""
 
     scope: Literal["local", "global"] = "global"
     """global: one threshold over all layers. local: the same share of each layer."""
@@ -146,7 +157,7 @@ class Weights(Section):
 
 
 class Gates(Section):
-    """How gates learn, where `kind` is dynamic."""
+    """How gates learn."""
 
     weight: StrictFloat = Field(default=100.0, gt=0, le=1_000_000)
     """Weight of the penalty on MACs."""
@@ -159,16 +170,12 @@ RECIPES = (Recipe(name="distil", distillation=0.7), Recipe(name="plain"))
 
 
 class Prune(Section):
-    """The loop: target, pace, floor, what is left alone, how a step is recovered."""
+    """The loop, whatever goes: target, pace, floor, what is left alone, training."""
 
-    kind: Kind = "structured"
-    """structured: channels go and the model gets narrower. unstructured: single weights become zero. n_m: N of every M
-    weights stay. dynamic: gates choose channels for each input.
-    """
+    kind: Kind
+    """What goes."""
     target: Target
     """What the model is to come down to, against the baseline: one of these, or several at once."""
-    criterion: CriterionName = "structured_obs"
-    """What goes first: a built-in name (docs/choices.md), or the import string of a function of your own."""
     schedule: Literal["linear", "geometric", "cubic"] = "geometric"
     """How the goals rise to the target."""
     iterations: StrictInt = Field(default=3, ge=1, le=1000)
@@ -183,36 +190,12 @@ class Prune(Section):
     """The loop ends after so many attempts, accepted or not."""
     max_accuracy_drop: StrictFloat = Field(default=0.01, ge=0, lt=1)
     """The floor: what validation accuracy may lose against the baseline, as a fraction."""
-    max_group_rate: Share = 0.75
-    """structured: largest share of its channels that a group may lose in all."""
-    min_channels: StrictInt = Field(default=8, ge=1, le=1_000_000)
-    """structured: channels that every group keeps."""
-    round_to: RoundTo = "auto"
-    """structured: kept counts are multiples of this; auto: the counts that kernels reward."""
-    round_for: RoundFor = PORTABLE
-    """structured: the table of kernel widths that auto goes by."""
-    measure_latency: bool = False
-    """Latency targets: whether accepted steps are measured and correct the next predictions."""
     ignore: tuple[str, ...] = ()
     """Modules or parameters that stay whole, such as [fc, "layer1.*"]."""
-    criterion_samples: StrictInt = Field(default=1024, ge=1, le=10_000_000)
-    """Training samples that the criterion looks at."""
-    allocation: Allocation = Allocation()
-    """structured: how many channels each group gives."""
-    start: Start = Start()
-    """Weights that training begins with after each step."""
-    reversible: bool = False
-    """structured: whether each step chooses among all channels of the baseline again."""
-    weights: Weights = Weights()
-    """unstructured: how single weights are chosen."""
-    gates: Gates = Gates()
-    """dynamic: how gates learn."""
-    recover: Recover = Recover()
-    """structured: what is done before training, by looking at inputs alone."""
     recipes: tuple[Recipe, ...] = Field(default=RECIPES, max_length=100)
     """Each is tried after every step, and the best on the validation samples goes on; [] trains nothing."""
     allow_other_data: bool = False
-    """Whether fine-tuning may use other data than the baseline's."""
+    """Whether fine-tuning may use other data than the baseline's, which is an error otherwise."""
 
     @model_validator(mode="after")
     def _recipe_names_differ(self) -> Self:
@@ -223,47 +206,17 @@ class Prune(Section):
         return self
 
     @model_validator(mode="after")
-    def _target_criterion_and_recipes_suit_the_kind(self) -> Self:
+    def _target_and_recipes_suit_the_kind(self) -> Self:
         kinds, suitable = self.target.kinds, TARGETS[self.kind]
         if not set(kinds) <= set(suitable):
             raise ValueError(
                 f"the target of kind {self.kind!r} is {' or '.join(suitable)}; found {' and '.join(kinds)}"
-            )
-        by_weight = self.kind in ("unstructured", "n_m")
-        if by_weight and ":" not in self.criterion and self.criterion not in weight_criterion_names():
-            raise ValueError(
-                f"kind {self.kind!r}: {unknown_name('criterion', self.criterion, weight_criterion_names())} "
-                "(these score single weights)"
             )
         penalised = [recipe.name for recipe in self.recipes if recipe.sparsity is not None]
         if penalised and self.kind != "structured":
             raise ValueError(
                 f"recipe {penalised[0]!r} names sparsity, which brings channels to zero; expected kind 'structured'"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _recovery_suits_what_went_before(self) -> Self:
-        if self.recover.method == "fold" and (":" in self.criterion or find_criterion(self.criterion).folding is None):
-            raise ValueError(
-                f"recover.method is 'fold', but criterion {self.criterion!r} has no solution to fold into the layers "
-                "that follow; expected one of greedy_forward, lasso, reduce_and_reuse, structured_obs, or 'reconstruct'"
-            )
-        if self.start.weights != "keep":
-            if self.recover.method not in ("none", "recalibrate"):
-                raise ValueError(
-                    f"start.weights is {self.start.weights!r}, so recover.method {self.recover.method!r} would be "
-                    "undone; expected 'none' or 'recalibrate'"
-                )
-            if self.kind == "dynamic" or self.reversible or not self.recipes:
-                raise ValueError(
-                    f"start.weights is {self.start.weights!r}; expected a kind other than 'dynamic', reversible false, "
-                    "and recipes to train by"
-                )
-        if self.reversible and self.kind != "structured":
-            raise ValueError("reversible lets channels come back; expected kind 'structured'")
-        if not self.recipes and self.kind == "dynamic":
-            raise ValueError("gates have to learn; expected a recipe at least")
         return self
 
     @model_validator(mode="after")
@@ -283,7 +236,22 @@ class Prune(Section):
     @property
     def reads_curves(self) -> bool:
         """Whether what goes depends on how much accuracy each group costs."""
-        return self.kind == "structured" and self.allocation.strategy == "sensitivity"
+        return False
+
+    @property
+    def measures_latency(self) -> bool:
+        """Whether accepted steps are timed."""
+        return False
+
+    @property
+    def channels_may_return(self) -> bool:
+        """Whether each step chooses among all channels of the baseline again."""
+        return False
+
+    @property
+    def begins_with(self) -> Start:
+        """Weights that training begins with after each step."""
+        return Start()
 
     def schedule_for(self, target: float) -> ScheduleSettings:
         """Return the schedule that rises to a total reduction."""
@@ -296,3 +264,144 @@ class Prune(Section):
             smallest_step=self.smallest_step,
             max_attempts=self.max_attempts,
         )
+
+
+class _ByScores(Prune):
+    """What goes is chosen by scores."""
+
+    criterion_samples: StrictInt = Field(default=1024, ge=1, le=10_000_000)
+    """Training samples that the criterion looks at."""
+    start: Start = Start()
+    """Weights that training begins with after each step."""
+
+    @model_validator(mode="after")
+    def _start_is_trained_from(self) -> Self:
+        if self.start.weights != "keep" and not self.recipes:
+            raise ValueError(f"start.weights is {self.start.weights!r}; expected recipes to train by")
+        return self
+
+    @property
+    def begins_with(self) -> Start:
+        """Weights that training begins with after each step."""
+        return self.start
+
+
+class Structured(_ByScores):
+    """Channels go, and the model gets narrower."""
+
+    kind: Literal["structured"] = "structured"
+    """channels go, and the model gets narrower."""
+    criterion: CriterionName = "structured_obs"
+    """What goes first: a built-in name (docs/choices.md), or the import string of a function of your own,
+    my_package.scores:mine.
+    """
+    max_group_rate: Share = 0.75
+    """Largest share of its channels that a group may lose in all, so that no layer collapses."""
+    min_channels: StrictInt = Field(default=8, ge=1, le=1_000_000)
+    """Channels that every group keeps."""
+    round_to: RoundTo = "auto"
+    """Kept counts are multiples of this; 1: any count. auto: the counts that the kernels of round_for reward, for a
+    latency target those that its profile rewards.
+    """
+    round_for: RoundFor = PORTABLE
+    """The table of kernel widths that auto goes by. portable: multiples of 16, of 8 in groups narrower than 64.
+    onnxruntime_x86_avx2: as measured there (16 and 40 of 64 are slow; 24, 32, 48 and 56 are not).
+    """
+    measure_latency: bool = False
+    """For latency targets. false: predictions alone, and the same bytes from the same profile. true: an accepted step
+    is measured, and the ratio to the prediction corrects the next ones.
+    """
+    allocation: Allocation = Allocation()
+    """How many channels each group gives."""
+    recover: Recover = Recover()
+    """What is done before training, by looking at inputs alone."""
+    reversible: bool = False
+    """Whether each step chooses among all channels of the baseline again, the ones that went included."""
+
+    @model_validator(mode="after")
+    def _recovery_suits_what_went_before(self) -> Self:
+        if self.recover.method == "fold" and (":" in self.criterion or find_criterion(self.criterion).folding is None):
+            raise ValueError(
+                f"recover.method is 'fold', but criterion {self.criterion!r} has no solution to fold into the layers "
+                "that follow; expected one of greedy_forward, lasso, reduce_and_reuse, structured_obs, or 'reconstruct'"
+            )
+        if self.start.weights != "keep" and self.recover.method not in ("none", "recalibrate"):
+            raise ValueError(
+                f"start.weights is {self.start.weights!r}, so recover.method {self.recover.method!r} would be "
+                "undone; expected 'none' or 'recalibrate'"
+            )
+        if self.start.weights != "keep" and self.reversible:
+            raise ValueError(f"start.weights is {self.start.weights!r}; expected reversible false")
+        return self
+
+    @property
+    def reads_curves(self) -> bool:
+        """Whether what goes depends on how much accuracy each group costs."""
+        return self.allocation.strategy == "sensitivity"
+
+    @property
+    def measures_latency(self) -> bool:
+        """Whether accepted steps are timed."""
+        return self.measure_latency
+
+    @property
+    def channels_may_return(self) -> bool:
+        """Whether each step chooses among all channels of the baseline again."""
+        return self.reversible
+
+
+class _SingleWeights(_ByScores):
+    """Single weights become zero; the model's shape stays."""
+
+    criterion: WeightCriterionName = "l1_norm"
+    """What goes first: a name from pruning/unstructured/criteria.py, or the import string of a function of your own,
+    my_package.scores:mine.
+    """
+
+
+class Unstructured(_SingleWeights):
+    """Single weights become zero; the model's shape stays."""
+
+    kind: Literal["unstructured"]
+    """single weights become zero."""
+    weights: Weights = Weights()
+    """How single weights are chosen."""
+
+
+class NOfM(_SingleWeights):
+    """N of every M weights along the axis that a layer sums over stay; the model's shape stays."""
+
+    kind: Literal["n_m"]
+    """N of every M weights stay, along the axis that a layer sums over."""
+
+
+class Dynamic(Prune):
+    """Gates choose channels for each input; the model's shape stays."""
+
+    kind: Literal["dynamic"]
+    """gates, which are trained, choose channels for each input."""
+    gates: Gates = Gates()
+    """How gates learn."""
+
+    @model_validator(mode="after")
+    def _gates_learn(self) -> Self:
+        if not self.recipes:
+            raise ValueError("gates have to learn; expected a recipe at least")
+        return self
+
+
+def _kind_of(value: Any) -> str:
+    """Say of which kind a section is; left out, it is structured."""
+    if isinstance(value, Mapping):
+        return str(value.get(KIND, "structured"))
+    return value.kind if isinstance(value, Prune) else "structured"
+
+
+PruneOfAKind = Annotated[
+    Annotated[Structured, Tag("structured")]
+    | Annotated[Unstructured, Tag("unstructured")]
+    | Annotated[NOfM, Tag("n_m")]
+    | Annotated[Dynamic, Tag("dynamic")],
+    Discriminator(_kind_of),
+]
+"""The section `prune`: what is given has to belong to its kind."""

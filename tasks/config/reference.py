@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pruning.errors import SettingsError, unknown_name
 from tasks.config.schema import Settings
+from tasks.config.types import KIND
 
 FIRST = (
     *("run.device", "data.factory", "model.factory", "model.weights", "baseline.recipe", "prune.target"),
@@ -36,6 +37,8 @@ _KINDS = {
 _LONGEST = 60
 _NOTHING = object()
 
+_Schema = Mapping[str, Any]
+
 
 @dataclass(frozen=True)
 class Row:
@@ -47,6 +50,7 @@ class Row:
         bounds: Of a number, or of the length; empty where there are none.
         default: "default VALUE", or "required".
         meaning: What it does.
+        kinds: Of the section that it is in, those that have it; empty where every one does, or there is but one.
     """
 
     path: str
@@ -54,6 +58,7 @@ class Row:
     bounds: str
     default: str
     meaning: str
+    kinds: tuple[str, ...] = ()
 
 
 def json_schema() -> dict[str, Any]:
@@ -65,7 +70,7 @@ def json_schema() -> dict[str, Any]:
 def rows() -> list[Row]:
     """Return every setting, section by section."""
     schema = json_schema()
-    return list(_rows("", schema, schema["$defs"]))
+    return list(_rows("", [schema], schema["$defs"]))
 
 
 def first_rows() -> list[Row]:
@@ -93,35 +98,64 @@ def _unknown(path: str) -> str:
     return unknown_name("setting", path, near or [name for name in known if "." not in name])
 
 
-def _rows(path: str, schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Iterator[Row]:
-    required = schema.get("required", ())
-    for name, field in schema.get("properties", {}).items():
+def _rows(path: str, sections: Sequence[_Schema], definitions: _Schema, kinds: tuple[str, ...] = ()) -> Iterator[Row]:
+    """List the settings of a section; where it is one of several kinds, what they have in common once."""
+    for name in dict.fromkeys(name for section in sections for name in section.get("properties", {})):
         place = f"{path}.{name}" if path else name
-        inner = _inner(field, definitions)
-        if path or inner is None:
-            yield _row(place, field, name in required, definitions)
-        if inner is not None:
-            model, each = inner
-            yield from _rows(f"{place}[]" if each else place, model, definitions)
+        if name == KIND and len(sections) > 1:
+            yield _row_of_kinds(place, sections)
+            continue
+        holders = [section for section in sections if name in section["properties"]]
+        for field in _differing(section["properties"][name] for section in holders):
+            alike = [section for section in holders if section["properties"][name] == field]
+            of = kinds if len(alike) == len(sections) else tuple(map(_kind_of, alike))
+            inner = _inner(field, definitions)
+            if path or inner is None:
+                yield _row(place, field, name in alike[0].get("required", ()), definitions, of)
+            if inner is not None:
+                models, each = inner
+                yield from _rows(f"{place}[]" if each else place, models, definitions, of)
 
 
-def _row(place: str, field: Mapping[str, Any], required: bool, definitions: Mapping[str, Any]) -> Row:
+def _differing(fields: Iterable[_Schema]) -> list[_Schema]:
+    found: list[_Schema] = []
+    for field in fields:
+        if field not in found:
+            found.append(field)
+    return found
+
+
+def _kind_of(section: _Schema) -> str:
+    return str(section["properties"][KIND]["const"])
+
+
+def _row_of_kinds(place: str, sections: Sequence[_Schema]) -> Row:
+    """Describe the key that says of which kind a section is."""
+    fields = {_kind_of(section): section["properties"][KIND] for section in sections}
+    default = next((_short(field["default"]) for field in fields.values() if "default" in field), "none")
+    meaning = " ".join(f"{kind}: {field['description']}" for kind, field in fields.items())
+    return Row(place, ", ".join(fields), "", f"default {default}", " ".join(meaning.split()))
+
+
+def _row(place: str, field: _Schema, required: bool, definitions: _Schema, of: tuple[str, ...]) -> Row:
     choices = _choices(field, definitions)
     kinds = dict.fromkeys(_kind(choice, definitions) for choice in choices)
     bounds = [text.format(_short(c[key])) for c in choices for key, text in _BOUNDS.items() if key in c]
     default = field.get("default", _NOTHING)
     said = "required" if required else f"default {'none' if default is _NOTHING else _short(default)}"
     meaning = field.get("description") or next((c["description"] for c in choices if c.get("description")), "")
-    return Row(place, " or ".join(kinds), ", ".join(bounds), said, " ".join(meaning.split("\n\n")[0].split()))
+    said_of_it = " ".join(meaning.split("\n\n")[0].split())
+    return Row(place, " or ".join(kinds), ", ".join(dict.fromkeys(bounds)), said, said_of_it, of)
 
 
-def _choices(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _choices(field: _Schema, definitions: _Schema) -> list[_Schema]:
     if "$ref" in field:
         return [definitions[field["$ref"].rpartition("/")[2]]]
-    return [choice for part in field.get("anyOf", ()) for choice in _choices(part, definitions)] or [field]
+    parts = (*field.get("anyOf", ()), *field.get("oneOf", ()))
+    return [choice for part in parts for choice in _choices(part, definitions)] or [field]
 
 
-def _kind(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+def _kind(schema: _Schema, definitions: _Schema) -> str:
     if "enum" in schema:
         return ", ".join(map(str, schema["enum"]))
     if "const" in schema:
@@ -134,16 +168,20 @@ def _kind(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     return _KINDS.get(schema.get("type", ""), "value")
 
 
-def _inner(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool] | None:
-    """Return the section that a setting is, or is a list of, and whether it is a list; None for a plain value."""
-    for choice in _choices(field, definitions):
-        if "properties" in choice:
-            return choice, False
-        if isinstance(choice.get("items"), Mapping):
-            for item in _choices(choice["items"], definitions):
-                if "properties" in item:
-                    return item, True
-    return None
+def _inner(field: _Schema, definitions: _Schema) -> tuple[list[_Schema], bool] | None:
+    """Return the section that a setting is, or is a list of, in each of its kinds, and whether it is a list.
+
+    None for a plain value.
+    """
+    choices = _choices(field, definitions)
+    if sections := [choice for choice in choices if "properties" in choice]:
+        return sections, False
+    items = [item for choice in choices for item in _items(choice, definitions)]
+    return (sections, True) if (sections := [item for item in items if "properties" in item]) else None
+
+
+def _items(schema: _Schema, definitions: _Schema) -> list[_Schema]:
+    return _choices(schema["items"], definitions) if isinstance(schema.get("items"), Mapping) else []
 
 
 def _short(value: Any) -> str:

@@ -11,7 +11,7 @@ from pruning.allocation.sensitivity import Sweep
 from pruning.errors import SettingsError
 from pruning.training.recipe import Epochs, LearningRate, Name, Recipe, Schedule
 from tasks.config.errors import describe, old_names
-from tasks.config.prune_schema import Prune, Target
+from tasks.config.prune_schema import PruneOfAKind, Target
 from tasks.config.types import (
     LOSSES,
     METRICS,
@@ -242,7 +242,7 @@ class Settings(Section):
     baseline: Baseline = Baseline()
     analyze: Analyze = Analyze()
     profile: Profile = Profile()
-    prune: Prune
+    prune: PruneOfAKind
     export: Export = Export()
     benchmark: Benchmark = Benchmark()
     tracking: Tracking = Tracking()
@@ -271,7 +271,7 @@ class Settings(Section):
     @property
     def shaped_by_the_clock(self) -> list[str]:
         """Which settings let the time that this machine takes shape the result: none without a latency target."""
-        asked = {"profile.path": self.profile.path is None, "prune.measure_latency": self.prune.measure_latency}
+        asked = {"profile.path": self.profile.path is None, "prune.measure_latency": self.prune.measures_latency}
         return [name for name, is_so in asked.items() if is_so and self.prune.reads_profile]
 
     @property
@@ -307,7 +307,7 @@ class Settings(Section):
             raise ValueError(
                 "prune.allocation.strategy is 'sensitivity' but analyze.rates is empty; give rates to measure"
             )
-        if (epoch := self.prune.start.epoch) is not None and epoch not in self.baseline.keep_epochs:
+        if (epoch := self.prune.begins_with.epoch) is not None and epoch not in self.baseline.keep_epochs:
             kept = ", ".join(map(str, self.baseline.keep_epochs)) or "none"
             raise ValueError(
                 f"prune.start.epoch is {epoch}, but baseline.keep_epochs keeps {kept}; add it there (the baseline then "

@@ -13,7 +13,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, 
 from pruning.allocation.hardware_widths import find_kernel_widths
 from pruning.errors import SettingsError, unknown_name
 from pruning.importance import criterion_names
+from pruning.unstructured.criteria import weight_criterion_names
 from tasks.config import import_strings
+
+KIND = "kind"
+"""The key by which the models of a section that is a union are told apart."""
 
 
 class Section(BaseModel):
@@ -55,6 +59,16 @@ def _known_criterion(value: str) -> str:
         return _importable(value)
     if value not in criterion_names():
         raise ValueError(f"{unknown_name('criterion', value, criterion_names())}, or your own as 'package.module:name'")
+    return value
+
+
+def _known_weight_criterion(value: str) -> str:
+    if ":" in value:
+        return _importable(value)
+    if value not in (known := weight_criterion_names()):
+        raise ValueError(
+            f"{unknown_name('criterion for single weights', value, known)}, or your own as 'package.module:name'"
+        )
     return value
 
 
@@ -133,6 +147,7 @@ def _not_plain(value: Any, place: str) -> str | None:
 
 ImportString = Annotated[str, AfterValidator(_importable)]
 CriterionName = Annotated[str, AfterValidator(_known_criterion)]
+WeightCriterionName = Annotated[str, AfterValidator(_known_weight_criterion)]
 RoundFor = Annotated[str, AfterValidator(_known_kernels)]
 RoundTo = Annotated[StrictInt | str, AfterValidator(_count_or_auto)]
 Arguments = Annotated[dict[str, Any], AfterValidator(_plain)]

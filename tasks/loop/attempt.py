@@ -74,13 +74,13 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, goals: Goa
     baseline_folder, iterations = workspace.folder("baseline"), workspace.folder("iterations")
     last = ledger.accepted[-1] if ledger.accepted else None
     parent = iterations / last.checkpoint if last and last.checkpoint else baseline_folder
-    if settings.prune.reversible and last:
+    if settings.prune.channels_may_return and last:
         parent = parent / WHOLE
     model, plan, _ = load_model(parent, settings, data, example)
     teacher, _, _ = load_model(baseline_folder, settings, data, example)
     start = _start(settings, workspace, data, example)
     try:
-        reference = teacher if settings.prune.reversible else model
+        reference = teacher if settings.prune.channels_may_return else model
         asked = goals.at(step.goal)
         taken = take_step(
             StepContext(settings, workspace, ledger, step.goal, asked, model, plan, example, reference, start)
@@ -110,7 +110,7 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, goals: Goa
     accepted = best.measured.accuracy >= floor - _ROUNDING
     latency = None
     if goals.name_latency:
-        measured = accepted and settings.prune.measure_latency
+        measured = accepted and settings.prune.measures_latency
         latency = estimate_latency(best.model, teacher, settings, workspace, example, measured=measured)
     row = Row(
         attempt=step.number,
@@ -129,7 +129,7 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, goals: Goa
         return row
     name = f"{len(ledger.accepted) + 1:02d}"
     digest = save_model(iterations / name, best.model, plan.then(taken.plan), best.measured, data.fingerprint)
-    if settings.prune.reversible:
+    if settings.prune.channels_may_return:
         whole = expand(best.model, taken.plan, pruning.find_groups(model, example))
         save_checkpoint(iterations / name / WHOLE, whole, plan)
     return row.model_copy(update={"checkpoint": name, "weights_sha256": digest})
@@ -137,7 +137,7 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, goals: Goa
 
 def _start(settings: Settings, workspace: Workspace, data: Description, example: Tensor) -> nn.Module | None:
     """Return the model whose weights training begins with; None keeps the last ones."""
-    start = settings.prune.start
+    start = settings.prune.begins_with
     if start.weights == "keep":
         return None
     if start.epoch is not None:

@@ -39,7 +39,7 @@ from pruning.training.recipe import Recipe
 from pruning.unstructured.criteria import WeightCriterion
 from pruning.unstructured.masks import WeightMasks, enforce_masks, sparsity_of, zero_weights
 from pruning.unstructured.select import WeightScope, choose_n_of_m, choose_weights
-from tasks.config.prune_schema import Kind
+from tasks.config.prune_schema import Dynamic, Kind, NOfM, Structured, Unstructured
 from tasks.config.schema import Settings
 from tasks.data import read_inputs, read_split, spread
 from tasks.loop.ledger import Ledger
@@ -104,6 +104,11 @@ class Step:
     unrounded: Mapping[str, int] | None = None
 
 
+def _structured(context: StepContext) -> Structured:
+    assert isinstance(context.settings.prune, Structured), "`take_step` goes by the kind"
+    return context.settings.prune
+
+
 _JUDGED_ON = 512  # validation samples that tell one candidate of a search from another
 
 
@@ -119,8 +124,7 @@ def choose_channels(context: StepContext, groups: Groups) -> tuple[Plan, Mapping
     Raises:
         TargetError: The goal can't be met.
     """
-    settings = context.settings
-    chosen = settings.prune
+    settings, chosen = context.settings, _structured(context)
     criterion = chosen_criterion(chosen.criterion)
     loss, _ = loss_and_metric(settings)
     seen = spread(read_split(context.workspace, "train"), chosen.criterion_samples)
@@ -155,7 +159,7 @@ def choose_channels(context: StepContext, groups: Groups) -> tuple[Plan, Mapping
 
 def _choose_by(context: StepContext, ranking: Ranking, solver: BudgetSolver) -> Plan:
     """Share a landing's target among the groups by the settings' way."""
-    allocation, groups = context.settings.prune.allocation, ranking.groups
+    allocation, groups = _structured(context).allocation, ranking.groups
     if allocation.strategy in ("local", "global", "scoped"):
         return choose(ranking, solver, Scope(allocation.strategy, allocation.normalise, allocation.scopes))
     orders = ranking.orders(solver.bundles)
@@ -189,7 +193,7 @@ def _targets(context: StepContext, cost: Cost, latency: LatencyCost | None) -> t
 
 def _search(context: StepContext, groups: Groups, solver: BudgetSolver, orders: Mapping[str, Sequence[int]]) -> Plan:
     """Judge random ways to share the goal by their loss once the batch norms are measured anew."""
-    settings = context.settings
+    settings, chosen = context.settings, _structured(context)
     loss, metric = loss_and_metric(settings)
     train = read_split(context.workspace, "train")
     judged_on = spread(read_split(context.workspace, "validation"), _JUDGED_ON)
@@ -197,7 +201,7 @@ def _search(context: StepContext, groups: Groups, solver: BudgetSolver, orders: 
 
     def judge(plan: Plan) -> float:
         narrowed = pruning.narrow(groups.model, plan, context.example, groups=groups, verify=False)
-        recalibrate(narrowed, train, num_samples=settings.prune.recover.num_samples, batch_size=batch_size)
+        recalibrate(narrowed, train, num_samples=chosen.recover.num_samples, batch_size=batch_size)
         return -evaluate(narrowed, judged_on, loss=loss, metric=metric, batch_size=batch_size).loss
 
     with shown("search: candidates") as progress:
@@ -206,7 +210,7 @@ def _search(context: StepContext, groups: Groups, solver: BudgetSolver, orders: 
             solver,
             orders,
             judge,
-            candidates=settings.prune.allocation.candidates,
+            candidates=chosen.allocation.candidates,
             seed=settings.run.seed,
             progress=progress,
         )
@@ -222,7 +226,7 @@ def recover(narrowed: nn.Module, chosen: Plan, groups: Groups, statistics: Stati
         statistics: What the criterion looked at; its solution is folded from them.
         context: Names settings and data.
     """
-    settings, training = context.settings.prune, context.settings.training
+    settings, training = _structured(context), context.settings.training
     method, num_samples = settings.recover.method, settings.recover.num_samples
     samples = read_split(context.workspace, "train")
     if method == "recalibrate":
@@ -274,8 +278,9 @@ def zero_share(context: StepContext) -> Step:
     Raises:
         TargetError: The goal can't be met.
     """
-    chosen = context.settings.prune.weights
-    scope = WeightScope(chosen.scope, chosen.max_layer_sparsity)
+    chosen = context.settings.prune
+    assert isinstance(chosen, Unstructured), "`take_step` goes by the kind"
+    scope = WeightScope(chosen.weights.scope, chosen.weights.max_layer_sparsity)
     return _without_weights(context, partial(choose_weights, scope=scope, weight_sparsity=context.goal))
 
 
@@ -301,13 +306,14 @@ def zero_all_but_n_of_m(context: StepContext) -> Step:
 
 
 def _without_weights(context: StepContext, choose: Callable[..., WeightMasks]) -> Step:
-    settings = context.settings
+    settings, chosen = context.settings, context.settings.prune
+    assert isinstance(chosen, Unstructured | NOfM), "`take_step` goes by the kind"
     groups = pruning.find_groups(context.model, context.example)
     masks = choose(
         groups,
-        criterion=cast(str | WeightCriterion, chosen_criterion(settings.prune.criterion)),
-        ignore=settings.prune.ignore,
-        samples=spread(read_split(context.workspace, "train"), settings.prune.criterion_samples),
+        criterion=cast(str | WeightCriterion, chosen_criterion(chosen.criterion)),
+        ignore=chosen.ignore,
+        samples=spread(read_split(context.workspace, "train"), chosen.criterion_samples),
         loss=loss_and_metric(settings)[0],
         seed=settings.run.seed,
     )
@@ -327,16 +333,17 @@ def gate_channels(context: StepContext) -> Step:
     Raises:
         ModelError: No group can have a gate.
     """
-    settings, gated = context.settings, context.model
+    settings, chosen, gated = context.settings, context.settings.prune, context.model
+    assert isinstance(chosen, Dynamic), "`take_step` goes by the kind"
     if not isinstance(gated, GatedModel):
-        gated, _ = add_gates(pruning.find_groups(context.model, context.example), ignore=settings.prune.ignore)
+        gated, _ = add_gates(pruning.find_groups(context.model, context.example), ignore=chosen.ignore)
     cost = Cost(pruning.find_groups(gated.model, context.example))
     macs = (1 - context.goal) * context.ledger.baseline.macs
     inputs = read_inputs(context.workspace, "validation")
 
     def train(model: nn.Module, _recipe: Recipe, finetune: Train) -> None:
         assert isinstance(model, GatedModel)
-        training = GateTraining(model, cost, macs, weight=settings.prune.gates.weight, ramp=settings.prune.gates.ramp)
+        training = GateTraining(model, cost, macs, weight=chosen.gates.weight, ramp=chosen.gates.ramp)
         finetune(model, penalty=training.penalty, after_step=training.after_step, memory=training)
         calibrate_gates(model, cost, inputs, macs, batch_size=settings.training.batch_size)
 

@@ -88,6 +88,11 @@ def test_every_setting_has_a_meaning_and_a_first_run_needs_eight() -> None:
     assert all(row.path in printed for row in found)
     assert "prune.backoff: number, > 0, < 1; default 0.5" in printed
     assert all(len(line) <= 80 for line in printed.splitlines())
+    paths = [row.path for row in found]
+    assert [paths.count(name) for name in ("prune.kind", "prune.target", "prune.criterion")] == [1, 1, 2]
+    [ridge] = [row for row in found if row.path == "prune.recover.ridge"]
+    assert ridge.kinds == ("structured",)
+    assert "prune.gates.ramp: number, > 0, ≤ 1; default 0.5; of kind dynamic" in printed
     assert "did you mean 'prune.target'" in call("params", "prune.targt").output
 
 
@@ -96,8 +101,12 @@ def test_schema_for_editors_takes_the_shipped_file() -> None:
     schema = json.loads(call("params", "--json-schema").output)
     shipped = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
     jsonschema.validate(shipped, schema)
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({**shipped, "prune": {**shipped["prune"], "creterion": "x"}}, schema)
+    sparse = {"kind": "unstructured", "target": {"weight_sparsity": 0.9}}
+    for prune in ({"target": {"mac_reduction": 0.5}}, sparse):
+        jsonschema.validate({**shipped, "prune": prune}, schema)
+    for wrong in ({**shipped["prune"], "creterion": "x"}, {**shipped["prune"], "gates": {}}, {**sparse, "recover": {}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**shipped, "prune": wrong}, schema)
 
 
 def test_status_and_explain_say_how_stages_stand_and_why(write_params: Write) -> None:

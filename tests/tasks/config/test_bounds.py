@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from pruning.errors import SettingsError
 from tasks.config.errors import describe
+from tasks.config.prune_schema import Prune
 from tasks.config.schema import Settings, load
 from tasks.config.yaml_io import read_mapping, write_mapping
 
@@ -24,21 +25,24 @@ LONGEST_S = 2.0
 WRONG = (10**14, -(10**14), float("inf"), float("nan"), True, 10**400)
 
 
-def _numbers(annotation: Any, keys: Keys = ()) -> Iterator[Keys]:
-    """Walk through the schema: the path of every number in it, the first entry standing for all of a sequence."""
+def _numbers(annotation: Any, keys: Keys = (), kind: str = "structured") -> Iterator[tuple[Keys, str]]:
+    """Walk through the schema: every number's path and a kind that has it; the first entry stands for a sequence."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if issubclass(annotation, Prune):
+            kind = get_args(annotation.model_fields["kind"].annotation)[0]
         for name, field in annotation.model_fields.items():
-            yield from _numbers(field.annotation, (*keys, name))
+            yield from _numbers(field.annotation, (*keys, name), kind)
     elif annotation in (int, float):
-        yield keys
+        yield keys, kind
     elif get_origin(annotation) is tuple:
-        yield from _numbers(get_args(annotation)[0], (*keys, 0))
+        yield from _numbers(get_args(annotation)[0], (*keys, 0), kind)
     elif get_origin(annotation) is not dict:
         for part in get_args(annotation):
-            yield from _numbers(part, keys)
+            yield from _numbers(part, keys, kind)
 
 
-NUMBERS = sorted(set(_numbers(Settings)), key=str)
+KIND_OF = dict(reversed([*_numbers(Settings)]))
+NUMBERS = sorted(KIND_OF, key=str)
 
 
 def _put(settings: dict[str, Any], keys: Keys, value: Any) -> None:
@@ -67,6 +71,7 @@ def test_the_walk_finds_numbers_of_every_kind() -> None:
 @pytest.mark.parametrize("keys", NUMBERS, ids=lambda keys: ".".join(map(str, keys)))
 def test_every_number_is_finite_bounded_and_no_truth_value(write_params: Write, keys: Keys) -> None:
     settings = read_mapping(write_params(lambda settings: _put(settings, keys, 0)))
+    settings["prune"]["kind"] = KIND_OF[keys]
     name = ".".join(str(key) for key in keys if isinstance(key, str))
     for value in WRONG:
         _put(settings, keys, value)

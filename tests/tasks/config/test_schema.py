@@ -83,6 +83,41 @@ def test_fault_is_named_with_its_path_and_the_nearest_right_name(
     assert text in str(caught.value)
 
 
+FOREIGN: list[tuple[str, Settings]] = [
+    ("recover", {"method": "none"}),
+    ("weights", {"scope": "local"}),
+    ("gates", {"ramp": 0.2}),
+    ("criterion", "l2_norm"),
+]
+TARGETS: dict[str, Settings] = {
+    "structured": {"mac_reduction": 0.5},
+    "unstructured": {"weight_sparsity": 0.5},
+    "n_m": {"pattern": "2:4"},
+    "dynamic": {"mac_reduction": 0.5},
+}
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_each_kind_has_its_own_keys_and_refuses_those_of_another(write_params: Write, kind: str) -> None:
+    owners = {
+        "recover": "kind structured",
+        "weights": "kind unstructured",
+        "gates": "kind dynamic",
+        "criterion": "kinds structured, unstructured and n_m",
+    }
+    for key, value in FOREIGN:
+        path = write_params(
+            lambda s, key=key, value=value: s.update(prune={"kind": kind, "target": TARGETS[kind], key: value})
+        )
+        if kind in owners[key].replace(",", "").split():
+            assert load(path).prune.kind == kind
+            continue
+        with pytest.raises(SettingsError) as caught:
+            load(path)
+        message = f"prune.{key} is a key of {owners[key]}; kind is {kind}: remove it"
+        assert str(caught.value) == f"params.yaml has a fault:\n  {message}".replace("params.yaml", str(path))
+
+
 def test_all_faults_are_reported_at_once(write_params: Write) -> None:
     def change(settings: Settings) -> None:
         settings["run"]["sed"] = 1

@@ -22,6 +22,7 @@ from tasks.models import example_inputs, load_model, make_factory
 from tasks.stage_table import NAMES
 from tasks.training_state import epoch_folder
 from tasks.workspace import Workspace
+from tests.tasks.loop.test_methods import made_of_kind
 from tests.tasks.test_pipeline import BEFORE_THE_LOOP, Project, made, make
 
 Writer = Callable[..., Path]
@@ -82,6 +83,7 @@ def go_on(
     def run(change: dict[str, Any]) -> Project:
         def settled(settings: dict[str, Any]) -> None:
             _settled(settings)
+            made_of_kind(change.get("kind", "structured"), settings["prune"])
             settings["prune"].update(change)
 
         project = make(tmp_path, project_writer, settled)
@@ -152,7 +154,10 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"start": {"weights": "random"}, "recover": {"method": "reconstruct"}}, "would be undone"),
     ({"start": {"weights": "random"}, "reversible": True}, "reversible false"),
     ({"allocation": {"strategy": "scoped"}}, "scopes are missing"),
-    ({"kind": "unstructured", "target": {"weight_sparsity": 0.5}, "reversible": True}, "expected kind 'structured'"),
+    (
+        {"kind": "unstructured", "target": {"weight_sparsity": 0.5}, "reversible": True},
+        "prune.reversible is a key of kind structured; kind is unstructured: remove it",
+    ),
     ({"kind": "dynamic", "recipes": []}, "gates have to learn"),
 ]
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import chdir
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import onnx
 import onnxruntime
@@ -19,6 +19,7 @@ from pruning import find_groups
 from pruning.dynamic.gates import GatedModel, macs_of_samples
 from pruning.errors import SettingsError
 from pruning.plan.plan import Cost
+from tasks.config.prune_schema import Dynamic, NOfM, Prune, Structured, Unstructured
 from tasks.config.schema import load
 from tasks.data import read_description, read_split
 from tasks.loop import attempt
@@ -37,11 +38,21 @@ KINDS: dict[str, dict[str, Any]] = {
 Writer = Callable[..., Path]
 
 
+def made_of_kind(kind: str, prune: dict[str, Any]) -> None:
+    """Turn the section `prune` of the structured project into one of another kind."""
+    models: tuple[type[Prune], ...] = (Structured, Unstructured, NOfM, Dynamic)
+    [fields] = [model.model_fields for model in models if kind in get_args(model.model_fields["kind"].annotation)]
+    for key in prune.keys() - fields.keys():
+        del prune[key]
+    prune["kind"] = kind
+
+
 def finished(kind: str, factory: pytest.TempPathFactory, writer: Writer) -> Iterator[Project]:
     root = factory.mktemp(kind)
 
     def change(settings: dict[str, Any]) -> None:
-        settings["prune"].update(kind=kind, recipes=RECIPES, **KINDS[kind])
+        settings["prune"].update(recipes=RECIPES, **KINDS[kind])
+        made_of_kind(kind, settings["prune"])
 
     project = made(root, writer, change=change)
     with chdir(root):
@@ -182,9 +193,8 @@ def test_pattern_rises_by_single_weights_and_backs_off_to_the_one_before(
     """Goals of 2:4 in two geometric steps are 0.29 and 0.5; every attempt at 2:4 is made to fail."""
 
     def change(settings: dict[str, Any]) -> None:
-        settings["prune"].update(
-            kind="n_m", recipes=RECIPES, schedule="geometric", max_accuracy_drop=0.9, **KINDS["n_m"]
-        )
+        settings["prune"].update(recipes=RECIPES, schedule="geometric", max_accuracy_drop=0.9, **KINDS["n_m"])
+        made_of_kind("n_m", settings["prune"])
 
     project = Project(Path(), load(write_params(change)), Workspace(Path("artifacts")))
     for name in BEFORE_THE_LOOP:
@@ -211,13 +221,14 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"kind": "n_m", "target": {"pattern": 124}}, "found 124: expected N:M in quotes"),
     (
         {"kind": "unstructured", "target": {"weight_sparsity": 0.5}, "criterion": "apoz"},
-        "kind 'unstructured': unknown criterion 'apoz'",
+        "prune.criterion: found 'apoz': unknown criterion for single weights 'apoz'",
     ),
     (
         {"kind": "dynamic", "recipes": [{"name": "thin", "sparsity": {"penalty": "group_lasso", "share": 0.5}}]},
         "recipe 'thin' names sparsity",
     ),
-    ({"kind": "structurd"}, "did you mean 'structured'"),
+    ({"kind": "structurd"}, "prune.kind: unknown choice 'structurd'; did you mean 'structured'"),
+    ({"kind": ["n_m"]}, "prune.kind: unknown choice"),
 ]
 
 
@@ -225,6 +236,11 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
 def test_settings_that_do_not_suit_the_kind_are_named(
     write_params: Callable[..., Path], change: dict[str, Any], text: str
 ) -> None:
+    def changed(settings: dict[str, Any]) -> None:
+        if change["kind"] in [*KINDS]:
+            made_of_kind(change["kind"], settings["prune"])
+        settings["prune"].update(change)
+
     with pytest.raises(SettingsError) as caught:
-        load(write_params(lambda settings: settings["prune"].update(change)))
+        load(write_params(changed))
     assert text in str(caught.value)
