@@ -95,7 +95,7 @@ def project_files(model: str, data: str, weights: Path | None) -> dict[str, str]
     }
     return {
         "params.yaml": Template((templates / "params.yaml").read_text(encoding="utf-8")).substitute(values),
-        "params.schema.json": json.dumps(reference.json_schema(), indent=1) + "\n",
+        "params.schema.json": reference.json_schema_text(),
         "dvc.yaml": dvc_yaml("secateur run {}"),
         "prefect.yaml": (templates / "prefect.yaml").read_text(encoding="utf-8"),
     }

@@ -20,7 +20,6 @@ from pruning.latency.microbenchmarks import check_provider
 from pruning.plan.constraints import groups_in
 from pruning.statistics.collect import collect
 from pruning.training.recipe import Recipe
-from tasks.config.prune_schema import Structured
 from tasks.config.schema import Settings
 from tasks.config.types import LOSSES, METRICS
 from tasks.data import Description, read_description, read_inputs, read_split, spread
@@ -234,8 +233,7 @@ def _check_pruning(model: nn.Module, groups: Groups, samples: Samples, loss: Los
     """See that what settings name in the model is there, that own criteria score it, and that sparsity can be met."""
     chosen = settings.prune
     groups_in(groups, chosen.ignore, "prune.ignore")
-    scopes = chosen.allocation.scopes if isinstance(chosen, Structured) else {}
-    for scope, entries in scopes.items():
+    for scope, entries in chosen.scopes.items():
         groups_in(groups, entries, f"prune.allocation.scopes[{scope!r}]")
     baseline: tuple[Recipe, ...] = () if settings.baseline.recipe is None else (settings.baseline.recipe,)
     for recipe in (*baseline, *chosen.recipes):
@@ -246,7 +244,7 @@ def _check_pruning(model: nn.Module, groups: Groups, samples: Samples, loss: Los
             "ask for less"
         )
     own = {settings.analyze.criterion} if settings.analyze.rates else set()
-    own |= {chosen.criterion} if isinstance(chosen, Structured) else set()
+    own |= {chosen.channel_criterion} if chosen.channel_criterion else set()
     for name in sorted(one for one in own if ":" in one):
         criterion = chosen_criterion(name)
         statistics = collect(groups, find_criterion(criterion).needs, samples, loss, seed=settings.run.seed)

@@ -161,15 +161,25 @@ def explain(stage: str, params: Path, workspace: Path, debug: bool) -> None:
 @click.argument("path", required=False)
 @click.option("--all", "everything", is_flag=True, help="All settings, not only those that a first run needs.")
 @click.option("--json-schema", is_flag=True, help="A JSON schema, for editors that complete and check params.yaml.")
+@click.option(
+    "--migrate",
+    "old",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Rewrite a settings file of an earlier version; comments stay.",
+)
 @debug_option
-def params(path: str | None, everything: bool, json_schema: bool, debug: bool) -> None:
+def params(path: str | None, everything: bool, json_schema: bool, old: Path | None, debug: bool) -> None:
     """List the settings of params.yaml with default, bounds and meaning: those of a first run, or below PATH."""
 
     def action() -> None:
+        if old is not None:
+            _migrate(old)
+            return
         from tasks.config import reference
 
         if json_schema:
-            say(json.dumps(reference.json_schema(), indent=2))
+            say(reference.json_schema_text().rstrip())
             return
         rows = reference.rows_below(path) if path else reference.rows() if everything else reference.first_rows()
         from secateur.cli.tables import print_settings
@@ -179,6 +189,16 @@ def params(path: str | None, everything: bool, json_schema: bool, debug: bool) -
             say("\nAll settings: secateur params --all")
 
     execute("params", action, debug=debug)
+
+
+def _migrate(path: Path) -> None:
+    from tasks.config.migration import migrate
+
+    if changes := migrate(path):
+        say("\n".join([f"rewrote {path}:", *(f"  {change}" for change in changes)]))
+        say("What it leaves out has the default of today: secateur params --all")
+    else:
+        say(f"{path} has the names of today; it was left as it is")
 
 
 @click.command(short_help="Compare several targets.")

@@ -37,10 +37,10 @@ def print_settings(rows: Iterable[Row]) -> None:
     console = _console()
     for row in rows:
         bounds = f", {row.bounds}" if row.bounds else ""
+        default = f"; {row.default}" if row.default else ""
         of = f"; of kind {', '.join(row.kinds)}" if row.kinds else ""
-        head, *more = wrap(
-            f"{row.path}: {row.kind}{bounds}; {row.default}{of}", console.width, subsequent_indent="    "
-        )
+        what = f"{row.path}: {row.kind}{bounds}{default}{of}"
+        head, *more = wrap(what, console.width, subsequent_indent="    ")
         console.print(Text.assemble((row.path, "bold"), head.removeprefix(row.path)), soft_wrap=True)
         more += wrap(row.meaning, console.width, initial_indent="    ", subsequent_indent="    ")
         console.print(*map(Text, more), sep="\n", soft_wrap=True)

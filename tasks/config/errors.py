@@ -144,7 +144,12 @@ RENAMED = {
 
 def old_names(document: Mapping[str, Any]) -> list[str]:
     """Say of each setting with an old name what it is called now."""
-    return [f"{path} is called {'.'.join([*path.split('.')[:-1], RENAMED[path]])} now" for path in _old(document)]
+    return [f"{path} is called {new_path(path)} now" for path in old_paths(document)]
+
+
+def new_path(path: str) -> str:
+    """Return the path of today of a setting with an old name."""
+    return ".".join([*path.split(".")[:-1], RENAMED[path]])
 
 
 def with_new_names(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,7 +157,8 @@ def with_new_names(document: Mapping[str, Any]) -> dict[str, Any]:
     return _renamed(document, "")
 
 
-def _old(document: Mapping[str, Any]) -> Iterator[str]:
+def old_paths(document: Mapping[str, Any]) -> Iterator[str]:
+    """List the settings with an old name."""
     for path in RENAMED:
         *sections, name = path.split(".")
         found: Any = document

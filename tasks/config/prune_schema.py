@@ -52,7 +52,7 @@ class Target(Section):
     """What the model is to come down to, against the baseline: one of these, or several at once."""
 
     mac_reduction: Share | None = None
-    """1 − MACs after / before."""
+    """1 − MACs after / before; for kind dynamic, of the mean over the validation samples."""
     parameter_reduction: Share | None = None
     """1 − parameters after / before."""
     size_bytes: StrictInt | None = Field(default=None, gt=0, le=10**13)
@@ -106,7 +106,9 @@ class Allocation(Section):
     scopes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """For scoped: named sets of modules such as {early: ["layer1.*"]}; what no set names is one more."""
     candidates: StrictInt = Field(default=50, ge=1, le=100_000)
-    """For search: how many are drawn and judged."""
+    """For search: how many are drawn at random, each judged on validation samples after its batch norms were measured
+    anew.
+    """
 
     @model_validator(mode="after")
     def _scopes_are_given_where_they_are_used(self) -> Self:
@@ -175,7 +177,10 @@ class Prune(Section):
     kind: Kind
     """What goes."""
     target: Target
-    """What the model is to come down to, against the baseline: one of these, or several at once."""
+    """What the model is to come down to, against the baseline. structured: one or several of mac_reduction,
+    parameter_reduction, size_bytes, latency_reduction, latency_ms. unstructured: weight_sparsity. n_m: pattern.
+    dynamic: mac_reduction.
+    """
     schedule: Literal["linear", "geometric", "cubic"] = "geometric"
     """How the goals rise to the target."""
     iterations: StrictInt = Field(default=3, ge=1, le=1000)
@@ -193,7 +198,9 @@ class Prune(Section):
     ignore: tuple[str, ...] = ()
     """Modules or parameters that stay whole, such as [fc, "layer1.*"]."""
     recipes: tuple[Recipe, ...] = Field(default=RECIPES, max_length=100)
-    """Each is tried after every step, and the best on the validation samples goes on; [] trains nothing."""
+    """Each is tried after every step, and the best on the validation samples goes on; [] trains nothing. By default
+    two: distil, with the baseline as teacher (distillation 0.7), and plain, without.
+    """
     allow_other_data: bool = False
     """Whether fine-tuning may use other data than the baseline's, which is an error otherwise."""
 
@@ -253,6 +260,21 @@ class Prune(Section):
         """Weights that training begins with after each step."""
         return Start()
 
+    @property
+    def chosen_by(self) -> str:
+        """What chooses what goes, as runs are named."""
+        return "gates"
+
+    @property
+    def channel_criterion(self) -> str | None:
+        """What scores channels; None where they aren't scored."""
+        return None
+
+    @property
+    def scopes(self) -> Mapping[str, tuple[str, ...]]:
+        """Sets of modules that share one threshold."""
+        return {}
+
     def schedule_for(self, target: float) -> ScheduleSettings:
         """Return the schedule that rises to a total reduction."""
         return ScheduleSettings(
@@ -269,6 +291,8 @@ class Prune(Section):
 class _ByScores(Prune):
     """What goes is chosen by scores."""
 
+    criterion: str
+    """What goes first."""
     criterion_samples: StrictInt = Field(default=1024, ge=1, le=10_000_000)
     """Training samples that the criterion looks at."""
     start: Start = Start()
@@ -285,12 +309,17 @@ class _ByScores(Prune):
         """Weights that training begins with after each step."""
         return self.start
 
+    @property
+    def chosen_by(self) -> str:
+        """What chooses what goes, as runs are named."""
+        return self.criterion
+
 
 class Structured(_ByScores):
     """Channels go, and the model gets narrower."""
 
     kind: Literal["structured"] = "structured"
-    """channels go, and the model gets narrower."""
+    """channels go, and the model gets narrower; the other kinds leave its shape as it is."""
     criterion: CriterionName = "structured_obs"
     """What goes first: a built-in name (docs/choices.md), or the import string of a function of your own,
     my_package.scores:mine.
@@ -349,6 +378,16 @@ class Structured(_ByScores):
         """Whether each step chooses among all channels of the baseline again."""
         return self.reversible
 
+    @property
+    def channel_criterion(self) -> str:
+        """What scores channels."""
+        return self.criterion
+
+    @property
+    def scopes(self) -> Mapping[str, tuple[str, ...]]:
+        """Sets of modules that share one threshold."""
+        return self.allocation.scopes
+
 
 class _SingleWeights(_ByScores):
     """Single weights become zero; the model's shape stays."""
@@ -388,6 +427,15 @@ class Dynamic(Prune):
         if not self.recipes:
             raise ValueError("gates have to learn; expected a recipe at least")
         return self
+
+
+MODELS: dict[str, type[Prune]] = {
+    "structured": Structured,
+    "unstructured": Unstructured,
+    "n_m": NOfM,
+    "dynamic": Dynamic,
+}
+"""The section of each kind."""
 
 
 def _kind_of(value: Any) -> str:

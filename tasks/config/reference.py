@@ -48,7 +48,7 @@ class Row:
         path: In `params.yaml`; `[]` stands for each entry of a list.
         kind: What it takes.
         bounds: Of a number, or of the length; empty where there are none.
-        default: "default VALUE", or "required".
+        default: "default VALUE", or "required"; empty for a section.
         meaning: What it does.
         kinds: Of the section that it is in, those that have it; empty where every one does, or there is but one.
     """
@@ -65,6 +65,11 @@ def json_schema() -> dict[str, Any]:
     """Return the schema of `params.yaml` for editors: JSON Schema, draft 2020-12."""
     found = Settings.model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found, "title": "Secateur: params.yaml"}
+
+
+def json_schema_text() -> str:
+    """Return that schema as the text of a file."""
+    return json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
 def rows() -> list[Row]:
@@ -110,7 +115,9 @@ def _rows(path: str, sections: Sequence[_Schema], definitions: _Schema, kinds: t
             alike = [section for section in holders if section["properties"][name] == field]
             of = kinds if len(alike) == len(sections) else tuple(map(_kind_of, alike))
             inner = _inner(field, definitions)
-            if path or inner is None:
+            if not path and inner is not None:
+                yield Row(place, "section", "", "", _meaning(field, _choices(field, definitions)))
+            else:
                 yield _row(place, field, name in alike[0].get("required", ()), definitions, of)
             if inner is not None:
                 models, each = inner
@@ -143,9 +150,12 @@ def _row(place: str, field: _Schema, required: bool, definitions: _Schema, of: t
     bounds = [text.format(_short(c[key])) for c in choices for key, text in _BOUNDS.items() if key in c]
     default = field.get("default", _NOTHING)
     said = "required" if required else f"default {'none' if default is _NOTHING else _short(default)}"
-    meaning = field.get("description") or next((c["description"] for c in choices if c.get("description")), "")
-    said_of_it = " ".join(meaning.split("\n\n")[0].split())
-    return Row(place, " or ".join(kinds), ", ".join(dict.fromkeys(bounds)), said, said_of_it, of)
+    return Row(place, " or ".join(kinds), ", ".join(dict.fromkeys(bounds)), said, _meaning(field, choices), of)
+
+
+def _meaning(field: _Schema, choices: Sequence[_Schema]) -> str:
+    said = field.get("description") or next((c["description"] for c in choices if c.get("description")), "")
+    return " ".join(said.split("\n\n")[0].split())
 
 
 def _choices(field: _Schema, definitions: _Schema) -> list[_Schema]:

@@ -88,7 +88,9 @@ class Training(Section):
     metric: Annotated[str, named("metric", METRICS)] = METRICS["accuracy"]
     """accuracy, or the import string of a function (outputs, targets) -> one value in [0, 1] per sample."""
     augment: Augment | None = None
-    """How a batch of inputs is varied while training; null: not at all."""
+    """How a batch of inputs is varied while training, such as {function: zoo.augment:crop, kwargs: {padding: 1}}; null:
+    not at all.
+    """
     batch_size: StrictInt = Field(default=256, ge=1, le=1_000_000)
     """Samples per batch of an evaluation."""
 
@@ -149,8 +151,8 @@ class Profile(Section):
     batch_sizes: tuple[TimedBatch, ...] = Field(default=(1, 32), max_length=20)
     """Plans are made by the first; [] measures nothing."""
     path: Annotated[Path, AfterValidator(existing_file)] | None = None
-    """A profile that was made on the model's own machine, by artifacts/profile/questions/measure.py; null measures
-    here.
+    """A profile that was made on the machine that the model is for, by artifacts/profile/questions/measure.py; commit
+    it. null measures here; with a latency target, this machine's clock then shapes the result.
     """
 
 
@@ -236,20 +238,41 @@ class Settings(Section):
     """All of `params.yaml`."""
 
     run: Run = Run()
+    """What holds for every stage."""
     data: Data
+    """Where the samples come from."""
     model: Model
+    """Which network is pruned, and the weights that it starts from."""
     training: Training = Training()
+    """What is minimised, what is reported, and how a batch is varied while training."""
     baseline: Baseline = Baseline()
+    """How the baseline is trained; without a recipe, model.weights are taken as they are."""
     analyze: Analyze = Analyze()
+    """How much accuracy each channel group costs, on the validation samples; measured where prune.allocation or
+    for_report asks for it.
+    """
     profile: Profile = Profile()
+    """How long ONNX Runtime takes for each layer by its widths: latencies are predicted from it (docs/latency.md).
+    Nothing but a latency target goes by it.
+    """
     prune: PruneOfAKind
+    """The loop: what goes, how far, at which pace, above which floor, and how each step is recovered."""
     export: Export = Export()
+    """The ONNX file."""
     benchmark: Benchmark = Benchmark()
+    """How latency is measured in ONNX Runtime; the report alone depends on it."""
     tracking: Tracking = Tracking()
+    """Where MLflow keeps its records, and the model's name there. No stage runs again because of it."""
     cleanup: Cleanup = Cleanup()
+    """What `secateur cleanup` removes. No stage runs again because of it."""
     machine: Machine = Machine()
+    """What of this machine is used. No result depends on it, and no stage runs again because of it."""
     frontier: Frontier = Frontier()
+    """What `secateur frontier` compares. No stage runs again because of it."""
     promote: Promote = Promote()
+    """What a candidate has to show to go to production. Both are measured again, side by side, on the test samples; the
+    first candidate is compared with its own baseline.
+    """
 
     @property
     def subject(self) -> str:
@@ -324,7 +347,8 @@ def load(path: Path) -> Settings:
     """
     document = read_mapping(path)
     if renamed := old_names(document):
-        raise SettingsError("\n  ".join([f"{path} was written for an earlier version:", *renamed]))
+        mend = f"`secateur params --migrate {path}` rewrites it"
+        raise SettingsError("\n  ".join([f"{path} was written for an earlier version; {mend}:", *renamed]))
     try:
         return Settings.model_validate(document)
     except ValidationError as error:

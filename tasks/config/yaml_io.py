@@ -91,7 +91,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
             raise SettingsError(f"the settings file {path} is no file; give one with --params FILE")
         if (size := path.stat().st_size) > MOST_BYTES:
             raise SettingsError(f"the settings file {path} has {size:,} bytes; expected at most {MOST_BYTES:,}")
-        found = yaml.load(read_bytes(path).decode("utf-8"), Loader=_Loader)  # noqa: S506  # a SafeLoader
+        text = read_bytes(path).decode("utf-8")
     except FileNotFoundError:
         raise SettingsError(f"there is no settings file {path}; give one with --params FILE") from None
     except OSError as error:
@@ -100,6 +100,21 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise SettingsError(
             f"the settings file {path} is not UTF-8 text: {error.reason} at byte {error.start}"
         ) from error
+    return parse_mapping(text, path)
+
+
+def parse_mapping(text: str, path: Path) -> dict[str, Any]:
+    """Read a text that holds one mapping.
+
+    Args:
+        text: Of the file.
+        path: Of the file, for messages.
+
+    Raises:
+        SettingsError: It isn't YAML, has a key twice, or holds something else.
+    """
+    try:
+        found = yaml.load(text, Loader=_Loader)  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as error:
         raise SettingsError(f"the settings file {path} is not valid YAML: {_one_line(error)}") from error
     if not isinstance(found, dict):

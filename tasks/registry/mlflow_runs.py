@@ -92,7 +92,7 @@ def _artifacts(settings: Settings) -> str | None:
 
 
 def _run_name(settings: Settings) -> str:
-    return f"{settings.subject}, {settings.prune.criterion}"
+    return f"{settings.subject}, {settings.prune.chosen_by}"
 
 
 def _log_settings(client: MlflowClient, run: Run, settings: Settings) -> None:

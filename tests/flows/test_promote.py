@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from flows import promote, restore, rollback
 from flows.compress import compress
-from tasks.environment import REPOSITORY
+from tasks.config.schema import Promote
 from tasks.registry import mlflow_models
 from tasks.workspace import deciding
 
@@ -84,9 +83,9 @@ def test_second_promotion_at_the_same_time_is_one_message(shop: Any, capsys: Any
 
 
 @pytest.mark.slow
-def test_model_that_deserves_it_passes_the_gates_of_params_yaml_as_they_are(write_params: Any, capsys: Any) -> None:
+def test_model_that_deserves_it_passes_the_default_gates(write_params: Any, capsys: Any) -> None:
     """A net wide enough that the narrowed one gains time, as any that is worth narrowing."""
-    gates = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))["promote"]
+    gates = Promote().model_dump()
 
     def change(settings: dict[str, Any]) -> None:
         settings["data"]["kwargs"] = {"step": 1}  # one test scan of 359 is less than the gate lets go

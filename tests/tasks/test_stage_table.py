@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from pruning.errors import SettingsError
-from tasks.config.prune_schema import Prune
-from tasks.config.schema import Settings
+from tasks.config.prune_schema import Prune, Target
+from tasks.config.schema import Settings, load
 from tasks.environment import REPOSITORY
-from tasks.fingerprint import code_file
+from tasks.file_cache import holding
+from tasks.fingerprint import code_file, to_tell
 from tasks.registry.dvc_repo import dvc_yaml
 from tasks.stage_table import NAMES, STAGES, STOP_ONLY, Stage, find_stage
 from tasks.workspace import DEFAULT_ROOT, Workspace
@@ -42,6 +45,7 @@ def test_dvc_runs_the_flow_and_depends_on_what_shapes_its_output(stage: Stage) -
     told = code_file(stage, Workspace(DEFAULT_ROOT)).as_posix()
     assert found["deps"] == [told, *(place for need in stage.needs for place in read_of(need))]
     assert told in DVC["code"]["outs"]
+    assert "params" not in found, "its settings are in the file of the stage `code`, with those that are left out"
     options = {"persist": True} if stage.persist else None
     expected = [{folder(stage.name): options}] if options else [folder(stage.name)]
     assert found["outs"] == expected
@@ -58,6 +62,40 @@ def test_sections_and_stop_settings_exist() -> None:
         assert set(stage.sections) <= set(Settings.model_fields)
         assert all(isinstance(getattr(Settings, fact), property) for fact in stage.facts)
     assert set(STOP_ONLY) <= set(Prune.model_fields)
+
+
+CHANGED: dict[str, dict[str, Any]] = {
+    "run": {"seed": 1},
+    "data": {"kwargs": {"seed": 3}},
+    "model": {"kwargs": {"width": 8}},
+    "training": {"batch_size": 128},
+    "baseline": {"keep_epochs": (1,)},
+    "analyze": {"sweep": "full"},
+    "profile": {"threads": (2,)},
+    "prune": {"backoff": 0.25},
+    "export": {"opset": 21},
+    "benchmark": {"rounds": 7},
+    "tracking": {"model_name": "another"},
+    "cleanup": {"keep_days": 3},
+    "machine": {"processes": 2},
+    "frontier": {"targets": (Target(mac_reduction=0.4),)},
+    "promote": {"min_parity": 0.9},
+}
+
+
+def test_another_effective_value_tells_dvc_of_exactly_the_stages_that_it_shapes(
+    write_params: Callable[[None], Path],
+) -> None:
+    """Whether the file says it or a default does: the file is the same one here, as after an upgrade."""
+    settings = load(write_params(None))
+    assert set(CHANGED) == set(Settings.model_fields)
+    with holding():
+        before = {stage.name: to_tell(stage, settings) for stage in STAGES}
+        for section, change in CHANGED.items():
+            changed = settings.model_copy(update={section: getattr(settings, section).model_copy(update=change)})
+            new = {stage.name for stage in STAGES if to_tell(stage, changed) != before[stage.name]}
+            shown = set() if section in ("machine", "tracking", "cleanup", "frontier") else {"report"}
+            assert new == {stage.name for stage in STAGES if section in stage.sections} | shown, section
 
 
 def test_nothing_but_the_report_depends_on_the_benchmark() -> None:

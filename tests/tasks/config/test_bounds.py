@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from pruning.errors import SettingsError
 from tasks.config.errors import describe
-from tasks.config.prune_schema import Prune
+from tasks.config.prune_schema import MODELS, Prune
 from tasks.config.schema import Settings, load
 from tasks.config.yaml_io import read_mapping, write_mapping
 
@@ -29,7 +29,7 @@ def _numbers(annotation: Any, keys: Keys = (), kind: str = "structured") -> Iter
     """Walk through the schema: every number's path and a kind that has it; the first entry stands for a sequence."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         if issubclass(annotation, Prune):
-            kind = get_args(annotation.model_fields["kind"].annotation)[0]
+            [kind] = [name for name, model in MODELS.items() if model is annotation]
         for name, field in annotation.model_fields.items():
             yield from _numbers(field.annotation, (*keys, name), kind)
     elif annotation in (int, float):

@@ -1,25 +1,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pruning.errors import SettingsError
+from tasks.config.reference import FIRST, json_schema_text
 from tasks.config.schema import load
+from tasks.config.yaml_io import read_mapping
 from tasks.environment import REPOSITORY
 
 Settings = dict[str, Any]
 Write = Callable[[Callable[[Settings], object] | None], Path]
 
 
-def test_shipped_settings_are_valid_and_name_every_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shipped_settings_are_valid_and_name_what_a_first_run_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
-    settings = load(Path("params.yaml"))
-    written = settings.model_dump(exclude_unset=True)
-    for section, values in settings.model_dump().items():
-        assert set(values) == set(written[section]), f"params.yaml leaves settings of {section} out"
+    assert load(Path("params.yaml")).prune.kind == "structured"
+    assert {*FIRST, "model.kwargs"} == {
+        f"{s}.{k}" for s, keys in read_mapping(Path("params.yaml")).items() for k in keys
+    }
+    first, second = (REPOSITORY / place for place in ("params.yaml", "secateur/templates/params.yaml"))
+    assert first.read_text().splitlines()[0] == second.read_text().splitlines()[0].replace("$$", "$")
+
+
+def test_the_committed_schema_is_the_one_that_editors_get() -> None:
+    """Written by `secateur params --json-schema > params.schema.json`."""
+    assert (REPOSITORY / "params.schema.json").read_text(encoding="utf-8") == json_schema_text()
 
 
 def test_project_with_own_code_is_valid(write_params: Write) -> None:
@@ -34,7 +44,7 @@ FAULTS: list[tuple[Callable[[Settings], object], str]] = [
         "prune.creterion: unknown setting 'creterion'; did you mean 'criterion'",
     ),
     (lambda s: s.update(prun={}), "prun: unknown setting 'prun'; did you mean 'prune'"),
-    (lambda s: s.update(tidy={"keep_days": 1}), "was written for an earlier version:\n  tidy is called cleanup now"),
+    (lambda s: s.update(tidy={"keep_days": 1}), "rewrites it:\n  tidy is called cleanup now"),
     (lambda s: s["prune"].update(criterion="l3_norm"), "unknown criterion 'l3_norm'; did you mean 'l"),
     (lambda s: s["prune"].update(schedule="cubik"), "unknown choice 'cubik'; did you mean 'cubic'"),
     (lambda s: s["prune"].update(target={"mac_reduction": 1.5}), "prune.target.mac_reduction: found 1.5"),
@@ -83,7 +93,7 @@ def test_fault_is_named_with_its_path_and_the_nearest_right_name(
     assert text in str(caught.value)
 
 
-FOREIGN: list[tuple[str, Settings]] = [
+FOREIGN: list[tuple[str, Any]] = [
     ("recover", {"method": "none"}),
     ("weights", {"scope": "local"}),
     ("gates", {"ramp": 0.2}),
@@ -106,9 +116,8 @@ def test_each_kind_has_its_own_keys_and_refuses_those_of_another(write_params: W
         "criterion": "kinds structured, unstructured and n_m",
     }
     for key, value in FOREIGN:
-        path = write_params(
-            lambda s, key=key, value=value: s.update(prune={"kind": kind, "target": TARGETS[kind], key: value})
-        )
+        prune = {"kind": kind, "target": TARGETS[kind], key: value}
+        path = write_params(partial(dict.update, prune=prune))
         if kind in owners[key].replace(",", "").split():
             assert load(path).prune.kind == kind
             continue

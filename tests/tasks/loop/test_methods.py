@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import chdir
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import onnx
 import onnxruntime
@@ -19,7 +19,7 @@ from pruning import find_groups
 from pruning.dynamic.gates import GatedModel, macs_of_samples
 from pruning.errors import SettingsError
 from pruning.plan.plan import Cost
-from tasks.config.prune_schema import Dynamic, NOfM, Prune, Structured, Unstructured
+from tasks.config.prune_schema import MODELS
 from tasks.config.schema import load
 from tasks.data import read_description, read_split
 from tasks.loop import attempt
@@ -40,9 +40,7 @@ Writer = Callable[..., Path]
 
 def made_of_kind(kind: str, prune: dict[str, Any]) -> None:
     """Turn the section `prune` of the structured project into one of another kind."""
-    models: tuple[type[Prune], ...] = (Structured, Unstructured, NOfM, Dynamic)
-    [fields] = [model.model_fields for model in models if kind in get_args(model.model_fields["kind"].annotation)]
-    for key in prune.keys() - fields.keys():
+    for key in prune.keys() - MODELS[kind].model_fields.keys():
         del prune[key]
     prune["kind"] = kind
 
@@ -221,7 +219,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"kind": "n_m", "target": {"pattern": 124}}, "found 124: expected N:M in quotes"),
     (
         {"kind": "unstructured", "target": {"weight_sparsity": 0.5}, "criterion": "apoz"},
-        "prune.criterion: found 'apoz': unknown criterion for single weights 'apoz'",
+        "prune.criterion: unknown criterion for single weights 'apoz'",
     ),
     (
         {"kind": "dynamic", "recipes": [{"name": "thin", "sparsity": {"penalty": "group_lasso", "share": 0.5}}]},
