@@ -47,11 +47,11 @@ def run_flow(run: FlowFunction, options: argparse.Namespace) -> None:
 
 
 def execute(name: str, options: argparse.Namespace, action: Callable[[], object]) -> None:
-    """Do what a command line asks for, and end the process where that goes wrong.
+    """Do what a command line asks for, and end the process if that fails.
 
-    A fault of the user's is one message and exit code 2, a target that no model has met one and exit code 1; the
-    traceback is shown with --debug alone. A signal that asks for the end is one message and the exit code 128 + its
-    number, whatever else goes wrong by it.
+    A fault of the user's is one message and exit code 2; a target that no model meets is one message and exit code 1.
+    Only --debug shows the traceback. A signal that ends the process is one message and exit code 128 + its number,
+    whatever else it causes to fail.
     """
     _say_on_terminal()
     signals.watch(name)
@@ -73,7 +73,7 @@ def execute(name: str, options: argparse.Namespace, action: Callable[[], object]
 
 
 def parser(name: str, summary: str) -> argparse.ArgumentParser:
-    """Return what every command that reads settings understands; a command takes no option that it doesn't heed."""
+    """Return a parser with the options of every command that reads settings."""
     given = bare_parser(name, summary)
     given.add_argument("--params", type=Path, default=DEFAULT_PARAMS, metavar="FILE", help="settings (%(default)s)")
     given.add_argument("--prefect", action="store_true", help="run in Prefect's engine, for its pages")
@@ -81,7 +81,7 @@ def parser(name: str, summary: str) -> argparse.ArgumentParser:
 
 
 def bare_parser(name: str, summary: str) -> argparse.ArgumentParser:
-    """Return what every command understands."""
+    """Return a parser with the options of every command."""
     given = argparse.ArgumentParser(prog=f"python -m flows.{name}", description=summary)
     given.add_argument("--debug", action="store_true", help="show the traceback of a fault")
     return given
@@ -95,12 +95,12 @@ def takes_workspace(given: argparse.ArgumentParser) -> None:
 
 
 def _commits(options: argparse.Namespace) -> bool:
-    """Say whether finished stages go to DVC, and tell the user where they don't although nothing forbade it."""
+    """Say whether finished stages are committed to DVC; if not, though --no-commit wasn't given, tell the user why."""
     if options.no_commit or inside_dvc():
         return False
     if options.workspace == DEFAULT_ROOT and options.params == DEFAULT_PARAMS:
         return True
-    log.info("DVC versions %s and %s/ alone: this run is not committed", DEFAULT_PARAMS, DEFAULT_ROOT)
+    log.info("this run is not committed: DVC versions only what %s asks for, in %s/", DEFAULT_PARAMS, DEFAULT_ROOT)
     return False
 
 
@@ -110,12 +110,12 @@ def _message(fault: SecateurError | OSError, workspace: Path | None) -> str:
     place = fault.filename or (f"workspace {workspace}" if workspace else f"folder {Path.cwd()}")
     return (
         f"the system refused a file operation: {place}: {fault.strerror or fault}. What was finished before is kept; "
-        "mend the place or the disk's space and run the same command again"
+        "fix the permissions or free some disk space, then run the same command again"
     )
 
 
 class _Terminal(logging.Handler):
-    """Writes messages to what is the standard error then."""
+    """Writes messages to the standard error of the moment, which tests and Prefect replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

@@ -1,4 +1,4 @@
-"""What `prefect.yaml` deploys: asked for by a schedule, by an event, or by the form on Prefect's page.
+"""The flows that `prefect.yaml` deploys: started by a schedule, by an event, or by the form on Prefect's page.
 
 The parameters' types make the form; the server checks them, and so does the flow. No form takes code, or a path
 outside the repository: `tasks.config.overrides` says what may be asked.
@@ -23,7 +23,7 @@ from tasks.file_cache import holding
 from tasks.registry import promote as promotion
 from tasks.workspace import DEFAULT_PARAMS
 
-use_prefect()  # it is Prefect that imports this module
+use_prefect()  # Prefect imports this module
 
 RESTORED = Path("restored")
 REGISTERED = "secateur.candidate.registered"
@@ -35,7 +35,7 @@ DryRun = Annotated[bool, Field(description="Only say what would be removed.")]
 
 @flow(name="compress", typed=True)
 def compress(params: SettingsFile = "params.yaml", trial: Trial | None = None) -> None:
-    """Run what has changed, from the data to the report; where nothing has, end in seconds.
+    """Run what has changed, from the data to the report; if nothing has, end in seconds.
 
     Args:
         params: A settings file that Git tracks. DVC versions what params.yaml asks for; any other needs a trial.

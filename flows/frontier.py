@@ -23,7 +23,7 @@ log = logging.getLogger("secateur")
 
 
 def begin_trial(params: Path, changes: Sequence[str], workspace: Path) -> Path:
-    """Write a trial's settings, and bring data, baseline, analysis and profile along where they are current.
+    """Write a trial's settings, and take over data, baseline, analysis and profile if they are current.
 
     Args:
         params: The settings that are changed.
@@ -34,7 +34,7 @@ def begin_trial(params: Path, changes: Sequence[str], workspace: Path) -> Path:
         The trial's settings file.
 
     Raises:
-        SettingsError: A change is none that the settings accept.
+        SettingsError: The settings don't accept a change.
         WorkspaceError: The workspace can't be used.
     """
     written = write_trial(params, changes, workspace)
@@ -58,8 +58,8 @@ def frontier(params: str = "params.yaml", workspace: str = "artifacts", into: st
 
     Args:
         params: The settings file.
-        workspace: Data, baseline, analysis and profile are taken from here, where they are current; nothing is written.
-        into: A folder with a workspace for each target, one for what they share, and what came out.
+        workspace: Data, baseline, analysis and profile are taken from here if they are current; it isn't changed.
+        into: Receives a workspace for each target, one for what they share, and the comparison.
 
     Raises:
         TargetError: No attempt was accepted for any of the targets.
@@ -72,7 +72,7 @@ def frontier(params: str = "params.yaml", workspace: str = "artifacts", into: st
         workspaces = {name: Workspace(root / name) for name in targets}
         files = {
             name: write_settings(Path(params), target, workspaces[name]) for name, target in targets.items()
-        }  # all of them first, so that a fault in the last is told before the first is run
+        }  # all of them first: a fault in the last is reported before the first one runs
         for stage in SHARED:
             if take_over(stage, settings, Workspace(Path(workspace)), shared):
                 log.info("%s: is current", stage.name)

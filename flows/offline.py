@@ -1,11 +1,11 @@
-"""Prefect's server away for a while: flows run without it, and it is told later how they ended.
+"""When Prefect's server is unreachable: flows run without it, and it learns later how they ended.
 
-    at a flow's start    away: its body alone runs, and there is no page of it
-    at its end           away: the end is kept in PREFECT_HOME/unreported/, by the run's id
-    at the next start    there again: it is told of all that is kept
+    at a flow's start    unreachable: only its body runs, and it has no page
+    at its end           unreachable: the outcome is kept in PREFECT_HOME/unreported/, under the run's id
+    at the next start    reachable: everything that was kept is reported
 
-Where none is named, a process starts one of its own (`flows.temporary_server`); what wasn't told to that one, the next
-one of the same PREFECT_HOME is told.
+If no server is named, a process starts its own (`flows.temporary_server`); what that one wasn't told is reported to the
+next one with the same PREFECT_HOME.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _FIRST_FAULT_OF_A_SERVER = 500
 
 log = logging.getLogger("secateur")
 
-# Else the worker would hold up the end by 7 s for each event that it has, where the server is away.
+# Otherwise the worker would delay the end by 7 s for each event it holds while the server is unreachable.
 EventsWorker.set_client_override(PrefectEventsClient, reconnection_attempts=1)
 
 
@@ -60,7 +60,7 @@ class _End(Generic[R]):
 
 
 class _Note(BaseModel):
-    """How a run ended, for the server that it was a run of."""
+    """How a run ended, to be reported to the server that started it."""
 
     server: str | None
     state: State
@@ -82,7 +82,7 @@ class Flow(prefect.Flow[P, R]):
         super().__init__(fn=self._watched(), name=name, validate_parameters=typed, persist_result=False)
 
     def __call__(self, *arguments: P.args, **named: P.kwargs) -> R:  # type: ignore[override]  # no futures, no states
-        """Run it; where the server is away, without."""
+        """Run the flow, without the server if that is unreachable."""
         signals.end_if_asked()
         if _address() is None and not temporary_server.start():
             return self.body(*arguments, **named)
@@ -92,10 +92,10 @@ class Flow(prefect.Flow[P, R]):
         self._ends.clear()
         try:
             found = super().__call__(*arguments, **named)
-            signals.end_if_asked()  # the engine lets go of an exception that comes after the body's end
+            signals.end_if_asked()  # the engine swallows an exception that comes after the body's end
             return found
         except Exception as error:
-            signals.end_if_asked()  # the server may have been told to end too: then it isn't away
+            signals.end_if_asked()  # the same signal may have ended the server: then it isn't lost
             if any(error is end.error for end in self._ends):
                 raise
             if not isinstance(error, httpx.HTTPError) and not is_away():
@@ -104,7 +104,7 @@ class Flow(prefect.Flow[P, R]):
         return self._ends[-1].value() if self._ends else self.body(*arguments, **named)
 
     def _watched(self) -> Callable[P, R]:
-        """Return the body for Prefect's engine: it tells first what was missed, and keeps last what is missed now."""
+        """Return the body for Prefect's engine: first it reports what was kept, last it keeps what is left over."""
 
         @wraps(self.body)
         def body(*arguments: P.args, **named: P.kwargs) -> R:
@@ -126,7 +126,7 @@ class Flow(prefect.Flow[P, R]):
 
 
 def is_away() -> bool:
-    """Say whether there is a server to report to that doesn't answer."""
+    """Say whether the server to report to doesn't answer."""
     address = _address()
     if address is None:
         return False
@@ -138,7 +138,7 @@ def is_away() -> bool:
 
 
 def tell(action: Callable[[], R]) -> R | None:
-    """Show something on Prefect's pages; where there is none, or it is away, nobody sees it."""
+    """Show something on Prefect's pages, if there is a server and it answers."""
     signals.end_if_asked()
     if _address() is None or is_away():
         return None
@@ -150,7 +150,7 @@ def tell(action: Callable[[], R]) -> R | None:
 
 
 def report() -> None:
-    """Tell the server how runs ended while it was away."""
+    """Tell the server how runs ended while it was unreachable."""
     for path in sorted(_kept().glob("*.json")):
         try:
             run, note = UUID(path.stem), _Note.model_validate_json(path.read_bytes())
@@ -174,7 +174,7 @@ def report() -> None:
 
 
 def _keep(error: Exception | None) -> None:
-    message = "It ended while Prefect's server was away." + (f" {error}" if error else "")
+    message = "It ended while Prefect's server was unreachable." + (f" {error}" if error else "")
     state = {"type": "FAILED" if error else "COMPLETED", "message": message}
     write_json(_kept() / f"{flow_run.id}.json", {"server": _lasting(), "state": state})
 
@@ -190,7 +190,7 @@ def _what_happened(error: Exception) -> str:
 
 
 def _lasting() -> str | None:
-    """Return the address of a server that will be there for the next flow too; None stands for each flow's own."""
+    """Return the address of a server that outlives this process; None if each process starts its own."""
     return None if temporary_server.is_running() else _address()
 
 

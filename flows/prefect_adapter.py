@@ -1,7 +1,6 @@
-"""Prefect's flow, task and process pool, or the plain function where DVC runs the stage: then no engine starts.
+"""Flow, task and process pool: Prefect's if its engine is asked for, plain Python otherwise.
 
-A run on this machine's terminal, or one of DVC's stages, starts no engine and no server, and imports nothing of
-Prefect's.
+A run from a terminal, or a stage run by DVC, starts no engine and no server and imports nothing from Prefect.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from tasks.registry.dvc_repo import inside_dvc
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 Submit = Callable[..., Callable[[], Any]]
-"""(function, arguments) -> a function that waits for what it returned."""
+"""(function, arguments) -> a function that waits for the result and returns it."""
 
 BY_DVC = inside_dvc()
-"""Whether DVC runs this process as one of its stages: neither Prefect nor MLflow is told then."""
+"""Whether DVC runs this process as one of its stages; neither Prefect nor MLflow is told about those."""
 
 _PAGE = 100
 
@@ -60,8 +59,8 @@ def flow(name: str, *, typed: bool = False) -> Callable[[Function], Function]:
 
     Args:
         name: On Prefect's pages.
-        typed: Whether a deployment asks for it: Prefect finds a flow of its own then, and checks the parameters against
-            the annotations.
+        typed: Whether a deployment starts it: Prefect then gets a flow of its own and checks the parameters against the
+            annotations.
     """
 
     def make(function: Function) -> Function:
@@ -85,7 +84,7 @@ def flow(name: str, *, typed: bool = False) -> Callable[[Function], Function]:
 
 
 def body_of(function: Function) -> Function:
-    """Return what a flow does, to be done inside the run of another flow."""
+    """Return a flow's body, to be called inside the run of another flow."""
     return getattr(function, "body", getattr(function, "__wrapped__", function))
 
 
@@ -138,7 +137,7 @@ def call_as_task(function: Callable[..., Any], name: str, *arguments: Any) -> An
 
 @contextmanager
 def process_pool(processes: int, initializer: Callable[[], None]) -> Iterator[Submit]:
-    """Give a function that has another one called in a process of a pool: as a task of the flow's run, if there is one.
+    """Yield a function that submits calls to a process pool: as tasks of the flow's run, if there is one.
 
     Args:
         processes: How many there are.
@@ -162,7 +161,7 @@ def process_pool(processes: int, initializer: Callable[[], None]) -> Iterator[Su
 
 
 def _show(make: str, **given: Any) -> Any:
-    """Call a function of Prefect's that makes or changes an artifact; there is none where no engine runs."""
+    """Call one of Prefect's functions that create or change an artifact; without the engine, do nothing."""
     if not uses_prefect():
         return None
     from prefect import artifacts
@@ -221,11 +220,11 @@ def is_deployed() -> bool:
 
 
 def ask_person(question: str, about: str) -> Answer:
-    """Suspend the run until a person has answered on its page; the process ends, and another one goes on from the top.
+    """Suspend the run until a person has answered on its page. The process ends; another one starts from the top.
 
     Args:
         question: Markdown, shown above the form.
-        about: What the answer is to; it is never taken for the answer to anything else.
+        about: What the answer refers to; it is never taken as the answer to anything else.
     """
     import prefect
     from prefect.input import RunInput
@@ -240,7 +239,7 @@ def ask_person(question: str, about: str) -> Answer:
 
 
 def remove_flow_runs(before: datetime, *, dry_run: bool) -> int | None:
-    """Remove finished runs that ended before, and return their number; None where no server is named."""
+    """Remove runs that finished before a time, and return their number; None if no server is named."""
     from prefect.settings import get_current_settings
 
     if get_current_settings().api.url is None:
@@ -260,7 +259,7 @@ def remove_flow_runs(before: datetime, *, dry_run: bool) -> int | None:
 
 
 def in_processes(function: Callable[..., None], calls: Sequence[tuple[Any, ...]], processes: int) -> Iterator[int]:
-    """Call a function with each of many arguments, and say after each call how many are done.
+    """Call a function once for each set of arguments, and yield after each call how many are done.
 
     Args:
         function: Of a module, so that another process finds it.
@@ -284,13 +283,13 @@ def in_processes(function: Callable[..., None], calls: Sequence[tuple[Any, ...]]
             if not isinstance(fault, BrokenProcessPool):
                 raise
             raise WorkspaceError(
-                f"one of {processes} processes at work was killed, most often because memory ran out. What was "
+                f"one of {processes} processes was killed, most often because memory ran out. What was "
                 "finished is kept; run the same command again, with a smaller machine.processes if memory is short"
             ) from fault
 
 
 def _belong_to_the_parent() -> None:
-    """Leave signals to the process that asked for this one, and end with it, however it ends."""
+    """Leave signals to the parent process, and end when it ends, however that happens."""
     for number in signals.ASKING:
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

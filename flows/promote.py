@@ -37,7 +37,7 @@ def promote(params: str = "params.yaml", workspace: str = "artifacts", approve: 
         Whether the candidate is in production now.
 
     Raises:
-        WorkspaceError: There is nothing to decide about, files are missing, or a person's yes is.
+        WorkspaceError: There is no candidate, files are missing, or a person has to say yes first.
     """
     settings = load(Path(params))
     with deciding():
@@ -90,7 +90,7 @@ def _title(case: Case) -> str:
 
 
 def _verdict(case: Case) -> str:
-    """Say first what the figures come to."""
+    """Print the verdict, then the figures."""
     sentence = f"Version {case.version} {summarise(case.gates)}."
     accuracy = next((gate for gate in case.gates if gate.name == "accuracy"), None)
     return f"{sentence} Accuracy: {accuracy.remark}." if accuracy and accuracy.remark else sentence

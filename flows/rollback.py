@@ -24,7 +24,7 @@ def rollback(params: str = "params.yaml", version: str | None = None) -> None:
 
 
 def put_back(params: str, version: str | None = None) -> None:
-    """Do what the flow does, without Prefect's engine: whoever rolls back by hand is in a hurry.
+    """Do what the flow does without Prefect's engine, because a rollback by hand is urgent.
 
     Args:
         params: The settings file.

@@ -3,7 +3,7 @@
     Prefect's server ─► work pool `secateur` ─► worker ─► a process for each run of a deployment in prefect.yaml
     MLflow's server
 
-Servers that the environment and the settings name are used where they are; then this machine is a worker alone.
+Servers that the environment or the settings name are used instead of new ones; this machine is then only a worker.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _LONGEST_SETUP_S = 180
 
 
 def serve(settings: Settings, started: Programs) -> None:
-    """Start servers, pool and worker, and deploy what prefect.yaml names in the current folder.
+    """Start servers, work pool and worker, and deploy what prefect.yaml in the current folder names.
 
     Raises:
-        WorkspaceError: The folder is no DVC repository.
-        ServiceError: Another `serve` runs here, or a program refuses.
+        WorkspaceError: The folder isn't a DVC repository.
+        ServiceError: Another `serve` runs here, or a program doesn't start.
     """
     DvcRepo()
     stay_alone(started)
@@ -62,11 +62,11 @@ def stay_alone(started: Programs) -> None:
     try:
         started.hold(lock)
     except Timeout as error:
-        raise ServiceError(f"another `make serve` runs by {lock.lock_file}; end that one first") from error
+        raise ServiceError(f"another `secateur serve` holds {lock.lock_file}; end that one first") from error
 
 
 def _refuse_unknown_parameters(api: str) -> None:
-    """Have the server refuse a request with a parameter that the form doesn't have; `prefect deploy` can't say so."""
+    """Make the server refuse parameters that the form doesn't have; `prefect deploy` has no option for that."""
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.actions import DeploymentUpdate
 

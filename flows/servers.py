@@ -1,7 +1,7 @@
-"""Programs that run beside us, Prefect's and MLflow's servers among them: start them, wait for them, end them.
+"""Prefect's and MLflow's servers and the worker, as child processes: start them, wait for them, end them.
 
-It is made once and lies in PREFECT_HOME, in a file that its owner alone can read. Commands of the pipeline find it
-there by themselves (`tasks.environment`), and so does the worker.
+The password of Prefect's server is created once, in a file below PREFECT_HOME that only its owner can read. The
+pipeline's commands find it there by themselves (`tasks.environment`), and so does the worker.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def password() -> str:
-    """Return the password, `user:secret` as Prefect takes it; the first time it is made.
+    """Return the password, `user:secret` as Prefect takes it; it is created the first time.
 
     Raises:
-        SettingsError: Others can read the file, or it holds something else.
+        SettingsError: Others can read the file, or it doesn't hold a password.
     """
     place = password_file()
     if not place.exists():
         _make(place)
     if place.stat().st_mode & _OTHERS:
         raise SettingsError(
-            f"others can read {place}, the password of Prefect's server; delete it, and it is made anew"
+            f"others can read {place}, the password of Prefect's server; delete it, and a new one is made"
         )
     found = place.read_text(encoding="utf-8").strip()
     user, _, secret = found.partition(":")
@@ -51,7 +51,7 @@ def password() -> str:
 
 
 def _make(place: Path) -> None:
-    """Write a new one, whole or not at all; whoever was first wins."""
+    """Write a new password, whole or not at all; the first process to write wins."""
     place.parent.mkdir(parents=True, exist_ok=True)
     beside = place.with_name(f".{place.name}.{secrets.token_hex(8)}")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -73,12 +73,12 @@ _POLL_S = 0.5
 
 
 class ServiceError(SecateurError):
-    """A program that runs beside us can't be started, or ended."""
+    """A child program can't be started, or has ended."""
 
 
 @dataclass
 class Programs:
-    """What runs beside us, and where its output goes.
+    """The child programs, and where their output goes.
 
     Attributes:
         logs: A folder with one file for each program, begun anew with each start.
@@ -98,7 +98,7 @@ class Programs:
         self._held.append(lock)
 
     def start(self, name: str, command: list[str], environment: Mapping[str, str] | None = None) -> None:
-        """Start a program of our environment, in a group of its own, so that Ctrl-C reaches us first."""
+        """Start a program of this environment in its own process group, so that Ctrl-C reaches this process first."""
         self.logs.mkdir(parents=True, exist_ok=True)
         with self._log(name).open("wb") as log:
             self._running[name] = subprocess.Popen(
@@ -126,7 +126,7 @@ class Programs:
         raise ServiceError(f"{name} ended while starting; {self._log(name)} says why")
 
     def watch(self) -> None:
-        """Wait for ever.
+        """Wait until one of the programs ends.
 
         Raises:
             ServiceError: One of the programs ended.
@@ -157,7 +157,7 @@ class Programs:
 
 @contextmanager
 def programs() -> Iterator[Programs]:
-    """Give what programs are started with, and end them all when the block is left."""
+    """Yield the object that starts programs, and end all of them when the block is left."""
     started = Programs(Path(os.environ["PREFECT_HOME"]) / "logs")
     try:
         yield started
@@ -174,7 +174,7 @@ def prefect_server(started: Programs) -> str:
     given = {
         "PREFECT_SERVER_API_AUTH_STRING": secret,
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(_pages(port)),
-        "PREFECT_UI_API_URL": f"http://{HOST}:{port}/api",  # else the pages would ask port 4200, whoever has it
+        "PREFECT_UI_API_URL": f"http://{HOST}:{port}/api",  # otherwise the pages ask port 4200, whatever runs there
     }
     started.start("Prefect", ["prefect", "server", "start", "--host", HOST, "--port", str(port)], given)
     started.wait_for("Prefect", port)
@@ -183,7 +183,7 @@ def prefect_server(started: Programs) -> str:
 
 
 def how_to_log_in() -> str:
-    """Say what the page of the server that was started asks for."""
+    """Say which password the page of the server asks for."""
     if os.environ.get("PREFECT_API_URL"):
         return ""
     if os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
@@ -202,7 +202,7 @@ def mlflow_server(started: Programs, settings: Settings) -> str:
             return uri
         port = urlsplit(uri).port or MLFLOW_PORT
     else:
-        open_store(uri)  # a server that is killed while it makes the tables would leave half of them
+        open_store(uri)  # a server killed while it creates the tables would leave half of them
         port, store = free_port(MLFLOW_PORT), {"MLFLOW_BACKEND_STORE_URI": absolute(uri)}
     command = ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--allowed-hosts", f"{HOST}:{port},localhost:{port}", "--cors-allowed-origins", ",".join(_pages(port))]
@@ -213,12 +213,12 @@ def mlflow_server(started: Programs, settings: Settings) -> str:
 
 
 def _pages(port: int) -> list[str]:
-    """Return the origins of a server's own pages; a page of any other origin gets no answer that it could read."""
+    """Return the origins of a server's own pages; pages of other origins can't read its answers."""
     return [f"http://{HOST}:{port}", f"http://localhost:{port}"]
 
 
 def free_port(wanted: int) -> int:
-    """Return the port that is wanted, or a free one where another program has it."""
+    """Return the wanted port, or a free one if another program has it."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -229,7 +229,7 @@ def free_port(wanted: int) -> int:
 
 
 def installed(program: str) -> str:
-    """Return the path of a program of our environment."""
+    """Return the path of a program in this environment."""
     return str(Path(sys.executable).with_name(program))
 
 

@@ -5,11 +5,11 @@
 
 The thread needs nothing of the main thread, which may be in native code for long, and sees the signal whoever has
 replaced the handler: Prefect's engine does. An exception can be swallowed by whoever catches all of them, so what must
-not begin after a signal asks first. What has not ended by the deadline is ended by force, as safely as by `kill -9`:
-a run goes on from there to the same bytes (docs/kill-matrix.md). The interpreter's own end, which no thread outlives
+not begin after a signal asks first. What hasn't ended by the deadline is ended by force, which is as safe as `kill -9`:
+the next run continues to the same bytes (docs/kill-matrix.md). The interpreter's own end, which no thread outlives
 and which may take long, is left out.
 
-A signal that was ignored when the process began stays so, as `nohup` and a shell's background jobs want it.
+A signal that was ignored when the process began stays ignored, as `nohup` and a shell's background jobs expect.
 """
 
 from __future__ import annotations
@@ -82,10 +82,10 @@ class _Watch:
         if self._unsaid.acquire(blocking=False):
             self.asked = number
             what = signal.Signals(number).name
-            os.write(2, f"\n{self.name}: ended by {what}; run the same command again to go on\n".encode())
+            os.write(2, f"\n{self.name}: ended by {what}; run the same command again to continue\n".encode())
 
     def raise_once(self, number: int, _frame: FrameType | None) -> None:
-        """Unwind the main thread; whatever asks again doesn't disturb what is done meanwhile."""
+        """Unwind the main thread; further signals don't disturb the unwinding."""
         if self.unwinds and not self.raised:
             self.raised = True
             self.note(number)
@@ -109,14 +109,14 @@ def watch(name: str, patience_s: float = PATIENCE_S, *, unwinds: bool = True) ->
 
 
 def set_deadline(name: str) -> None:
-    """Give a process whose handlers are another's, as those of a run that a worker started, the deadline alone."""
+    """Set only the deadline, in a process whose handlers belong to others, such as a run that a worker started."""
     if _watch.process != os.getpid() and threading.current_thread() is threading.main_thread():
         _watch.name, _watch.patience_s = name, PATIENCE_S
         _watch.listen()
 
 
 def take_over() -> None:
-    """Put our handlers into the place of others, where this process is a command of ours."""
+    """Replace other handlers with ours, if this process is a command of ours."""
     if _watch.ours and threading.current_thread() is threading.main_thread():
         for number in _HEEDED:
             signal.signal(number, _watch.raise_once)
@@ -128,7 +128,7 @@ def asked() -> bool:
 
 
 def end_if_asked() -> None:
-    """Raise what the handler raises, where a signal has asked for the end and the exception was swallowed.
+    """Raise the handler's exception again, if a signal has asked for the end and the exception was swallowed.
 
     What is registered with `atexit` is done then; the interpreter's own end is left out.
 

@@ -37,7 +37,7 @@ class Run:
         params: The settings file.
         content: Of that file, as it was read.
         settings: The same, checked.
-        workspace: Where everything lies.
+        workspace: Where everything is written.
         versions: Where finished stages are committed; None to leave DVC alone.
     """
 
@@ -62,7 +62,7 @@ class Run:
         return cls(Path(params), content, settings, place, DvcRepo() if commit else None)
 
     def changed(self) -> frozenset[str]:
-        """Return the stages that DVC calls changed, once it is told what each executes; none without DVC."""
+        """Return the stages that DVC calls changed, after telling it what each executes; none without DVC."""
         if self.versions is None:
             return frozenset()
         tell_dvc(self.settings, self.workspace)
@@ -78,8 +78,8 @@ class Making:
 
     Attributes:
         run: What was asked for.
-        stage: Which.
-        origin: By what.
+        stage: The stage.
+        origin: Everything that shapes its output.
     """
 
     run: Run
@@ -88,40 +88,40 @@ class Making:
 
     @property
     def folder(self) -> Path:
-        """Where."""
+        """The folder that it writes."""
         return self.run.workspace.folder(self.stage.folder)
 
     @property
     def is_done(self) -> bool:
-        """Whether it is there, made by the same."""
+        """Whether the folder is there and was made by the same settings, code and inputs."""
         return is_current(self.folder, digest(self.origin))
 
     def say_why(self) -> None:
-        """Say what has changed since the last time; nothing where there was none."""
+        """Log what has changed since the stage last ran, if it did."""
         before = origin_of(self.folder)
         if before not in (None, self.origin):
             log.info("%s: runs again: %s", self.stage.name, changes(before, self.origin))
 
     def seal(self) -> None:
-        """Record what was made and by what.
+        """Record the folder's files and what they were made by.
 
         Raises:
-            WorkspaceError: A module was edited meanwhile: nobody can tell which of both was executed.
+            WorkspaceError: A module was edited while the stage ran, so it can't be told which version was executed.
         """
         with afresh():
             now = {**self.origin, **executed(self.stage, self.run.settings)}
         if now != self.origin:
             raise WorkspaceError(
-                f"while {self.stage.name} ran, {changes(self.origin, now)}; which of both was executed can't be told, "
-                "so the result isn't taken. Run the same command again"
+                f"while {self.stage.name} ran, {changes(self.origin, now)}; it can't be told which version was "
+                "executed, so the result is discarded. Run the same command again"
             )
         seal(self.folder, digest(self.origin), self.origin)
 
     def check_settings(self) -> None:
-        """See that DVC would record the settings that were used: it reads the file as it is now.
+        """Make sure that DVC records the settings that were used, since it reads the file as it is now.
 
         Raises:
-            WorkspaceError: They were edited meanwhile.
+            WorkspaceError: The settings were edited while the stage ran.
         """
         try:
             with afresh():
@@ -137,7 +137,7 @@ class Making:
 
 @contextmanager
 def recorded_end(run: Run) -> Iterator[None]:
-    """Let MLflow's run say so where a signal or a fault ends the block: it would seem to be under way for ever."""
+    """Mark MLflow's run as ended if a signal or a fault ends the block; otherwise it would look unfinished for ever."""
     try:
         yield
     except BaseException as end:
@@ -152,7 +152,7 @@ def _record_end(run: Run, status: str) -> None:
         ledger = read_ledger(run.workspace.folder(LOOP))
         mlflow_runs.end_early(run.settings, ledger.fingerprint, status)
     except WorkspaceError as fault:
-        log.warning("MLflow's run doesn't say that it ended: %s", fault)
+        log.warning("MLflow's run couldn't be marked as ended: %s", fault)
 
 
 def run_stage(run: Run, name: str, body: Body) -> None:
@@ -171,7 +171,7 @@ def run_stage(run: Run, name: str, body: Body) -> None:
 
 
 def unless_current(run: Run, name: str, work: Work) -> None:
-    """Have a stage's folder made and sealed, unless it is there and was made by the same settings, code and inputs.
+    """Make and seal a stage's folder, unless it is there and was made by the same settings, code and inputs.
 
     Args:
         run: What was asked for; the stage is committed to DVC when it is done, if the run's stages are.
@@ -204,7 +204,7 @@ def planned(run: Run, stage: Stage) -> Making:
 
 
 def _check_that_dvc_knows(making: Making) -> None:
-    """See that what is executed is what DVC was told when its run began."""
+    """Make sure that the code is still what DVC was told when its run began."""
     known, found = told(making.stage, making.run.workspace), to_tell(making.stage, making.run.settings)
     if known is not None and known != found:
         raise WorkspaceError(

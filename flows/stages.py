@@ -62,7 +62,7 @@ def _loop(run: Run) -> None:
 
 
 def _track(run: Run, loop: Loop) -> None:
-    """Bring MLflow up to date; where it is away, whoever comes next does that, from the ledger."""
+    """Bring MLflow up to date; if its server is unreachable, the next run does that, from the ledger."""
     if BY_DVC:
         return
     from tasks.registry import mlflow_runs
@@ -70,7 +70,7 @@ def _track(run: Run, loop: Loop) -> None:
     try:
         mlflow_runs.project(run.settings, loop.ledger)
     except WorkspaceError as fault:
-        log.warning("the loop goes on, not recorded for now: %s", fault)
+        log.warning("the loop goes on without MLflow for now: %s", fault)
 
 
 def _cells(row: Row) -> dict[str, str | float | int | None]:
@@ -90,16 +90,16 @@ TELL_DVC = "Tell DVC what every stage executes."
 
 
 def code(params: str = "params.yaml", workspace: str = "artifacts", commit: bool = True) -> None:
-    """Write what each stage executes, and say which stages that makes run again, and why.
+    """Write down what each stage executes, and say which stages will run again because of it, and why.
 
-    It is the first stage of `dvc repro`, which runs each time.
+    The first stage of `dvc repro`, which always runs.
     """
     run = Run.begin(params, workspace, commit)
     with locked(run.workspace):
         for stage in STAGES:
             try:
                 planned(run, stage).say_why()
-            except WorkspaceError:  # what it reads isn't there: it has to run anyway
+            except WorkspaceError:  # its inputs aren't there: it has to run anyway
                 continue
         tell_dvc(run.settings, run.workspace)
         run.changed()
@@ -119,5 +119,5 @@ COMMANDS: dict[str, command.FlowFunction] = {CODE: code, **FLOWS}
 
 
 def run(name: str) -> None:
-    """Be the command of a stage, or of what tells DVC about all of them."""
+    """Run the command of a stage, or the one that tells DVC about all of them."""
     command.main(name, COMMANDS[name], TELL_DVC if name == CODE else find_stage(name).summary)

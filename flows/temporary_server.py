@@ -1,8 +1,8 @@
 """Prefect's server for one process that has no other: started with the first flow, ended with the process.
 
-It runs in a session of its own, so that a signal to the whole group of the process reaches the process alone, which can
-still say how its run ended. It reads from a pipe that the process holds open: however that ends, the server ends too.
-Nobody else knows its password.
+It runs in its own session, so that a signal to the process's group doesn't reach it, and the process can still report
+how its run ended. It reads from a pipe that the process holds open: when the process ends, however it ends, so does
+the server. Nobody else knows its password.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def start() -> bool:
     """Start the server and name it in Prefect's settings, for all threads and for the processes that this one starts.
 
     Returns:
-        Whether it came up; where it didn't, a warning was logged the first time.
+        Whether it came up; if it didn't, a warning was logged the first time.
     """
     if _Owned.failed:
         return False
@@ -112,7 +112,7 @@ def _comes_up(api: str, longest_s: float) -> bool:
 
 
 def _stop(patience_s: float = _PATIENCE_S) -> None:
-    """End it: politely, by closing what it reads from, then by force."""
+    """End it: first by closing the pipe that it reads from, then by force."""
     process, _Owned.process = _Owned.process, None
     if process is None:
         return
@@ -126,7 +126,7 @@ def _stop(patience_s: float = _PATIENCE_S) -> None:
 
 
 def _serve(listening: socket.socket) -> None:
-    """Be the server, until the process that started it closes the pipe or is gone."""
+    """Run the server until the process that started it closes the pipe or ends."""
     import uvicorn
 
     app = "prefect.server.api.server:create_app"

@@ -1,7 +1,7 @@
-"""The worker of `flows.serve`: Prefect's, whose runs end with it.
+"""The worker of `secateur serve`: Prefect's worker, except that its runs end cleanly with it.
 
-Told to end, Prefect's own command stops asking for work and kills what it started, or leaves it behind. Here a run is
-told first, as by *Cancel*: it unwinds, says so to MLflow and ends its own children; then the worker tells Prefect's
+When Prefect's own command is told to end, it kills the runs it started, or leaves them behind. Here each run is
+signalled first, as by *Cancel*: it unwinds, tells MLflow and ends its own children. Then the worker tells Prefect's
 server how the run ended, and stops.
 """
 
@@ -19,7 +19,7 @@ from flows import signals
 from flows.command import FAULT, bare_parser
 
 POOL = "secateur"
-_RUNS_MAY_TAKE_S = signals.PATIENCE_S + 2.0  # their own patience, and what ending by force takes
+_RUNS_MAY_TAKE_S = signals.PATIENCE_S + 2.0  # their own deadline, and the time to end them by force
 _PATIENCE_S = _RUNS_MAY_TAKE_S + 1.5
 _POLL_S = 0.1
 
@@ -41,7 +41,7 @@ async def work() -> None:
 
 
 async def _end_runs() -> None:
-    """End what was started, and what is started meanwhile: politely, then by force."""
+    """End all runs, also those started in the meantime: first by a signal, then by force."""
     told, deadline = set[int](), time.monotonic() + _RUNS_MAY_TAKE_S
     while (runs := psutil.Process().children()) and time.monotonic() < deadline:
         for run in runs:
@@ -54,7 +54,7 @@ async def _end_runs() -> None:
 
 
 def _tell(run: psutil.Process) -> None:
-    """Tell the whole group of a run, which it leads, as *Cancel* does."""
+    """Signal a run's whole process group, as *Cancel* does."""
     try:
         if os.getpgid(run.pid) == run.pid:
             os.killpg(run.pid, signal.SIGTERM)
@@ -65,7 +65,7 @@ def _tell(run: psutil.Process) -> None:
 
 
 def main() -> None:
-    """Be the worker, until a signal asks for the end."""
+    """Run the worker until a signal ends it."""
     bare_parser("worker", "Run what the work pool asks for, until Ctrl-C.").parse_args()
     signals.watch("worker", patience_s=_PATIENCE_S, unwinds=False)
     asyncio.run(work())

@@ -6,8 +6,8 @@
     plan = secateur.make_plan(groups, "l2_norm", secateur.MacReduction(0.5))
     dense = secateur.narrow(model, plan, example_inputs)
 
-Nothing is imported before it is used: `import secateur` takes milliseconds, the first name that needs torch imports it.
-The pipeline is the command `secateur`.
+`import secateur` takes milliseconds: torch is imported by the first name that needs it. The pipeline is the command
+`secateur`.
 """
 
 from __future__ import annotations

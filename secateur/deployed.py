@@ -1,4 +1,4 @@
-"""What `prefect.yaml` of a user's project deploys, named by its module: `secateur.deployed.compress`.
+"""The flows that a user's `prefect.yaml` deploys, named by their module: `secateur.deployed.compress`.
 
 The project's own `flows/` and `tasks/`, if it has any, stay out of the way.
 """

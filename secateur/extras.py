@@ -1,4 +1,4 @@
-"""What an optional package that isn't installed belongs to, and the line that installs it."""
+"""Which extra an optional package belongs to, and the line that installs it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ EXTRAS = {
     ),
     "postgresql": ("psycopg",),
 }
-"""Extra -> the packages that it brings along, by the names that they are imported by."""
+"""Extra -> the packages that it installs, by their import names."""
 
 
 def advice(missing: str | None) -> str | None:
-    """Say how a package is installed; None where it belongs to no extra."""
+    """Say how to install a package; None if it belongs to no extra."""
     package = (missing or "").partition(".")[0]
     for extra, packages in EXTRAS.items():
         if package in packages:
@@ -26,7 +26,7 @@ def advice(missing: str | None) -> str | None:
 
 @contextmanager
 def named(what: str) -> Iterator[None]:
-    """Let the error about a package that isn't installed say how to install it.
+    """Make the error about a missing package say how to install it.
 
     Args:
         what: Needs it.

@@ -17,7 +17,7 @@ REDUCTIONS = (0.3, 0.5, 0.7)
 
 @dataclass(frozen=True)
 class Rules:
-    """What the predicted plans hold to; the defaults are those of the section `prune`.
+    """The limits of the predicted plans; the defaults are those of the section `prune`.
 
     Attributes:
         ignore: Modules or parameters that stay whole.
@@ -54,9 +54,9 @@ class Inspection:
         groups: Name and number of channels of each group.
         size: Of the model as it is.
         smallest: Of the model with one channel left in each group: what no plan can go below.
-        in_groups: Number of parameters that have an axis along which channels can go.
+        in_groups: Number of parameters with an axis along which channels can be removed.
         whole: Why parameters stay whole -> their names.
-        predicted: Reduction of MACs -> what the model would cost, or why that is out of reach.
+        predicted: Reduction of MACs -> what the model would cost, or why that can't be reached.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""Secateur's packages are found where this one lies, whatever else is on the path.
+"""Find Secateur's packages beside this one, whatever else is on the path.
 
-The current folder belongs to the user and may hold folders of the same names, `tasks/` or `flows/`. The command
-`secateur` needs its own; the library alone, `import secateur`, leaves the search for modules as it is.
+The current folder belongs to the user and may hold folders called `tasks/` or `flows/` too. The command `secateur`
+needs its own; `import secateur` alone leaves Python's search for modules as it is.
 """
 
 from __future__ import annotations
@@ -26,6 +26,6 @@ class _OwnPackages(MetaPathFinder):
 
 
 def find_own_packages_first() -> None:
-    """Have Secateur's packages found before the user's folders of the same names."""
+    """Make Python find Secateur's packages before the user's folders of the same names."""
     if not any(isinstance(finder, _OwnPackages) for finder in sys.meta_path):
         sys.meta_path.insert(0, _OwnPackages())

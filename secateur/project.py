@@ -25,7 +25,7 @@ IGNORED = (
     *("/artifacts/", "/trials/", "/frontier/", "/restored/", "/.prefect/", "/mlartifacts/", "/mlruns/", "/mlflow.db*"),
     *("/.promotion.lock", "/.venv/", "__pycache__/"),
 )
-"""What a run writes and DVC or MLflow keeps, as lines of `.gitignore`; the data's folder comes first."""
+"""What a run writes and Git shouldn't track, as lines of `.gitignore`; the folder of the data is added in front."""
 
 CONFIGURED = (("core.analytics", "false"), ("core.check_update", "false"), ("core.autostage", "false"))
 _TRAIN = "{epochs: 12}"
@@ -34,7 +34,7 @@ _TRAIN = "{epochs: 12}"
 def make_project(
     folder: Path, model: str, data: str, weights: Path | None, *, force: bool, say: Callable[[str], None]
 ) -> None:
-    """Look at a model and its data, and write what the pipeline reads into their repository.
+    """Inspect a model and its data, and write the pipeline's files into their repository.
 
     Args:
         folder: The repository; the functions are imported from here.
@@ -47,7 +47,7 @@ def make_project(
     Raises:
         SettingsError: Something can't be imported or called, or a file is there already.
         ModelError: The model can't be run on a sample, or nothing in it can be pruned.
-        WorkspaceError: Git or DVC refuses.
+        WorkspaceError: Git or DVC fails.
     """
     if not folder.is_dir():
         raise SettingsError(f"there is no folder {folder}; expected the repository of the model and its data")
@@ -124,7 +124,7 @@ def _begin_dvc(say: Callable[[str], None]) -> None:
 
 
 def _run(*command: str) -> str | None:
-    """Run a program, and return what it printed; None where it failed or isn't there."""
+    """Run a program and return its output; None if it failed or isn't installed."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:

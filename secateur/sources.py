@@ -1,4 +1,4 @@
-"""A user's model and one sample for it: by the settings, or by import strings alone."""
+"""A user's model and one sample for it: named by the settings, or by import strings alone."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Source:
 
     Attributes:
         model: Import string of the model's factory.
-        data: Import string of the data's factory; None where the sample is made of random numbers.
+        data: Import string of the data's factory; None for a random sample.
         model_arguments: Of the model's factory.
         data_arguments: Of the data's factory.
         weights: A file; None for fresh ones.
-        shape: Of a random sample [1, ...], where no data are named.
+        shape: Of a random sample [1, ...], if no data are named.
         rules: Of what is predicted.
     """
 
@@ -64,7 +64,7 @@ class Source:
         """Build the model and get one sample [1, ...].
 
         Args:
-            workspace: The sample is taken from here, where `prepare` has run; else the data are loaded.
+            workspace: The sample is taken from here if `prepare` has run; otherwise the data are loaded.
 
         Raises:
             SettingsError: Something can't be imported or called, or is of the wrong kind.
@@ -88,7 +88,7 @@ class Source:
         if workspace is not None:
             try:
                 return read_example(workspace), read_description(workspace).offered
-            except WorkspaceError:  # nothing is prepared
+            except WorkspaceError:  # `prepare` hasn't run
                 pass
         splits = as_splits(import_strings.call(self.data, self.data_arguments), self.data)
         offered = {"input_shape": splits.input_shape, "num_classes": len(splits.classes)}

@@ -5,8 +5,8 @@
       ▼
     the package itself and the user's modules: hashed by their meaning       installed packages: their versions
 
-A module counts as the user's where it lies outside the environment: in the current folder, or wherever an editable
-installation points to. One that looks for code that no statement names (`import_module(name)`) depends on all of it.
+A module counts as the user's if it lies outside the environment: in the current folder, or where an editable
+installation points. A module that imports by a computed name (`import_module(name)`) depends on all of the user's code.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tasks.code_hash import NAMES_A_MODULE, Import, Meaning, meaning_of
 from tasks.file_cache import read_bytes
 
 OURS = ("pruning", "tasks", "zoo")
-"""The package's own: an `__init__` that only hands on names stands for the modules that the names come from."""
+"""Our packages whose `__init__` only re-exports names: it stands for the modules that the names come from."""
 
 NOT_FOLLOWED = ("tasks.config.schema", "tasks.fingerprint", "tasks.progress", "tasks.stage_table")
 """What the settings and the table of the stages say is compared, not the code; the others shape no output."""
@@ -35,7 +35,7 @@ _NO_CODE = {
     *("benchmarks", "docs", "flows", "tests"),
 }
 _HOME = Path(__file__).resolve().parents[1]
-"""Where the package itself lies, whatever folder is the current one."""
+"""Where Secateur itself lies, whatever the current folder is."""
 
 _INSTALLED = {Path(path) for name, path in sysconfig.get_paths().items() if name.endswith(("lib", "stdlib"))}
 
@@ -102,7 +102,7 @@ class _Search:
         self.installed: set[str] = set()
 
     def visit(self, name: str, wanted: frozenset[str] | None) -> None:
-        """Follow a module of which these names are wanted; None: all of them."""
+        """Follow a module, for these names of it; None: for all of them."""
         parts = name.split(".")
         for end in range(1, len(parts)):
             self._enter(".".join(parts[:end]), frozenset())
@@ -165,7 +165,7 @@ class _Search:
                 self._everything()
 
     def _hand_on(self, package: str, meaning: Meaning, wanted: frozenset[str] | None) -> None:
-        """Follow the names that are wanted of a package that only hands them on, and the modules that it imports."""
+        """Follow the wanted names through a package that only re-exports them, and the modules that it imports."""
         assert meaning.exports is not None
         for statement in meaning.imports:
             if not statement.by_from:
@@ -269,10 +269,10 @@ def _is_installed(path: Path) -> bool:
 
 
 _ONLY_SHOW_OR_STORE = {"filelock", "psutil", "pydantic", "safetensors", "tqdm", "yaml"}
-"""What they do to a result can be read again by any version."""
+"""Their output can be read by any version, so their own version doesn't matter."""
 
 _BRING_ALONG = {"torch": ("numpy",), "onnx": ("onnxscript", "onnx_ir"), "sklearn": ("numpy", "scipy")}
-"""What others compute with, though no import statement of a stage's says so."""
+"""Packages that others compute with, though no stage imports them."""
 
 _DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
 

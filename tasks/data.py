@@ -24,21 +24,21 @@ FOLDER = "data"
 DESCRIPTION = "meta.json"
 EXAMPLE = "example.safetensors"
 ANSWERS = "answers.safetensors"
-"""In the baseline's folder: what it says of each sample, where the data carry no labels."""
+"""In the baseline's folder: its answer to each sample, if the data have no labels."""
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 class Description(BaseModel):
-    """What is known of a data set.
+    """Facts about a data set.
 
     Attributes:
         fingerprint: sha256 over everything in it.
         classes: Names in the order of the targets.
         input_shape: Of one sample, without the batch axis.
         num_samples: Of each split.
-        labelled: Whether the samples carry labels; else the baseline's answers stand for them.
+        labelled: Whether the samples have labels; if not, the baseline's answers take their place.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,17 +51,17 @@ class Description(BaseModel):
 
     @property
     def measure(self) -> str:
-        """What the share of right answers is called."""
+        """The name of the share of right answers."""
         return "accuracy" if self.labelled else "agreement with the baseline"
 
     @property
     def offered(self) -> dict[str, Any]:
-        """What a model's factory may want to know of the data."""
+        """The arguments that a model's factory is offered."""
         return {"input_shape": self.input_shape, "num_classes": len(self.classes)}
 
 
 def as_splits(found: Any, reference: str) -> Splits:
-    """Check what a user's data function returned: anything with the three splits and the classes will do.
+    """Check what a user's data function returned: any object with the three splits and the classes is accepted.
 
     Raises:
         DataError: Something is missing or malformed.
@@ -109,7 +109,7 @@ def save_splits(splits: Splits, folder: Path) -> Description:
 
 
 def read_description(workspace: Workspace) -> Description:
-    """Read what is known of the workspace's data set.
+    """Read the facts about the workspace's data set.
 
     Raises:
         WorkspaceError: `prepare` hasn't run, or the file is damaged.
@@ -118,7 +118,7 @@ def read_description(workspace: Workspace) -> Description:
 
 
 def read_split(workspace: Workspace, split: Split) -> Samples:
-    """Read one split; where it carries no labels, the baseline's answers are its targets.
+    """Read one split; if it has no labels, the baseline's answers are its targets.
 
     Raises:
         WorkspaceError: `prepare` hasn't run, or `baseline` where its answers are needed.
@@ -164,7 +164,7 @@ def _mend(path: Path, maker: str) -> str:
 
 
 def _read_tensors(path: Path, maker: str, *names: str) -> dict[str, Tensor]:
-    """Read a file that was sealed, and has tensors of these names."""
+    """Read these tensors from a file whose hash was recorded."""
     mend = _mend(path, maker)
     written = contents(path.parent, maker).get(path.name)
     try:
@@ -183,5 +183,5 @@ def _read_tensors(path: Path, maker: str, *names: str) -> dict[str, Tensor]:
 
 
 def spread(samples: Samples, count: int) -> Samples:
-    """Return so many of the samples, spread evenly over them: all, where there are no more."""
+    """Return this many of the samples, spread evenly; all of them if there are no more."""
     return samples if count >= len(samples) else samples.take(torch.arange(count) * len(samples) // count)

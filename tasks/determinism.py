@@ -1,7 +1,7 @@
-"""A known state of torch and of its memory to begin with, so that the same input gives the same bytes.
+"""Bring torch and its memory to a known state, so that the same input gives the same bytes.
 
-Every operator asks for megabytes and frees them. What malloc returns to the system comes back page by page, zeroed: a
-fifth of the time of evaluating ResNet-20 (docs/log.md).
+Every operator allocates megabytes and frees them. Memory that malloc returns to the system comes back page by page,
+zeroed, which costs a fifth of the time of evaluating ResNet-20 (docs/log.md).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _OF_ITS_OWN = 2**27  # bytes of a tensor that gets memory of its own, and gives 
 
 @contextmanager
 def bounded_memory() -> Iterator[None]:
-    """Let this process take, for the length of a block, no more memory than is free now: more is a MemoryError.
+    """Limit this process, within a block, to the memory that is free now; more raises a MemoryError.
 
-    Without it the system would end the process, or another one. It counts addresses, of which GPUs take far more than
-    memory: not for them.
+    Without the limit the system would kill this process or another one. The limit counts address space, of which GPUs
+    reserve far more than they use, so it isn't set for them.
     """
     before = resource.getrlimit(resource.RLIMIT_AS)
     largest = psutil.Process().memory_info().vms + psutil.virtual_memory().available
@@ -41,7 +41,7 @@ def bounded_memory() -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Have malloc keep what tensors below 128 MiB free, 1 GiB of it; does nothing where malloc isn't glibc's."""
+    """Make malloc keep up to 1 GiB that tensors below 128 MiB have freed; does nothing if malloc isn't glibc's."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(_MMAP_THRESHOLD, _OF_ITS_OWN)
@@ -49,7 +49,7 @@ def keep_freed_memory() -> None:
 
 
 def begin(settings: Settings, offset: int = 0) -> None:
-    """Bring torch to a known state: seed, threads, deterministic algorithms, memory. The first line of every step.
+    """Bring torch to a known state: seed, threads, deterministic algorithms, memory. Every step calls this first.
 
     Args:
         settings: Of the run.

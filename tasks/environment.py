@@ -1,7 +1,7 @@
-"""The one place that sets what the outer tools read from the environment: telemetry off, chatter off, one home.
+"""Set the environment variables of the outer tools, in this one place: no telemetry, few messages, one home folder.
 
-Imported by `tasks/__init__.py`, so that it runs before Prefect, MLflow or DVC is imported anywhere. What is already
-set in the environment stays: a person or a scheduler that sets a variable knows better.
+Imported by `tasks/__init__.py`, so that it runs before Prefect, MLflow or DVC is imported anywhere. A variable that is
+already set stays as it is.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ for name, value in DEFAULTS.items():
 
 
 def is_installed() -> bool:
-    """Say whether this code lies in an environment, and not in a clone."""
+    """Say whether this code is installed, and not a clone."""
     return str(REPOSITORY) in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
 
 
 def password_file() -> Path:
-    """Return where the password of this machine's own Prefect server lies, once it has been started."""
+    """Return the file with the password of this machine's Prefect server, written when that first starts."""
     return Path(os.environ["PREFECT_HOME"]) / "password"
 
 
 def _tell_password() -> None:
-    """Give the password to whoever calls a server on this machine, and to no other server."""
+    """Let this process send the password to servers on this machine, and to no others."""
     host = urlsplit(os.environ.get("PREFECT_API_URL", "")).hostname
     if host in THIS_MACHINE and os.access(password_file(), os.R_OK):
         found = password_file().read_text(encoding="utf-8", errors="replace").strip()

@@ -1,7 +1,7 @@
-"""Files that say what a command does, read once: what is edited while it runs shapes the next one.
+"""Read each file that shapes a command once, so that an edit during a run shapes only the next run.
 
-Settings and code are looked at many times in a run, from its first stage to the record of what came out. All of them
-see what the first look saw.
+Settings and code are read many times in a run, from its first stage to the record of the result. Every reader sees the
+content that the first one saw.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class _Held:
 
 
 _held: list[_Held] = []
-"""Of the command that this process runs; the last one counts."""
+"""The files of the command that this process runs; the innermost block counts."""
 
 
 def read_bytes(path: Path) -> bytes:
@@ -40,11 +40,11 @@ def read_bytes(path: Path) -> bytes:
 
 
 def derive(key: Hashable, make: Callable[[], Found]) -> Found:
-    """Return what follows from files that are held, worked out once.
+    """Return a value computed from cached files, computing it only once.
 
     Args:
-        key: What tells it from all else that is derived.
-        make: Works it out.
+        key: Identifies the value.
+        make: Computes it.
     """
     if not _held:
         return make()
@@ -56,7 +56,7 @@ def derive(key: Hashable, make: Callable[[], Found]) -> Found:
 
 
 def edited() -> list[Path]:
-    """Return the files that aren't any more what they were at the first look."""
+    """Return the files that have changed since they were first read."""
 
     def now(place: Path) -> bytes | None:
         try:
@@ -69,7 +69,7 @@ def edited() -> list[Path]:
 
 @contextmanager
 def holding() -> Iterator[None]:
-    """Hold what is read within the block; a block inside another holds what that one does."""
+    """Cache what is read within the block; a nested block shares the outer one's cache."""
     _held.append(_held[-1] if _held else _Held())
     try:
         yield
@@ -79,7 +79,7 @@ def holding() -> Iterator[None]:
 
 @contextmanager
 def afresh() -> Iterator[None]:
-    """Look at the files as they are now."""
+    """Read files as they are now, past the cache."""
     _held.append(_Held())
     try:
         yield

@@ -1,4 +1,4 @@
-"""By what a stage's output is made: settings, code, versions, hashes of what it reads; and what has changed since.
+"""Everything that shapes a stage's output: settings, code, versions, hashes of its inputs; and what has changed since.
 
 origin ─► fingerprint      the same fingerprint, the same bytes
    │
@@ -30,14 +30,14 @@ _FILES = (("model", "weights"), ("profile", "path"))
 
 
 def changes(before: Json, now: Json) -> str:
-    """Say in words how two origins differ, in one line: the first of it."""
+    """Describe in one line how two origins differ."""
     found = list_changes(before, now)
     more = [f"and {len(found) - _MOST_SHOWN} more"] if len(found) > _MOST_SHOWN else []
     return "; ".join(found[:_MOST_SHOWN] + more)
 
 
 def list_changes(before: Json, now: Json) -> list[str]:
-    """Say in words how two origins differ: every setting, module, version, file and input that changed."""
+    """Describe how two origins differ: every setting, module, version, file and input that changed."""
     found = [
         *_changed_settings("", before.get("settings"), now["settings"]),
         *_changed_settings("", before.get("facts"), now["facts"]),
@@ -56,7 +56,7 @@ def list_changes(before: Json, now: Json) -> list[str]:
             for name, old, new in _pairs((before.get("reads") or {}).get(need), now["reads"].get(need))
         ),
     ]
-    return found or ["what it was made by is written down in another form"]
+    return found or ["the record of what it was made by has another format"]
 
 
 def _changed_settings(name: str, before: Json, now: Json) -> Iterator[str]:
@@ -162,7 +162,7 @@ def settings_of(stage: Stage, settings: Settings, spared: frozenset[str] = froze
 
 
 def executed(stage: Stage, settings: Settings) -> Json:
-    """Return what DVC can't see by itself: modules, versions, files that the settings bring along, and facts."""
+    """Return what DVC can't see by itself: modules, versions, files that the settings name, and facts."""
     facts = {fact: getattr(settings, fact) for fact in stage.facts}
     return _executed(stage, settings_of(stage, settings), facts)
 
@@ -196,12 +196,12 @@ def _strings(value: Json) -> Iterator[str]:
 
 
 def to_tell(stage: Stage, settings: Settings) -> Json:
-    """Return what DVC is told: what a stage executes, and its settings with those that `params.yaml` leaves out."""
+    """Return what DVC is told: what a stage executes, and its settings, defaults included."""
     return {"settings": settings_of(stage, settings), **executed(stage, settings)}
 
 
 def tell_dvc(settings: Settings, workspace: Workspace) -> bool:
-    """Write what DVC is told of each stage, for it to compare the bytes of these files; say whether any is new."""
+    """Write what DVC is told about each stage, as files whose bytes it compares; return whether any is new."""
     found = {stage: to_tell(stage, settings) for stage in STAGES}
     new = [stage for stage in STAGES if told(stage, workspace) != found[stage]]
     for stage in new:
@@ -216,7 +216,7 @@ def is_told(stage: Stage, origin: Json, workspace: Workspace) -> bool:
 
 
 def told(stage: Stage, workspace: Workspace) -> Json:
-    """Return what DVC was told of a stage; None where that isn't known."""
+    """Return what DVC was told about a stage; None if that isn't known."""
     try:
         return checked_json(code_file(stage, workspace).read_bytes(), dict[str, Any])
     except (OSError, JsonError):
@@ -224,5 +224,5 @@ def told(stage: Stage, workspace: Workspace) -> Json:
 
 
 def code_file(stage: Stage, workspace: Workspace) -> Path:
-    """Say where it is written what a stage executes."""
+    """Return the file that says what a stage executes."""
     return workspace.folder("code") / f"{stage.name}.json"

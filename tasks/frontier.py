@@ -1,4 +1,4 @@
-"""Several targets beside each other: a workspace for each, what they share, and what came out of all."""
+"""Several targets side by side: a workspace for each, the stages they share, and the comparison."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _GLUE = "\N{NO-BREAK SPACE}"
 
 @dataclass(frozen=True)
 class Point:
-    """A model on the plane of accuracy and costs.
+    """A model's accuracy and costs: one point of the plot.
 
     Attributes:
         name: Of its target and workspace; the baseline's for the baseline.
         accuracy: On the test set.
-        costs: By what is counted (MACs, latency at each batch size): as a share of the baseline's.
+        costs: Name of the cost (MACs, latency at each batch size) -> its share of the baseline's.
         macs: Of one sample.
         latency_ms: By batch size: median, lower and upper quartile.
         dominated: For each cost, whether another model is at least as accurate at no higher cost, and better in one.
@@ -85,14 +85,14 @@ def write_settings(params: Path, target: Target, workspace: Workspace) -> Path:
 
 
 def take_over(stage: Stage, settings: Settings, source: Workspace, into: Workspace) -> bool:
-    """Bring a stage's folder into a workspace from another one, where it is current there; say whether it is here now.
+    """Take over a stage's folder from another workspace if it is current there; return whether it is here now.
 
-    Files are linked, not copied, where the disk allows it: no stage writes into a file that is there.
+    Files are linked, not copied, if the disk allows it: no stage writes into an existing file.
     """
     place, folder = into.folder(stage.folder), source.folder(stage.folder)
     try:
         made_by = fingerprint(stage, settings, into)
-    except WorkspaceError:  # what it reads isn't there
+    except WorkspaceError:  # its inputs aren't there
         return False
     if is_current(place, made_by):
         return True
@@ -104,7 +104,7 @@ def take_over(stage: Stage, settings: Settings, source: Workspace, into: Workspa
 
 
 def read_points(workspaces: Mapping[str, Workspace]) -> list[Point]:
-    """Read what came out of every target, and the baseline in front.
+    """Read the result of every target, with the baseline first.
 
     Latencies are compared with the baseline's that was measured in turns with them.
 
@@ -138,7 +138,7 @@ def read_points(workspaces: Mapping[str, Workspace]) -> list[Point]:
 
 
 def mark_dominated(points: Sequence[Point]) -> list[Point]:
-    """Say for each cost which points are dominated."""
+    """Mark for each cost which points are dominated."""
 
     def beaten(point: Point, cost: str) -> bool:
         return any(
@@ -155,7 +155,7 @@ def write_frontier(points: Sequence[Point], title: str, measure: str, folder: Pa
     """Write `frontier.json`, `frontier.png`, `frontier.md` and `frontier.html`.
 
     Args:
-        points: Of all targets, the baseline in front.
+        points: Of all targets, the baseline first.
         title: What was pruned.
         measure: What the share of right answers is called.
         folder: Where to write them.

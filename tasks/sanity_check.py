@@ -1,4 +1,4 @@
-"""Try on one batch whatever training will call, before anything is trained: a fault costs seconds, not hours."""
+"""Try everything that training will call on one batch, before anything is trained: a fault costs seconds, not hours."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ _CLOSE = 1e-4
 
 
 def sanity_check(settings: Settings, workspace: Workspace) -> None:
-    """Run the model, the loss with its gradient, the metric and what prunes on a few training samples.
+    """Run the model, the loss with its gradient, the metric and the pruning on a few training samples.
 
-    Nothing is kept. Whoever calls this brings torch to a known state afterwards.
+    Nothing is kept. The caller brings torch to a known state afterwards.
 
     Raises:
         SettingsError: The factory, the augmentation or a criterion can't be called, a name matches nothing, or ONNX
@@ -92,7 +92,7 @@ def _build(settings: Settings, data: Description) -> nn.Module:
 
 
 def _check_provider(settings: Settings) -> None:
-    """See that what is to be profiled can be, here where nothing was brought along."""
+    """Make sure that this machine can measure the profile, unless one is given."""
     chosen = settings.profile
     if chosen.path is None and not chosen.batch_sizes:
         return
@@ -117,15 +117,15 @@ def _first_batch(workspace: Workspace, data: Description) -> tuple[Tensor, Tenso
 
 
 def _run(model: nn.Module, inputs: Tensor, settings: Settings, data: Description) -> Tensor:
-    """Run the model on a batch, and hold its outputs to what loss, metric and export take."""
+    """Run the model on a batch, and check that loss, metric and export can take its outputs."""
     factory = f"model.factory {settings.model.factory!r}"
     shown = f"{list(inputs.shape)} of {str(inputs.dtype).removeprefix('torch.')}"
     given = inputs.clone()
     outputs = _called(lambda: model(given), f"{factory}: the model can't be run on inputs {shown}", ModelError)
     if not torch.allclose(given, inputs, rtol=0, atol=0, equal_nan=True):
         raise ModelError(
-            f"{factory}: the model writes into its inputs, so that the data would be others at the next pass; look for "
-            "what works in place (x -= mean, x[...] = 0, a first layer with inplace=True), or begin with x = x.clone()"
+            f"{factory}: the model writes into its inputs, so the data would differ at the next pass; look for "
+            "in-place operations (x -= mean, x[...] = 0, a first layer with inplace=True), or begin with x = x.clone()"
         )
     if not isinstance(outputs, Tensor):
         raise ModelError(
@@ -230,7 +230,7 @@ def _check_loss(
 
 
 def _check_pruning(model: nn.Module, groups: Groups, samples: Samples, loss: Loss, settings: Settings) -> None:
-    """See that what settings name in the model is there, that own criteria score it, and that sparsity can be met."""
+    """Check that names in the settings exist in the model, that own criteria score it, and that sparsity can be met."""
     chosen = settings.prune
     groups_in(groups, chosen.ignore, "prune.ignore")
     for scope, entries in chosen.scopes.items():
@@ -253,7 +253,7 @@ def _check_pruning(model: nn.Module, groups: Groups, samples: Samples, loss: Los
 
 
 def _called(call: Callable[[], Any], what: str, error: type[SecateurError] = SettingsError) -> Any:
-    """Call what belongs to the user; whatever it raises is a fault of theirs, told in one line."""
+    """Call the user's code; whatever it raises is reported as their fault, in one line."""
     try:
         return call()
     except SecateurError as fault:
@@ -273,7 +273,7 @@ def _on(name: str, outputs: Tensor, targets: Tensor) -> str:
 
 
 def _listed(outputs: Any) -> str:
-    """Say what a model returned that is no tensor, with the tensors in it."""
+    """Describe outputs that are not one tensor, with the tensors in them."""
     if isinstance(outputs, Mapping):
         parts = [f"{key} {described(part).removeprefix('a tensor ')}" for key, part in outputs.items()]
     elif isinstance(outputs, list | tuple):

@@ -1,4 +1,4 @@
-"""Training that was killed goes on: all that it is made of is kept after every epoch, without pickle.
+"""Continue a training that was killed: its whole state is saved after every epoch, without pickle.
 
 One file: `model.NAME`, `optimizer.INDEX.NAME`, `memory.NAME` (what a penalty remembers), and the losses.
 """
@@ -33,12 +33,12 @@ class EpochCheckpointer:
         """Name the file.
 
         Args:
-            path: Its name tells the run from all others: what is kept under it is gone on from unseen.
+            path: Its name has to identify the run: whatever is saved there is continued unchecked.
         """
         self.path = path
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, memory: Stateful | None) -> list[float]:
-        """Bring all of them to where they were, and return the losses of the epochs done."""
+        """Restore the saved state, and return the losses of the finished epochs."""
         try:
             with safe_open(self.path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
@@ -46,7 +46,7 @@ class EpochCheckpointer:
         except FileNotFoundError:
             return []
         except (SafetensorError, KeyError, TypeError, JsonError) as error:
-            log.warning("%s can't be read (%s): training begins anew", self.path, error)
+            log.warning("%s can't be read (%s): training starts over", self.path, error)
             return []
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "memory": {}}
         for name, tensor in tensors.items():
@@ -60,13 +60,13 @@ class EpochCheckpointer:
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         if memory is not None:
             memory.load_state_dict(parts["memory"])
-        log.info("training goes on after epoch %d", len(losses))
+        log.info("training continues after epoch %d", len(losses))
         return losses
 
     def save(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, memory: Stateful | None, losses: Sequence[float]
     ) -> None:
-        """Keep where they are."""
+        """Save the state."""
         found = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         for index, kept in optimizer.state_dict()["state"].items():
             found |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in kept.items()}
@@ -77,11 +77,11 @@ class EpochCheckpointer:
 
 
 def unfinished(workspace: Workspace, run: str) -> Path:
-    """Return the folder of a run under way, and remove those of all others: what they were for is settled.
+    """Return the folder for a run's state, and remove those of all other runs, which have finished.
 
     Args:
         workspace: The folder lies in it.
-        run: What tells the run from all others: a hash of all that shapes it.
+        run: Identifies the run: a hash of everything that shapes it.
     """
     place = workspace.root / UNFINISHED
     for other in place.iterdir() if place.exists() else ():
@@ -91,10 +91,10 @@ def unfinished(workspace: Workspace, run: str) -> Path:
 
 
 def forget(workspace: Workspace) -> None:
-    """Remove what was kept: what it was for has been recorded."""
+    """Remove the saved state once the result has been recorded."""
     shutil.rmtree(workspace.root / UNFINISHED, ignore_errors=True)
 
 
 def epoch_folder(workspace: Workspace, epoch: int) -> Path:
-    """Say where the baseline lies as it was after an epoch of its training."""
+    """Return the folder of the baseline as it was after an epoch of its training."""
     return workspace.folder("baseline") / "epochs" / f"{epoch:04d}"

@@ -1,4 +1,4 @@
-"""Where files lie, how a folder is written whole or not at all, who may write, and whether it is current."""
+"""The workspace: where files lie, how folders are written whole or not at all, who may write, what is current."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DEFAULT_PARAMS = Path("params.yaml")
 DEFAULT_ROOT = Path("artifacts")
 RECORD = "stage.json"
 _PREPARED = {"meta.json", "train.safetensors"}
-"""Among the files of a data set as `prepare` writes it, before its record is there too."""
+"""The files of a data set as `prepare` writes it, before its record is added."""
 
 Json = Any
 """What `json` reads and writes."""
@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 
 class _Seal(TypedDict):
-    """What `stage.json` holds: by what a folder was made, and the hash of every file in it."""
+    """What `stage.json` holds: what a folder was made by, and the hash of every file in it."""
 
     fingerprint: str
     files: dict[str, str]
@@ -75,7 +75,7 @@ class Workspace:
         """Make the workspace and prove that it can be written, before any work is done.
 
         Raises:
-            WorkspaceError: It can't be, or a link in it leads elsewhere.
+            WorkspaceError: It can't be written, or a link in it leads elsewhere.
         """
         self.refuse_links()
         probe = self.root / ".probe"  # one name for all, so that one that a kill left behind goes too
@@ -88,7 +88,7 @@ class Workspace:
                 probe.unlink(missing_ok=True)
             raise WorkspaceError(
                 f"the workspace {self.root} can't be written: {error.strerror}; nothing was changed. "
-                "Give another with --workspace DIR, or mend the folder's rights or the disk's space"
+                "Give another with --workspace DIR, or fix the folder's permissions or free some disk space"
             ) from error
 
     def put_back(self) -> None:
@@ -97,7 +97,7 @@ class Workspace:
         put_back(self.folder("data"))
 
     def refuse_links(self) -> None:
-        """See that what is written lands in the workspace, and a relative workspace in the current folder.
+        """Make sure that files land inside the workspace, and a relative workspace inside the current folder.
 
         Raises:
             WorkspaceError: A symbolic link leads elsewhere.
@@ -110,7 +110,7 @@ class Workspace:
         if found:
             raise WorkspaceError(
                 f"{found[0]} is, or lies behind, a symbolic link to {found[0].resolve()}; nothing is written through "
-                "links: remove the link, or give the place itself with --workspace DIR"
+                "links: remove the link, or name the folder itself with --workspace DIR"
             )
 
     def read_json(self, folder: str, name: str, maker: str, form: type[T]) -> T:
@@ -134,7 +134,7 @@ class Workspace:
 
 
 def _is_foreign(folder: Path) -> bool:
-    """Say whether a folder holds files that are no prepared data."""
+    """Say whether a folder holds files other than prepared data."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     return bool(names) and RECORD not in names and not names >= _PREPARED
 
@@ -156,7 +156,7 @@ def digest(value: Json) -> str:
 
 
 def seal(folder: Path, fingerprint: str, origin: Json = None) -> None:
-    """Record by what a folder was made and what it holds: the last thing that a stage writes.
+    """Record what a folder was made by and what it holds: the last thing that a stage writes.
 
     Args:
         folder: Of the stage.
@@ -167,7 +167,7 @@ def seal(folder: Path, fingerprint: str, origin: Json = None) -> None:
 
 
 def origin_of(folder: Path) -> Json:
-    """Return by what a finished stage's folder was made; None where that isn't known."""
+    """Return what a finished stage's folder was made by; None if that isn't known."""
     record = _read_record(folder)
     return record.get("origin") if record else None
 
@@ -186,10 +186,10 @@ def contents(folder: Path, maker: str) -> Mapping[str, str]:
 
 
 def is_current(folder: Path, fingerprint: str) -> bool:
-    """Say whether a folder was made whole by what has this fingerprint.
+    """Say whether a folder is complete and was made under this fingerprint.
 
     Raises:
-        CheckpointError: It was, and a file of it has been changed since; or the record is damaged.
+        CheckpointError: It was, but one of its files has been changed since; or the record is damaged.
     """
     record = _read_record(folder)
     if record is None or record["fingerprint"] != fingerprint:
@@ -219,9 +219,9 @@ DECIDING = Path(".promotion.lock")
 
 @contextmanager
 def locked(workspace: Workspace) -> Iterator[None]:
-    """Hold the workspace; the operating system lets go of it when the process ends, however it ends.
+    """Lock the workspace; the operating system unlocks it when the process ends, however it ends.
 
-    The same process may take it again, as a stage does inside the whole pipeline.
+    The same process may lock it again, as a stage does inside the whole pipeline.
 
     Raises:
         WorkspaceError: Another run holds it.
@@ -244,7 +244,7 @@ def locked(workspace: Workspace) -> Iterator[None]:
 
 @contextmanager
 def deciding() -> Iterator[None]:
-    """Hold the right to move aliases, from the measuring to the last line.
+    """Lock the aliases, from the first measurement to the last line of the record.
 
     Raises:
         WorkspaceError: Another promotion or rollback holds it.

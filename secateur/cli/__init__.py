@@ -17,7 +17,7 @@ from secateur.extras import advice
 from secateur.precedence import find_own_packages_first
 
 EPILOG = (
-    "Exit codes: 0 done; 1 an answer in the negative (a stage isn't current, a candidate is refused, no attempt was "
+    "Exit codes: 0 done; 1 the answer is no (a stage isn't current, a candidate is refused, no attempt was "
     "accepted); 2 a fault, told in one message; 128 + n ended by signal n."
 )
 

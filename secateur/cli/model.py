@@ -1,4 +1,4 @@
-"""Commands about a model of the user's own: what could be pruned in it, and a project made around it."""
+"""Commands about the user's own model: `inspect` says what could be pruned, `init` makes a project around it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOST_NAMES = 4
 
 
 @click.command(short_help="Say what could be pruned in your model.")
-@click.option("--model", metavar="MODULE:NAME", help="A function that returns the model, instead of the settings'.")
+@click.option("--model", metavar="MODULE:NAME", help="A function that returns the model, instead of params.yaml's.")
 @click.option("--data", metavar="MODULE:NAME", help="With --model: a function that returns the data.")
 @click.option("--input", "shape", metavar="SHAPE", help="With --model: shape of a random sample, 3,224,224.")
 @click.option("--weights", type=click.Path(path_type=Path), metavar="FILE", help="With --model: weights to load.")
@@ -71,7 +71,7 @@ def _as_shape(text: str | None) -> tuple[int, ...] | None:
         return None
     parts = text.replace("x", ",").split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise click.BadParameter(f"{text!r} is no shape; expected numbers such as 3,224,224", param_hint="--input")
+        raise click.BadParameter(f"{text!r} is not a shape; expected numbers such as 3,224,224", param_hint="--input")
     return tuple(int(part) for part in parts)
 
 
@@ -127,9 +127,8 @@ def init(
 ) -> None:
     """Make a project in DIR, a repository of your own.
 
-    Model and data are looked at, then params.yaml, dvc.yaml and prefect.yaml are written. The functions are named as
-    Python imports them from DIR: `net:make_model` is make_model of net.py. No file that is there is overwritten without
-    --force.
+    Runs the model on one sample, then writes params.yaml, dvc.yaml and prefect.yaml. The functions are named as Python
+    imports them from DIR: `net:make_model` is make_model in net.py. Existing files are only overwritten with --force.
     """
     if not yes:
         model = model or click.prompt("Function that returns the model (module:name)")
@@ -140,7 +139,7 @@ def init(
             )
             weights = Path(given) if given else None
     if model is None or data is None:
-        raise click.UsageError("--yes asks nothing, so --model and --data have to be given")
+        raise click.UsageError("with --yes nothing is asked, so --model and --data have to be given")
     chosen = (model, data)
 
     def action() -> None:

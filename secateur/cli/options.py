@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they become: the same values that `python -m flows.<name>` takes."""
+"""Options that several commands share; their values are those that `python -m flows.<name>` takes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STAGES = (
     *("prepare", "baseline", "analyze", "profile", "measurements", "prune", "transform", "export", "benchmark"),
     "report",
 )
-"""In order; said here so that completion needn't import the pipeline."""
+"""In order; repeated here so that completion needn't import the pipeline."""
 
 debug_option = click.option("--debug", is_flag=True, help="Show the traceback of a fault.")
 params_option = click.option(
@@ -47,13 +47,13 @@ def reads_settings(command: Command) -> Command:
 
 
 def execute(name: str, action: Callable[[], object], *, debug: bool, workspace: Path | None = None) -> None:
-    """Do what a command asks for; a fault is one message and exit code 2, however it arose.
+    """Run a command's action; any fault is one message and exit code 2.
 
     Args:
         name: The command's.
-        action: Imports and calls what does it.
+        action: Imports and calls the code that does the work.
         debug: Whether a fault shows its traceback.
-        workspace: Named in the message about a file that the system refused.
+        workspace: Named in the message if a file operation fails.
     """
     watch_signals(name)
     from flows import command
@@ -62,7 +62,7 @@ def execute(name: str, action: Callable[[], object], *, debug: bool, workspace: 
 
 
 def watch_signals(name: str) -> None:
-    """End at once where a signal asks for it while the pipeline is imported, which takes seconds."""
+    """End at once on a signal that comes while the pipeline is being imported, which takes seconds."""
     from flows import signals
 
     signals.watch(f"secateur {name}", patience_s=0)

@@ -1,4 +1,4 @@
-"""Commands about versions in the registry and the programs beside: promote, rollback, restore, cleanup, ui, serve."""
+"""Commands about registered versions, housekeeping and servers: promote, rollback, restore, cleanup, ui, serve."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ALIASES = ("candidate", "production", "previous")
 
 
 def _given(debug: bool, prefect: bool = False, **options: str | Path | None) -> list[str]:
-    """Return the command line that `python -m flows.<name>` takes, without what isn't given."""
+    """Return the arguments for `python -m flows.<name>`, without the options that aren't given."""
     found = [*(["--debug"] if debug else []), *(["--prefect"] if prefect else [])]
     for name, value in options.items():
         if value is not None:

@@ -1,4 +1,4 @@
-"""Tables and lists for people: within the terminal's width, 80 columns in a pipe, without colours by NO_COLOR."""
+"""Tables and lists for people: as wide as the terminal, 80 columns in a pipe, without colours if NO_COLOR is set."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: 
 
 
 def print_settings(rows: Iterable[Row]) -> None:
-    """Print settings: the path with what it takes and its default, the meaning below it."""
+    """Print settings: path, type and default on one line, the meaning below it."""
     console = _console()
     for row in rows:
         bounds = f", {row.bounds}" if row.bounds else ""

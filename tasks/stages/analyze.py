@@ -1,6 +1,6 @@
-"""Measure how much accuracy each channel group costs: everything else whole, the group masked.
+"""Measure how much accuracy each channel group costs: mask that group alone, leave the rest whole.
 
-Every curve is a file as soon as it is measured: processes share the work, and a run that was killed loses little.
+Each curve is written to its own file as soon as it is measured: processes share the work, a killed run loses little.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FOLDER = "analysis"
 TABLE = "curves.csv"
 UNFINISHED = ".analysis.unfinished"
 ORDERS = "orders.json"
-PARTS_PER_PROCESS = 8  # so that none waits long for the others at the end
+PARTS_PER_PROCESS = 8  # small parts, so that no process waits long for the others at the end
 
 FanOut = Callable[[Callable[..., None], Sequence[tuple[Any, ...]], int], Iterator[int]]
 """(function, arguments of each call, number of processes) -> how many calls are done, as they are done."""
@@ -48,7 +48,7 @@ log = logging.getLogger("secateur")
 
 
 def analyze(settings: Settings, workspace: Workspace, fan_out: FanOut | None = None) -> None:
-    """Write the curves of all groups, if anything asks for them; what a killed run had measured is taken over.
+    """Write the curves of all groups, if anything asks for them; curves that a killed run had measured are kept.
 
     Args:
         settings: Of the run.
@@ -98,7 +98,7 @@ def _write(curves: Sequence[Curve], workspace: Workspace) -> None:
 
 
 def measure_part(settings: Settings, workspace: Workspace, names: Sequence[str]) -> None:
-    """Write the curves of some groups, in a process that does nothing else and may be given more of them later."""
+    """Write the curves of some groups, in a process of its own that may be given more later."""
     if not _benches:
         _benches.append(_Bench(settings, workspace))
     for name in names:
@@ -106,7 +106,7 @@ def measure_part(settings: Settings, workspace: Workspace, names: Sequence[str])
 
 
 class _Bench:
-    """What curves are measured with, and where each is written.
+    """Everything that curves are measured with, and where each is written.
 
     Attributes:
         place: The folder of the curves that are finished.
@@ -125,7 +125,7 @@ class _Bench:
 
     @cached_property
     def orders(self) -> dict[str, list[int]]:
-        """For each group its channels, the first to go first: read, where another process has found them."""
+        """The channels of each group, the first to go first; read from a file if another process has found them."""
         try:
             return read_json(self.place / ORDERS, dict[str, list[int]], error=WorkspaceError, mend=self._mend)
         except FileNotFoundError:
@@ -141,13 +141,13 @@ class _Bench:
 
     @cached_property
     def samples(self) -> Samples:
-        """What is evaluated on: the share of the validation set that the settings ask for."""
+        """The samples to evaluate on: the share of the validation set that the settings ask for."""
         validation = read_split(self._workspace, "validation")
         return spread(validation, max(1, round(self._settings.analyze.sample_fraction * len(validation))))
 
     @cached_property
     def sensitivity(self) -> Sensitivity:
-        """What measures the curves."""
+        """The object that measures the curves."""
         settings = self._settings
         loss, metric = loss_and_metric(settings)
         return Sensitivity(
@@ -193,7 +193,7 @@ _benches: list[_Bench] = []  # at most one: what this process has loaded for the
 
 
 def _as_text(name: str) -> str:
-    """Return a name that no spreadsheet takes for a formula."""
+    """Return a name that no spreadsheet mistakes for a formula."""
     text = "".join(sign if sign.isprintable() else "_" for sign in name)
     return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 

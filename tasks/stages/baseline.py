@@ -1,4 +1,4 @@
-"""Train the model to start from, or take it as it was brought along; measure it on the validation set."""
+"""Train the baseline or take the given weights, and measure it on the validation set."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def baseline(settings: Settings, workspace: Workspace) -> None:
 
     Raises:
         SettingsError: What the settings name can't be called.
-        CheckpointError: The weights that were brought along are damaged or don't fit.
+        CheckpointError: The given weights are damaged or don't fit.
         ModelError: Model, loss or metric fail on the first batch, or training broke down.
         DataError: There are no labels to train by.
     """
@@ -90,7 +90,7 @@ def baseline(settings: Settings, workspace: Workspace) -> None:
 
 @torch.no_grad()
 def _answers(model: nn.Module, workspace: Workspace, split: Split, settings: Settings) -> Tensor:
-    """Return the class that the model names for each sample, [N]."""
+    """Return the class that the model predicts for each sample, [N]."""
     found = []
     with restored_modes(model):
         model.eval()
@@ -98,15 +98,15 @@ def _answers(model: nn.Module, workspace: Workspace, split: Split, settings: Set
             outputs = model(batch.to(settings.run.device))
             if not isinstance(outputs, Tensor) or outputs.ndim != 2:
                 raise DataError(
-                    "without labels the baseline's answers stand for them, so the model has to return logits "
-                    "[N, classes]; bring labels along for other outputs"
+                    "without labels the baseline's answers take their place, so the model has to return logits "
+                    "[N, classes]; for other outputs the data need labels"
                 )
             found.append(outputs.argmax(1).cpu())
     return torch.cat(found)
 
 
 def _train(model: nn.Module, settings: Settings, workspace: Workspace, under_way: Path) -> None:
-    """Train in place; write what it was after the epochs that are to be kept. A training that was killed goes on."""
+    """Train in place, and write a copy after each epoch that is to be kept. A killed training is continued."""
     recipe = settings.baseline.recipe
     assert recipe is not None
     sparsity = sparsity_training(recipe, model, example_inputs(workspace, settings))
@@ -137,7 +137,7 @@ def _train(model: nn.Module, settings: Settings, workspace: Workspace, under_way
 
 
 def _fingerprint_beside(weights: Path) -> str | None:
-    """Return the data fingerprint that a checkpoint of this pipeline carries beside its weights, if it is one."""
+    """Return the data fingerprint beside the weights, if they are a checkpoint of this pipeline."""
     try:
         header = checked_json((weights.parent / "meta.json").read_bytes(), dict[str, Any])
         return str(header["meta"]["data_fingerprint"])

@@ -1,6 +1,6 @@
 """Measure the latency of baseline and dense model, in turns, beside what the profile predicted.
 
-Nothing but the report depends on this stage: times differ every run.
+Only the report depends on this stage, because times differ in every run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tasks.workspace import Json, Workspace, write_json, writing
 FOLDER = "latency"
 FILE = "latency.json"
 FAR_OFF = 0.15
-"""Of a predicted share of the baseline's latency: a measured one that is further off is worth a warning."""
+"""A measured share of the baseline's latency that is further than this from the predicted one is worth a warning."""
 
 MODELS = ("baseline", "dense")
 
@@ -55,7 +55,7 @@ class Row(TypedDict):
 
 
 class Latencies(TypedDict):
-    """What `latency.json` holds: the baseline's rows and the dense model's by turns."""
+    """What `latency.json` holds: rows of the baseline and of the dense model, alternating."""
 
     latencies: list[Row]
 
@@ -63,7 +63,7 @@ class Latencies(TypedDict):
 def benchmark(settings: Settings, workspace: Workspace) -> None:
     """Write `latency.json`: median and quartiles in milliseconds a batch, by model, number of threads and batch size.
 
-    Where the profile is of this machine, what it predicts stands beside. Judged are shares of the baseline's latency:
+    If the profile is of this machine, its prediction is added. Shares of the baseline's latency are compared, because
     the load of a machine changes both models' times alike.
 
     Raises:
@@ -117,14 +117,14 @@ def read_latencies(workspace: Workspace) -> list[tuple[Row, Row]]:
 
 
 def _groups(settings: Settings, workspace: Workspace, name: str) -> pruning.Groups | None:
-    """Return the groups of a model; None where gates take time that no profile knows."""
+    """Return the groups of a model; None if it has gates, whose time no profile knows."""
     example = example_inputs(workspace, settings)
     model, _, _ = load_model(workspace.folder(name), settings, read_description(workspace), example)
     return None if isinstance(model, GatedModel) else pruning.find_groups(model, example)
 
 
 def _predicted_ms(profiles: Profiles, groups: pruning.Groups | None, threads: int, latency: Latency) -> float | None:
-    """Return what the profile predicts; None where there is none of this machine with these threads and batch size."""
+    """Return what the profile predicts; None if there is none for this machine, these threads and this batch size."""
     found = profiles.find(num_threads=threads, batch_size=latency.batch_size)
     here = runtime_here(num_threads=threads, batch_size=latency.batch_size)
     if found is None or groups is None or found.runtime != here:
@@ -133,7 +133,7 @@ def _predicted_ms(profiles: Profiles, groups: pruning.Groups | None, threads: in
 
 
 def _say(baseline: Json, dense: Json) -> None:
-    """Log what was measured of both models, and how far from it the prediction is."""
+    """Log both models' latencies, and how far off the prediction is."""
     measured = dense["median_ms"] / baseline["median_ms"]
     log.info(
         "benchmark: batch %d, threads %d: %.3f ms [quartiles %.3f, %.3f], the baseline %.3f ms [%.3f, %.3f]: "
@@ -149,7 +149,7 @@ def _say(baseline: Json, dense: Json) -> None:
     if abs(measured / predicted - 1) > FAR_OFF:
         log.warning(
             "benchmark: batch %d, threads %d: the dense model takes %.2f of the baseline's latency where %.2f was "
-            "predicted. If the machine was busy, measure again; else have the profile made anew: delete its folder and "
+            "predicted. If the machine was busy, measure again; otherwise make a new profile: delete its folder and "
             "run %s",
             dense["batch_size"],
             dense["threads"],

@@ -58,7 +58,7 @@ def export(settings: Settings, workspace: Workspace) -> None:
 
 
 def read_parities(workspace: Workspace) -> dict[str, Parity]:
-    """Read how far each file is from its model, by stage.
+    """Read how far each file's outputs are from its model's: stage -> parity.
 
     Raises:
         WorkspaceError: It isn't there or is damaged.

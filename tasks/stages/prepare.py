@@ -18,7 +18,7 @@ def prepare(settings: Settings, workspace: Workspace) -> None:
 
     Raises:
         SettingsError: The function can't be called or raised.
-        DataError: It returned something else than a data set.
+        DataError: It didn't return a data set.
     """
     begin(settings)
     reference = settings.data.factory

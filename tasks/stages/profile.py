@@ -1,4 +1,4 @@
-"""Measure how long each layer of the network takes by its widths, or take over what was measured elsewhere."""
+"""Measure how long each layer takes at several widths, or take over a profile that was measured elsewhere."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ log = logging.getLogger("secateur")
 
 
 def profile(settings: Settings, workspace: Workspace) -> None:
-    """Write `questions/`, a folder that is answered on any machine by its own script, and `profile.json`.
+    """Write `profile.json`, and `questions/`, a folder with which any machine can be measured by its own script.
 
-    What was measured before is kept where questions, machine and runtime are the same: a measurement is never made anew
-    unless what it depends on has changed, or its folder was deleted.
+    An earlier measurement is kept if questions, machine and runtime are the same: nothing is measured again unless
+    what it depends on has changed, or its folder was deleted.
 
     Raises:
-        ProfileError: The profile brought along is damaged, or of another network; or this machine can't measure.
+        ProfileError: The given profile is damaged or of another network, or this machine can't measure.
     """
     begin(settings)
     chosen = settings.profile
@@ -84,7 +84,7 @@ def _brought_along(path: Path, groups: pruning.Groups) -> Profiles:
 
 
 def _measured_before(place: Path, questions: Path, settings: Settings) -> Profiles | None:
-    """Return what lies there if it answers the same questions and was measured on this machine."""
+    """Return the existing profile if it answers the same questions and was measured on this machine."""
     try:
         found = read_profiles(place / PROFILE)
     except ProfileError:

@@ -24,7 +24,7 @@ from tasks.workspace import Workspace, write_json
 
 FOLDER = "dense"
 EQUIVALENCE = "equivalence.json"
-_NUM_GATED = 32  # samples whose choices are carried out one by one
+_NUM_GATED = 32  # samples that are masked one by one
 
 log = logging.getLogger("secateur")
 
@@ -40,8 +40,8 @@ class Equivalence(TypedDict):
 def transform(settings: Settings, workspace: Workspace) -> None:
     """Write the dense checkpoint: the last accepted one, or the baseline where no attempt was accepted.
 
-    A model with gates is compared with itself, masked for each sample as its gates choose. Where no validation sample
-    could show a difference, because the outputs don't depend on the channels, that is said and noted.
+    A model with gates is compared with itself, masked for each sample as its gates choose. If no validation sample
+    could show a difference, because the outputs don't depend on the channels, that is logged and recorded.
 
     Raises:
         VerificationError: It doesn't compute what the masked model computes.
@@ -67,7 +67,7 @@ def transform(settings: Settings, workspace: Workspace) -> None:
         difference = largest_difference(dense, masked, validation, batch_size)
         proven = not any(plan.removed.values())
         if not proven:
-            emptied = keep_removed(masked, plan, groups)  # all that the plan leaves of these groups is zero in it
+            emptied = keep_removed(masked, plan, groups)  # the channels that the plan keeps are zero in it
             proven = largest_difference(dense, emptied, validation, batch_size) > TOLERANCE
         num_samples = len(validation.inputs)
     if not difference < TOLERANCE:

@@ -216,7 +216,7 @@ command.main("stage", ended, "", ["--no-commit"])
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 128 + signal.SIGHUP
-    assert done.stderr == "\nstage: ended by SIGHUP; run the same command again to go on\n"
+    assert done.stderr == "\nstage: ended by SIGHUP; run the same command again to continue\n"
     with FileLock(tmp_path / "artifacts/.lock", timeout=0):
         pass
 

@@ -150,7 +150,7 @@ def test_signal_to_the_whole_group_ends_a_run_at_any_moment_and_it_goes_on_to_th
         print(f"{what}: {number.name}, ended after {seconds:.1f} s")
         assert seconds < ENDS_WITHIN_S, what
         assert message.count("compress: ") == 1, f"{what}: {message}"
-        assert message.count(f"compress: ended by {number.name}; run the same command again to go on") == 1
+        assert message.count(f"compress: ended by {number.name}; run the same command again to continue") == 1
         assert "Traceback" not in message, f"{what}: {message}"
         assert "goes on without it" not in message, f"{what}: {message}"
         if (clone.root / "mlflow.db").exists():
@@ -223,7 +223,7 @@ def test_sigterm_to_the_worker_ends_its_run_too_and_the_next_one_goes_on(
         assert time.monotonic() - began < ENDS_WITHIN_S
     said = (Path(clone.environment["PREFECT_HOME"]) / "logs/worker.log").read_text(encoding="utf-8")
     for name in ("worker", "compress"):
-        assert said.count(f"{name}: ended by SIGTERM; run the same command again to go on") == 1, said
+        assert said.count(f"{name}: ended by SIGTERM; run the same command again to continue") == 1, said
     assert "Traceback" not in said, said
     assert_ended_cleanly(clone)
     with served(clone) as here:

@@ -93,7 +93,7 @@ def test_loop_goes_on_without_mlflow_and_the_next_run_records_it(
         shop.change(lambda s: s["prune"].update(recipes=[], iterations=1, max_accuracy_drop=0.9))
         code, out, err = ended(capsys)
         assert code == command.FAULT
-        assert err.count("the loop goes on, not recorded for now") == 1
+        assert err.count("the loop goes on without MLflow for now") == 1
         assert "the ledger holds it" in err.splitlines()[-1]
         assert "Traceback" not in err
         assert "accuracy (test)" in out

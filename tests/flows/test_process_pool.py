@@ -48,7 +48,7 @@ def note_server(place: str) -> None:
 
 
 def test_killed_process_is_told_clearly_and_leaves_none_behind() -> None:
-    with pytest.raises(WorkspaceError, match=r"one of 2 processes at work was killed.*machine\.processes"):
+    with pytest.raises(WorkspaceError, match=r"one of 2 processes was killed.*machine\.processes"):
         list(in_processes(os._exit, [(9,), (9,)], 2))
     assert not multiprocessing.active_children()
 

@@ -15,7 +15,7 @@ def test_second_one_is_refused_until_the_first_has_stopped(tmp_path: Path) -> No
     first, second = Programs(tmp_path), Programs(tmp_path)
     stay_alone(first)
     gc.collect()
-    with pytest.raises(ServiceError, match=r"another `make serve` runs"):
+    with pytest.raises(ServiceError, match=r"another `secateur serve` holds"):
         stay_alone(second)
     first.stop()
     stay_alone(second)
