@@ -42,6 +42,8 @@ BLOCK = re.compile(
 )
 SPAN = re.compile(r"(?<!`)`((?:secateur|python -m|make) [^`]+)`(?!`)")
 LANGUAGES = ("python", "yaml", "sh", "text")
+MOST_COLUMNS = 84
+"""What the documentation shows of a line on a page of 1,280 pixels."""
 TARGETS = re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 
 
@@ -137,6 +139,8 @@ def test_every_block_says_what_it_is_written_in(page: str) -> None:
     found = blocks_of(page)
     assert len(re.findall(r"^ *```", text, re.MULTILINE)) == 2 * len(found), "a fence is indented, or doesn't end"
     assert {block.language for block in found} <= set(LANGUAGES)
+    widest = max((line for block in found for line in block.code.splitlines()), key=len, default="")
+    assert not page.startswith("docs/") or len(widest) <= MOST_COLUMNS, f"the page cuts it off: {widest}"
     prose = BLOCK.sub("", text)
     assert not re.findall(r"\n\n {4}[^\s*-].*", prose), "an indented block: put it between fences, with a language"
 
