@@ -1,4 +1,4 @@
-"""Remove what nobody needs: old trials, old runs of MLflow, unused files of DVC's cache. Never what a version needs.
+"""Remove old trials, old MLflow runs and unused files of DVC's cache, but nothing that a registered version needs.
 
 a version ─► its run in MLflow, with model and record
 └► its record ─► the folders that DVC had of it ─► their files in DVC's cache
@@ -33,7 +33,7 @@ log = logging.getLogger("secateur")
 
 
 def remove_trials(before: datetime, *, dry_run: bool) -> list[Path]:
-    """Remove workspaces of trials and of the frontier's targets in which nothing was written since; return them.
+    """Remove and return the workspaces of trials and frontier targets in which nothing was written since a time.
 
     The frontier's table and pictures stay.
 
@@ -54,7 +54,7 @@ def remove_trials(before: datetime, *, dry_run: bool) -> list[Path]:
 
 
 def remove_set_aside(workspace: Workspace, before: datetime, *, dry_run: bool) -> list[Path]:
-    """Remove trajectories of the loop that stepped aside and in which nothing was written since; return them.
+    """Remove and return the loops that were set aside and in which nothing was written since a time.
 
     Raises:
         WorkspaceError: The workspace is in use.
@@ -74,7 +74,7 @@ def _is_older(folder: Path, before: datetime) -> bool:
 
 
 def remove_runs(settings: Settings, before: datetime, *, dry_run: bool) -> list[str]:
-    """Remove runs of the experiment that began before and that no version came from, and return their ids.
+    """Remove the experiment's runs that began before a time and that no version came from; return their ids.
 
     Their files and rows go with them, except on a server: there `mlflow gc` has to be run beside its database.
 
@@ -97,7 +97,7 @@ def remove_runs(settings: Settings, before: datetime, *, dry_run: bool) -> list[
             client.delete_run(run_id)
     if not is_server(uri):
         command = [sys.executable, "-m", "mlflow", "gc", "--run-ids", ",".join(found)]
-        # Not on the command line, which every user of the machine can read: there may be a password in it.
+        # Not on the command line, which every user of the machine can read: it may hold a password.
         environment = {**os.environ, "MLFLOW_TRACKING_URI": absolute(uri)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
@@ -111,22 +111,22 @@ def remove_unneeded_objects(settings: Settings, *, dry_run: bool) -> int:
     """Remove from DVC's cache what no commit, no version and not the folder itself needs; return the number of files.
 
     Raises:
-        WorkspaceError: It can't be told what a version needs; nothing is removed then.
+        WorkspaceError: What a version needs isn't known; then nothing is removed.
     """
     return DvcRepo().remove_all_but(_folders_of_versions(settings), dry_run=dry_run)
 
 
 def _folders_of_versions(settings: Settings) -> frozenset[str]:
-    """Return the md5 of every folder that DVC had of a version, of any model in the store."""
+    """Return the md5 of every DVC folder that belongs to a version of any model in the store."""
     needed: set[str] = set()
     with store_faults(settings):
         for version in _versions(settings):
             if ONNX_HASH not in version.tags:
-                continue  # another project's
+                continue  # of another project
             if RECORD_HASH not in version.tags:
                 raise WorkspaceError(
                     f"{version.name}, version {version.version}, was registered without a record, so what it needs "
-                    "can't be told, and DVC's cache is left as it is; delete that version, or use `dvc gc` by hand"
+                    "isn't known, and DVC's cache is left as it is; delete that version, or use `dvc gc` by hand"
                 )
             needed.update(read_record(settings, as_version(version)).outputs.values())
     return frozenset(needed)

@@ -1,4 +1,4 @@
-"""Measure a candidate and what it would replace again, on the same test samples and the same machine, in turns."""
+"""Measure a candidate and the version it would replace, on the same test samples and machine, in turns."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ class _Times(TypedDict):
 def measure_side_by_side(
     settings: Settings, workspace: Workspace, candidate: Version, production: Version | None
 ) -> tuple[Figures, Figures, Paired]:
-    """Return the candidate's figures, those of production or else of its own baseline, and pairs.
+    """Return the figures of the candidate, those of production (or its own baseline), and both sample by sample.
 
-    Both are measured on the test samples that the candidate was registered with; the pairs are these, one by one.
+    Both are measured on the test samples that the candidate was registered with.
 
     Args:
         settings: Where the registry is, and how latency is measured.
         workspace: Looked into for the files of either version.
-        candidate: The version that wants to be production.
-        production: The version that is.
+        candidate: The version to be promoted.
+        production: The version in production; None if there is none.
 
     Raises:
-        WorkspaceError: Files of a version aren't anywhere any more.
-        CheckpointError: A model can't be built any more from what its settings name.
+        WorkspaceError: Files of a version can't be found any more.
+        CheckpointError: A model can't be built any more from its settings.
     """
     begin(settings)
     try:
@@ -74,7 +74,7 @@ def measure_side_by_side(
 def _measure(
     settings: Settings, workspace: Workspace, candidate: Version, production: Version | None
 ) -> tuple[Figures, Figures, Paired]:
-    """Do that: what may not be run is found out before anything is."""
+    """Measure both; whatever must not be run is refused before anything is run."""
     with ExitStack() as stack:
         one = stack.enter_context(brought_back(settings, candidate, workspace, ("data", *FOLDERS)))
         two = stack.enter_context(brought_back(settings, production, workspace, FOLDERS)) if production else one
@@ -99,7 +99,7 @@ def _batch(copy: Copy, version: Version) -> tuple[NDArray[np.float32], NDArray[n
     try:
         batch = parse_safetensors(copy.batch.read_bytes())
         return batch["inputs"], batch["answers"]
-    except Exception as error:  # what else was recorded under that name: the parser raises what it likes
+    except Exception as error:  # whatever else is stored under that name: the parser may raise anything
         raise WorkspaceError(f"version {version.number}: its {copy.batch.name} can't be read ({error})") from error
 
 

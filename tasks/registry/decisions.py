@@ -1,7 +1,7 @@
 """Which version was in production when, and why: `promotions.jsonl`, one line for each decision, versioned in Git.
 
-A decision is kept as a tag of its version before an alias is moved, and written to the file afterwards. What a kill
-left undone is done by whoever decides next.
+A decision is stored as a tag of its version before an alias is moved, and written to the file afterwards. If a kill
+comes in between, the next decision completes the earlier one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROLLED_BACK = "secateur.rolled_back"
 log = logging.getLogger("secateur")
 
 Verdict = Literal["promoted", "refused", "declined", "rolled back"]
-"""Declined: a person said no. Refused: a gate did."""
+"""Declined: a person said no. Refused: a gate failed."""
 
 
 class Decision(BaseModel):
@@ -38,10 +38,10 @@ class Decision(BaseModel):
         time: In UTC, to the second.
         decision: What was decided.
         model: The registered model's name.
-        version: The version that it is about; after a rollback the one that is in production again.
+        version: The version decided about; after a rollback the one that is in production again.
         instead_of: The version that was in production.
         gates: Each figure of both models, the limit, and whether it was passed.
-        reasons: Why not.
+        reasons: Why it was refused or declined.
         approved: Who or what said yes, where a person had to.
     """
 
@@ -67,7 +67,7 @@ class Decision(BaseModel):
         reasons: Sequence[str] = (),
         approved: str | None = None,
     ) -> Decision:
-        """Make a decision of this moment."""
+        """Make a decision with the present time."""
         return cls(
             time=datetime.now(UTC).isoformat(timespec="seconds"),
             decision=verdict,
@@ -95,37 +95,37 @@ class Decision(BaseModel):
 
 
 def announce(settings: Settings, decision: Decision) -> None:
-    """Keep a decision with its version, before anything is done about it; reasons of an earlier one go."""
+    """Store a decision as a tag of its version before it is carried out, and remove the reasons of an earlier one."""
     tags = {TAG: decision.line}
     tags |= {f"{REASON}{number}": reason for number, reason in enumerate(decision.reasons, 1)}
     there = mlflow_models.find(settings, number=decision.version).tags
     stale = [key for key in there if key.startswith(REASON)]
     if decision.decision == "rolled back":
-        stale.append(ROLLED_BACK)  # whoever puts a version back by hand means it
+        stale.append(ROLLED_BACK)  # a version put back by hand may be promoted again
     mlflow_models.tag(settings, decision.version, tags, without=stale)
 
 
 def write_down(decision: Decision) -> None:
-    """Add a decision to the file, whole or not at all, unless it is there."""
+    """Add a decision to the file, whole or not at all, unless it is there already."""
     _add(decision.line)
 
 
 def about(version: Version | None) -> Decision | None:
-    """Return the last decision about a version; None where there is none that can be read."""
+    """Return the last decision about a version; None if none can be read."""
     if version is None or TAG not in version.tags:
         return None
     found = read_tag(version, TAG, Decision)
     if found is not None and found.version != version.number:
-        log.warning("version %s: its tag %s is about version %s and counts as none", version.number, TAG, found.version)
+        log.warning("version %s: its tag %s is about version %s and is ignored", version.number, TAG, found.version)
         return None
     return found
 
 
 def complete(settings: Settings) -> None:
-    """Do what a kill left undone of the last decision: its line in the file, and the alias `previous`.
+    """Complete the last decision if a kill interrupted it: its line in the file, and the alias `previous`.
 
-    That alias follows from the decision that put the present version into production: it is at what was there before,
-    or at nothing after a rollback.
+    The alias follows from the decision that put the present version into production: it belongs to the version that was
+    there before, or to none after a rollback.
     """
     present = about(mlflow_models.at(settings, mlflow_models.PRODUCTION))
     if present is not None and present.decision in ("promoted", "rolled back"):

@@ -19,7 +19,7 @@ from tasks.stage_table import CODE, STAGES, Stage, find_stage
 from tasks.workspace import DEFAULT_ROOT, Workspace
 
 INSIDE = "DVC_STAGE"
-"""DVC sets this variable for the command of a stage that it runs."""
+"""DVC sets this variable for the stage commands that it runs."""
 
 LOCK = Path("dvc.lock")
 
@@ -72,10 +72,10 @@ class DvcRepo:
         """Open it.
 
         Raises:
-            WorkspaceError: There is none, or the command runs inside one of its stages.
+            WorkspaceError: There is none, or DVC itself runs this command as a stage.
         """
         if INSIDE in os.environ:
-            raise WorkspaceError("a stage that DVC runs is committed by DVC itself; it can't commit from inside")
+            raise WorkspaceError("DVC commits the stages that it runs; a command can't commit from inside one")
         logging.getLogger("dvc").setLevel(logging.CRITICAL)
         from dvc.exceptions import NotDvcRepoError
         from dvc.scm import SCMError
@@ -91,11 +91,11 @@ class DvcRepo:
             here = Path.cwd()
             if not any((folder / ".git").exists() for folder in (here, *here.parents)):
                 raise WorkspaceError(
-                    f"{here} is in no Git repository, which DVC needs (a downloaded archive is none); run `git init` "
-                    "here and the same command again"
+                    f"{here} is in no Git repository, which DVC needs (a downloaded archive isn't one); run `git init` "
+                    "here, then the same command again"
                 ) from error
             raise WorkspaceError(
-                f"DVC can't use the Git repository of this folder ({error}); mend it, or add --no-commit"
+                f"DVC can't use the Git repository of this folder ({error}); repair it, or add --no-commit"
             ) from error
 
     def changed(self) -> frozenset[str]:
@@ -116,12 +116,12 @@ class DvcRepo:
         self._run(lambda repository: repository.commit(stage, force=True))
 
     def outputs(self) -> dict[str, str]:
-        """Return what `dvc.lock` says of the outputs: folder -> the md5 under which the cache has it."""
+        """Return the outputs in `dvc.lock`: folder -> its md5 in the cache."""
         found = self._run(lambda repository: [out for stage in repository.index.stages for out in stage.outs])
         return {str(out): str(out.hash_info.value) for out in found if out.hash_info}
 
     def bring(self, folder_md5: str, into: Path) -> None:
-        """Write a folder as it once was, from the cache, or from the remote where the cache lacks something.
+        """Write an earlier state of a folder, from the cache, or from the remote if the cache lacks something.
 
         Raises:
             WorkspaceError: Neither has it.
@@ -149,10 +149,10 @@ class DvcRepo:
             shutil.copyfile(cache.oid_to_path(found.value), into / name)
 
     def remove_all_but(self, folders: Iterable[str], *, dry_run: bool) -> int:
-        """Remove from the cache what no commit and not the current folder needs.
+        """Remove from the cache what neither a commit nor the current folder needs.
 
         Args:
-            folders: The md5 of folders that stay all the same, with their files.
+            folders: The md5 of further folders to keep, with their files.
             dry_run: Only count.
 
         Returns:
@@ -181,7 +181,7 @@ class DvcRepo:
         return Repo()
 
     def _run(self, action: Callable[[Any], Any]) -> Any:
-        """Do something with the repository, mended first where a kill has left one of DVC's files half-written."""
+        """Use the repository; first repair a file of DVC's that a kill left half-written."""
         from dvc.exceptions import DvcException
         from dvc.lock import LockError
 
@@ -193,7 +193,7 @@ class DvcRepo:
                 if damaged is None:
                     raise
                 damaged.unlink()
-                log.warning("%s was cut off, by a kill perhaps: it is made anew from what is there", damaged)
+                log.warning("%s is cut off, perhaps by a kill: it is made again from the files that are there", damaged)
                 return action(self._open())
         except LockError as error:
             raise WorkspaceError("DVC is busy in another process; run again when that has ended") from error
@@ -202,9 +202,9 @@ class DvcRepo:
 
 
 def _half_written(error: Exception) -> Path | None:
-    """Return the file that DVC can't read because DVC, which writes in place, was killed; None if that isn't it.
+    """Return the file that DVC can't read because it was killed while writing in place; None if that isn't the cause.
 
-    Either holds nothing that isn't known: stages whose record was lost are current all the same, and committed again.
+    Losing either file loses no information: stages whose entry is gone are still current, and are committed again.
     """
     from dvc.rwlock import RWLOCK_FILE, RWLockFileCorruptedError, RWLockFileFormatError
     from dvc.utils.serialize import YAMLFileCorruptedError
@@ -218,7 +218,7 @@ def _half_written(error: Exception) -> Path | None:
 
 
 def outputs() -> dict[str, str]:
-    """Return what DVC has of the current folder's outputs: nothing where there is no repository."""
+    """Return the outputs of the current folder that DVC knows; none if there is no repository."""
     try:
         return DvcRepo().outputs()
     except WorkspaceError:

@@ -1,7 +1,7 @@
-"""Git: what the code was when something was made, edits that nobody committed included, and how it comes back.
+"""Record the code as it is, uncommitted edits included, and bring it back.
 
-A snapshot is a commit and a patch on top of it; the id of the tree that both give is the proof. Git's own index, work
-tree and objects are left as they are: index and new objects lie in a temporary folder.
+A snapshot is a commit and a patch on top of it; the id of the resulting tree proves that it is complete. Git's own
+index, work tree and objects aren't touched: the index and new objects are in a temporary folder.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ LARGEST_PATCH = 20 * 2**20
 
 @dataclass(frozen=True)
 class Source:
-    """The code of a moment.
+    """The code at one moment.
 
     Attributes:
         commit: What was checked out.
-        tree: Git's id of all files, tracked or not, but those that Git ignores.
-        patch: From the commit to the tree; empty where nothing was edited.
+        tree: Git's id of all files, tracked or not, except ignored ones.
+        patch: From the commit to the tree; empty if nothing was edited.
     """
 
     commit: str
@@ -37,7 +37,7 @@ class Source:
 
 
 def snapshot() -> Source | None:
-    """Return the code as it is now; None where there is no Git repository, or no commit in it."""
+    """Return the code as it is now; None if there is no Git repository or no commit in it."""
     try:
         commit = _git("rev-parse", "HEAD").decode().strip()
         with _aside() as environment:
@@ -79,7 +79,7 @@ def bring_back(source: Source, into: Path) -> None:
 
 
 def tracks(commit: str, *places: str) -> bool:
-    """Say whether Git has one of some files at a commit and, unchanged in place, in the current folder.
+    """Say whether one of these files is in Git at a commit and unchanged in the current folder.
 
     Args:
         commit: Its full id.
@@ -95,7 +95,7 @@ def tracks(commit: str, *places: str) -> bool:
 
 
 def mentions(commit: str, text: str, *patterns: str) -> bool:
-    """Say whether one of the files of a commit whose names match holds a text as a word."""
+    """Say whether a file of a commit, with a matching name, holds a text as a whole word."""
     try:
         _git("grep", "--quiet", "--fixed-strings", "--word-regexp", "-e", text, commit, "--", *patterns)
     except (WorkspaceError, FileNotFoundError):
@@ -105,7 +105,7 @@ def mentions(commit: str, text: str, *patterns: str) -> bool:
 
 @contextmanager
 def _aside() -> Iterator[dict[str, str]]:
-    """Give Git an index and a place for new objects of their own."""
+    """Yield an environment in which Git uses a temporary index and a temporary place for new objects."""
     objects = _top() / _git("rev-parse", "--git-path", "objects").decode().strip()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)

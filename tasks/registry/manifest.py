@@ -1,4 +1,4 @@
-"""What is kept of a version: every file by its hash, a copy of all but the data, and answers to a fixed batch.
+"""A version's record: every file's hash, copies of all files except the data, and answers to a fixed batch.
 
     versions/<hash of the ONNX file>/      an artefact folder of the run
         record.json                        place in the repository -> sha256; DVC's and Git's ids
@@ -7,9 +7,9 @@
         batch.safetensors                  inputs, and what the ONNX file answered
         uncommitted.patch                  from Git's commit to the code as it was
 
-Data are too large for a copy: DVC has them. Places are those of the default workspace, wherever the files lay.
+Data are too large to copy: DVC has them. Paths are those of the default workspace, wherever the files really were.
 
-Whoever can write to the registry can write a record: one that names anything else is refused.
+Anyone who can write to the registry can write a record, so one that names anything else is refused.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ NUM_ANSWERS = 8
 _LOGGED = {"baseline": "baseline", "dense": "transform", "onnx": "export"}
 _PLACES = Workspace(DEFAULT_ROOT)
 _DATA_PLACES = (DATA, f"{DEFAULT_ROOT.as_posix()}/{DATA}")
-"""The second where a folder of the user's has the first name."""
+"""The data's folder: the second name is used if a folder of the user's has the first."""
 
 
 _NO_SETTINGS = ("dvc.yaml", "prefect.yaml")
@@ -58,13 +58,13 @@ class Record(BaseModel):
     """What `record.json` holds.
 
     Attributes:
-        params: The settings file's place.
-        files: Place in the repository -> sha256.
-        outputs: Folder -> DVC's md5 of it, where DVC had it.
+        params: Path of the settings file.
+        files: Path in the repository -> sha256.
+        outputs: Folder -> its md5 in DVC, if DVC had it.
         commit: Git's commit that was checked out; None outside Git.
-        tree: Git's id of the code as it was; None outside Git, or where the patch was not kept: too large, or it held
-            the password of `tracking.uri`.
-        patch_sha256: Of the edits that were not committed.
+        tree: Git's id of the code; None outside Git, or if the patch wasn't kept because it is too large or holds the
+            password of `tracking.uri`.
+        patch_sha256: Of the patch with the uncommitted edits.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -162,12 +162,12 @@ def make_record(
 
 
 def _places_of(folder: str) -> tuple[str, ...]:
-    """Return where a stage's folder may lie in the repository."""
+    """Return the paths that a stage's folder may have in the repository."""
     return _DATA_PLACES if folder == DATA else (_PLACES.folder(folder).as_posix(),)
 
 
 def _may_be_recorded(place: str) -> bool:
-    """Say whether a file of a version may lie at a place: data, results of a stage, weights that were brought along."""
+    """Say whether a path is allowed for a file of a version: data, results of a stage, or given weights."""
     folders = tuple(f"{folder}/" for name in (DATA, *_LOGGED) for folder in _places_of(name))
     if place.startswith(folders):
         return is_plain(place) and Path(place).suffix in _STAGE_FILES
@@ -176,7 +176,7 @@ def _may_be_recorded(place: str) -> bool:
 
 
 def _place(path: Path, otherwise: str) -> str:
-    """Return where a file lies below the current folder; where it lies outside, another name."""
+    """Return a file's path below the current folder, or another name if it is outside."""
     here, found = Path.cwd().resolve(), path.resolve()
     return found.relative_to(here).as_posix() if found.is_relative_to(here) else otherwise
 

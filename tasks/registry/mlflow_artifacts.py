@@ -1,4 +1,4 @@
-"""Files that MLflow keeps, read as from a stranger: one by one, of bounded size, no link followed, nothing executed."""
+"""Read files from MLflow without trusting them: one by one, of bounded size, no link followed, nothing executed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Artifacts:
                 raise WorkspaceError(f"MLflow's folder {below or root} holds more than {MOST_FILES:,} files")
 
     def bring(self, name: str, place: Path, most: int = MOST_BYTES) -> bool:
-        """Copy a file to a place; say whether there is such a file.
+        """Copy a file to a path; return whether the file exists.
 
         Raises:
             WorkspaceError: It is larger than it may be.
@@ -89,7 +89,7 @@ class Artifacts:
 
 
 def is_plain(name: str) -> bool:
-    """Say whether a name is a path downwards, without anything that a system could take for something else."""
+    """Say whether a name is a plain relative path downwards, on any operating system."""
     parts = name.split("/")
     odd = any(not part or part.strip(". ") != part or len(part) > 255 for part in parts)
     return not odd and len(name) <= 1000 and name.isprintable() and not set(name) & set('\\:*?"<>|')

@@ -1,4 +1,4 @@
-"""MLflow's store: opened once, made whole or not at all, its faults as one message."""
+"""MLflow's store: opened once, created whole or not at all, with one message for each fault."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DECISIONS = Path("promotions.jsonl")
 """Every decision about a version, versioned in Git."""
 
 ARTIFACTS = Path("mlartifacts")
-"""Where a store that is a database has the files of its runs, if the settings name no other place."""
+"""Where a database store keeps the files of its runs, if the settings name no other place."""
 
 _SQLITE = "sqlite:///"
 _NO_SPACE = (ENOSPC, EDQUOT)
@@ -42,11 +42,11 @@ log = logging.getLogger("secateur")
 
 
 def open_store(uri: str) -> MlflowClient:
-    """Open the store; the first time, tables are made.
+    """Open the store; the first time, create its tables.
 
     Raises:
-        ConnectionError: It is a server that doesn't answer: found out at once, not after MLflow's own retries.
-        WorkspaceError: The file isn't there, though decisions about its versions are.
+        ConnectionError: A server doesn't answer; this is found at once, not after MLflow's own retries.
+        WorkspaceError: The database file is missing, though decisions about its versions are recorded.
     """
     import mlflow
 
@@ -63,10 +63,10 @@ def open_store(uri: str) -> MlflowClient:
 
 
 def _make_sqlite(place: Path) -> None:
-    """Make a SQLite file with MLflow's tables beside its place, and rename it into it.
+    """Create a SQLite file with MLflow's tables under a temporary name, then rename it.
 
-    MLflow takes seconds to make them, by migrations that aren't transactions in SQLite. A store in which it was killed
-    then would be refused for ever.
+    MLflow needs seconds for the tables, with migrations that aren't transactions in SQLite. Killed in between, it
+    would leave a store that is refused for ever.
     """
     if place.exists() and place.stat().st_size > 0:
         return
@@ -86,11 +86,11 @@ def _make_sqlite(place: Path) -> None:
 
 
 def _refuse_loss(place: Path) -> None:
-    """See that it is no registry in use that is gone: the next one would begin with version 1 again."""
+    """Refuse to replace a registry that was in use and is missing now: the new one would begin with version 1 again."""
     if DECISIONS.exists() and DECISIONS.stat().st_size > 0:
         raise WorkspaceError(
             f"MLflow's store {place} isn't there, though {DECISIONS} records decisions about versions in it. Bring the "
-            f"store back from a backup; or, if a registry is to begin anew with version 1, move {DECISIONS} away first"
+            f"store back from a backup; or, to begin a new registry with version 1, move {DECISIONS} away first"
         )
     if ARTIFACTS.is_dir() and any(ARTIFACTS.iterdir()):
         log.warning(
@@ -124,7 +124,7 @@ def _client(place: str) -> MlflowClient:
 
 
 def absolute(uri: str) -> str:
-    """Make a SQLite address independent of the folder that a process runs in; leave any other as it is."""
+    """Make a SQLite address independent of the current folder; leave any other as it is."""
     if not uri.startswith(_SQLITE) or uri.startswith(_SQLITE + "/"):
         return uri
     return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}"
@@ -140,7 +140,7 @@ def hash_of_content(uri: str) -> str | None:
 
 
 def secrets_in(uri: str) -> list[str]:
-    """Return the passwords in an address, as they stand there."""
+    """Return the passwords in an address, as they are written there."""
     user, at, _ = urlsplit(uri).netloc.rpartition("@")
     found = [user.partition(":")[2]] if at else []
     found += [value for name, value in parse_qsl(urlsplit(uri).query) if _SECRET.search(name)]
@@ -150,7 +150,7 @@ def secrets_in(uri: str) -> list[str]:
 
 
 def without_secrets(text: str, uri: str) -> str:
-    """Return a text without the passwords of an address, wherever they stand in it."""
+    """Return a text with the passwords of an address removed."""
     for secret in secrets_in(uri):
         text = text.replace(secret, "***")
     return text
@@ -169,12 +169,12 @@ def shown(uri: str) -> str:
 
 
 def is_server(uri: str) -> bool:
-    """Say whether an address is that of an MLflow server, and not of a store itself."""
+    """Say whether an address is an MLflow server rather than a database or folder."""
     return uri.startswith(("http://", "https://"))
 
 
 def lookup(ask: Callable[..., T], *names: str) -> T | None:
-    """Ask the store for one thing by name; None where there is none."""
+    """Ask the store for one thing by name; None if it doesn't exist."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -189,7 +189,7 @@ def all_pages(ask: Callable[[str | None], Any]) -> list[Any]:
     """Return everything that a search finds.
 
     Args:
-        ask: Searches, from a page's token on; None for the first.
+        ask: Returns the page for a token; None asks for the first.
     """
     found: list[Any] = []
     token = None
@@ -208,11 +208,11 @@ def quoted(text: str) -> str:
 
 @contextmanager
 def store_faults(settings: Settings) -> Iterator[None]:
-    """Turn what MLflow raises into one message that names the store; a disk that is full is no fault of the store.
+    """Turn MLflow's exceptions into one message that names the store; a full disk stays an OSError.
 
     Raises:
         WorkspaceError: The store can't be used.
-        OSError: There is no space left: for whatever was to be written.
+        OSError: The disk is full.
     """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError  # MLflow lets some of the store's errors through as they are
@@ -232,8 +232,8 @@ def store_faults(settings: Settings) -> Iterator[None]:
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise WorkspaceError(
             f"MLflow's store {shown(absolute(uri))} can't be used: {without_secrets(said, uri)}. Nothing "
-            "that was trained is lost: the ledger holds it. See that the store is there, or mend tracking.uri, and run "
-            "the same command again"
+            "that was trained is lost: the ledger holds it. Make sure that the store is there or correct tracking.uri, "
+            "then run the same command again"
         ) from error
 
 

@@ -1,6 +1,6 @@
 """MLflow's registry of models: versions with their record, aliases, tags.
 
-Aliases: `candidate` is the latest result, `production` what is served, `previous` what was served before.
+Aliases: `candidate` is the latest result, `production` is served now, `previous` was served before.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Version:
     Attributes:
         number: MLflow's, from "1".
         run_id: The run that it came from.
-        tags: What is known of it.
+        tags: Its tags.
     """
 
     number: str
@@ -74,7 +74,7 @@ def _numbered(settings: Settings, number: str) -> Version | None:
 
 
 def at(settings: Settings, alias: str) -> Version | None:
-    """Return the version that has an alias; None where none has."""
+    """Return the version with an alias; None if there is none."""
     name = settings.tracking.model_name
     with store_faults(settings):
         client = open_store(settings.tracking.uri)
@@ -95,7 +95,7 @@ def versions(settings: Settings) -> list[Version]:
 
 
 def assign(settings: Settings, alias: str, version: str) -> None:
-    """Give an alias to a version, and so take it from any other."""
+    """Give an alias to a version; any other version loses it."""
     with store_faults(settings):
         give_alias(open_store(settings.tracking.uri), settings.tracking.model_name, alias, version)
 
@@ -107,7 +107,7 @@ def withdraw(settings: Settings, alias: str) -> None:
 
 
 def tag(settings: Settings, version: str, tags: Mapping[str, str], without: Iterable[str] = ()) -> None:
-    """Set tags of a version, and remove those that are there no more."""
+    """Set tags of a version, and remove others."""
     with store_faults(settings):
         client, name = open_store(settings.tracking.uri), settings.tracking.model_name
         there = client.get_model_version(name, version).tags
@@ -117,10 +117,10 @@ def tag(settings: Settings, version: str, tags: Mapping[str, str], without: Iter
 
 
 def fetch_record(settings: Settings, version: Version, into: Path) -> Record:
-    """Download the record of a version and the files that it names, as far as they lie beside it; no hash is compared.
+    """Download a version's record and the files it names that MLflow keeps; no hash is compared.
 
     Raises:
-        WorkspaceError: The record was never made, isn't there any more, was changed, or names what no record may.
+        WorkspaceError: The record was never made, is missing, was changed, or names something that no record may.
     """
     record, artifacts = _read_record(settings, version, into)
     with store_faults(settings):
@@ -166,32 +166,32 @@ def _hash_in(version: Version, tag: str) -> str:
     if not re.fullmatch(r"[0-9a-f]{64}", found):
         raise WorkspaceError(
             f"version {version.number} has a malformed tag {tag}: {found[:80]!r} is no sha256; delete that version, or "
-            "set the tag right on MLflow's page"
+            "correct the tag on MLflow's page"
         )
     return found
 
 
 def read_tag(version: Version, tag: str, form: type[T]) -> T | None:
-    """Read a tag that holds JSON; one that is malformed counts as none, and that is said."""
+    """Read a tag that holds JSON; a malformed one is ignored with a warning."""
     try:
         return checked_json(version.tags[tag], form)
     except JsonError as fault:
-        log.warning("version %s: its tag %s is malformed (%s) and counts as none", version.number, tag, fault)
+        log.warning("version %s: its tag %s is malformed (%s) and is ignored", version.number, tag, fault)
         return None
 
 
 def as_version(found: ModelVersion) -> Version:
-    """Return what of MLflow's version is used."""
+    """Convert MLflow's version to ours."""
     return Version(str(found.version), str(found.run_id), dict(found.tags))
 
 
 def record_place(onnx_hash: str) -> str:
-    """Return where the record of a version lies among the artefacts of its run."""
+    """Return the path of a version's record among the artefacts of its run."""
     return f"versions/{onnx_hash[:16]}"
 
 
 def give_alias(client: MlflowClient, name: str, alias: str, version: str) -> None:
-    """Give an alias to a version that hasn't got it."""
+    """Give an alias to a version that doesn't have it."""
     if str(client.get_registered_model(name).aliases.get(alias)) != version:
         client.set_registered_model_alias(name, alias, version)
 

@@ -1,8 +1,8 @@
-"""MLflow's runs: a projection of the ledger. The registry of models is in `registry`.
+"""MLflow's runs, which mirror the ledger; the registry of models is in `mlflow_models`.
 
-Everything here is looked up before it is written (runs by the trajectory's fingerprint), so that any of it can be
-called again, after a kill or on a store that was lost, and the store comes out the same. Runs are addressed by
-their id: MLflow's active run belongs to one thread and means nothing in another.
+Everything is looked up before it is written (runs by the trajectory's fingerprint), so each function can be called
+again, after a kill or on a new store, with the same result. Runs are addressed by id, because MLflow's active run
+belongs to one thread.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def project(settings: Settings, ledger: Ledger) -> str:
 
 
 def end_early(settings: Settings, fingerprint: str, status: str) -> None:
-    """Let the run of a trajectory, if there is one that seems to be under way, say how it ended.
+    """Set the status of a trajectory's run, if MLflow still shows it as running.
 
     Args:
         settings: Of the run.
@@ -84,7 +84,7 @@ def _having(fingerprint: str) -> str:
 
 
 def _artifacts(settings: Settings) -> str | None:
-    """Return where an experiment's files go; None leaves it to the server."""
+    """Return where an experiment's files go; None lets the server decide."""
     uri, place, name = settings.tracking.uri, settings.tracking.artifacts, settings.tracking.experiment
     if place is not None:
         return f"{place.rstrip('/')}/{name}"
@@ -122,7 +122,7 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
 
 
 def _metrics(row: Row) -> list[Any]:
-    """Return one point for each figure; the step is the attempt, and the time is left out of it."""
+    """Return one point for each figure; the step is the attempt, and the time is always 0."""
     from mlflow.entities import Metric
 
     values: dict[str, float] = {"goal": row.goal, "reached": row.reached, "accepted": float(row.accepted)}

@@ -1,9 +1,9 @@
-"""Put a candidate into production, or say why not; put what was there before back.
+"""Put a candidate into production, or say why not; or roll back.
 
     gates ─► decision as a tag of the version ─► alias `previous` ─► alias `production` ─► line in promotions.jsonl
 
-A kill at any arrow leaves a version in production. A promotion that didn't get to its alias is decided anew; what is
-missing after that, the next decision does first.
+A kill at any arrow leaves some version in production. A promotion that didn't reach its alias is decided again; later
+steps that are missing are completed by the next decision.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ WAITING = "secateur.waiting"
 
 @dataclass(frozen=True)
 class Case:
-    """What there is to decide.
+    """A candidate to decide about.
 
     Attributes:
         version: The candidate.
-        instead_of: The version in production; None where there is none yet.
-        gates: What was measured of both.
+        instead_of: The version in production; None if there is none yet.
+        gates: Both versions' figures and limits.
         reasons: Why the candidate can't go to production.
     """
 
@@ -47,7 +47,7 @@ class Case:
 
 @dataclass(frozen=True)
 class _Waiting:
-    """What the tag of a version holds while a person is asked about it.
+    """The content of a version's tag while a person is asked about it.
 
     Attributes:
         run: The id of the flow's run that waits.
@@ -59,7 +59,7 @@ class _Waiting:
 
 
 def undecided(settings: Settings) -> str | None:
-    """Return the candidate's version where nothing was decided about it yet and nobody is asked."""
+    """Return the candidate's version if nothing was decided about it yet and nobody is being asked."""
     candidate = mlflow_models.at(settings, CANDIDATE)
     if candidate is None or WAITING in candidate.tags:
         return None
@@ -70,14 +70,14 @@ def undecided(settings: Settings) -> str | None:
 
 
 def _was_cut_off(settings: Settings, candidate: Version) -> bool:
-    """Say whether a promotion was announced and, because of a kill, never carried out."""
+    """Say whether a promotion was decided but, because of a kill, never carried out."""
     production = mlflow_models.at(settings, PRODUCTION)
     in_production = production is not None and production.number == candidate.number
     return not in_production and ROLLED_BACK not in candidate.tags
 
 
 def examine(settings: Settings, workspace: Workspace) -> Case | None:
-    """Measure candidate and production side by side; None where the candidate is in production already.
+    """Measure candidate and production side by side; None if the candidate is in production already.
 
     Raises:
         WorkspaceError: There is no candidate, or files of a version are missing.
@@ -100,14 +100,14 @@ def examine(settings: Settings, workspace: Workspace) -> Case | None:
 
 
 def keep_waiting(settings: Settings, case: Case, run: str) -> None:
-    """Keep what a person is asked about, so that the yes is to these figures and not to others measured later."""
+    """Store what a person is asked about, so that their yes applies to these figures and not to later ones."""
     mlflow_models.tag(settings, case.version, {WAITING: json.dumps(asdict(_Waiting(run, case)))})
 
 
 def waited_for(settings: Settings, run: str | None) -> Case | None:
     """Return what a person was asked about in an earlier part of this run; None if nothing was asked.
 
-    It may be the candidate no more: the yes is to the version that was shown, not to one that came since.
+    It may no longer be the candidate: the yes applies to the version that was shown, not to a later one.
     """
     for version in mlflow_models.versions(settings) if run is not None else ():
         found = mlflow_models.read_tag(version, WAITING, _Waiting) if WAITING in version.tags else None
@@ -132,7 +132,7 @@ def promote(settings: Settings, case: Case, approved: str | None = None) -> Deci
     """Put a candidate that passed every gate into production.
 
     Raises:
-        WorkspaceError: Production isn't any more what the candidate was compared with.
+        WorkspaceError: Production is no longer the version that the candidate was compared with.
     """
     _still(settings, case.instead_of)
     decision = Decision.now("promoted", settings, case.version, case.instead_of, case.gates, approved=approved)
@@ -145,13 +145,13 @@ def promote(settings: Settings, case: Case, approved: str | None = None) -> Deci
 
 
 def roll_back(settings: Settings, number: str | None = None) -> Decision:
-    """Put `previous`, or the version that is named, into production in place of what is there.
+    """Put `previous`, or a named version, into production.
 
-    What was there is marked, so that it isn't promoted again by a schedule. There is no `previous` afterwards.
+    The version that was there is marked, so that no schedule promotes it again. There is no `previous` afterwards.
 
     Raises:
-        WorkspaceError: There is nothing to go back to, or nothing in production, or a server of that version would run
-            other code than an ONNX file.
+        WorkspaceError: There is nothing to go back to, nothing is in production, or serving that version would run code
+            other than an ONNX file.
     """
     complete(settings)
     production = mlflow_models.find(settings, alias=PRODUCTION)
@@ -178,7 +178,7 @@ def roll_back(settings: Settings, number: str | None = None) -> Decision:
 
 
 def _see_that_it_can_be_served(settings: Settings, version: Version) -> None:
-    """Refuse a version that isn't what a registration makes: an ONNX file with its record."""
+    """Refuse a version that isn't an ONNX file with its record, as a registration makes it."""
     mlflow_models.read_record(settings, version)
     with tempfile.TemporaryDirectory() as folder:
         open_session(fetch_served(settings, version, Path(folder)))

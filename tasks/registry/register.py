@@ -1,7 +1,7 @@
 """Register a finished pipeline as a version of the model in MLflow.
 
-A version is looked up by the hash of its ONNX file before it is made, and made with all its tags in one step, so that
-registering can be repeated after a kill.
+A version is looked up by the hash of its ONNX file first, and created with all its tags in one step, so a
+registration can be repeated after a kill.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 def register(
     settings: Settings, workspace: Workspace, params: Path, content: bytes, code: Callable[[], Source | None] = snapshot
 ) -> str | None:
-    """Record a finished pipeline: pictures with the run, the ONNX file as a version, alias `candidate`.
+    """Record a finished pipeline: pictures with the run, the ONNX file as a version with the alias `candidate`.
 
-    Where no attempt was accepted, the dense model is the baseline: then the run is recorded, and no version is made.
+    If no attempt was accepted, the dense model is the baseline: then only the run is recorded, without a version.
 
     Args:
         settings: Of the run.
@@ -44,7 +44,7 @@ def register(
         code: Returns the code as it was when the run began.
 
     Returns:
-        The version; None where no attempt was accepted. A file that is registered already keeps its version.
+        The version; None if no attempt was accepted. A file that is registered already keeps its version.
 
     Raises:
         WorkspaceError: The store can't be used.
@@ -83,7 +83,7 @@ def _finish(client: MlflowClient, run_id: str) -> None:
 
 def _log_pictures(client: MlflowClient, run_id: str, workspace: Workspace) -> None:
     folder = workspace.folder(report.FOLDER)
-    drawn = [folder / name for name in report.PICTURES if (folder / name).exists()]  # no curves, no picture of them
+    drawn = [folder / name for name in report.PICTURES if (folder / name).exists()]  # curves may be missing
     pictures = [*drawn, folder / report.PAGE, folder / report.SUMMARY]
     tables = [workspace.folder(analyze.FOLDER) / analyze.TABLE, workspace.folder("iterations") / "ledger.json"]
     for path in (*pictures, *tables, workspace.folder("dense") / "plan.json"):
@@ -138,7 +138,7 @@ def _create_version(
 
 
 def _lineage(settings: Settings, workspace: Workspace, ledger: Ledger) -> dict[str, str]:
-    """Return what leads from a version back to the exact files that it came from."""
+    """Return the tags that lead from a version back to the exact files it came from."""
     lock = Path("dvc.lock") if workspace.root == DEFAULT_ROOT else None  # DVC versions no other
     weights = workspace.folder("dense") / "weights.safetensors"
     return {

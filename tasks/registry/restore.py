@@ -1,7 +1,7 @@
-"""Bring back the files of a registered version, every one compared with the hash that was recorded.
+"""Bring back the files of a registered version, each compared with its recorded hash.
 
-A file is taken from the first place that has it with the right hash: what MLflow keeps with the version, the workspace,
-DVC's cache, DVC's remote. Nothing is written unless all is there.
+A file is taken from the first place that has it with the right hash: MLflow's copies, the workspace, DVC's cache, DVC's
+remote. Nothing is written unless everything was found.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from tasks.workspace import DEFAULT_ROOT, Workspace, write_json, writing
 
 FILE = "restored.json"
 PARTS = ("code", "data")
-"""What can be left out."""
+"""Parts that can be left out."""
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What came back.
+    """What was restored.
 
     Attributes:
-        record: What was recorded of the version.
-        sources: Place of each file -> where it was found.
-        code: Git's commit, and whether edits on top of it came back too; or why there is none.
+        record: The version's record.
+        sources: Path of each file -> where it was found.
+        code: Git's commit, and whether uncommitted edits came back too; or why there is no code.
     """
 
     record: Record
@@ -44,12 +44,12 @@ class Restored:
 
 @dataclass(frozen=True)
 class Copy:
-    """Some of a version's files, in a temporary place.
+    """Some of a version's files, in a temporary folder.
 
     Attributes:
         workspace: The stages' folders.
         params: The settings.
-        batch: Inputs, and what was answered to them.
+        batch: Inputs, and the recorded answers to them.
         commit: Git's commit that the version was made from; None outside Git.
     """
 
@@ -63,10 +63,10 @@ class Copy:
 def brought_back(
     settings: Settings, version: Version, workspace: Workspace, folders: Collection[str]
 ) -> Iterator[Copy]:
-    """Give, for the length of a block, some stages' folders of a version; the training samples are left out.
+    """Yield some stages' folders of a version, for the length of a block, without the training samples.
 
     Raises:
-        WorkspaceError: Something isn't anywhere any more.
+        WorkspaceError: A file can't be found any more.
     """
     with tempfile.TemporaryDirectory() as logged, tempfile.TemporaryDirectory() as into:
         record = fetch_record(settings, version, Path(logged))
@@ -79,14 +79,14 @@ def brought_back(
             raise _refusal(version, faults)
         root = Path(into) / DEFAULT_ROOT
         if (Path(into) / "data").exists():
-            (Path(into) / "data").rename(root / "data")  # where any other workspace than the default has its data
+            (Path(into) / "data").rename(root / "data")  # where every workspace but the default one has its data
         yield Copy(Workspace(root), Path(into) / record.params, Path(into) / BATCH, record.commit)
 
 
 def restore(
     settings: Settings, version: Version, into: Path, workspace: Workspace, without: Collection[str] = ()
 ) -> Restored:
-    """Write a version's files into a new folder, laid out as the repository is.
+    """Write a version's files into a new folder, laid out like the repository.
 
     Args:
         settings: Where the registry is.
@@ -96,7 +96,7 @@ def restore(
         without: Parts to leave out, of `PARTS`.
 
     Raises:
-        WorkspaceError: The folder holds something, or files are missing: all of them are named, nothing is written.
+        WorkspaceError: The folder isn't empty, or files are missing: all of them are named, and nothing is written.
     """
     if into.is_symlink() or (into.exists() and (not into.is_dir() or any(into.iterdir()))):
         what = "is a symbolic link" if into.is_symlink() else "is there already"
@@ -122,7 +122,7 @@ def _refusal(version: Version, faults: Collection[str]) -> WorkspaceError:
 
 
 def _bring_code(record: Record, logged: Path, folder: Path) -> tuple[str, list[str]]:
-    """Return what came back of the code, and what is missing."""
+    """Bring back the code; return a description of it, and what is missing."""
     if record.commit is None:
         return "not recorded: the version was registered outside a Git repository", []
     if record.tree is None:
@@ -174,19 +174,19 @@ def _collect(
         faults.append("DVC never had the files of this version (--no-commit, or another workspace)")
     faults += [f"{place}: nowhere with sha256 {wanted[place][:12]}…" for place in lacking]
     damaged = [place for place in found if _hash(into / place) != wanted[place]]
-    faults += [f"{place}: came out otherwise than it was read; look at the disk" for place in damaged]
+    faults += [f"{place}: differs on the disk from what was written; check the disk" for place in damaged]
     return dict(sorted(found.items())), faults
 
 
 def _link_on_the_way(into: Path, place: str) -> Path | None:
-    """Return a part of a place that the code made a symbolic link."""
+    """Return the part of a path that the version's code made a symbolic link; None if none is one."""
     parts = Path(place).parts
     ways = [into.joinpath(*parts[: end + 1]) for end in range(len(parts))]
     return next((way.relative_to(into) for way in ways if way.is_symlink()), None)
 
 
 def _in_workspace(place: str, workspace: Workspace) -> Path:
-    """Return where the workspace has what lies at a place of the default workspace."""
+    """Return the workspace's path for a path of the default workspace."""
     first, *rest = Path(place).parts
     if first == "data":
         return workspace.folder("data").joinpath(*rest)

@@ -1,16 +1,16 @@
-"""What of a registered version is used, read as from a stranger: settings, functions that they name, the ONNX file.
+"""Use a registered version without trusting it: its settings, the functions that they name, its ONNX file.
 
-Whoever can write to the registry can write a version's settings. A function that they name is called only if it is
+Anyone who can write to the registry can write a version's settings. A function named there is called only if it is
 
     built in                a loss or metric by its short name, or something of `zoo`
-    named by us too         in the settings that the command was given
+    named by us too         in the settings of the command
     committed               its module is a file of this repository, and a settings file names it: Git tracks both at
                             the commit that the version was made from
 
-All other settings, of data, paths, machines and stores among them, are those that the command was given.
+All other settings, such as data, paths, machines and stores, are those of the command.
 
-That loader would run whatever the version's description names: code, pickles, a model that is a script. Here the
-description has to name one ONNX file, MLflow's own loader of such files, and nothing else.
+MLflow's own loader would run whatever the version's description names: code, pickles, a model that is a script. Here
+the description has to name one ONNX file, MLflow's loader of ONNX files, and nothing else.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def settings_to_measure_by(own: Settings, params: Path, commit: str | None) -> S
     Args:
         own: Of the command.
         params: The version's settings file.
-        commit: What the version was made from; None outside Git.
+        commit: Git's commit that the version was made from; None outside Git.
 
     Raises:
-        WorkspaceError: They name a function that isn't known here. None was imported.
+        WorkspaceError: They name a function that isn't trusted. Nothing was imported.
         SettingsError: The file is malformed.
     """
     found = with_new_names(read_mapping(params))
@@ -90,7 +90,7 @@ def _refuse_foreign(place: str, reference: Any, commit: str | None) -> None:
     if not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):
         raise WorkspaceError(f"{refusal}it is no import string{remedy}")
     if commit is None:
-        raise WorkspaceError(f"{refusal}the version was made outside Git, so that nothing vouches for it{remedy}")
+        raise WorkspaceError(f"{refusal}the version was made outside Git, so nothing vouches for it{remedy}")
     module = reference.partition(":")[0].replace(".", "/")
     if not git_snapshot.tracks(commit, f"{module}.py", f"{module}/__init__.py"):
         raise WorkspaceError(f"{refusal}Git tracks no such module at the version's commit {commit[:12]} here{remedy}")
@@ -105,10 +105,10 @@ _SERVED = "served.onnx"
 
 
 def fetch_served(settings: Settings, version: Version, into: Path) -> Path:
-    """Download the ONNX file that a server of the registered model would load, and nothing else; nothing is executed.
+    """Download the ONNX file that a server of the registered model would load; nothing else is loaded or executed.
 
     Raises:
-        WorkspaceError: A server would run something else than an ONNX file, or it isn't there.
+        WorkspaceError: A server would run something other than an ONNX file, or the file is missing.
     """
     what = f"version {version.number} of the model {settings.tracking.model_name!r}"
     with store_faults(settings):
@@ -124,7 +124,7 @@ def fetch_served(settings: Settings, version: Version, into: Path) -> Path:
         except (SettingsError, ValidationError) as error:
             why = first_fault(error) if isinstance(error, ValidationError) else str(error)
             raise WorkspaceError(
-                f"{what} is no plain ONNX model: its {_DESCRIPTION} says what would run other code where it is loaded "
+                f"{what} is no plain ONNX model: its {_DESCRIPTION} names code that would run when it is loaded "
                 f"({why}). It was not loaded; delete that version"
             ) from error
         if not artifacts.bring(name, into / _SERVED):
@@ -133,12 +133,12 @@ def fetch_served(settings: Settings, version: Version, into: Path) -> Path:
 
 
 def answers_of(settings: Settings, version: Version, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return what ONNX Runtime answers by the file that a server of the registered model would load.
+    """Return ONNX Runtime's answers with the file that a server of the registered model would load.
 
-    MLflow's own loader isn't asked: it would run whatever code stands beside the file.
+    MLflow's own loader isn't used: it would run whatever code is stored beside the file.
 
     Raises:
-        WorkspaceError: There is no such file, or a server would run something else.
+        WorkspaceError: The file is missing, or a server would run something else.
         ExportError: The file can't be loaded, or doesn't take the inputs.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -174,7 +174,7 @@ class _Flavours(BaseModel):
 
 
 def _onnx_file_of(description: Mapping[str, Any]) -> str:
-    """Return the name of the ONNX file in a model's folder, if MLflow's loader of such files is all that is named."""
+    """Return the name of the ONNX file in a model's folder; the description may name only MLflow's ONNX loader."""
     found = _Flavours.model_validate(description.get("flavors"))
     name = found.python_function.data
     if name != found.onnx.data or not is_plain(name) or not name.endswith(".onnx"):

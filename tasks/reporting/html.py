@@ -1,4 +1,4 @@
-"""The report as one page that needs nothing beside it: the verdict first, and what it rests on below."""
+"""The report as one self-contained HTML page: the verdict first, the evidence below."""
 
 from __future__ import annotations
 
@@ -56,30 +56,30 @@ dd { margin: 0; } summary { cursor: pointer; margin: .8rem 0; }
 
 WORDS = {
     "baseline": "the model before pruning",
-    "pruned model": "what came out: the channels that went are really removed, so that its layers are narrower (other "
-    "files call it dense); where single weights or gates are the kind, the shapes stay",
-    "set to zero": "a channel's values are made zero and its shape is kept (masked); the pruned model has to compute "
+    "pruned model": "the result: the removed channels are really gone, so its layers are narrower (other "
+    "files call it dense); with single weights or gates the shapes stay the same",
+    "set to zero": "a channel's values are zero, but the shapes are kept (masked); the pruned model has to compute "
     "exactly the same",
-    "aimed at": "the reduction against the baseline that an attempt was to reach (its goal)",
+    "aimed at": "the reduction against the baseline that an attempt should reach (its goal)",
     "floor": "the lowest accuracy on the validation set that is accepted",
     "recipe": "one way of training after pruning; each is tried, and the best on the validation set goes on",
-    "promotion gates": "what `promote` asks before a model goes to production",
+    "promotion gates": "the limits that `promote` checks before a model goes into production",
     "MACs": "multiply-accumulate operations of one sample; FLOPs are twice as many",
-    "95 % interval": "where the true value lies with 95 % confidence, given so many test samples; that of a change is "
-    "taken sample by sample, on the same samples",
+    "95 % interval": "contains the true value with 95 % confidence, given this many test samples; for a change, both "
+    "models are compared sample by sample",
     "quartiles": "a quarter of the measured times lies below the first, a quarter above the second",
 }
 
 
 _LEGEND = (
-    "Green with ▲ is for the better, red with ▼ for the worse; the rest is within what chance or the clock does. "
+    "Green with ▲ is better, red with ▼ is worse; the rest is within chance or the noise of the clock. "
     "In brackets: the 95 % interval of an accuracy, the quartiles of a time."
 )
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the page shows.
+    """The content of the page.
 
     Attributes:
         subject: What was pruned.
@@ -87,9 +87,9 @@ class Report:
         lines: Baseline against pruned model.
         rows: The attempts.
         pictures: Heading -> SVG.
-        notes: What else has to be known of the figures.
+        notes: Remarks on the figures.
         tried: How the loop went, in a sentence.
-        origin: Where it comes from: name and value.
+        origin: What the result was made from: name and value.
         settings: Those that differ from their default: path and value.
     """
 

@@ -56,7 +56,7 @@ def interval_of(values: Tensor) -> Interval:
 
 
 def compare_pairs(before: Tensor, after: Tensor) -> Paired:
-    """Compare two models sample by sample, which tells more than comparing two means.
+    """Compare two models sample by sample, which is more precise than comparing two means.
 
     mean(d) ± z √((mean(d²) − mean(d)²)/n) with d = after − before. Where the metric is 0 or 1, half a sample lost, half
     a sample won and one unchanged are added for the interval: without them it would be empty where no sample differs.
@@ -83,7 +83,7 @@ def compare_pairs(before: Tensor, after: Tensor) -> Paired:
 
 
 def describe_pairs(found: Paired) -> str:
-    """Say how many samples a difference is, and what it is evidence of."""
+    """Say how many samples differ, and whether that is evidence of a gain or a loss."""
     count, net = found["num_samples"], found["won"] - found["lost"]
     if not found["lost"] and not found["won"]:
         return f"the same on all {count:,} samples"

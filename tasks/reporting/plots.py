@@ -1,6 +1,6 @@
 """The pictures of a run: sensitivity of each group, attempts, widths of the layers.
 
-Each is as wide as a telephone, and on a wide page they stand side by side. As SVG they take the page's colours.
+Each is as wide as a telephone; on a wide page they are side by side. As SVG they use the page's colours.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ FALLS = 0.25
 
 
 def draw_curves(curves: Sequence[Curve], baseline_accuracy: float) -> Figure:
-    """Draw accuracy against the share of channels set to zero, a curve for each group; those that fall most are named.
+    """Draw accuracy against the share of channels set to zero, one curve per group; the steepest ones are named.
 
     Args:
         curves: In the order of the network.
@@ -103,7 +103,7 @@ def draw_curves(curves: Sequence[Curve], baseline_accuracy: float) -> Figure:
 
 
 def _falling(curves: Sequence[Curve], baseline_accuracy: float) -> list[str]:
-    """Return the groups whose curves fall most, the worst first."""
+    """Return the groups whose curves fall most, the steepest first."""
     losses = {
         curve.group: baseline_accuracy - min((point.accuracy for point in curve.points), default=baseline_accuracy)
         for curve in curves
@@ -153,9 +153,9 @@ def draw_sensitivity(curves: Sequence[Curve], baseline_accuracy: float) -> Figur
 
 
 def draw_attempts(ledger: Ledger, floor: float) -> Figure:
-    """Draw the accuracy of every attempt against its MACs; rejected ones are crosses.
+    """Draw the accuracy of every attempt against its MACs; rejected attempts are crosses.
 
-    Where weights are zero, the MACs are the effective ones: the others are the same for all attempts.
+    With zero weights the effective MACs are shown, since the nominal ones are the same for all attempts.
 
     Args:
         ledger: Of the run.
@@ -230,13 +230,13 @@ def draw_widths(widths: Sequence[tuple[str, int, int]]) -> Figure:
 
 @dataclass(frozen=True)
 class Mark:
-    """A model on the plane of one cost and accuracy.
+    """A model's cost and accuracy: one point of a plot.
 
     Attributes:
-        name: Beside it; short.
+        name: A short label.
         cost: As a share of the baseline's.
         accuracy: On the test set.
-        dominated: Whether another is better in one and as good in the other.
+        dominated: Whether another model is better in one and at least as good in the other.
     """
 
     name: str
@@ -246,7 +246,7 @@ class Mark:
 
 
 def draw_frontier(planes: Mapping[str, Sequence[Mark]], measure: str, baseline: str) -> Figure:
-    """Draw accuracy against each cost, the models that none dominates joined by a line.
+    """Draw accuracy against each cost; a line joins the models that no other dominates.
 
     Args:
         planes: By the name of the cost.
@@ -341,5 +341,5 @@ def _legend_above(axes: Axes) -> None:
 
 
 def _short(name: str) -> str:
-    """Keep the end of a long name: it is what tells layers apart."""
+    """Shorten a long name from the front: its end tells layers apart."""
     return name if len(name) <= LONGEST_NAME else "…" + name[-LONGEST_NAME + 1 :]

@@ -1,4 +1,4 @@
-"""Read the test set, for the first time, and write what came out, and where it comes from."""
+"""Read the test set, for the first time, and write the report: the result, and what it was made from."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ PACKAGES = ("torch", "onnxruntime", "mlflow", "prefect", "dvc")
 
 
 def origin_of_report(settings: Settings, workspace: Workspace, data: Description) -> list[tuple[str, str]]:
-    """Return what a reader has to know to make the result again: name and value.
+    """Return what a reader needs to reproduce the result: name and value.
 
     Args:
         settings: Of the run.
-        workspace: Where it lies.
-        data: What it learned from.
+        workspace: Of the run.
+        data: The data set.
     """
     onnx_file = workspace.folder(export.FOLDER) / export.FILES["dense"]
     samples = ", ".join(f"{data.num_samples[name]:,} {name}" for name in SPLITS)
@@ -117,7 +117,7 @@ def report(settings: Settings, workspace: Workspace) -> None:
         WorkspaceError: An earlier stage hasn't run.
         CheckpointError: A checkpoint is damaged.
     """
-    from tasks.reporting.plots import (  # only now: Matplotlib takes its time
+    from tasks.reporting.plots import (  # imported late, because Matplotlib takes long to import
         as_png,
         as_svg,
         draw_attempts,
@@ -242,22 +242,22 @@ def _notes(summary: Json, outcome: Outcome, warning: str | None) -> list[str]:
 def _tried(summary: Json, outcome: Outcome) -> str:
     return (
         f"{summary['attempts']} attempts, {summary['accepted']} accepted; ended because: {outcome['stopped_because']}. "
-        f"Decided on the validation set, with a floor of {outcome['floor']:.2%}. The figures above are of the test "
-        f"set, {summary['test_samples']:,} samples that no decision has seen."
+        f"Decisions were made on the validation set, with a floor of {outcome['floor']:.2%}. The figures above are "
+        f"from the test set, {summary['test_samples']:,} samples that no decision has used."
     )
 
 
 _SPARSE = (
-    "What went are single weights: they are zeros in the same shapes. A dense runtime computes them all the same, so "
-    "that MACs are unchanged and latency gains nothing. Effective MACs are those of a runtime that skips zero weights. "
+    "Single weights were set to zero; the shapes are the same. A dense runtime computes the zeros too, so the MACs "
+    "are unchanged and latency gains nothing. Effective MACs are those of a runtime that skips zero weights. "
     "The size is that of the checkpoint, which stores zeros as bits; the ONNX file stores them in full.",
 )
 _TRUTH = {
     "unstructured": _SPARSE,
     "n_m": _SPARSE,
     "dynamic": (
-        "Gates choose channels for each input: MACs are the mean over the samples of what is open, the gates' own "
-        "included. A dense runtime computes closed channels all the same, so that latency gains nothing, "
-        "and pays for the gates.",
+        "Gates choose channels for each input: MACs are the mean over the samples of the open channels, the gates' own "
+        "included. A dense runtime computes closed channels too, so latency gains nothing "
+        "and the gates add to it.",
     ),
 }

@@ -1,4 +1,4 @@
-"""Baseline against dense model, as people read it: accuracy, size, MACs and latency together."""
+"""Tables for people: baseline against pruned model, with accuracy, size, MACs and latency."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ Trend = Literal["better", "worse", "same"]
 
 @dataclass(frozen=True)
 class Line:
-    """One quantity of both models, and what became of it.
+    """One quantity of both models, and its change.
 
     Attributes:
         quantity: Its name.
         baseline: Its value before.
         pruned: Its value after.
-        change: From the one to the other.
-        remark: What else is to be known of the change.
-        trend: Whether the change is for the better; "same" where it is within what chance or the clock does.
-        spread: What the spread is called, and that of the three cells; None where the quantity is counted exactly.
+        change: Between the two.
+        remark: A note on the change.
+        trend: Whether the change is for the better; "same" if it is within chance or the noise of the clock.
+        spread: Its name, and the spreads of the three cells; None if the quantity is counted exactly.
     """
 
     quantity: str
@@ -79,11 +79,11 @@ class Accuracies(TypedDict):
 
 
 class Differences(TypedDict):
-    """How far the pruned model is from what it has to equal.
+    """How far the pruned model's outputs are from those they have to equal.
 
     Attributes:
         dense_vs_masked: Largest relative difference of the outputs from those of the masked model.
-        onnx_vs_torch: The same of the ONNX file from the model.
+        onnx_vs_torch: The same for the ONNX file against the model.
         onnx_close: Share of the validation samples on which file and model agree.
         num_samples: How many these are.
     """
@@ -95,23 +95,23 @@ class Differences(TypedDict):
 
 
 class Summary(TypedDict):
-    """What of `summary.json` is shown elsewhere; there is more in it.
+    """The part of `summary.json` that is shown elsewhere.
 
     Attributes:
         measure: What the share of right answers is called.
         kind: What was pruned.
         baseline: The model before, on the test set.
         dense: The model after.
-        accuracy_drop: From the one to the other.
-        pairs: The same, sample by sample.
+        accuracy_drop: Baseline minus pruned model.
+        pairs: Both compared sample by sample.
         floor: Lowest accuracy on the validation set that was accepted.
         validation: The accuracy there of both models.
         parity: How far the model's outputs may differ from those of the masked model and of the ONNX file.
-        proven: Whether the comparison with the masked model can show a difference.
-        test_samples: How many.
-        attempts: Of the loop.
-        accepted: So many of them.
-        stopped_because: Why it ended.
+        proven: Whether the comparison with the masked model could have shown a difference.
+        test_samples: Number of test samples.
+        attempts: Number of attempts.
+        accepted: Number of accepted ones.
+        stopped_because: Why the loop ended.
     """
 
     measure: str
@@ -189,7 +189,7 @@ def _trend(worse: float, better: float) -> Trend:
 
 
 def nothing_accepted(summary: Summary) -> str | None:
-    """Say that nothing was pruned, and why; None where an attempt was accepted."""
+    """Say that nothing was pruned, and why; None if an attempt was accepted."""
     if summary["accepted"]:
         return None
     count = summary["attempts"]
@@ -200,12 +200,12 @@ def nothing_accepted(summary: Summary) -> str | None:
 
 
 def ended_because(summary: Summary) -> str:
-    """Say how the loop ended, and that nothing was accepted where it was so."""
+    """Say how the loop ended, and whether nothing was accepted."""
     return f"{summary['stopped_because']}{'' if summary['accepted'] else '; nothing was accepted'}"
 
 
 def latency_name(batch_size: int, threads: int) -> str:
-    """Return what a latency is called; one thread goes without saying."""
+    """Return the name of a latency; one thread isn't mentioned."""
     return f"latency, batch {batch_size}{'' if threads == 1 else f', {threads} threads'}"
 
 
@@ -215,7 +215,7 @@ def compare_latency(workspace: Workspace) -> list[Line]:
 
 
 def _latency_line(before: benchmark.Row, after: benchmark.Row) -> Line:
-    """Compare two latencies, measured in turns: the ratio of the medians, and how far the quartiles let it go."""
+    """Compare two latencies measured in turns: the ratio of the medians, with its range by the quartiles."""
     quartiles = [quartiles_of(row) for row in (before, after)]
     low, high = quartiles[0][0] / quartiles[1][1], quartiles[0][1] / quartiles[1][0]
     predicted = before["predicted_ms"], after["predicted_ms"]
@@ -236,7 +236,7 @@ def quartiles_of(measured: benchmark.Row) -> Interval:
 
 
 def as_quartiles(quartiles: Interval) -> str:
-    """Write quartiles in milliseconds for people, with three digits that count."""
+    """Write quartiles in milliseconds for people, with three significant digits."""
     return "[{}, {}]".format(*(f"{value:.{min(3, max(0, 2 - floor(log10(value))))}f}" for value in quartiles))
 
 
@@ -251,7 +251,7 @@ def as_interval(interval: Interval) -> str:
 
 
 def as_text(lines: list[Line]) -> str:
-    """Lay the lines out for a terminal of 80 columns: spread and remark stand below their quantity."""
+    """Lay the lines out for a terminal of 80 columns, with spread and remark below their quantity."""
     rows = [cells for line in (HEAD, *lines) for cells in _rows(line)]
     last = max(len(row[3]) for row in rows)
     middle = [max(len(row[column]) for row in rows) for column in (1, 2)]
@@ -318,7 +318,7 @@ def as_bytes(count: int) -> str:
 def rounding_of(
     row: Row | None, kept: Mapping[str, int], baseline: pruning.Groups, latency: LatencyCost | None
 ) -> Json | None:
-    """Compare the dense model with the one that the same step would have made of it without rounding.
+    """Compare the dense model with the one that the same step would have given without rounding.
 
     Args:
         row: Of the step; None where none was accepted.
@@ -350,8 +350,8 @@ def rounding_of(
 def describe_rounding(found: Json) -> str:
     """Say it in a sentence."""
     text = (
-        f"Widths are rounded to what the runtime is fast at: {found['mac_reduction']:.1%} of the MACs went; had the "
-        f"last step not been rounded, {found['unrounded_mac_reduction']:.1%}."
+        f"Widths are rounded to those that the runtime is fast at: {found['mac_reduction']:.1%} of the MACs were "
+        f"removed; without rounding the last step, {found['unrounded_mac_reduction']:.1%}."
     )
     if "predicted_ms" in found:
         predicted, unrounded, whole = (found[name] for name in ("predicted_ms", "unrounded_ms", "baseline_ms"))

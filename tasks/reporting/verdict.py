@@ -1,4 +1,4 @@
-"""May the pruned model be shipped? A gate for each figure, the answer in words, and what it rests on."""
+"""May the pruned model be shipped? A gate for each figure, the answer in words, and the reasons."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Show = Callable[[float], str]
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured of one model.
+    """The measured figures of one model.
 
     Attributes:
         accuracy: On the test set, in torch.
         macs: Of one sample.
         size_bytes: As it is stored.
         parity: Share of the samples on which ONNX Runtime and torch agree.
-        latencies_ms: Batch size -> median of a batch.
-        answer_difference: Of the registered model from its recorded answers, relative; None where there is no version.
+        latencies_ms: Batch size -> median time of a batch.
+        answer_difference: Of the registered model from its recorded answers, relative; None without a version.
         accuracy_interval: Of the accuracy, 95 %.
         quartiles_ms: Batch size -> lower and upper quartile.
     """
@@ -47,12 +47,12 @@ class Gate:
     Attributes:
         name: What is compared.
         candidate: The candidate's figure.
-        reference: Production's, or the baseline's where nothing is in production yet.
-        limit: What the candidate's figure may come to.
+        reference: Production's, or the baseline's if nothing is in production yet.
+        limit: The worst allowed figure of the candidate.
         passed: Whether it does.
         shown: Both figures and the limit, for people.
-        spread: What the spread is, and both figures'; empty where a figure is counted, not measured.
-        remark: What else is to be known.
+        spread: Its name, and both figures' spreads; empty if the figure is counted, not measured.
+        remark: A note.
     """
 
     name: str
@@ -66,18 +66,18 @@ class Gate:
 
     @property
     def reason(self) -> str:
-        """Say why it isn't passed."""
+        """Say why the gate isn't passed."""
         candidate, reference, limit = self.shown
         more = f" ({self.remark})" if self.remark else ""
         return f"{self.name}: candidate {candidate}, reference {reference}, expected {limit}{more}"
 
 
 def judge(candidate: Figures, reference: Figures, chosen: Promote, pairs: Paired | None = None) -> tuple[Gate, ...]:
-    """Compare a candidate with what it would replace; it goes to production if every gate is passed.
+    """Compare a candidate with the model it would replace; it may go into production if every gate is passed.
 
     Args:
-        candidate: What wants to be in production.
-        reference: What it would replace.
+        candidate: The model to be promoted.
+        reference: The model it would replace.
         chosen: The limits.
         pairs: Both on the same samples, one by one.
     """
@@ -108,7 +108,7 @@ def judge(candidate: Figures, reference: Figures, chosen: Promote, pairs: Paired
 
 
 def as_rows(gates: tuple[Gate, ...]) -> list[tuple[str, ...]]:
-    """Return what people see: a head, a line for each gate, and one for the spread of what is measured."""
+    """Return the table for people: a head, a line for each gate, and one for the spread of measured figures."""
     rows: list[tuple[str, ...]] = [("gate", "candidate", "reference", "expected", "")]
     for gate in gates:
         rows.append((gate.name, *gate.shown, "passed" if gate.passed else "FAILED"))
@@ -118,7 +118,7 @@ def as_rows(gates: tuple[Gate, ...]) -> list[tuple[str, ...]]:
 
 
 def summarise(gates: tuple[Gate, ...]) -> str:
-    """Say in words how many of the gates are passed, and which are not."""
+    """Say how many gates are passed, and which are not."""
     failed = [gate for gate in gates if not gate.passed]
     if not failed:
         return f"passes all {len(gates)} promotion gates"
@@ -160,10 +160,10 @@ class Check:
     """One of the things that have to hold.
 
     Attributes:
-        name: What is asked.
+        name: The question.
         passed: Whether it holds.
-        short: That in a few words, part of a sentence.
-        detail: What was found.
+        short: The answer in a few words, as part of a sentence.
+        detail: The figures behind it.
     """
 
     name: str
@@ -178,7 +178,7 @@ class Verdict:
 
     Attributes:
         sentence: In words, without its full stop.
-        checks: What it rests on; none where nothing was pruned.
+        checks: The reasons; none if nothing was pruned.
     """
 
     sentence: str
@@ -226,7 +226,7 @@ def mark(passed: bool) -> str:
 
 
 def _floor(summary: Summary) -> Check:
-    """The loop accepts by the validation set; the test set, which no decision has seen, has to confirm it."""
+    """The loop decides on the validation set; the test set, which no decision has used, has to confirm it."""
     validation, floor = summary["validation"], summary["floor"]
     allowed, lost = validation["baseline"] - floor, summary["accuracy_drop"]
     low, high = 100 * summary["pairs"]["low"], 100 * summary["pairs"]["high"]
@@ -260,7 +260,7 @@ def _promotion(summary: Summary, latencies: Sequence[tuple[Row, Row]], limits: P
 
 
 def _gates(summary: Summary, latencies: Sequence[tuple[Row, Row]], limits: Promote) -> tuple[Gate, ...]:
-    """Judge as `promote` would the first version."""
+    """Judge the model as `promote` would judge a first version."""
     threads = latencies[0][0]["threads"] if latencies else None
     figures = []
     for name, position, parity in (("baseline", 0, 1.0), ("dense", 1, summary["parity"]["onnx_close"])):
@@ -296,8 +296,8 @@ def _equivalence(summary: Summary) -> Check:
         "Not proven exact",
         False,
         "its exactness is not proven",
-        f"on no validation sample do the outputs depend on the channels, so that a difference from the model with "
-        f"channels set to zero could not show ({difference}). The outputs may be constant or saturated.",
+        f"on no validation sample do the outputs depend on the removed channels, so a difference from the model with "
+        f"channels set to zero couldn't show ({difference}). The outputs may be constant or saturated.",
     )
 
 
@@ -313,6 +313,6 @@ def _parity(summary: Summary) -> Check:
     return Check(
         "ONNX file differs",
         False,
-        f"the ONNX file agrees with it on {found['onnx_close']:.2%} of samples alone",
+        f"the ONNX file agrees with it on only {found['onnx_close']:.2%} of the samples",
         detail,
     )

@@ -100,7 +100,7 @@ def test_file_error_of_the_system_is_one_message(write_params: Write, capsys: An
 
 def test_debug_shows_the_traceback(write_params: Write) -> None:
     write_params(None)
-    with pytest.raises(Exception, match=r"flows\.prepare"):
+    with pytest.raises(Exception, match="secateur run prepare"):
         command.main("stage", baseline, "", ["--debug", "--no-commit"])
 
 

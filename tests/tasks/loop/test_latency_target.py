@@ -232,4 +232,4 @@ def test_report_says_what_rounding_cost_and_brought(loop: Callable[..., Project]
     assert 0.4 <= found["unrounded_mac_reduction"] < found["mac_reduction"]
     assert found["predicted_ms"] < found["unrounded_ms"] < found["baseline_ms"]
     page = (project.workspace.folder("report") / "report.html").read_text(encoding="utf-8")
-    assert "Widths are rounded to what the runtime is fast at" in page
+    assert "Widths are rounded to those that the runtime is fast at" in page

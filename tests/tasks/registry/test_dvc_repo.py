@@ -116,7 +116,7 @@ def test_malformed_graph_is_one_message(repository: Path) -> None:
 def test_stage_that_dvc_runs_does_not_commit(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_STAGE", "first")
     assert inside_dvc()
-    with pytest.raises(WorkspaceError, match="committed by DVC itself"):
+    with pytest.raises(WorkspaceError, match="DVC commits the stages that it runs"):
         DvcRepo()
 
 

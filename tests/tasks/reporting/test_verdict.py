@@ -55,7 +55,7 @@ def test_what_holds_may_be_shipped(kind: str) -> None:
         (
             {"kind": "dynamic", "parity": parity(onnx_close=0.995, onnx_vs_torch=0.1)},
             "ONNX file differs",
-            "it fails 1 of 5 promotion gates (parity); the ONNX file agrees with it on 99.50% of samples alone",
+            "it fails 1 of 5 promotion gates (parity); the ONNX file agrees with it on only 99.50% of the samples",
             "agree on 99.50% of 360 validation samples",
         ),
     ],
