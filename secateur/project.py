@@ -12,12 +12,16 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+from pydantic import BaseModel
+
 from pruning.errors import ModelError, SettingsError, WorkspaceError
 from pruning.io.atomic import replace_file
 from secateur.extras import advice
 from secateur.inspection import inspect
 from secateur.sources import Source
 from tasks.config import reference
+from tasks.config.prune_schema import Prune
+from tasks.config.schema import FromScratch, Run
 from tasks.registry.dvc_repo import dvc_yaml
 from tasks.workspace import DEFAULT_ROOT, Workspace
 
@@ -28,7 +32,6 @@ IGNORED = (
 """What a run writes and Git shouldn't track, as lines of `.gitignore`; the folder of the data is added in front."""
 
 CONFIGURED = (("core.analytics", "false"), ("core.check_update", "false"), ("core.autostage", "false"))
-_TRAIN = "{epochs: 12}"
 
 
 def make_project(
@@ -90,7 +93,9 @@ def project_files(model: str, data: str, weights: Path | None) -> dict[str, str]
         "model": model,
         "data": data,
         "weights": "null" if weights is None else json.dumps(str(weights)),
-        "recipe": _TRAIN if weights is None else "null",
+        "recipe": f"{{epochs: {_default(FromScratch, 'epochs')}}}" if weights is None else "null",
+        "device": _default(Run, "device"),
+        "drop": _default(Prune, "max_accuracy_drop"),
         "name": json.dumps(re.sub(r"[^A-Za-z0-9.+-]+", "-", Path.cwd().name).strip("-.+")[:100] or "pruned"),
     }
     return {
@@ -99,6 +104,10 @@ def project_files(model: str, data: str, weights: Path | None) -> dict[str, str]
         "dvc.yaml": dvc_yaml("secateur run {}"),
         "prefect.yaml": (templates / "prefect.yaml").read_text(encoding="utf-8"),
     }
+
+
+def _default(section: type[BaseModel], name: str) -> str:
+    return str(section.model_fields[name].default)
 
 
 def _begin_git(say: Callable[[str], None]) -> None:

@@ -45,12 +45,12 @@ class ScheduleSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     target: float = Field(gt=0, lt=1)
-    iterations: int = Field(default=5, ge=1)
-    shape: Literal["linear", "geometric", "cubic"] = "linear"
+    iterations: int = Field(ge=1)
+    shape: Literal["linear", "geometric", "cubic"]
     first_step: float | None = Field(default=None, gt=0, lt=1)
-    backoff: float = Field(default=0.5, gt=0, lt=1)
-    smallest_step: float = Field(default=0.01, gt=0, lt=1)
-    max_attempts: int = Field(default=20, ge=1)
+    backoff: float = Field(gt=0, lt=1)
+    smallest_step: float = Field(gt=0, lt=1)
+    max_attempts: int = Field(ge=1)
 
     @model_validator(mode="after")
     def _first_step_within_target(self) -> ScheduleSettings:
@@ -116,7 +116,8 @@ def next_step(settings: ScheduleSettings, history: Sequence[Outcome]) -> Attempt
     After a rejection the step (goal − reduction accepted so far) is multiplied by `backoff`; that shorter step stays
     the longest one allowed, after acceptances too. A scheduled goal closer than half its own increment is passed over.
 
-    >>> settings = ScheduleSettings(target=0.8, iterations=2, max_attempts=9)
+    >>> pace = {"shape": "linear", "backoff": 0.5, "smallest_step": 0.01, "max_attempts": 9}
+    >>> settings = ScheduleSettings(target=0.8, iterations=2, **pace)
     >>> round(next_step(settings, [Outcome(0.4, 0.4, True), Outcome(0.8, 0.8, False)]).goal, 6)
     0.6
     """

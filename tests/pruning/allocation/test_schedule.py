@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 from hypothesis import example, given, settings
@@ -10,6 +11,9 @@ from pydantic import ValidationError
 from pruning.allocation.schedule import Attempt, Outcome, ScheduleSettings, Stop, goals, next_step
 
 SHAPES = ["linear", "geometric", "cubic"]
+scheduled = partial(
+    ScheduleSettings, iterations=5, shape="linear", backoff=0.5, smallest_step=0.01, max_attempts=20
+)  # what a case doesn't say
 
 
 def play(settings: ScheduleSettings, verdicts: list[bool]) -> tuple[list[float], Stop | None]:
@@ -40,20 +44,20 @@ def schedules(draw: st.DrawFn) -> ScheduleSettings:
 
 
 def test_goals_of_each_shape_worked_by_hand() -> None:
-    assert goals(ScheduleSettings(target=0.8, iterations=4)) == pytest.approx((0.2, 0.4, 0.6, 0.8))
-    assert goals(ScheduleSettings(target=0.75, iterations=2, shape="geometric")) == pytest.approx((0.5, 0.75))
-    assert goals(ScheduleSettings(target=0.8, iterations=2, shape="cubic")) == pytest.approx((0.7, 0.8))
+    assert goals(scheduled(target=0.8, iterations=4)) == pytest.approx((0.2, 0.4, 0.6, 0.8))
+    assert goals(scheduled(target=0.75, iterations=2, shape="geometric")) == pytest.approx((0.5, 0.75))
+    assert goals(scheduled(target=0.8, iterations=2, shape="cubic")) == pytest.approx((0.7, 0.8))
 
 
 def test_first_step_comes_first_and_the_rest_rises_from_there() -> None:
-    assert goals(ScheduleSettings(target=0.8, iterations=3, first_step=0.2)) == pytest.approx((0.2, 0.5, 0.8))
-    assert goals(ScheduleSettings(target=0.8, iterations=1, first_step=0.2)) == pytest.approx((0.2, 0.8))
-    assert goals(ScheduleSettings(target=0.8, iterations=3, first_step=0.8)) == (0.8,)
+    assert goals(scheduled(target=0.8, iterations=3, first_step=0.2)) == pytest.approx((0.2, 0.5, 0.8))
+    assert goals(scheduled(target=0.8, iterations=1, first_step=0.2)) == pytest.approx((0.2, 0.8))
+    assert goals(scheduled(target=0.8, iterations=3, first_step=0.8)) == (0.8,)
 
 
 @settings(deadline=None)
 @given(schedules())
-@example(ScheduleSettings(target=0.42053718695817766, iterations=6, shape="geometric", first_step=0.4205371869581776))
+@example(scheduled(target=0.42053718695817766, iterations=6, shape="geometric", first_step=0.4205371869581776))
 def test_goals_rise_and_end_at_the_target(settings: ScheduleSettings) -> None:
     found = goals(settings)
     assert all(0 < earlier <= later for earlier, later in itertools.pairwise(found))
@@ -61,13 +65,13 @@ def test_goals_rise_and_end_at_the_target(settings: ScheduleSettings) -> None:
 
 
 def test_accepted_attempts_walk_to_the_target() -> None:
-    found, stop = play(ScheduleSettings(target=0.8, iterations=4), [True] * 4)
+    found, stop = play(scheduled(target=0.8, iterations=4), [True] * 4)
     assert found == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert stop == Stop("target reached")
 
 
 def test_failed_step_is_halved_and_stays_halved() -> None:
-    settings = ScheduleSettings(target=0.98, iterations=3, first_step=0.9, smallest_step=0.1)
+    settings = scheduled(target=0.98, iterations=3, first_step=0.9, smallest_step=0.1)
     found, _ = play(settings, [False, True, True])
     assert found[:3] == pytest.approx([0.9, 0.45, 0.9])
     found, _ = play(settings, [False, False, True, True, True])
@@ -75,19 +79,19 @@ def test_failed_step_is_halved_and_stays_halved() -> None:
 
 
 def test_repeated_failure_ends_at_the_smallest_step() -> None:
-    found, stop = play(ScheduleSettings(target=0.8, iterations=1, smallest_step=0.15), [])
+    found, stop = play(scheduled(target=0.8, iterations=1, smallest_step=0.15), [])
     assert found == pytest.approx([0.8, 0.4, 0.2])
     assert stop == Stop("smallest step reached")
 
 
 def test_last_attempt_ends_it() -> None:
-    found, stop = play(ScheduleSettings(target=0.8, iterations=8, max_attempts=3), [True] * 9)
+    found, stop = play(scheduled(target=0.8, iterations=8, max_attempts=3), [True] * 9)
     assert len(found) == 3
     assert stop == Stop("attempts used up")
 
 
 def test_goal_that_was_overshot_is_passed_over() -> None:
-    settings = ScheduleSettings(target=0.8, iterations=4)
+    settings = scheduled(target=0.8, iterations=4)
     step = next_step(settings, [Outcome(0.2, 0.39, True)])
     assert isinstance(step, Attempt)
     assert step.goal == pytest.approx(0.6)

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+import pytest
+from pydantic import BaseModel, ValidationError
 
+from pruning.allocation.sensitivity import Sensitivity
+from pruning.dynamic.gates import GateTraining
+from pruning.evaluation import evaluate
+from pruning.io.onnx import export_onnx
+from pruning.latency.measure import measure_latency
+from pruning.plan.constraints import Limits
+from pruning.recovery.reconstruct import reconstruct
+from pruning.unstructured.select import WeightScope
 from tasks.config.migration import migrate
-from tasks.config.schema import Settings
+from tasks.config.prune_schema import Gates, Recover, Structured, Weights
+from tasks.config.schema import Analyze, Benchmark, Export, Profile, Settings, Training
 from tasks.config.yaml_io import read_mapping
 
 Place = tuple[str | int, ...]
@@ -63,3 +74,27 @@ def test_a_key_that_is_left_out_has_the_shipped_value_or_is_asked_for(tmp_path: 
     required |= {("baseline",), ("baseline", "recipe")}
     required |= {("prune",), ("prune", "target")}
     assert refused == required
+
+
+LIBRARY: list[tuple[type[BaseModel], str, Callable[..., Any], str]] = [
+    (Training, "batch_size", evaluate, "batch_size"),
+    (Analyze, "sweep", Sensitivity, "sweep"),
+    (Export, "opset", export_onnx, "opset"),
+    (Benchmark, "rounds", measure_latency, "rounds"),
+    (Benchmark, "batch_sizes", measure_latency, "batch_sizes"),
+    (Profile, "provider", measure_latency, "provider"),
+    (Structured, "max_group_rate", Limits, "max_group_rate"),
+    (Recover, "ridge", reconstruct, "ridge"),
+    (Weights, "max_layer_sparsity", WeightScope, "max_layer_sparsity"),
+    (Gates, "weight", GateTraining, "weight"),
+    (Gates, "ramp", GateTraining, "ramp"),
+]
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "call", "argument"), LIBRARY, ids=lambda one: getattr(one, "__name__", one)
+)
+def test_the_library_has_the_same_default(
+    section: type[BaseModel], name: str, call: Callable[..., Any], argument: str
+) -> None:
+    assert section.model_fields[name].default == inspect.signature(call).parameters[argument].default

@@ -12,7 +12,7 @@ from tasks.models import ModelMetrics
 from tests.dying import died_before
 
 BASELINE = ModelMetrics(accuracy=0.9, loss=0.3, macs=1000, parameters=100, size_bytes=400)
-SCHEDULE = ScheduleSettings(target=0.8, iterations=4, smallest_step=0.05, max_attempts=10)
+SCHEDULE = ScheduleSettings(target=0.8, iterations=4, shape="linear", backoff=0.5, smallest_step=0.05, max_attempts=10)
 
 
 def run(root: Path, verdicts: str, schedule: ScheduleSettings = SCHEDULE, fingerprint: str = "f") -> Ledger:
