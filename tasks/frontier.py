@@ -17,7 +17,7 @@ from tasks.config.schema import Settings, load
 from tasks.config.yaml_io import read_mapping, write_mapping
 from tasks.fingerprint import fingerprint
 from tasks.reporting import report
-from tasks.reporting.html import document, picture, table
+from tasks.reporting.html import document, plots, table
 from tasks.reporting.intervals import Interval
 from tasks.reporting.plots import Mark, as_png, as_svg, draw_frontier
 from tasks.reporting.tables import Summary, as_interval, as_ms, ended_because, latency_name, markdown_table
@@ -168,7 +168,7 @@ def write_frontier(points: Sequence[Point], title: str, measure: str, folder: Pa
         ]
         for cost in points[0].costs
     }
-    figure = draw_frontier(marks, f"{measure} (test)", BASELINE)
+    up = f"{measure} (test)"
     head, rows = _cells(points, measure)
     remark = (
         "Numbers are those of the plot. Costs are shares of the baseline's; a star marks a model that is dominated: "
@@ -176,12 +176,17 @@ def write_frontier(points: Sequence[Point], title: str, measure: str, folder: Pa
         "their quartiles, accuracies have their 95 % interval."
     )
     write_json(folder / "frontier.json", {"measure": measure, "points": [asdict(point) for point in points]})
-    replace_file(folder / "frontier.png", as_png(figure))
+    replace_file(folder / "frontier.png", as_png(draw_frontier(marks, up, BASELINE)))
     replace_file(folder / "frontier.md", (f"# {title}\n\n{remark}\n\n{markdown_table(head, rows)}\n").encode())
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="quiet">{escape(remark)}</p>',
-        picture("Accuracy against cost", as_svg(figure)),
+        plots(
+            {
+                f"Accuracy against {cost}": as_svg(draw_frontier({cost: some}, up, BASELINE))
+                for cost, some in marks.items()
+            }
+        ),
         "<h2>All targets</h2>",
         table(head, rows),
     ]
@@ -191,13 +196,13 @@ def write_frontier(points: Sequence[Point], title: str, measure: str, folder: Pa
 def _cells(points: Sequence[Point], measure: str) -> tuple[list[str], list[list[str]]]:
     def cell(point: Point, cost: str) -> str:
         star = f"{_GLUE}*" if point.dominated[cost] else ""
-        ms = f" {as_ms(*point.latency_ms[cost])}".replace(" ms", f"{_GLUE}ms") if cost in point.latency_ms else ""
+        ms = f", {as_ms(*point.latency_ms[cost])}".replace(" ms", f"{_GLUE}ms") if cost in point.latency_ms else ""
         return f"{point.costs[cost]:.1%}{star}{ms}"
 
-    head = ["", "target", measure, *points[0].costs, "ended because"]
+    head = ["no.", "target", measure, *points[0].costs, "ended because"]
     rows = [
         [
-            str(number or ""),
+            str(number or "–"),
             one.name,
             f"{one.accuracy:.2%} {as_interval(one.accuracy_interval) if one.accuracy_interval else ''}".strip(),
             *(cell(one, cost) for cost in one.costs),

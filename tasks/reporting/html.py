@@ -35,12 +35,12 @@ p { margin: .4rem 0; } .quiet, dt { color: var(--quiet); } .lead { font-size: 1.
 table { border-collapse: collapse; width: 100%; }
 th, td { padding: .5rem .7rem .5rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { font-weight: 600; color: var(--quiet); font-size: .88rem; }
-td span { display: block; }
+th, td { overflow-wrap: break-word; } td span { display: block; }
 .better { color: var(--good); } .worse, .warning { color: var(--bad); }
 .card .better::before { content: "\\25B2\\00A0"; font-size: .7em; }
 .card .worse::before { content: "\\25BC\\00A0"; font-size: .7em; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 2rem 1.5rem;
-         align-items: start; }
+         align-items: start; margin-top: 1.2rem; }
 svg { width: 100%; height: auto; display: block; }
 svg text { fill: var(--ink); } figure { margin: 0; }
 dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .35rem 1.2rem; margin: .6rem 0; }
@@ -48,7 +48,7 @@ dd { margin: 0; } summary { cursor: pointer; margin: .8rem 0; }
 @media (max-width: 40rem) {
   body { padding-top: 1.4rem; } h1 { font-size: 1.45rem; }
   thead { display: none; } tr { display: block; border-bottom: 1px solid var(--line); padding: .6rem 0; }
-  td { display: grid; grid-template-columns: 6.5rem 1fr; gap: .6rem; border: 0; padding: .15rem 0; }
+  td { display: grid; grid-template-columns: 6.5rem minmax(0, 1fr); gap: .6rem; border: 0; padding: .15rem 0; }
   td::before { content: attr(data-label); color: var(--quiet); font-size: .88rem; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; }
 }
@@ -125,11 +125,7 @@ def render(report: Report) -> str:
         "<h2>What was tried</h2>",
         *([f"<p>{escape(report.tried)}</p>"] if report.tried else ()),
         _table(_ATTEMPT_HEAD, [_attempt_cells(row) for row in report.rows]),
-        *(
-            [f'<h2>Plots</h2><div class="plots">{"".join(map(_plot, report.pictures.items()))}</div>']
-            if report.pictures
-            else ()
-        ),
+        *(["<h2>Plots</h2>", plots(report.pictures)] if report.pictures else ()),
         "<h2>Where it comes from</h2>",
         _list(report.origin),
         *(
@@ -153,9 +149,9 @@ def document(title: str, parts: Sequence[str]) -> str:
     )
 
 
-def picture(heading: str, svg: str) -> str:
-    """Return a picture under its heading."""
-    return f"<h2>{escape(heading)}</h2>{_labelled(heading, svg)}"
+def plots(pictures: Mapping[str, str]) -> str:
+    """Return pictures, heading -> SVG, side by side where the page is wide enough."""
+    return f'<div class="plots">{"".join(map(_plot, pictures.items()))}</div>'
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import PercentFormatter
@@ -37,6 +38,9 @@ PAGE_COLOURS = {
 
 FALLING = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Of the curves that are named: colour-blind people tell them apart, on white and on black (Okabe and Ito, 2008)."""
+
+LOSSES = [(0.75, 0.16, 0.02, (step + 1) / 12) for step in range(12)]
+"""From no loss to the largest: one colour, ever less transparent, on white and on black."""
 
 _NOT_IN_A_PAGE = re.compile(
     r'<metadata>.*?</metadata>|<style.*?</style>| xmlns(:\w+)?="[^"]*"| id="[\w.]+_\d+"', re.DOTALL
@@ -130,10 +134,11 @@ def draw_sensitivity(curves: Sequence[Curve], baseline_accuracy: float) -> Figur
     for row, curve in enumerate(curves):
         for point in curve.points:
             drops[row, rates.index(point.rate)] = baseline_accuracy - point.accuracy
-    whole = (0, 0), len(rates), len(curves)
-    axes.add_patch(Rectangle(*whole, hatch="////", facecolor="none", edgecolor=QUIET, linewidth=0, zorder=0))
+    for (row, column), drop in np.ndenumerate(drops):
+        hatch = "///" if np.isnan(drop) else None
+        axes.add_patch(Rectangle((column, row), 1, 1, hatch=hatch, facecolor="none", edgecolor=LINE, linewidth=0.8))
     largest = max(0.01, float(np.nanmax(drops, initial=0)))
-    cells = axes.pcolormesh(np.ma.masked_invalid(drops), cmap="OrRd", vmin=0, vmax=largest, zorder=1)
+    cells = axes.pcolormesh(np.ma.masked_invalid(drops), cmap=ListedColormap(LOSSES), vmin=0, vmax=largest)
     axes.set_ylim(len(curves), 0)
     axes.set_yticks(np.arange(len(curves)) + 0.5, [_short(curve.group) for curve in curves], fontsize=SMALL - 1)
     axes.set_xticks(np.arange(len(rates)) + 0.5, [f"{100 * rate:.0f}" for rate in rates], fontsize=SMALL - 1)
@@ -145,7 +150,7 @@ def draw_sensitivity(curves: Sequence[Curve], baseline_accuracy: float) -> Figur
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=SMALL - 1, length=0, colors=INK)
     if np.isnan(drops).any():
-        missing = Patch(hatch="////", facecolor="none", edgecolor=QUIET, linewidth=0, label="not measured")
+        missing = Patch(hatch="///", facecolor="none", edgecolor=LINE, linewidth=0, label="not measured")
         axes.legend(
             handles=[missing], frameon=False, fontsize=SMALL, loc="lower left", bbox_to_anchor=(0, 1), labelcolor=INK
         )
@@ -271,17 +276,10 @@ def draw_frontier(planes: Mapping[str, Sequence[Mark]], measure: str, baseline: 
             if some:
                 places = [m.cost for m in some], [m.accuracy for m in some]
                 axes.scatter(*places, marker=marker, s=52, color=colour, label=label, zorder=3, linewidths=0)
-        named = sorted((mark for mark in marks if mark.name != baseline), key=lambda mark: mark.cost)
-        for place, mark in enumerate(named):  # above and below in turn, so that neighbours' names don't meet
-            axes.annotate(
-                mark.name,
-                (mark.cost, mark.accuracy),
-                xytext=(0, -14 if place % 2 else 7),
-                textcoords="offset points",
-                ha="center",
-                fontsize=SMALL,
-                color=INK,
-            )
+        for mark in marks:
+            if mark.name != baseline:  # below to the right: the line, which rises, is above or to the left
+                place = (mark.cost, mark.accuracy)
+                axes.annotate(mark.name, place, xytext=(5, -11), textcoords="offset points", fontsize=SMALL, color=INK)
         _dress(axes, f"{cost}, share of the baseline's", measure if axes.get_subplotspec().is_first_col() else "", "")
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1))

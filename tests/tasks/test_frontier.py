@@ -51,10 +51,13 @@ def test_points_of_equal_figures_do_not_dominate_each_other() -> None:
 def test_page_and_table_name_every_target_and_star_the_dominated(tmp_path: Path) -> None:
     write_frontier(mark_dominated(POINTS), "net <on> data", "accuracy", tmp_path)
     text = (tmp_path / "frontier.md").read_text(encoding="utf-8")
-    assert "| 1 | a | 97.00% | 70.0% | 110.0% * 1.100 ms [1.10, 1.10] |" in text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "| 1 | a | 97.00% | 70.0% | 110.0% *, 1.100 ms [1.10, 1.10] |" in text.replace("\N{NO-BREAK SPACE}", " ")
     assert text.count("*") == 3
     page = (tmp_path / "frontier.html").read_text(encoding="utf-8")
     assert "net &lt;on&gt; data" in page
+    assert page.count("<svg") == len(POINTS[0].costs), (
+        "a plot for each cost, so that a telephone shows them at full size"
+    )
     assert all(f'<td data-label="target">{one.name}</td>' in page for one in POINTS)
     assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
     found = json.loads((tmp_path / "frontier.json").read_text(encoding="utf-8"))
