@@ -96,6 +96,17 @@ def test_every_setting_has_a_meaning_and_a_first_run_needs_eight() -> None:
     assert "did you mean 'prune.target'" in call("params", "prune.targt").output
 
 
+def test_an_old_settings_file_is_rewritten_once(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes((REPOSITORY / "tests/tasks/config/old_params/before_the_names.yaml").read_bytes())
+    first, second = call("params", "--migrate", str(path)), call("params", "--migrate", str(path))
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    assert "tidy is cleanup now" in first.output
+    assert second.output == f"{path} has the names of today; it was left as it is\n"
+    path.write_text("tody: {}\n", encoding="utf-8")
+    assert call("params", "--migrate", str(path)).exit_code == 2
+
+
 def test_schema_for_editors_takes_the_shipped_file() -> None:
     jsonschema = pytest.importorskip("jsonschema")
     schema = json.loads(call("params", "--json-schema").output)
