@@ -175,11 +175,7 @@ class _Search:
 def _inside(value: Any) -> Iterator[Any]:
     """Yield what a value holds: what its attributes and slots hold, and what iterating over it gives."""
     if isinstance(value, FunctionType):
-        for cell in value.__closure__ or ():
-            try:
-                yield cell.cell_contents
-            except ValueError:  # a name that has no value yet
-                continue
+        yield from closed_over(value)
         return
     if isinstance(value, Mapping):
         for key, inner in value.items():
@@ -195,6 +191,15 @@ def _inside(value: Any) -> Iterator[Any]:
                     yield member.__get__(value)
                 except AttributeError:  # a slot that holds nothing
                     continue
+
+
+def closed_over(function: FunctionType) -> Iterator[Any]:
+    """Yield what a function has closed over."""
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # a name that has no value yet
+            continue
 
 
 def _content(tensor: Tensor) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ SecateurError            a fault that the caller can mend; its text says what, w
 └── WorkspaceError       the workspace can't be read, written, or locked
 
 UnprovenWarning          a model was narrowed, and no inputs were found on which that could be verified
+UntriedWarning           a model was narrowed, and what some arguments of its forward lead to was not verified
 """
 
 from __future__ import annotations
@@ -76,6 +77,10 @@ class WorkspaceError(SecateurError):
 
 class UnprovenWarning(UserWarning):
     """A model was narrowed, and no inputs were found on which that could be verified."""
+
+
+class UntriedWarning(UserWarning):
+    """A model was narrowed, and what some arguments of its forward lead to was not verified."""
 
 
 def pass_on(fault: Exception) -> None:

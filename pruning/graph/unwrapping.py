@@ -4,9 +4,9 @@ Looked through, because the module inside computes the same function: `nn.DataPa
 what `torch.compile` returns. Names in plans and masks are those of the module inside, and `narrow` returns a narrowed
 module inside, without a wrapper.
 
-Left as it is, because it does no harm: hooks, autocast inside `forward`, kept activations and other tensors that hold a
-graph (copies hold them without their graph), inference tensors, `model.compile()` (copies aren't compiled), weights
-that a parametrization computes or that a hook computes (`torch.nn.utils.weight_norm`, `spectral_norm`).
+Left as it is, because it does no harm: hooks that copies carry along, autocast inside `forward`, kept activations and
+other tensors that hold a graph (copies hold them without their graph), inference tensors, `model.compile()` (copies
+aren't compiled), weights that a parametrization or a hook computes (`torch.nn.utils.weight_norm`, `spectral_norm`).
 
 Named, because nothing exact could be said of it as it is: the rest of the table.
 """
@@ -14,17 +14,22 @@ Named, because nothing exact could be said of it as it is: the rest of the table
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from types import FunctionType, MethodType
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.prune import BasePruningMethod
 
+from pruning.containers import closed_over
 from pruning.errors import ModelError
 
 _SHOWN = 5
+_NO_FUNCTIONS = {"_parameters", "_buffers", "_modules", "_compiled_call_impl"}  # the last one isn't copied
 
 
 @dataclass(frozen=True)
@@ -33,34 +38,35 @@ class _Remnant:
 
     Attributes:
         what: What the place says of itself.
-        find: Yields the name of each attribute of a module that is one; "" for the module itself.
+        find: Yields the name of each attribute of a module that is one; "" for the module itself. It is given the ids
+            of all modules, parameters and buffers of the model too.
         remedy: The call that removes it; {module} and {name} stand for where it was found.
     """
 
     what: str
-    find: Callable[[nn.Module], Iterator[str]]
+    find: Callable[[nn.Module, Collection[int]], Iterator[str]]
     remedy: str
 
 
-def _pruned(module: nn.Module) -> Iterator[str]:
+def _pruned(module: nn.Module, _own: Collection[int]) -> Iterator[str]:
     """Weights with a mask: criteria would score what the mask hides."""
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, BasePruningMethod):
             yield hook._tensor_name
 
 
-def _uninitialized(module: nn.Module) -> Iterator[str]:
+def _uninitialized(module: nn.Module, _own: Collection[int]) -> Iterator[str]:
     own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
     if any(nn.parameter.is_lazy(tensor) for tensor in own):
         yield ""
 
 
-def _scripted(module: nn.Module) -> Iterator[str]:
+def _scripted(module: nn.Module, _own: Collection[int]) -> Iterator[str]:
     if isinstance(module, torch.jit.ScriptModule):
         yield ""
 
 
-def _sharded(module: nn.Module) -> Iterator[str]:
+def _sharded(module: nn.Module, _own: Collection[int]) -> Iterator[str]:
     """FSDP in both its forms, known by name: importing it is slow and not possible everywhere."""
     classes = {f"{cls.__module__}.{cls.__name__}" for cls in type(module).__mro__}
     tensors = {f"{type(p).__module__}.{type(p).__name__}" for p in module.parameters(recurse=False)}
@@ -69,6 +75,39 @@ def _sharded(module: nn.Module) -> Iterator[str]:
         or "torch.distributed.tensor.DTensor" in tensors
     ):
         yield ""
+
+
+def _captured(module: nn.Module, own: Collection[int]) -> Iterator[str]:
+    """Hooks and other functions that a module holds and that captured a part of the model.
+
+    Copies follow methods, objects and `functools.partial`; a function itself is never copied, and with it what it
+    captured: a copy would run, and train, the original's layers.
+    """
+    for name, value in vars(module).items():
+        if name not in _NO_FUNCTIONS and _captures(value, own, set()):
+            yield name
+
+
+def _captures(value: Any, own: Collection[int], seen: set[tuple[int, bool]], by: bool = False) -> bool:
+    """Whether a value, or what a function in it (`by`) closes over, has as a default or reads as a global, is own."""
+    if id(value) in own:
+        return by
+    if (id(value), by) in seen:
+        return False
+    seen.add((id(value), by))
+    if isinstance(value, FunctionType):
+        if any(id(value.__globals__.get(name)) in own for name in value.__code__.co_names):
+            return True
+        inner, by = (*closed_over(value), *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()), True
+    elif isinstance(value, MethodType):
+        inner = (value.__self__,)
+    elif isinstance(value, partial):
+        inner = (value.func, *value.args, *value.keywords.values())
+    elif isinstance(value, Mapping):
+        inner = tuple(value.values())
+    else:
+        inner = tuple(value) if isinstance(value, list | tuple | set) else ()
+    return any(_captures(one, own, seen, by) for one in inner)
 
 
 def _wrappers() -> dict[type, str]:
@@ -97,6 +136,12 @@ _REMNANTS = (
         "pass the module that torch.jit.script or torch.jit.trace was given; script or trace the narrowed one",
     ),
     _Remnant(
+        "holds a function that captured a part of the model, which it would go on to use where the model is copied",
+        _captured,
+        "remove it (a hook by its handle's remove()), or let it be a method, or a functools.partial that gives the "
+        "module to a function: copies follow these",
+    ),
+    _Remnant(
         "is a module whose parameters FSDP has cut up",
         _sharded,
         "load its full state dict (torch.distributed.checkpoint.state_dict.get_model_state_dict with "
@@ -120,12 +165,13 @@ def unwrap(model: nn.Module) -> nn.Module:
         )
     while (inside := next((name for cls, name in _wrappers().items() if isinstance(model, cls)), None)) is not None:
         model = getattr(model, inside)
+    own = {id(part) for part in (*model.modules(), *model.parameters(), *model.buffers())}
     faults = [
         f"{_expression(model, path)}{f'.{name}' if name else ''} {remnant.what}: "
         + remnant.remedy.format(module=_expression(model, path), name=name)
         for path, module in model.named_modules()
         for remnant in _REMNANTS
-        for name in remnant.find(module)
+        for name in remnant.find(module, own)
     ]
     if faults:
         more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""

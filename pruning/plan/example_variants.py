@@ -28,10 +28,10 @@ from pruning.graph.rules.call import operator_name, tensors_in
 from pruning.plan.verification import comparable_outputs, outputs_of
 
 _SAMPLES = 3
-_MOST_OPTIONAL = 4  # optional tensors that are given
-_MOST_TRIED = 8  # optional arguments for which a tensor is looked for
+_MOST_OPTIONAL = 6  # optional arguments that are given
+_MOST_TRIED = 12  # optional arguments for which a value is looked for, and values that are tried for each
 _SCALES = (1e-2, 1e-4, 1e2)  # of random inputs
-_MASKS = re.compile("mask|pad|valid|keep")
+_MASKS = re.compile("mask|pad|valid|keep|causal")
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,16 @@ class Call:
         how: In words, for messages: how this differs from the example in evaluation.
         training: In training mode and with gradients, dropping nothing out; otherwise in evaluation without them.
         inference: Under `torch.inference_mode` instead of `torch.no_grad`.
+        given: The argument of `forward` that the example leaves as it is by default, and this call gives.
+        turned: Whether that is a truth, which may ask for other outputs than the example's.
     """
 
     inputs: Inputs
     how: str = ""
     training: bool = False
     inference: bool = False
+    given: str = ""
+    turned: bool = False
 
     def run(self, model: nn.Module) -> list[Tensor]:
         """Run a copy of a model in this way, which shares its parameters alone: the model learns and keeps nothing.
@@ -86,10 +90,11 @@ class Call:
 def other_calls(model: nn.Module, example: Inputs) -> Iterator[tuple[Call, list[Tensor]]]:
     """Yield the ways in which users run a model, apart from the example itself in evaluation.
 
-    Random values, one sample under `torch.inference_mode`, three samples in training, and three samples with each
-    optional tensor of `forward` in evaluation and in training. For an optional tensor, masks of the usual shapes and
-    kinds are tried, and tensors like the example's; the first one that the model takes is given. At most 4 of them are,
-    so that there are at most 11 calls, and no more than 64 attempts to find a tensor.
+    Random values, the example's with their signs turned, one sample under `torch.inference_mode`, three samples in
+    training, and three samples with each optional argument of `forward` in evaluation and in training: a truth is
+    turned over; for a tensor, masks of the usual shapes and kinds are tried, and tensors like the example's; the first
+    one that the model takes is given. At most 6 arguments are, so that there are at most 16 calls, and no more than
+    144 attempts to find a value.
 
     Args:
         model: Runs in each of these ways.
@@ -101,14 +106,15 @@ def other_calls(model: nn.Module, example: Inputs) -> Iterator[tuple[Call, list[
     few = _batch(example, _SAMPLES)
     inputs, on = (example, "") if few is None else (few, f" on a batch of {_SAMPLES}")
     one = _batch(example, 1)
-    plain = [_random(example, 1.0)]
+    plain = [_random(example, 1.0), *_negated(example)]
     if one is not None:
         plain.append(Call(one, " under torch.inference_mode on a batch of 1", inference=True))
     plain.append(Call(inputs, f" in training{on}", training=True))
     given: list[Call] = []
-    for name, options in list(_optional(model, inputs))[:_MOST_TRIED]:
-        for option in options:
-            call = Call(option, f" with {name}{on}")
+    for name, options in list(_options(model, inputs))[:_MOST_TRIED]:
+        for option, value in options:
+            how = f" with {name}{f'={value}' if isinstance(value, bool) else ''}{on}"
+            call = Call(option, how, given=name, turned=isinstance(value, bool))
             outputs = comparable_outputs(call.run, model)
             if outputs is not None:
                 given.append(call)
@@ -154,6 +160,13 @@ def _random(example: Inputs, scale: float) -> Call:
     return Call(tree_map(drawn, example), f" on random inputs of scale {scale:g}")
 
 
+def _negated(example: Inputs) -> Iterator[Call]:
+    """The example with the signs of its numbers turned, if it holds some that are no integers: branches go by them."""
+    if any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in tree_flatten(example)[0]):
+        turned = tree_map(lambda v: -v if isinstance(v, Tensor) and v.is_floating_point() else v, example)
+        yield Call(turned, " on the negated inputs")
+
+
 def _batch(example: Inputs, number: int) -> Inputs | None:
     """The first samples of an example, or as many as are asked for by turning them; None where it has no batch axis."""
     tensors = [leaf for leaf in tree_flatten(example)[0] if isinstance(leaf, Tensor)]
@@ -172,28 +185,44 @@ def _batch(example: Inputs, number: int) -> Inputs | None:
     return resized
 
 
-def _optional(model: nn.Module, inputs: Inputs) -> Iterator[tuple[str, list[Inputs]]]:
-    """The arguments of `forward` that are None unless given and may be tensors, with inputs that give them."""
+def optional_arguments(model: nn.Module, inputs: Inputs) -> tuple[list[inspect.Parameter], dict[str, Any]]:
+    """The arguments of `forward` that are None or a truth by default, and that an example leaves so.
+
+    Returns:
+        These, and the example as keyword arguments; nothing where the signature doesn't tell the names of all that the
+        example gives.
+    """
     args, kwargs = as_call(inputs)
     try:
         parameters = list(inspect.signature(model.forward).parameters.values())
     except (TypeError, ValueError):
-        return
+        return [], {}
     first = parameters[: len(args)]
     if len(first) < len(args) or any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in first):
-        return
+        return [], {}
     known = dict(zip((p.name for p in first), args, strict=True)) | kwargs
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    left = [p for p in named if (p.default is None or isinstance(p.default, bool))]
+    return [p for p in left if known.get(p.name, p.default) is p.default], known
+
+
+def _options(model: nn.Module, inputs: Inputs) -> Iterator[tuple[str, list[tuple[Inputs, Any]]]]:
+    """The optional arguments of `forward` for which values can be guessed, with inputs that give them."""
     tensors = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor) and leaf.ndim > 1]
-    for parameter in parameters:
-        named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        if named and parameter.default is None and known.get(parameter.name) is None:
-            if _MASKS.search(parameter.name):
-                options = [mask for tensor in tensors for mask in _masks(tensor)]
-            elif "Tensor" in str(parameter.annotation):
-                options = [option for tensor in tensors for option in _like(tensor)]
-            else:
-                continue
-            yield parameter.name, [known | {parameter.name: option} for option in options[:_MOST_TRIED]]
+    left, known = optional_arguments(model, inputs)
+    for parameter in left:
+        values: list[Any]
+        if isinstance(parameter.default, bool):
+            values = [not parameter.default]
+        elif _MASKS.search(parameter.name):
+            values = [mask for tensor in tensors for mask in _masks(tensor)]
+        elif "Tensor" in str(parameter.annotation):
+            values = [option for tensor in tensors for option in _like(tensor)]
+        elif "bool" in str(parameter.annotation):
+            values = [True, False]
+        else:
+            continue
+        yield parameter.name, [(known | {parameter.name: value}, value) for value in values[:_MOST_TRIED]]
 
 
 def _masks(tensor: Tensor) -> Iterator[Tensor]:

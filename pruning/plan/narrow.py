@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from pruning.containers import Inputs
-from pruning.errors import ModelError, UnprovenWarning, VerificationError, describe, pass_on
+from pruning.errors import ModelError, UnprovenWarning, UntriedWarning, VerificationError, describe, pass_on
 from pruning.graph.axes import kept
 from pruning.graph.dispatch import examples_of
 from pruning.graph.groups import Groups
 from pruning.graph.unwrapping import unwrap
-from pruning.plan.example_variants import Call, other_calls, other_values
+from pruning.plan.example_variants import Call, optional_arguments, other_calls, other_values
 from pruning.plan.masks import apply_masks, groups_for, keep_removed
 from pruning.plan.plan import Plan
 from pruning.plan.slicing import rebuild
@@ -52,8 +52,9 @@ def narrow(
             verified; or a list of such examples.
         groups: The groups of this model if they are known already; they are found otherwise.
         verify: Run the masked and the narrowed model and compare: on the example inputs, on inputs of other batches,
-            lengths and sizes, on one sample and on three, in evaluation and in training, and with each optional tensor
-            of `forward` that can be guessed (masks). What the masked model doesn't take in this way is left out.
+            lengths and sizes, with their signs turned, on one sample and on three, in evaluation and in training, with
+            each truth of `forward` turned over, and with each of its optional tensors that can be guessed (masks). What
+            the masked model doesn't take in this way is left out.
         samples: Further inputs, such as calibration samples. They are used where the outputs on the example inputs
             don't depend on the plan's channels, so that comparing them would say nothing.
         tolerance: Largest accepted difference, relative to the largest output.
@@ -68,6 +69,8 @@ def narrow(
         ModelError: The model can't be copied, or has no values to verify with.
 
     Warns:
+        UntriedWarning: `forward` takes arguments that are None or a truth by default, that no example gives and that
+            were not verified: no value that it takes was found, or they ask for outputs of other shapes.
         UnprovenWarning: Nothing was found wrong, but on no inputs, nor on random ones, do the outputs depend on the
             plan's channels.
     """
@@ -109,6 +112,9 @@ def _verify(
             raise VerificationError(
                 f"the narrowed {name} does not run{call.how}: {describe(fault)}. {advice}"
             ) from fault
+        if call.turned and [t.shape for t in found] != [t.shape for t in expected]:
+            reshaped.add(call.given)
+            return 0.0
         difference = relative_difference(expected, found)
         rounded = not difference <= tolerance
         if rounded:
@@ -124,6 +130,8 @@ def _verify(
     inexact = [group for group in groups if group.mixed and plan.removed.get(group.name)]
     sight = _Sight(model, masked, plan, groups, tolerance)
     difference, examples = 0.0, examples_of(example_inputs)
+    tried: set[str] = set()
+    reshaped: set[str] = set()  # truths that ask for outputs of other shapes than the masked model's
     for inputs in examples:
         example = Call(inputs)
         try:
@@ -144,6 +152,7 @@ def _verify(
             )
         difference = max(difference, compare(example, expected))
         for call, outputs in other_calls(masked, inputs):
+            tried.add(call.given)
             compare(call, outputs)
     for call, outputs in () if sight.sees else other_values(masked, examples[0], samples):
         compare(call, outputs)
@@ -171,6 +180,24 @@ def _verify(
             "which its outputs depend on its channels",
             UnprovenWarning,
             stacklevel=3,
+        )
+    _name_untried(model, examples, tried, reshaped)
+
+
+def _name_untried(model: nn.Module, examples: Sequence[Inputs], tried: set[str], reshaped: set[str]) -> None:
+    """Warn of the arguments of `forward` that no example gives and that could not be compared."""
+    left = [optional_arguments(model, example)[0] for example in examples]
+    never = {p.name: p for p in left[0] if all(p.name in {q.name for q in others} for others in left)}
+    unguessed = ", ".join(name for name in never if name not in tried)
+    shapes = [f"{name}={never[name].default is not True}" for name in never if name in reshaped]
+    said = [f"no value that it takes was found for {unguessed}"] if unguessed else []
+    said += [f"outputs have other shapes than the masked one's with {', '.join(shapes)}"] if shapes else []
+    if said:
+        warnings.warn(
+            f"the narrowed {type(model).__name__} is not compared with the masked one where forward is given what no "
+            f"example gives: {' and '.join(said)}. Where you use these, make it a further example (a list of examples)",
+            UntriedWarning,
+            stacklevel=4,
         )
 
 

@@ -110,6 +110,34 @@ def difference_beyond_rounding(
     return inf if difference is None else difference
 
 
+def difference_on(
+    expected: nn.Module,
+    found: nn.Module,
+    inputs: Inputs,
+    outputs: Sequence[Tensor] | None = None,
+    *,
+    tolerance: float = TOLERANCE,
+    run: Callable[[nn.Module, Inputs], list[Tensor]] = outputs_of,
+) -> float:
+    """Compare two models on inputs, where what rounding makes of larger differences counts as none.
+
+    Args:
+        expected: A model.
+        found: Another one, which should compute the same.
+        inputs: What both are given.
+        outputs: What the first one gives, if that is known.
+        tolerance: Up to which difference nothing is looked at more closely.
+        run: Runs a model on inputs and returns the tensors of its outputs.
+
+    Returns:
+        As `relative_difference`.
+    """
+    difference = relative_difference(run(expected, inputs) if outputs is None else outputs, run(found, inputs))
+    if difference <= tolerance:
+        return difference
+    return min(difference, difference_beyond_rounding(expected, found, inputs, run))
+
+
 def floors_of(
     model: nn.Module,
     outputs: Sequence[Tensor],
@@ -275,12 +303,9 @@ def difference_elsewhere(expected: nn.Module, found: nn.Module, example: Inputs)
     worst, where, tried = 0.0, "", 0
     for inputs, outputs in other_inputs(expected, example):
         tried += 1
-        narrowed = attempt(outputs_of, found, inputs)
-        difference = inf if narrowed is None else relative_difference(outputs, narrowed)
-        if difference > TOLERANCE:
-            difference = min(difference, difference_beyond_rounding(expected, found, inputs))
-        if difference > worst:
-            worst, where = difference, _shapes(inputs)
+        difference = attempt(difference_on, expected, found, inputs, outputs)
+        if difference is None or difference > worst:
+            worst, where = inf if difference is None else difference, _shapes(inputs)
     return worst, where, tried
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from math import inf
 
 import torch
 from torch import nn
@@ -11,10 +13,10 @@ from typing_extensions import TypedDict  # pydantic reads those of `typing` from
 import pruning
 from pruning.dynamic.gates import GatedModel, run_masked
 from pruning.errors import VerificationError
-from pruning.evaluation import TensorSamples, restored_modes
+from pruning.evaluation import TensorSamples, device_of
 from pruning.plan.masks import keep_removed
 from pruning.plan.narrow import expand
-from pruning.plan.verification import TOLERANCE, relative_difference
+from pruning.plan.verification import TOLERANCE, difference_on, relative_difference
 from tasks.config.schema import Settings
 from tasks.data import read_description, read_split
 from tasks.determinism import begin
@@ -64,11 +66,11 @@ def transform(settings: Settings, workspace: Workspace) -> None:
         groups = pruning.find_groups(original, example)
         masked = pruning.apply_masks(expand(dense, plan, groups), plan, groups=groups)
         batch_size = settings.training.batch_size
-        difference = largest_difference(dense, masked, validation, batch_size)
+        difference = max(differences_by_batch(masked, dense, validation, batch_size), default=0.0)
         proven = not any(plan.removed.values())
         if not proven:
             emptied = keep_removed(masked, plan, groups)  # the channels that the plan keeps are zero in it
-            proven = largest_difference(dense, emptied, validation, batch_size) > TOLERANCE
+            proven = any(inf > d > TOLERANCE for d in differences_by_batch(emptied, dense, validation, batch_size))
         num_samples = len(validation.inputs)
     if not difference < TOLERANCE:
         raise VerificationError(
@@ -98,14 +100,10 @@ def read_equivalence(workspace: Workspace) -> Equivalence:
     return workspace.read_json(FOLDER, EQUIVALENCE, "transform", Equivalence)
 
 
-@torch.no_grad()
-def largest_difference(one: nn.Module, other: nn.Module, samples: TensorSamples, batch_size: int) -> float:
-    """Return the largest max|y − y'| / max|y| of a batch, over all samples, in evaluation mode."""
-    device = next(one.parameters()).device
-    largest = 0.0
-    with restored_modes(one), restored_modes(other):
-        one.eval()
-        other.eval()
-        for batch in torch.split(samples.inputs, batch_size):
-            largest = max(largest, relative_difference([other(batch.to(device))], [one(batch.to(device))]))
-    return largest
+def differences_by_batch(
+    expected: nn.Module, found: nn.Module, samples: TensorSamples, batch_size: int
+) -> Iterator[float]:
+    """Yield how far two models are from each other on each batch of the samples, rounding aside."""
+    device = device_of(found)
+    for batch in torch.split(samples.inputs, batch_size):
+        yield difference_on(expected, found, batch.to(device))

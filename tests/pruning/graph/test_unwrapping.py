@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -202,3 +203,67 @@ def test_a_wrapped_part_is_named_where_the_model_fails() -> None:
 
     with pytest.raises(ModelError, match=r"try without: model\.features = model\.features\.module\."):
         pruning.find_groups(Fails(), X)
+
+
+class Remembering(nn.Module):
+    """Runs its head in a hook, given in several ways."""
+
+    def __init__(self, hook: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.a, self.head, self.seen = nn.Linear(8, 16), nn.Linear(16, 5), {}
+        given = hook(self)
+        if given is not None:
+            self.a.register_forward_hook(given)
+
+    def apply_head(self, _module: Any, _inputs: Any, output: Tensor) -> Any:
+        return self.head(output.relu())
+
+    def forward(self, x: Tensor) -> Any:
+        return self.a(x)
+
+
+def _head_of(model: Any, _module: Any, _inputs: Any, output: Tensor) -> Any:
+    return model.head(output.relu())
+
+
+def _kept_function(model: Any) -> None:
+    model.calls = [lambda x: model.head(x)]
+
+
+def _known_to_all(model: Any) -> Any:
+    globals()["THE_MODEL"] = model
+    return lambda _module, _inputs, output: THE_MODEL.head(output.relu())  # type: ignore[name-defined]  # noqa: F821
+
+
+@pytest.mark.parametrize(
+    ("hook", "place"),
+    [
+        (lambda model: lambda *given: model.apply_head(*given), "model.a._forward_hooks"),
+        (lambda model: lambda *given, head=model.head: head(given[2]), "model.a._forward_hooks"),
+        (lambda model: (lambda inner: lambda *given: inner(*given))(lambda *given: model.head(given[2])),
+         "model.a._forward_hooks"),
+        (_known_to_all, "model.a._forward_hooks"),
+        (_kept_function, "model.calls"),
+    ],
+)  # fmt: skip
+def test_a_function_that_runs_the_originals_layers_is_named(hook: Any, place: str) -> None:
+    with pytest.raises(ModelError, match=rf"{place} holds a function that captured a part of the model.*partial"):
+        pruning.find_groups(Remembering(hook), X)
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        lambda model: model.apply_head,
+        lambda model: partial(_head_of, model),
+    ],
+)
+def test_a_method_and_a_partial_follow_the_copy(hook: Any) -> None:
+    model = Remembering(hook).eval()
+    groups = pruning.find_groups(model, X)
+    dense = pruning.narrow(model, pruning.Plan.of(groups, {"a.weight:0": [0, 3]}), X, groups=groups)
+    seen: dict[str, Tensor] = {}
+    handle = dense.get_submodule("head").register_forward_hook(lambda _m, _i, output: seen.update(head=output))
+    dense(X)
+    handle.remove()
+    assert seen["head"].shape == (4, 5)

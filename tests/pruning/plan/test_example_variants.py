@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pruning
-from pruning.errors import UnprovenWarning, VerificationError
+from pruning.errors import UnprovenWarning, UntriedWarning, VerificationError
 from pruning.plan.example_variants import other_calls
 
 X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
@@ -48,6 +48,58 @@ def test_a_path_that_breaks_once_narrowed_is_found_before_the_user_takes_it(how:
     plan = pruning.Plan.of(groups, {"a.weight:0": [0, 3]})
     with pytest.raises(VerificationError, match=f"does not run {how.strip()}: shape "):
         pruning.narrow(model, plan, X, groups=groups)
+
+
+class Signed(Branching):
+    """Takes a path on negative inputs that no positive example shows."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _module, x, _mask: bool((x < 0).all()))
+
+
+def test_a_path_that_the_sign_chooses_is_found_before_the_user_takes_it() -> None:
+    model, x = Signed().eval(), X.abs() + 0.1
+    groups = pruning.find_groups(model, x)
+    with pytest.raises(VerificationError, match="does not run on the negated inputs: shape "):
+        pruning.narrow(model, pruning.Plan.of(groups, {"a.weight:0": [0, 3]}), x, groups=groups)
+
+
+class Switched(nn.Module):
+    """Takes another path where a truth is turned over."""
+
+    def __init__(self, turn: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.turn = turn
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, early: bool = False, *, late: bool | None = None, scale: Any = None) -> Any:
+        h = self.a(x).relu()
+        if early or late:
+            h = self.turn(h)
+        return h if h.dim() == 4 else self.b(h if scale is None else h * scale)
+
+
+def narrow_switched(turn: Callable[[Tensor], Tensor], example: Any = X) -> None:
+    torch.manual_seed(0)
+    model = Switched(turn).eval()
+    groups = pruning.find_groups(model, example)
+    plan = pruning.Plan.of(groups, {name: [0, 3] for name in ["a.weight:0"] if name in groups})
+    pruning.narrow(model, plan, example, groups=groups)
+
+
+def test_each_truth_that_forward_takes_is_turned_over() -> None:
+    with pytest.raises(VerificationError, match=r"does not run with early=True on a batch of 3: shape "):
+        narrow_switched(lambda h: h.view(len(h), -1, 16))
+    with pytest.raises(VerificationError, match=r"differs from the masked one with early=True on a batch of 3 by"):
+        narrow_switched(lambda h: h.roll(1, -1))
+
+
+def test_what_no_example_shows_and_nothing_could_be_tried_for_is_named() -> None:
+    with pytest.warns(UntriedWarning, match=r"the narrowed Switched .* no value that it takes was found for scale\."):
+        narrow_switched(lambda h: 2 * h)
+    with pytest.warns(UntriedWarning, match=r"outputs have other shapes .* with early=True, late=True\."):
+        narrow_switched(lambda h: h[None], [{"x": X}, {"x": X, "scale": torch.tensor(2.0)}])
+    narrow_switched(lambda h: 2 * h, [X, {"x": X, "scale": torch.tensor(2.0)}])  # no warning
 
 
 def test_dropout_and_batch_norms_agree_in_training_and_learn_nothing() -> None:
@@ -101,6 +153,7 @@ def test_the_calls_are_few_and_each_is_one_that_the_model_takes() -> None:
 
     assert [call.how for call, _ in other_calls(Many(), X)] == [
         " on random inputs of scale 1",
+        " on the negated inputs",
         " under torch.inference_mode on a batch of 1",
         " in training on a batch of 3",
     ]
@@ -108,6 +161,7 @@ def test_the_calls_are_few_and_each_is_one_that_the_model_takes() -> None:
     assert [call.how for call, _ in other_calls(Masked(), X)] == [
         *(f" with {name} on a batch of 3" for name in names),
         " on random inputs of scale 1",
+        " on the negated inputs",
         " under torch.inference_mode on a batch of 1",
         " in training on a batch of 3",
         *(f" with {name} on a batch of 3 in training" for name in names),
