@@ -210,7 +210,7 @@ class Remembering(nn.Module):
 
     def __init__(self, hook: Callable[[Any], Any]) -> None:
         super().__init__()
-        self.a, self.head, self.seen = nn.Linear(8, 16), nn.Linear(16, 5), {}
+        self.a, self.head = nn.Linear(8, 16), nn.Linear(16, 5)
         given = hook(self)
         if given is not None:
             self.a.register_forward_hook(given)
