@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from flows import signals
 from flows.prefect_adapter import BY_DVC, call_as_task
 from pruning.errors import SettingsError, WorkspaceError
+from tasks.code_closure import unlisted
 from tasks.config.schema import Settings, load
 from tasks.file_cache import afresh, holding, read_bytes
 from tasks.fingerprint import changes, executed, origin, settings_of, tell_dvc, to_tell, told
@@ -23,6 +25,8 @@ from tasks.stage_table import CODE, Stage, find_stage
 from tasks.workspace import Json, Workspace, digest, is_current, locked, origin_of, seal
 
 log = logging.getLogger("secateur")
+
+_named: set[str] = set()  # files that a warning of this process has named
 
 Body = Callable[[Settings, Workspace], None]
 Work = Callable[["Making"], None]
@@ -116,6 +120,20 @@ class Making:
                 "executed, so the result is discarded. Run the same command again"
             )
         seal(self.folder, digest(self.origin), self.origin)
+        self._warn_of_unlisted()
+
+    def _warn_of_unlisted(self) -> None:
+        """Name modules of the user's that were executed and that no stage is known to depend on, once."""
+        listed = {name for stage in STAGES for name in executed(stage, self.run.settings)["modules"]}
+        new = [file for file in unlisted(dict(sys.modules), listed) if file not in _named]
+        _named.update(new)
+        if new:
+            log.warning(
+                "%s: executed %s, which no import statement leads to: when it is edited, nothing will be seen as "
+                'changed. Import it in the file that a setting names, or name it in a string there ("package.module")',
+                self.stage.name,
+                ", ".join(new),
+            )
 
     def check_settings(self) -> None:
         """Make sure that DVC records the settings that were used, since it reads the file as it is now.

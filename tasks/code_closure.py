@@ -6,7 +6,9 @@
     the package itself and the user's modules: hashed by their meaning       installed packages: their versions
 
 A module counts as the user's if it lies outside the environment: in the current folder, or where an editable
-installation points. A module that imports by a computed name (`import_module(name)`) depends on all of the user's code.
+installation points. A module that imports by a computed name (`import_module(name)`) or changes `sys.path` depends on
+all of the user's code. What is executed beyond that (an installed package imports the user's modules by name) is known
+once it was executed: `unlisted`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from hashlib import sha256
 from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
+from types import ModuleType
 
 from tasks.code_hash import NAMES_A_MODULE, Import, Meaning, meaning_of
 from tasks.file_cache import read_bytes
@@ -92,6 +95,25 @@ def code_of(modules: Iterable[str], strings: Iterable[str]) -> Code:
     return Code(dict(sorted(search.found.items())), frozenset(search.installed))
 
 
+def unlisted(loaded: Mapping[str, ModuleType], listed: Iterable[str]) -> list[str]:
+    """Name the files of the user's in the current folder that were executed, and stand for no module of a list.
+
+    Args:
+        loaded: What is imported, as `sys.modules`.
+        listed: Names of modules, as `code_of` finds them.
+    """
+    here, search = Path.cwd().resolve(), _Search(Path.cwd())
+    known = {file.resolve() for name in listed if (file := search.file_of(name)) is not None}
+    found = []
+    for module in loaded.values():
+        file = Path(getattr(module, "__file__", None) or "/").resolve()
+        if file.is_relative_to(here) and not _is_installed(file) and file not in known and file.suffix == ".py":
+            inside = file.relative_to(here)
+            if inside.parts[0] not in {*_NO_CODE, *OURS, "secateur"}:
+                found.append(str(inside))
+    return sorted(found)
+
+
 class _Search:
     def __init__(self, here: Path) -> None:
         self._here = here
@@ -100,6 +122,11 @@ class _Search:
         self._followed: set[str] = set()
         self.found: dict[str, str] = {}
         self.installed: set[str] = set()
+
+    def file_of(self, name: str) -> Path | None:
+        """Return the file of a module; None where it has none, or is installed or not there."""
+        place = self._place(name)
+        return place.file if place is not None else None
 
     def visit(self, name: str, wanted: frozenset[str] | None) -> None:
         """Follow a module, for these names of it; None: for all of them."""

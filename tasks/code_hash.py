@@ -20,7 +20,7 @@ _LEAVE_DOCSTRINGS_ALONE = {
 _READS_DOCSTRINGS = {"__doc__", "getdoc", "getsource", "getsourcelines"}
 _FINDS_MODULES = {
     *("__import__", "exec", "import_module", "iter_modules", "run_module", "run_path", "spec_from_file_location"),
-    *("walk_packages", "load_module", "exec_module"),
+    *("walk_packages", "load_module", "exec_module", "locate", "resolve_name", "addsitedir"),
 }
 
 NAMES_A_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*([.:][^\W\d]\w*)+")
@@ -106,7 +106,7 @@ def _parse(content: bytes, docstrings: bool) -> Meaning:
     _Essence(kept, docstrings).reduce(tree)
     digest = sha256(ast.dump(tree, annotate_fields=False).encode()).hexdigest()[:_DIGITS]
     found = _Found.of(tree)
-    finds_modules = bool(found.uses.keys() & _FINDS_MODULES)
+    finds_modules = bool(found.uses.keys() & _FINDS_MODULES) or "path" in found.attributes.get("sys", ())
     strings = frozenset(filter(NAMES_A_MODULE.fullmatch, found.strings))
     return Meaning(digest, tuple(_imports(found)), strings, finds_modules, exports)
 

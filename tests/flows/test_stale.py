@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,6 +130,23 @@ def test_settings_edited_in_mid_run_shape_the_next_one(write_params: Write, monk
     monkeypatch.setenv("DVC_STAGE", "prepare")
     with pytest.raises(WorkspaceError, match=r"params.yaml was edited while prepare ran"):
         stage_runner.run_stage(_run(), "prepare", body)
+
+
+def test_own_code_that_was_executed_and_that_no_statement_leads_to_is_named(
+    write_params: Write, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_params(None)
+    Path("own_plugin.py").write_text("", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+
+    def body(settings: Settings, workspace: Workspace) -> None:
+        importlib.import_module("own_plugin")  # as an installed package does that is given a name
+        (workspace.folder("data")).mkdir()
+
+    stage_runner.run_stage("prepare", body, "params.yaml", "artifacts", False)
+    monkeypatch.delitem(sys.modules, "own_plugin")
+    (said,) = [message for message in caplog.messages if "own_plugin" in message]
+    assert said.startswith("prepare: executed own_plugin.py, which no import statement leads to")
 
 
 def test_code_edited_in_mid_run_makes_a_result_that_is_not_taken(write_params: Write) -> None:

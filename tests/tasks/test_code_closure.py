@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from tasks.code_closure import code_of, versions
+from tasks.code_closure import code_of, unlisted, versions
 from tasks.file_cache import afresh, holding
 
 FACTORY = '''"""Data."""
@@ -32,6 +33,9 @@ PROJECT = {
     "own/hydra.py": "TARGET = 'own.bottom.X'\n",
     "own/typed.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import own.bottom\n\n\ndef data(): ...\n",
     "own/scored.py": 'def marked(f):\n    return f.__doc__\n\n\n@marked\ndef data():\n    """One."""\n',
+    "own/placed.py": "import sys\nsys.path.insert(0, 'lib')\nimport placed_leaf\n\n\ndef data(): ...\n",
+    "lib/placed_leaf.py": "X = 1\n",
+    "own/located.py": "import pydoc\n\n\ndef data():\n    return pydoc.locate('beside')\n",
     "single.py": "from own import clf\nimport torch\n",
     "beside.py": "BESIDE = 1\n",
 }
@@ -72,6 +76,8 @@ def _edit(path: Path, old: str, new: str) -> None:
         ("own.hydra:TARGET", "own/bottom.py", "1", "2", {"own.bottom"}),
         ("own.computed:data", "own/bottom.py", "1", "2", {"own.bottom"}),
         ("own.computed:data", "beside.py", "1", "2", {"beside"}),
+        ("own.placed:data", "lib/placed_leaf.py", "1", "2", {"lib.placed_leaf"}),
+        ("own.located:data", "beside.py", "1", "2", {"beside"}),
         ("own.typed:data", "own/bottom.py", "1", "2", set()),
         ("own.scored:data", "own/scored.py", '"""One."""', '"""Two."""', {"own.scored"}),
     ],
@@ -122,3 +128,17 @@ def test_what_a_command_has_read_stays_what_it_was(project: Path) -> None:
             assert code_of((), ["own.clf:data"]) != before
         assert code_of((), ["own.clf:data"]) == before
     assert code_of((), ["own.clf:data"]) != before
+
+
+def test_what_was_executed_and_is_in_no_list_is_named(project: Path) -> None:
+    def loaded(*files: str) -> dict[str, ModuleType]:
+        modules = {file: ModuleType(file) for file in files}
+        for file, module in modules.items():
+            module.__file__ = str(project / file)
+        return modules
+
+    modules = loaded("own/clf.py", "own/shift.py", "own/other.py", "beside.py", "lib/site-packages/x.py", "tests/t.py")
+    assert unlisted(modules | {"built_in": ModuleType("built_in")}, code_of(["own.clf"], []).modules) == [
+        "beside.py",
+        "own/other.py",
+    ]
