@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import onnxruntime
@@ -11,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import pruning
-from pruning.errors import DataError, ModelError, ProfileError, SecateurError, SettingsError
+from pruning.errors import DataError, ExportError, ModelError, ProfileError, SecateurError, SettingsError
 from pruning.evaluation import Loss, Metric, described, losses_of_each, mean_loss, restored_modes, values_of_each
 from pruning.graph.groups import Groups
 from pruning.importance import find_criterion, order_channels
+from pruning.io.onnx import check_parity, export_onnx
 from pruning.io.weights import load_weights
 from pruning.latency.microbenchmarks import check_provider
 from pruning.plan.constraints import groups_in
@@ -40,10 +43,15 @@ _NUM_SAMPLES = 16
 _CLOSE = 1e-4
 
 
-def sanity_check(settings: Settings, workspace: Workspace) -> None:
+def sanity_check(settings: Settings, workspace: Workspace, *, exports: bool = False) -> None:
     """Run the model, the loss with its gradient, the metric and the pruning on a few training samples.
 
     Nothing is kept. The caller brings torch to a known state afterwards.
+
+    Args:
+        settings: Of the run.
+        workspace: Where the data lie.
+        exports: Export the untrained model too. It takes some seconds, so that only who is about to train asks for it.
 
     Raises:
         SettingsError: The factory, the augmentation or a criterion can't be called, a name matches nothing, or ONNX
@@ -51,6 +59,7 @@ def sanity_check(settings: Settings, workspace: Workspace) -> None:
         CheckpointError: The weights that were brought along are damaged or don't fit.
         ModelError: The model, the loss or the metric gives something else than training needs.
         DataError: There are no labels to train by.
+        ExportError: The model can't be exported, or ONNX Runtime doesn't take the file.
     """
     begin(settings)
     _check_provider(settings)
@@ -74,6 +83,8 @@ def sanity_check(settings: Settings, workspace: Workspace) -> None:
     _check_loss(loss, model, inputs.to(settings.run.device), targets, settings, data, trains=trains)
     groups = pruning.find_groups(model, example_inputs(workspace, settings))
     _check_pruning(model, groups, Samples(inputs, targets.cpu()), loss, settings)
+    if exports:
+        _check_export(model, inputs, settings)
 
 
 def _build(settings: Settings, data: Description) -> nn.Module:
@@ -250,6 +261,20 @@ def _check_pruning(model: nn.Module, groups: Groups, samples: Samples, loss: Los
         statistics = collect(groups, find_criterion(criterion).needs, samples, loss, seed=settings.run.seed)
         for group in list(groups)[:1]:
             _called(lambda: order_channels(criterion, group, statistics), f"criterion {name!r}")  # noqa: B023
+
+
+def _check_export(model: nn.Module, inputs: Tensor, settings: Settings) -> None:
+    """See that the model, as it is before training, becomes an ONNX file that ONNX Runtime runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = Path(folder) / "untrained.onnx"
+            export_onnx(model, inputs, path, opset=settings.export.opset, optimize=False)
+            check_parity(path, model, inputs)
+        except ExportError as fault:
+            raise ExportError(
+                f"model.factory {settings.model.factory!r}: {fault}. Tried before anything is trained, since no run "
+                "could end in an ONNX file; mend the model's forward"
+            ) from fault
 
 
 def _called(call: Callable[[], Any], what: str, error: type[SecateurError] = SettingsError) -> Any:

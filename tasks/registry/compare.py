@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load as parse_safetensors
 from torch import Tensor
@@ -24,7 +25,7 @@ from tasks.models import example_inputs, load_model, measure_each
 from tasks.progress import shown
 from tasks.registry.mlflow_models import Version
 from tasks.registry.restore import Copy, brought_back
-from tasks.registry.trust import answers_of, settings_to_measure_by
+from tasks.registry.trust import answers_of, refuse_what_hangs, settings_to_measure_by
 from tasks.reporting.intervals import Interval, Paired, compare_pairs, interval_of
 from tasks.reporting.verdict import Figures
 from tasks.stages import export
@@ -84,6 +85,9 @@ def _measure(
         stage = "dense" if production else "baseline"
         test = read_split(one.workspace, "test")
         files = {"candidate": _file(one, "dense"), "reference": _file(two, stage)}
+        batches = [test.inputs[torch.arange(size) % len(test)].numpy() for size in (1, *settings.benchmark.batch_sizes)]
+        for version, file in zip((candidate, production or candidate), files.values(), strict=True):
+            refuse_what_hangs(version, file, batches)
         taken = _latencies(settings, files, test.inputs)
         new, values = _score(by_one, one, "dense", test, one.workspace)
         old, before = _score(by_two, two, stage, test, one.workspace)

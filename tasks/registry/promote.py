@@ -14,14 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pruning.errors import WorkspaceError
-from pruning.io.onnx import open_session
 from tasks.command_line import command_line
 from tasks.config.schema import Settings
 from tasks.registry import mlflow_models
 from tasks.registry.compare import measure_side_by_side
 from tasks.registry.decisions import ROLLED_BACK, Decision, about, announce, complete, write_down
 from tasks.registry.mlflow_models import CANDIDATE, PREVIOUS, PRODUCTION, Version
-from tasks.registry.trust import fetch_served
+from tasks.registry.trust import fetch_served, refuse_what_hangs
 from tasks.reporting.verdict import Gate, judge
 from tasks.workspace import Workspace
 
@@ -181,7 +180,7 @@ def _see_that_it_can_be_served(settings: Settings, version: Version) -> None:
     """Refuse a version that isn't an ONNX file with its record, as a registration makes it."""
     mlflow_models.read_record(settings, version)
     with tempfile.TemporaryDirectory() as folder:
-        open_session(fetch_served(settings, version, Path(folder)))
+        refuse_what_hangs(version, fetch_served(settings, version, Path(folder)))
 
 
 def _still(settings: Settings, instead_of: str | None) -> None:

@@ -9,25 +9,28 @@ Anyone who can write to the registry can write a version's settings. A function 
 
 All other settings, such as data, paths, machines and stores, are those of the command.
 
-MLflow's own loader would run whatever the version's description names: code, pickles, a model that is a script. Here
-the description has to name one ONNX file, MLflow's loader of ONNX files, and nothing else.
+Its ONNX files are loaded and run in a process of their own first, of bounded time and memory. MLflow's own loader would
+run whatever the version's description names: code, pickles, a model that is a script. Here the description has to name
+one ONNX file, MLflow's loader of ONNX files, and nothing else.
 """
 
 from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pruning.errors import ExportError, SettingsError, WorkspaceError
 from pruning.io.json_files import first_fault
 from pruning.io.onnx import open_session
+from pruning.io.onnx_sandbox import try_in_sandbox
 from tasks.config import yaml_io
 from tasks.config.errors import describe, with_new_names
 from tasks.config.schema import Model, Settings, Training
@@ -132,6 +135,17 @@ def fetch_served(settings: Settings, version: Version, into: Path) -> Path:
     return into / _SERVED
 
 
+def refuse_what_hangs(version: Version, path: Path, batches: Sequence[NDArray[np.generic]] = ()) -> None:
+    """Refuse an ONNX file of a version that can't be loaded, or run on batches, in bounded time and in free memory.
+
+    Raises:
+        ExportError: It can't; it was tried in a process of its own.
+    """
+    fault = try_in_sandbox(path, batches, most_bytes=psutil.virtual_memory().available)
+    if fault is not None:
+        raise ExportError(f"version {version.number}: its ONNX file {path.name} can't be used: {fault}")
+
+
 def answers_of(settings: Settings, version: Version, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return ONNX Runtime's answers with the file that a server of the registered model would load.
 
@@ -142,7 +156,9 @@ def answers_of(settings: Settings, version: Version, inputs: NDArray[np.float32]
         ExportError: The file can't be loaded, or doesn't take the inputs.
     """
     with tempfile.TemporaryDirectory() as folder:
-        session = open_session(fetch_served(settings, version, Path(folder)))
+        path = fetch_served(settings, version, Path(folder))
+        refuse_what_hangs(version, path, [inputs])
+        session = open_session(path)
         try:
             return np.asarray(session.run(None, {session.get_inputs()[0].name: inputs})[0])
         except Exception as error:  # ONNX Runtime's own errors have no public root but Exception

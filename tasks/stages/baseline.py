@@ -51,8 +51,9 @@ def baseline(settings: Settings, workspace: Workspace) -> None:
         CheckpointError: The given weights are damaged or don't fit.
         ModelError: Model, loss or metric fail on the first batch, or training broke down.
         DataError: There are no labels to train by.
+        ExportError: The model can't be exported to ONNX, so that no run could end.
     """
-    sanity_check(settings, workspace)
+    sanity_check(settings, workspace, exports=True)
     begin(settings)
     data = read_description(workspace)
     model = make_factory(settings, data)().to(settings.run.device)

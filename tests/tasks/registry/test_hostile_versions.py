@@ -17,6 +17,7 @@ import yaml
 from onnx import TensorProto, helper
 
 from pruning.errors import SecateurError
+from pruning.io import onnx_sandbox
 from tasks.registry import decisions, mlflow_models, promote, restore
 from tasks.registry.mlflow_client import open_store
 from tests.shop import Shop, open_shop
@@ -75,8 +76,11 @@ class Version:
         self.replace(place, json.dumps({**json.loads((self.files / place).read_bytes()), **changes}).encode())
 
     def onnx(self, model: onnx.ModelProto) -> None:
-        self.replace("artifacts/onnx/model.onnx", model.SerializeToString())
-        (self.model / "model.onnx").write_bytes(model.SerializeToString())
+        self.onnx_bytes(model.SerializeToString())
+
+    def onnx_bytes(self, content: bytes) -> None:
+        self.replace("artifacts/onnx/model.onnx", content)
+        (self.model / "model.onnx").write_bytes(content)
 
 
 def made_up(shop: Shop, change: Callable[[Version], object]) -> str:
@@ -117,6 +121,27 @@ def constant_of(shape: list[int]) -> onnx.ModelProto:
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 1, 8, 8])],
         [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", 1, 8, 8])],
         [asked],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def loop_without_end() -> onnx.ModelProto:
+    """Return a small file that counts to 2⁶² before it answers."""
+    condition = helper.make_tensor_value_info("go_on", TensorProto.BOOL, [])
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go_on"], ["goes_on"]), helper.make_node("Add", ["x", "x"], ["y"])],
+        "body",
+        [helper.make_tensor_value_info("i", TensorProto.INT64, []), condition,
+         helper.make_tensor_value_info("x", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+         helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    graph = helper.make_graph(
+        [helper.make_node("Loop", ["times", "", "input"], ["output"], body=body)],
+        "loop",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 1, 8, 8])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", 1, 8, 8])],
+        [helper.make_tensor("times", TensorProto.INT64, [], [2**62])],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
@@ -218,7 +243,18 @@ KINDS: dict[str, tuple[Callable[[Version], object], str]] = {
         lambda made: made.onnx(external("../../secret")),
         "keeps 'weights' in another file",
     ),
-    "ONNX file with a huge tensor": (lambda made: made.onnx(constant_of([10**6, 10**7])), "doesn't take inputs"),
+    "ONNX file with a huge tensor": (
+        lambda made: made.onnx(constant_of([10**6, 10**7])),
+        "its ONNX file .* can't be used",
+    ),
+    "ONNX file with a loop without end": (
+        lambda made: made.onnx(loop_without_end()),
+        "its ONNX file .* can't be used: it was ended after 5 s of a processor",
+    ),
+    "ONNX file that is none": (
+        lambda made: made.onnx_bytes(b"\x08" * 999),
+        "its ONNX file .* can't be used: DecodeError",
+    ),
     "batch of other tensors": (
         lambda made: made.replace("batch.safetensors", b"x" * 100),
         "batch.safetensors can't be",
@@ -246,7 +282,11 @@ def outside(shop: Shop) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_of_a_hostile_version_runs_or_is_written_and_the_reason_is_said(kind: str, stall: Shop) -> None:
+def test_nothing_of_a_hostile_version_runs_or_is_written_and_the_reason_is_said(
+    kind: str, stall: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_sandbox, "SECONDS", 5)
+    monkeypatch.setattr(onnx_sandbox, "PATIENCE", 60)
     change, reason = KINDS[kind]
     number = made_up(stall, change)
     before = outside(stall)
