@@ -143,7 +143,7 @@ def test_own_code_that_was_executed_and_that_no_statement_leads_to_is_named(
         importlib.import_module("own_plugin")  # as an installed package does that is given a name
         (workspace.folder("data")).mkdir()
 
-    stage_runner.run_stage("prepare", body, "params.yaml", "artifacts", False)
+    stage_runner.run_stage(_run(), "prepare", body)
     monkeypatch.delitem(sys.modules, "own_plugin")
     (said,) = [message for message in caplog.messages if "own_plugin" in message]
     assert said.startswith("prepare: executed own_plugin.py, which no import statement leads to")
