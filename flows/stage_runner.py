@@ -21,7 +21,7 @@ from tasks.loop.ledger import read_ledger
 from tasks.loop.loop import FOLDER as LOOP
 from tasks.registry import mlflow_runs
 from tasks.registry.dvc_repo import DvcRepo, inside_dvc
-from tasks.stage_table import CODE, Stage, find_stage
+from tasks.stage_table import CODE, STAGES, Stage, find_stage
 from tasks.workspace import Json, Workspace, digest, is_current, locked, origin_of, seal
 
 log = logging.getLogger("secateur")
