@@ -34,7 +34,11 @@ def remember(tensor: Tensor) -> None:
 
 @contextmanager
 def no_leftovers() -> Iterator[None]:
-    """Empty, at the end, the caches of functions that kept a tensor of some pass: fake ones must not outlive it."""
+    """Empty, at the end, the caches of functions that kept a tensor of some pass: fake ones must not outlive it.
+
+    A fault that the model may raise is to be caught within the block: what its traceback holds would be taken for kept,
+    and looked for in all objects of the process, which takes a second.
+    """
     token = _made.set([])
     try:
         yield

@@ -127,14 +127,14 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     for example in (first, *others):
         if all(name in traced.reached for name, _ in model.named_parameters()):
             break
-        try:
-            with no_leftovers():
+        with no_leftovers():
+            try:
                 branch, more = type_pass(model, example, known=traced, training=True)
-        except ModelError as fault:  # it may need targets; what it alone uses stays whole
-            traced.training_fault = str(fault.__cause__ or fault)
-        else:
-            traced.branches.append(branch)
-            outputs += more
+            except ModelError as fault:  # it may need targets; what it alone uses stays whole
+                traced.training_fault = str(fault.__cause__ or fault)
+            else:
+                traced.branches.append(branch)
+                outputs += more
     for output in outputs:
         freeze_all(output.axes, "it is an output of the model")
     _freeze_unread(traced)

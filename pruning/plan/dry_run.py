@@ -132,11 +132,11 @@ def _numbers(groups: Groups, traced: Trace, inputs: Inputs) -> dict[tuple[str, s
                 found.setdefault((place.module, place.line, written.function, index), {})[written.ordinal] = value
 
     def run() -> dict[tuple[str, str, str, int], dict[int, int]]:
-        with no_leftovers():
-            watch(copy_module(groups.model), inputs, Listeners(on_call), traced.tensors, training=traced.training)
+        watch(copy_module(groups.model), inputs, Listeners(on_call), traced.tensors, training=traced.training)
         return found
 
-    return attempt(run)
+    with no_leftovers():
+        return attempt(run)
 
 
 def _rounds(groups: Groups) -> list[dict[str, int]]:
