@@ -16,8 +16,8 @@ from zoo.models import vgg11
 def _half() -> Splits:
     """Every second of the scanned digits."""
     whole = digits()
-    parts = [samples.take(torch.arange(0, len(samples), 2)) for _, samples in whole.named()]
-    return Splits(*parts, classes=whole.classes)
+    train, validation, test = (samples.take(torch.arange(0, len(samples), 2)) for _, samples in whole.named())
+    return Splits(train, validation, test, classes=whole.classes)
 
 
 def test_both_sweeps_lead_to_plans_that_meet_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
