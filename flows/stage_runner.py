@@ -17,8 +17,8 @@ from tasks.config.schema import Settings, load
 from tasks.file_cache import afresh, holding, read_bytes
 from tasks.fingerprint import changes, executed, origin, settings_of, tell_dvc, to_tell, told
 from tasks.loop.ledger import FILE as LEDGER
+from tasks.loop.ledger import FOLDER as LOOP
 from tasks.loop.ledger import read_ledger
-from tasks.loop.loop import FOLDER as LOOP
 from tasks.registry import mlflow_runs
 from tasks.registry.dvc_repo import DvcRepo, inside_dvc
 from tasks.stage_table import CODE, STAGES, Stage, find_stage

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from typing_extensions import TypedDict  # pydantic reads those of `typing` from Python 3.12 on
 
 from pruning.allocation.schedule import Attempt, Outcome, ScheduleSettings, Stop, next_step
 from pruning.errors import WorkspaceError
@@ -27,9 +28,11 @@ from pruning.io.json_files import parse_json, read_bytes
 from tasks.command_line import command_line
 from tasks.fingerprint import changes
 from tasks.models import ModelMetrics
-from tasks.workspace import RECORD, Json, digest, write_json
+from tasks.workspace import RECORD, Json, Workspace, digest, write_json
 
+FOLDER = "iterations"
 FILE = "ledger.json"
+OUTCOME = "outcome.json"
 
 _SHORT = 16
 
@@ -246,3 +249,24 @@ def _agreed(rows: Sequence[Row], schedule: ScheduleSettings, root: Path) -> list
 
 def _remedy(root: Path) -> str:
     return f"bring it back with `dvc checkout {root}`, or delete {root} to begin the loop anew"
+
+
+class LoopOutcome(TypedDict):
+    """How the loop ended: what `outcome.json` holds.
+
+    Attributes:
+        kind: What was pruned.
+        stopped_because: Why it ended.
+        floor: The lowest validation accuracy that was accepted.
+        checkpoint: Of the last accepted attempt; None where none was.
+    """
+
+    kind: str
+    stopped_because: str
+    floor: float
+    checkpoint: str | None
+
+
+def read_outcome(workspace: Workspace) -> LoopOutcome:
+    """Read how the loop ended."""
+    return workspace.read_json(FOLDER, OUTCOME, "prune", LoopOutcome)

@@ -19,8 +19,8 @@ from pruning.errors import WorkspaceError
 from tasks.config.overrides import TRIALS
 from tasks.config.schema import Settings
 from tasks.frontier import FRONTIER
+from tasks.loop.ledger import FOLDER as LOOP
 from tasks.loop.ledger import aside
-from tasks.loop.loop import FOLDER as LOOP
 from tasks.registry.dvc_repo import DvcRepo
 from tasks.registry.mlflow_client import absolute, all_pages, is_server, open_store, store_faults, without_secrets
 from tasks.registry.mlflow_models import ONNX_HASH, RECORD_HASH, as_version, read_record

@@ -21,8 +21,7 @@ from pruning.latency.runner import cpu_name
 from tasks.config.schema import Settings
 from tasks.data import SPLITS, Description, read_description, read_split
 from tasks.determinism import begin
-from tasks.loop.ledger import Ledger, read_ledger
-from tasks.loop.loop import Outcome, read_outcome
+from tasks.loop.ledger import Ledger, LoopOutcome, read_ledger, read_outcome
 from tasks.loop.measurements import latency_cost, read_curves, read_profile
 from tasks.loop.targets import clock_warning
 from tasks.models import ModelMetrics, example_inputs, load_model, measure_each
@@ -185,7 +184,7 @@ def report(settings: Settings, workspace: Workspace) -> None:
 
 
 def summarise(
-    baseline: ModelMetrics, dense: ModelMetrics, ledger: Ledger, outcome: Outcome, workspace: Workspace
+    baseline: ModelMetrics, dense: ModelMetrics, ledger: Ledger, outcome: LoopOutcome, workspace: Workspace
 ) -> Json:
     """Return what `summary.json` holds."""
     reduction = dense.reduction_from(baseline)
@@ -231,7 +230,7 @@ def _num_outputs(model: nn.Module, name: str) -> int:
     return weight.shape[1] if isinstance(owner, nn.Embedding | nn.EmbeddingBag) else len(weight)
 
 
-def _notes(summary: Json, outcome: Outcome, warning: str | None) -> list[str]:
+def _notes(summary: Json, outcome: LoopOutcome, warning: str | None) -> list[str]:
     return [
         *([describe_rounding(summary["rounding"])] if summary.get("rounding") else ()),
         *([warning] if warning else ()),
@@ -239,7 +238,7 @@ def _notes(summary: Json, outcome: Outcome, warning: str | None) -> list[str]:
     ]
 
 
-def _tried(summary: Json, outcome: Outcome) -> str:
+def _tried(summary: Json, outcome: LoopOutcome) -> str:
     return (
         f"{summary['attempts']} attempts, {summary['accepted']} accepted; ended because: {outcome['stopped_because']}. "
         f"Decisions were made on the validation set, with a floor of {outcome['floor']:.2%}. The figures above are "

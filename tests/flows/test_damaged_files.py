@@ -20,7 +20,7 @@ from flows import command
 from pruning.io.onnx import open_session
 from tasks import data, frontier, models
 from tasks.config.schema import Settings
-from tasks.loop import loop, measurements
+from tasks.loop import ledger, measurements
 from tasks.loop.ledger import read_ledger
 from tasks.registry import decisions
 from tasks.reporting import report
@@ -76,7 +76,7 @@ READERS: dict[str, Read] = {
         for name in ("meta.json", "plan.json", "weights.safetensors")
     },
     "artifacts/iterations/ledger.json": lambda _, workspace: read_ledger(workspace.folder("iterations")),
-    "artifacts/iterations/outcome.json": lambda _, workspace: loop.read_outcome(workspace),
+    "artifacts/iterations/outcome.json": lambda _, workspace: ledger.read_outcome(workspace),
     "artifacts/analysis/curves.json": lambda _, workspace: measurements.read_curves(workspace, "analyze"),
     "artifacts/profile/profile.json": lambda _, workspace: measurements.read_profile(workspace, "profile"),
     "artifacts/measurements/curves.json": lambda _, workspace: measurements.read_curves(workspace),
