@@ -244,7 +244,8 @@ def _check_pruning(model: nn.Module, groups: Groups, samples: Samples, loss: Los
     """Check that names in the settings exist in the model, that own criteria score it, and that sparsity can be met."""
     chosen = settings.prune
     groups_in(groups, chosen.ignore, "prune.ignore")
-    for scope, entries in chosen.scopes.items():
+    scopes = chosen.allocation.scopes if chosen.kind == "structured" else {}
+    for scope, entries in scopes.items():
         groups_in(groups, entries, f"prune.allocation.scopes[{scope!r}]")
     baseline: tuple[Recipe, ...] = () if settings.baseline.recipe is None else (settings.baseline.recipe,)
     for recipe in (*baseline, *chosen.recipes):
@@ -255,7 +256,7 @@ def _check_pruning(model: nn.Module, groups: Groups, samples: Samples, loss: Los
             "ask for less"
         )
     own = {settings.analyze.criterion} if settings.analyze.rates else set()
-    own |= {chosen.channel_criterion} if chosen.channel_criterion else set()
+    own |= {chosen.criterion} if chosen.kind == "structured" else set()
     for name in sorted(one for one in own if ":" in one):
         criterion = chosen_criterion(name)
         statistics = collect(groups, find_criterion(criterion).needs, samples, loss, seed=settings.run.seed)

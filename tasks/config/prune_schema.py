@@ -265,16 +265,6 @@ class Prune(Section):
         """What chooses what goes, as runs are named."""
         return "gates"
 
-    @property
-    def channel_criterion(self) -> str | None:
-        """What scores channels; None where they aren't scored."""
-        return None
-
-    @property
-    def scopes(self) -> Mapping[str, tuple[str, ...]]:
-        """Sets of modules that share one threshold."""
-        return {}
-
     def schedule_for(self, target: float) -> ScheduleSettings:
         """Return the schedule that rises to a total reduction."""
         return ScheduleSettings(
@@ -377,16 +367,6 @@ class Structured(_ByScores):
     def channels_may_return(self) -> bool:
         """Whether each step chooses among all channels of the baseline again."""
         return self.reversible
-
-    @property
-    def channel_criterion(self) -> str:
-        """What scores channels."""
-        return self.criterion
-
-    @property
-    def scopes(self) -> Mapping[str, tuple[str, ...]]:
-        """Sets of modules that share one threshold."""
-        return self.allocation.scopes
 
 
 class _SingleWeights(_ByScores):
