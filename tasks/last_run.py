@@ -1,11 +1,11 @@
-"""What the last run found when nothing was left to do, by which the next one sees whether anything has changed since.
+"""Remember a run that found nothing to do, so that the next one can tell quickly whether anything has changed since.
 
     settings file, code, packages    the same bytes and versions     ─► the settings mean what they meant
     stage.json of every stage        modules, versions and files as they are now, worked out again, hashed
     MLflow's store                   the same bytes                  ─► all is recorded as it was
 
-If all of it is as it was, so is the answer, and nothing that takes seconds to import is asked: neither torch, by which
-settings are read, nor MLflow. Where any of it differs, or can't be told, everything is asked.
+If all of this is unchanged, so is the answer, and nothing that takes seconds to import is needed: neither torch, which
+reading the settings needs, nor MLflow. If anything differs or can't be told, the full check runs.
 """
 
 from __future__ import annotations

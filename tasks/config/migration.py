@@ -1,7 +1,7 @@
-"""Rewrite a settings file of an earlier version: names of today, and everything else, comments too, as it was.
+"""Rewrite a settings file of an earlier version under today's names, and keep everything else, comments included.
 
-The text is edited where PyYAML says that a key or a value stands, and then read again: unless it says exactly what the
-old file said under its new names, nothing is written.
+The text is edited at the positions that PyYAML reports for keys and values, and then read again: unless the new file
+says exactly what the old one said, under the new names, nothing is written.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ TARGETS: dict[Kind, tuple[str, ...]] = {
 
 
 class Target(Section):
-    """What the model is to come down to, against the baseline: one of these, or several at once."""
+    """The reduction to reach, against the baseline: one of these, or several at once."""
 
     mac_reduction: Share | None = None
     """1 − MACs after / before; for kind dynamic, of the mean over the validation samples."""
@@ -71,12 +71,12 @@ class Target(Section):
         if not self.kinds:
             raise ValueError(f"expected at least one of {', '.join(type(self).model_fields)}; found none")
         if self.latency_ms is not None and self.latency_reduction is not None:
-            raise ValueError("latency_ms and latency_reduction say the same thing twice; expected one of them")
+            raise ValueError("latency_ms and latency_reduction are the same target; expected only one of them")
         return self
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Which of them are given."""
+        """The names of the targets that are given."""
         return tuple(name for name, value in self if value is not None)
 
     @property
@@ -86,7 +86,7 @@ class Target(Section):
 
     @property
     def shares(self) -> dict[str, float]:
-        """Those that are given as shares of the baseline; bytes and milliseconds only the baseline can tell."""
+        """The targets given as shares; bytes and milliseconds can only be converted with the baseline."""
         found = {} if self.pattern is None else {"pattern": 1 - self.pattern.num_kept / self.pattern.of}
         for name in ("mac_reduction", "parameter_reduction", "latency_reduction", "weight_sparsity"):
             if (share := getattr(self, name)) is not None:
@@ -95,19 +95,19 @@ class Target(Section):
 
 
 class Allocation(Section):
-    """How the reduction is shared among the groups."""
+    """How the reduction is divided among the groups."""
 
     strategy: Literal["sensitivity", "local", "global", "scoped", "search"] = "global"
-    """global: one threshold on all scores. sensitivity: the curves of analyze. local: the same share of each group.
-    scoped: one threshold for each of the scopes. search: the best of candidates drawn at random.
+    """global: one threshold on all scores. sensitivity: least predicted loss by the curves of analyze. local: the same
+    share of each group. scoped: one threshold for each of the scopes. search: the best of random candidates.
     """
     normalise: Normalise = "mean"
-    """How scores compare between groups, for global and scoped."""
+    """For global and scoped: what makes scores of different groups comparable."""
     scopes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """For scoped: named sets of modules such as {early: ["layer1.*"]}; what no set names is one more."""
+    """For scoped: named sets of modules such as {early: ["layer1.*"]}; all other modules form one more set."""
     candidates: StrictInt = Field(default=50, ge=1, le=100_000)
-    """For search: how many are drawn at random, each judged on validation samples after its batch norms were measured
-    anew.
+    """For search: how many random candidates are judged on validation samples, each after its batch norms were measured
+    again.
     """
 
     @model_validator(mode="after")
@@ -122,23 +122,24 @@ class Allocation(Section):
 
 
 class Recover(Section):
-    """What is done to a narrowed model before it is trained; it looks at inputs alone."""
+    """How a narrowed model is recovered before it is trained; this needs inputs but no labels."""
 
     method: Literal["none", "recalibrate", "absorb_means", "fold", "reconstruct"] = "reconstruct"
-    """reconstruct: layers are refitted to give what they gave before. recalibrate: batch norms are measured anew.
-    absorb_means: the layers' means alone. fold: the criterion's own solution. none: nothing.
+    """reconstruct: layers are refitted so that their outputs stay the same. recalibrate: batch norms are measured
+    again. absorb_means: only the means of the layers' outputs are corrected. fold: the criterion's own solution.
+    none: nothing.
     """
     num_samples: StrictInt = Field(default=512, ge=2, le=10_000_000)
-    """Training samples that are looked at."""
+    """Number of training samples used."""
     ridge: StrictFloat = Field(default=RIDGE, gt=0, le=1_000_000)
-    """For reconstruct: least pull towards the old weights."""
+    """For reconstruct: the least weight of the pull towards the old weights."""
 
 
 class Start(Section):
-    """With which weights training begins after a step: the last ones, earlier ones, or fresh ones."""
+    """The weights that training begins with after a step: the present ones, earlier ones, or fresh ones."""
 
     weights: Literal["keep", "rewind", "random"] = "keep"
-    """keep: the weights as they are. rewind: those of an earlier epoch of the baseline. random: fresh ones."""
+    """keep: the present weights. rewind: those of an earlier epoch of the baseline. random: fresh ones."""
     epoch: StrictInt | None = Field(default=None, ge=1, le=100_000)
     """For rewind: an epoch of baseline.keep_epochs."""
 
@@ -172,37 +173,37 @@ RECIPES = (Recipe(name="distil", distillation=0.7), Recipe(name="plain"))
 
 
 class Prune(Section):
-    """The loop, whatever goes: target, pace, floor, what is left alone, training."""
+    """The loop, for every kind: target, pace, floor, exceptions, training."""
 
     kind: Kind
-    """What goes."""
+    """What is removed."""
     target: Target
-    """What the model is to come down to, against the baseline. structured: one or several of mac_reduction,
+    """The reduction to reach, against the baseline. structured: one or several of mac_reduction,
     parameter_reduction, size_bytes, latency_reduction, latency_ms. unstructured: weight_sparsity. n_m: pattern.
     dynamic: mac_reduction.
     """
     schedule: Literal["linear", "geometric", "cubic"] = "geometric"
     """How the goals rise to the target."""
     iterations: StrictInt = Field(default=3, ge=1, le=1000)
-    """Number of goals on the way to the target."""
+    """Number of steps to the target."""
     first_step: Share | None = None
-    """Reduction that the first attempt goes to; null leaves it to the schedule."""
+    """Reduction of the first attempt; null leaves it to the schedule."""
     backoff: Share = 0.5
-    """A rejected step is undone and multiplied by this."""
+    """A rejected step is undone, and its size is multiplied by this."""
     smallest_step: Share = 0.005
-    """The loop ends when the step that is left is smaller."""
+    """The loop ends when the next step would be smaller than this."""
     max_attempts: StrictInt = Field(default=10, ge=1, le=10_000)
-    """The loop ends after so many attempts, accepted or not."""
+    """The loop ends after this many attempts, accepted or not."""
     max_accuracy_drop: StrictFloat = Field(default=0.01, ge=0, lt=1)
     """The floor: what validation accuracy may lose against the baseline, as a fraction."""
     ignore: tuple[str, ...] = ()
     """Modules or parameters that stay whole, such as [fc, "layer1.*"]."""
     recipes: tuple[Recipe, ...] = Field(default=RECIPES, max_length=100)
-    """Each is tried after every step, and the best on the validation samples goes on; [] trains nothing. By default
-    two: distil, with the baseline as teacher (distillation 0.7), and plain, without.
+    """Fine-tuning recipes. Each is tried after every step, and the best on the validation samples is kept; [] trains
+    nothing. By default two: distil, with the baseline as teacher (distillation 0.7), and plain, without.
     """
     allow_other_data: bool = False
-    """Whether fine-tuning may use other data than the baseline's, which is an error otherwise."""
+    """Whether fine-tuning may use data other than the baseline's; otherwise that is an error."""
 
     @model_validator(mode="after")
     def _recipe_names_differ(self) -> Self:
@@ -237,7 +238,7 @@ class Prune(Section):
 
     @property
     def reads_profile(self) -> bool:
-        """Whether what goes depends on predicted latencies, and so on a clock."""
+        """Whether the result depends on predicted latencies, and so on a clock."""
         return self.target.names_latency
 
     @property
@@ -315,27 +316,27 @@ class Structured(_ByScores):
     my_package.scores:mine.
     """
     max_group_rate: Share = 0.75
-    """Largest share of its channels that a group may lose in all, so that no layer collapses."""
+    """The largest share of its channels that a group may lose in total, so that no layer collapses."""
     min_channels: StrictInt = Field(default=8, ge=1, le=1_000_000)
-    """Channels that every group keeps."""
+    """The number of channels that every group keeps."""
     round_to: RoundTo = "auto"
-    """Kept counts are multiples of this; 1: any count. auto: the counts that the kernels of round_for reward, for a
-    latency target those that its profile rewards.
+    """Numbers of kept channels are multiples of this; 1: any number. auto: the numbers at which the kernels of
+    round_for are fast, for a latency target those at which its profile is fast.
     """
     round_for: RoundFor = PORTABLE
-    """The table of kernel widths that auto goes by. portable: multiples of 16, of 8 in groups narrower than 64.
+    """The table of widths for auto. portable: multiples of 16, and of 8 in groups narrower than 64.
     onnxruntime_x86_avx2: as measured there (16 and 40 of 64 are slow; 24, 32, 48 and 56 are not).
     """
     measure_latency: bool = False
-    """For latency targets. false: predictions alone, and the same bytes from the same profile. true: an accepted step
-    is measured, and the ratio to the prediction corrects the next ones.
+    """For latency targets. false: only predictions count, so the same profile gives the same bytes. true: accepted
+    steps are measured, and the ratio to the prediction corrects the next steps.
     """
     allocation: Allocation = Allocation()
-    """How many channels each group gives."""
+    """How many channels each group loses."""
     recover: Recover = Recover()
-    """What is done before training, by looking at inputs alone."""
+    """How the model is recovered before training, from inputs alone."""
     reversible: bool = False
-    """Whether each step chooses among all channels of the baseline again, the ones that went included."""
+    """Whether each step chooses among all channels of the baseline again, including removed ones."""
 
     @model_validator(mode="after")
     def _recovery_suits_what_went_before(self) -> Self:
@@ -405,7 +406,7 @@ class Dynamic(Prune):
     @model_validator(mode="after")
     def _gates_learn(self) -> Self:
         if not self.recipes:
-            raise ValueError("gates have to learn; expected a recipe at least")
+            raise ValueError("gates have to be trained; expected at least one recipe")
         return self
 
 

@@ -87,7 +87,7 @@ def rows_below(path: str) -> list[Row]:
     """Return a setting with all that it holds.
 
     Raises:
-        SettingsError: There is none of this path.
+        SettingsError: There is no setting of this path.
     """
     found = [row for row in rows() if row.path == path or row.path.startswith((f"{path}.", f"{path}["))]
     if not found:

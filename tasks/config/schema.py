@@ -35,7 +35,7 @@ class Run(Section):
     """What holds for every stage."""
 
     seed: StrictInt = Field(default=0, ge=0, lt=2**31)
-    """Of every random choice: the same seed, the same bytes."""
+    """Seed of every random choice: the same seed gives the same bytes."""
     threads: StrictInt = Field(default=1, ge=1, le=MOST_THREADS)
     """CPU threads of torch; another number may change the last bits of the results."""
     device: Annotated[str, AfterValidator(usable_device)] = "cpu"
@@ -43,10 +43,10 @@ class Run(Section):
 
 
 class Machine(Section):
-    """What of this machine is used; no output depends on it."""
+    """How much of this machine is used; no output depends on it."""
 
     processes: StrictInt = Field(default=1, ge=1, le=256)
-    """How many processes measure sensitivities side by side, each with run.threads threads."""
+    """How many processes measure sensitivities in parallel, each with run.threads threads."""
 
 
 class Data(Section):
@@ -72,7 +72,7 @@ class Model(Section):
 
 
 class Augment(Section):
-    """How a batch of inputs is varied while training: a function of the inputs and a generator."""
+    """How inputs are augmented during training: a function of the inputs and a generator."""
 
     function: ImportString
     """Import string of a function (inputs, generator) -> inputs."""
@@ -96,7 +96,7 @@ class Training(Section):
 
 
 class FromScratch(Recipe):
-    """How a network that has learned nothing yet is trained: longer and at a higher rate than a pruned one."""
+    """How an untrained network is trained: longer and at a higher learning rate than a pruned one."""
 
     name: Name = "baseline"
     """What reports call it."""
@@ -125,12 +125,12 @@ class Baseline(Section):
 
 
 class Analyze(Section):
-    """How the sensitivity of each group is measured, and whether it is where the allocation reads none."""
+    """How the sensitivity of each group is measured, and whether also if the allocation doesn't need it."""
 
     for_report: bool = False
-    """Measures the curves for the report too where no allocation reads them; no result depends on it."""
+    """Whether the curves are measured for the report even if the allocation doesn't need them. Changes no result."""
     criterion: CriterionName = "l2_norm"
-    """Which channels of a group go first."""
+    """The criterion that decides which channels of a group go first."""
     rates: tuple[Share, ...] = Field(default=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), max_length=100)
     """Shares of its channels that a group loses in turn; [] measures nothing."""
     sweep: Sweep = "knee"
@@ -138,18 +138,18 @@ class Analyze(Section):
     sample_fraction: StrictFloat = Field(default=1.0, ge=0.5, le=1)
     """Share of the validation samples that curves are measured on."""
     criterion_samples: StrictInt = Field(default=1024, ge=1, le=10_000_000)
-    """Training samples that the criterion looks at."""
+    """Number of training samples that the criterion uses."""
 
 
 class Profile(Section):
-    """What latencies are predicted from: measured here, or brought along as a file."""
+    """What latencies are predicted from: a measurement on this machine, or a given file."""
 
     provider: str = "CPUExecutionProvider"
     """ONNX Runtime's execution provider."""
     threads: tuple[Threads, ...] = Field(default=(1,), min_length=1, max_length=20)
-    """Numbers of threads; plans are made by the first, 0 means one for each core."""
+    """Numbers of threads; the first one decides plans. 0: one for each core."""
     batch_sizes: tuple[TimedBatch, ...] = Field(default=(1, 32), max_length=20)
-    """Plans are made by the first; [] measures nothing."""
+    """Batch sizes; the first one decides plans. [] measures nothing."""
     path: Annotated[Path, AfterValidator(existing_file)] | None = None
     """A profile that was made on the machine that the model is for, by artifacts/profile/questions/measure.py; commit
     it. null measures here; with a latency target, this machine's clock then shapes the result.
@@ -169,7 +169,7 @@ class Benchmark(Section):
     batch_sizes: tuple[TimedBatch, ...] = Field(default=(1, 32), min_length=1, max_length=20)
     """Samples per call; latency is measured for each."""
     threads: tuple[Threads, ...] = Field(default=(1, 0), min_length=1, max_length=20)
-    """Numbers of threads, 0 for one for each core; a promotion measures with the first."""
+    """Numbers of threads; a promotion measures with the first. 0: one for each core."""
     rounds: StrictInt = Field(default=50, ge=1, le=100_000)
     """Calls per measurement."""
 
@@ -183,7 +183,7 @@ class Tracking(Section):
     uri: str = "sqlite:///mlflow.db"
     """MLflow's store: a file here, or a server such as http://127.0.0.1:5000."""
     artifacts: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*:/")] | None = None
-    """Where its files go: s3://bucket/folder, file:///folder. null: mlartifacts/ here, or what the server says."""
+    """Where MLflow's files go: s3://bucket/folder, file:///folder. null: mlartifacts/ here, or the server's place."""
     experiment: MlflowName = "secateur"
     """Name of MLflow's experiment."""
     model_name: MlflowName = "pruned"
@@ -191,12 +191,12 @@ class Tracking(Section):
 
 
 class Promote(Section):
-    """What a candidate has to show against production before it takes its place."""
+    """The limits that a candidate has to keep against production to replace it."""
 
     max_accuracy_drop: StrictFloat = Field(default=0.005, ge=0, lt=1)
     """Largest loss of test accuracy against production, as a fraction."""
     min_parity: StrictFloat = Field(default=1.0, ge=0, le=1)
-    """Least share of test samples on which ONNX Runtime and torch agree; gates may need 0.99."""
+    """Least share of test samples on which ONNX Runtime and PyTorch agree; for kind dynamic 0.99 may be needed."""
     max_macs_increase: StrictFloat = Field(default=0.0, ge=0, le=1000)
     """Largest increase of MACs, as a share of production's."""
     max_size_increase: StrictFloat = Field(default=0.0, ge=0, le=1000)
@@ -215,7 +215,7 @@ class Cleanup(Section):
 
 
 class Frontier(Section):
-    """What `flows.frontier` compares: `prune.target` by each of these."""
+    """The targets that `secateur frontier` compares."""
 
     targets: tuple[Target, ...] = Field(
         default=(
@@ -282,7 +282,7 @@ class Settings(Section):
 
     @property
     def measures_curves(self) -> bool:
-        """Whether anything asks for sensitivity curves."""
+        """Whether anything needs sensitivity curves."""
         return bool(self.analyze.rates) and (self.prune.reads_curves or self.analyze.for_report)
 
     @property
@@ -306,7 +306,7 @@ class Settings(Section):
     @model_validator(mode="after")
     def _baseline_comes_from_somewhere(self) -> Self:
         if self.baseline.recipe is None and self.model.weights is None:
-            raise ValueError("baseline.recipe is null and model.weights too; give a recipe to train by, or weights")
+            raise ValueError("baseline.recipe and model.weights are both null; give a recipe to train by, or weights")
         return self
 
     @model_validator(mode="after")

@@ -1,14 +1,14 @@
 """The ledger of the loop, `iterations/ledger.json`: every attempt, accepted or rejected, nothing volatile.
 
-What to try next is derived from it, so that a loop that was killed and resumed can't differ from one that was not:
+What to try next is derived from it, so a loop that was killed and resumed can't differ from an undisturbed one:
 
     attempt ─► checkpoint written to iterations/NN/ ─► row written to ledger.json    (only when accepted)
                                                        row written to ledger.json    (rejected: the row alone)
 
 The row is the commit point. What a kill leaves behind without a row is removed when the ledger is opened again.
 
-A trajectory of other settings, data or code steps aside, into `.iterations.aside/`, and is there until the new one has
-finished: whoever undoes the change before goes on where it was.
+If settings, data or code change, the old trajectory is moved to `.iterations.aside/` until the new one has finished:
+undo the change before that, and the old one continues.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ class Row(BaseModel):
 
     Attributes:
         attempt: Its number, from 0.
-        goal: The reduction that it was to reach, against the baseline.
+        goal: The reduction to reach, against the baseline.
         reached: The reduction that its plan reached.
         accepted: Whether its accuracy is at or above the floor.
-        measured: The best recipe's model; None where no plan reaches the goal or no recipe came to a model.
-        recipe: The recipe that came out best.
-        recipes: The validation accuracy that each recipe came to.
+        measured: The best recipe's model; None if no plan reaches the goal or no recipe gave a model.
+        recipe: The best recipe.
+        recipes: Each recipe's validation accuracy.
         checkpoint: The folder of an accepted attempt, below `iterations/`.
         weights_sha256: Of the checkpoint's weights.
         refused: Why no plan reaches the goal.
-        failed: Recipes that came to no model, and why: training diverged, or missed its sparsity.
+        failed: Recipes without a model, and why: training diverged, or missed its sparsity.
         unrounded: Channels that each group would have kept in the last step, had its count not been rounded.
-        predicted_ms: The latency that the profile predicts, where the target names one.
-        latency_ratio: Where it was measured too: its share of the baseline's latency, over the predicted share.
+        predicted_ms: The latency that the profile predicts, if the target names one.
+        latency_ratio: If latency was measured: its share of the baseline's latency over the predicted share.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -78,7 +78,7 @@ class Row(BaseModel):
 
     @property
     def verdict(self) -> str:
-        """What became of it, in a word or two."""
+        """The outcome in a word or two."""
         if self.accepted:
             return "accepted"
         if self.measured is not None:
@@ -87,7 +87,7 @@ class Row(BaseModel):
 
     @property
     def outcome(self) -> Outcome:
-        """What the schedule has to know of it."""
+        """The part that the schedule needs."""
         return Outcome(goal=self.goal, reached=self.reached, accepted=self.accepted)
 
 
@@ -122,7 +122,7 @@ class Ledger:
 
     @property
     def latency_ratio(self) -> float:
-        """By how much latencies are longer than predicted, as was measured last; 1 where nothing was."""
+        """How much longer latencies are than predicted, as measured last; 1 if nothing was measured."""
         return next((row.latency_ratio for row in reversed(self.accepted) if row.latency_ratio), 1.0)
 
     def next(self, schedule: ScheduleSettings) -> Attempt | Stop:
@@ -168,16 +168,16 @@ def open_ledger(
 ) -> Ledger:
     """Resume a trajectory, or begin it.
 
-    A ledger with another fingerprint belongs to other settings, data or code: it steps aside and the loop begins anew.
+    A ledger with another fingerprint belongs to other settings, data or code: it is set aside and the loop starts over.
     One that went further than the settings now ask is cut back to what they would have produced. Leftovers of a kill
     are removed.
 
     Args:
         root: The folder of the loop.
-        fingerprint: Of all that shapes the trajectory.
-        baseline: What it starts from.
-        schedule: What the next steps are derived by.
-        origin: All that shapes the trajectory, to say later what has changed.
+        fingerprint: Of everything that shapes the trajectory.
+        baseline: The model that it starts from.
+        schedule: Derives the next steps.
+        origin: Everything that shapes the trajectory, to say later what has changed.
 
     Raises:
         WorkspaceError: The ledger or one of its checkpoints is damaged or was edited.
@@ -203,12 +203,12 @@ def open_ledger(
 
 
 def forget_aside(root: Path) -> None:
-    """Remove the trajectories that have stepped aside."""
+    """Remove the trajectories that were set aside."""
     shutil.rmtree(aside(root), ignore_errors=True)
 
 
 def _step_aside(ledger: Ledger, now: Json) -> None:
-    """Make room for another trajectory; what was accepted is kept, and it is said why."""
+    """Set a trajectory aside for another one, keep its accepted attempts, and log why."""
     why = changes(ledger.origin, now) if ledger.origin and now else "settings, data or code changed"
     if not ledger.accepted:
         log.info("prune: begins anew: %s", why)
@@ -227,12 +227,12 @@ def _step_aside(ledger: Ledger, now: Json) -> None:
 
 
 def aside(root: Path) -> Path:
-    """Return where the trajectories lie that have stepped aside."""
+    """Return the folder of trajectories that were set aside."""
     return root.with_name(f".{root.name}.aside")
 
 
 def _agreed(rows: Sequence[Row], schedule: ScheduleSettings, root: Path) -> list[Row]:
-    """Return the rows up to where the schedule stops; each must be the one that the schedule asks for."""
+    """Return the rows up to where the schedule stops; each must be the one that the schedule would ask for."""
     for index, row in enumerate(rows):
         step = next_step(schedule, [past.outcome for past in rows[:index]])
         if isinstance(step, Stop):
@@ -248,7 +248,7 @@ def _agreed(rows: Sequence[Row], schedule: ScheduleSettings, root: Path) -> list
 
 
 def _remedy(root: Path) -> str:
-    return f"bring it back with `dvc checkout {root}`, or delete {root} to begin the loop anew"
+    return f"bring it back with `dvc checkout {root}`, or delete {root} to start the loop over"
 
 
 class LoopOutcome(TypedDict):

@@ -1,4 +1,4 @@
-"""The loop: prune a step, fine-tune, judge, back off, until the target is reached or patience ends.
+"""The loop: prune a step, fine-tune, judge, back off, until the target is reached or the attempts are used up.
 
 `prune` is its one driver, the body of the stage: it opens the loop, makes one attempt after another, and closes it.
 """
@@ -88,7 +88,7 @@ Call = Callable[..., Any]
 """(function, name, arguments) -> what it returns: as a task of Prefect's, or simply called."""
 
 Watch = Callable[[Loop, Row | None], object]
-"""Is told of the loop when it is open, and after each attempt with its row in the ledger."""
+"""Called with the loop when it is open, and after each attempt with its row in the ledger."""
 
 
 def _call(function: Callable[..., Any], _name: str, *arguments: Any) -> Any:
@@ -104,7 +104,7 @@ def prune(
         settings: Of the run.
         workspace: The stages before have finished in it.
         call: Opens the loop and makes each attempt.
-        watch: Is told how it goes. What it raises leaves the loop as a kill would: the next call goes on from there.
+        watch: Called with the progress. An exception from it ends the loop like a kill: the next call continues.
 
     Raises:
         SecateurError: As `open_loop` and `attempt` do.
@@ -156,13 +156,13 @@ def open_loop(settings: Settings, workspace: Workspace) -> Loop:
 
 
 def _check(ledger: Ledger) -> None:
-    """See that every accepted attempt is as it was written: the folder's new record would vouch for it."""
+    """Check that every accepted attempt is as it was written, because the folder's new record will vouch for it."""
     for row in ledger.accepted:
         place = ledger.root / str(row.checkpoint)
         if check_checkpoint(place) != row.weights_sha256:
             raise WorkspaceError(
                 f"{place} holds other weights than {ledger.root / FILE} says; bring it back with "
-                f"`dvc checkout {ledger.root}`, or delete {ledger.root} to begin the loop anew"
+                f"`dvc checkout {ledger.root}`, or delete {ledger.root} to start the loop over"
             )
 
 

@@ -1,6 +1,6 @@
-"""What of the analysis and of the profile the loop goes by: nothing, unless its allocation or its target asks.
+"""Pick out what the loop uses of analysis and profile: nothing, unless its allocation or target needs them.
 
-A stage of its own, so that what is measured for the report alone lets no loop begin anew.
+This is a stage of its own, so that measurements for the report alone never make the loop start over.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger("secateur")
 
 
 def measurements(settings: Settings, workspace: Workspace) -> None:
-    """Write `curves.json` and `profile.json`, each empty where the loop doesn't go by it.
+    """Write `curves.json` and `profile.json`, each empty if the loop doesn't use it.
 
     Raises:
         WorkspaceError: The curves aren't there or are damaged.
@@ -35,11 +35,11 @@ def measurements(settings: Settings, workspace: Workspace) -> None:
     with writing(workspace.folder(FOLDER)) as folder:
         write_json(folder / CURVES, [curve.model_dump(mode="json") for curve in curves])
         profiles.write(folder / PROFILE)
-    log.info("measurements: the loop goes by %s", " and ".join(settings.goes_by) or "none")
+    log.info("measurements: the loop uses %s", " and ".join(settings.goes_by) or "none")
 
 
 def read_curves(workspace: Workspace, stage: str = NAME) -> tuple[Curve, ...]:
-    """Read the curves that the loop goes by, or those of another stage's folder.
+    """Read the curves that the loop uses, or those in another stage's folder.
 
     Raises:
         WorkspaceError: They aren't there or are damaged.
@@ -48,7 +48,7 @@ def read_curves(workspace: Workspace, stage: str = NAME) -> tuple[Curve, ...]:
 
 
 def read_profile(workspace: Workspace, stage: str = NAME) -> Profiles:
-    """Read the profiles that the loop goes by, or those of another stage's folder; there may be none in them.
+    """Read the profiles that the loop uses, or those in another stage's folder; there may be none.
 
     Raises:
         ProfileError: They aren't there or are damaged.
@@ -57,7 +57,7 @@ def read_profile(workspace: Workspace, stage: str = NAME) -> Profiles:
 
 
 def latency_cost(workspace: Workspace, groups: Groups, stage: str = NAME) -> LatencyCost | None:
-    """Return what predicts the latency that plans are made by; None where there is no profile or the loop reads none.
+    """Return the latency model that decides plans; None if there is no profile or the loop doesn't use one.
 
     Raises:
         ProfileError: The profile is damaged, or of another network.
@@ -67,6 +67,6 @@ def latency_cost(workspace: Workspace, groups: Groups, stage: str = NAME) -> Lat
 
 
 def baseline_ms(workspace: Workspace) -> float | None:
-    """Return the predicted latency of the baseline, where the loop goes by a profile."""
+    """Return the predicted latency of the baseline; None if the loop doesn't use a profile."""
     found = read_profile(workspace).profiles
     return found[0].whole_ms if found else None

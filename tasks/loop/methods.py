@@ -1,7 +1,7 @@
-"""The kinds of pruning: how each takes a step towards a goal, and what it asks of the training that follows.
+"""The kinds of pruning: how each takes a step towards a goal, and what the training that follows has to keep.
 
-What goes: whole channels (structured), single weights (unstructured), all but N of every M weights (n_m), or for each
-input other channels, which gates choose (dynamic).
+Removed are whole channels (structured), single weights (unstructured), all but N of every M weights (n_m), or for each
+input other channels, chosen by gates (dynamic).
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ class StepContext:
         settings: Of the run.
         workspace: Data and curves lie in it.
         ledger: What came before.
-        goal: The reduction to come to, against the baseline.
+        goal: The reduction to reach, against the baseline.
         reductions: The same for each kind of target.
         model: The last accepted one, or one of the original's shape where channels may come back; it is left as it is.
         plan: From the original to it.
         example: One sample [1, ...].
-        reference: A model of the shape of `model`, whose layers' outputs are to be kept: it itself, or the baseline
-            where channels may come back that have not been trained along.
-        start: A model of the original's shape whose weights the next training begins with; None keeps the last ones.
+        reference: A model of the shape of `model` whose layers' outputs are to be kept: itself, or the baseline if
+            channels may come back that weren't trained in the meantime.
+        start: A model of the original shape whose weights the next training begins with; None keeps the present ones.
     """
 
     settings: Settings
@@ -90,10 +90,10 @@ class Step:
     """A step taken, before training.
 
     Attributes:
-        model: What it made of the last model.
+        model: The result.
         plan: Which channels of the last model are gone.
-        train: Trains a copy of `model`, by a recipe, so that it stays what the step made it.
-        reached: The reduction that it comes to; None where that is to be measured.
+        train: Trains a copy of `model` by a recipe, keeping removed parts removed.
+        reached: Its reduction; None if that has to be measured.
         unrounded: Channels that each group would have kept, had its count not been rounded; None where none was.
     """
 
@@ -113,10 +113,10 @@ _JUDGED_ON = 512  # validation samples that tell one candidate of a search from 
 
 
 def choose_channels(context: StepContext, groups: Groups) -> tuple[Plan, Mapping[str, int] | None, Statistics]:
-    """Let the criterion decide which channels go, and the allocation how many; return what was looked at too.
+    """Choose which channels go, by the criterion, and how many, by the allocation.
 
-    Between the two stands what each group would keep if counts were not rounded: None where none was, or where to know
-    it would mean another search.
+    Returned are the plan, what each group would keep without rounding, and the statistics that were used. The second is
+    None if nothing was rounded, or if finding it would need another search.
 
     Widths are rounded to what the runtime rewards, see `pruning.allocation.hardware_widths`. A latency is come down to
     by the widths that gain speed; the ratio of measured to predicted latency that the loop found last corrects it.
@@ -158,7 +158,7 @@ def choose_channels(context: StepContext, groups: Groups) -> tuple[Plan, Mapping
 
 
 def _choose_by(context: StepContext, ranking: Ranking, solver: BudgetSolver) -> Plan:
-    """Share a landing's target among the groups by the settings' way."""
+    """Divide a target among the groups by the strategy of the settings."""
     allocation, groups = _structured(context).allocation, ranking.groups
     if allocation.strategy in ("local", "global", "scoped"):
         return choose(ranking, solver, Scope(allocation.strategy, allocation.normalise, allocation.scopes))
@@ -192,7 +192,7 @@ def _targets(context: StepContext, cost: Cost, latency: LatencyCost | None) -> t
 
 
 def _search(context: StepContext, groups: Groups, solver: BudgetSolver, orders: Mapping[str, Sequence[int]]) -> Plan:
-    """Judge random ways to share the goal by their loss once the batch norms are measured anew."""
+    """Judge random allocations by their loss after the batch norms were measured again."""
     settings, chosen = context.settings, _structured(context)
     loss, metric = loss_and_metric(settings)
     train = read_split(context.workspace, "train")
@@ -267,7 +267,7 @@ def narrow_channels(context: StepContext) -> Step:
 
 
 def _batches(context: StepContext) -> Iterator[Tensor]:
-    """Training samples, read only where verifying on the example shows nothing."""
+    """Training samples, read only if verifying on the example shows nothing."""
     samples = spread(read_split(context.workspace, "train"), _VERIFIED_ON)
     yield from torch.split(samples.inputs.to(context.example.device), _BATCH)
 
@@ -328,7 +328,7 @@ def _without_weights(context: StepContext, choose: Callable[..., WeightMasks]) -
 
 
 def gate_channels(context: StepContext) -> Step:
-    """Put gates on the groups, or go on with those that are there, and train them to the goal.
+    """Put gates on the groups, or continue with existing gates, and train them to the goal.
 
     Raises:
         ModelError: No group can have a gate.

@@ -1,4 +1,4 @@
-"""What the target asks of the baseline, and how near a model has come to it, in milliseconds too."""
+"""The target as reductions of the baseline, and how far a model has come, in milliseconds too."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ LATENCY = ("latency_reduction", "latency_ms")
 class Goals:
     """The target as reductions.
 
-    Where several are asked for, all rise to their ends together: the loop's goal is the largest of them.
+    Several targets rise together, each to its own end; the loop's goal is the largest of them.
 
     Attributes:
-        asked: Kind of target -> the reduction that it comes to, against the baseline.
+        asked: Kind of target -> its reduction against the baseline.
     """
 
     asked: Mapping[str, float]
@@ -52,17 +52,17 @@ class Goals:
         return {kind: goal * (share / self.total) for kind, share in self.asked.items()}
 
     def reached(self, reductions: Mapping[str, float]) -> float:
-        """Return the goal of the loop that a model has reached: of several, the one that is furthest behind."""
+        """Return the goal that a model has reached; with several targets, the one furthest behind counts."""
         return min(reductions[kind] * (self.total / share) for kind, share in self.asked.items())
 
 
 def goals_of(target: Target, baseline: ModelMetrics, baseline_ms: float | None) -> Goals:
-    """Return what a target comes to.
+    """Convert a target to reductions of the baseline.
 
     Args:
         target: Of the settings.
-        baseline: What the reductions are of.
-        baseline_ms: Its predicted latency, where the target names one.
+        baseline: The model before pruning.
+        baseline_ms: Its predicted latency, if the target names one.
 
     Raises:
         SettingsError: The target is no reduction of this baseline, or names a latency and there is no profile.
@@ -88,7 +88,7 @@ def goals_of(target: Target, baseline: ModelMetrics, baseline_ms: float | None) 
 
 
 _HOW = {
-    "profile.path": "the profile that widths are chosen by was measured by this run itself{place}",
+    "profile.path": "the profile that decides the widths was measured by this run itself{place}",
     "prune.measure_latency": "steps that are accepted correct the next ones by their measured latency, where the "
     "profile is of the machine that runs them",
 }
@@ -100,7 +100,7 @@ _INSTEAD = {
 
 
 def clock_warning(shaped_by: Sequence[str], profiles: Profiles) -> str | None:
-    """Say how a clock shapes the result, and what to do for the same bytes every time; None where none does.
+    """Say how a clock shapes the result, and how to get the same bytes every time; None if none does.
 
     Args:
         shaped_by: The settings that let it, see `Settings.shaped_by_the_clock`.
@@ -117,12 +117,12 @@ def clock_warning(shaped_by: Sequence[str], profiles: Profiles) -> str | None:
 
 
 TOLERANCE = 0.02
-"""Of a share of the baseline's latency: measured ones that differ by less from what was asked count as it."""
+"""A measured share of the baseline's latency that differs by less than this from the asked one counts as equal."""
 
 _ROUNDS = 41
 _BUSY = 0.1
-"""Of the median: on a machine that is busier, long passes are interrupted more often than short ones, and the ratio of
-two times says little."""
+"""Largest spread, relative to the median: on a busier machine long passes are interrupted more often than short ones,
+and the ratio of two times says little."""
 
 log = logging.getLogger("secateur")
 
@@ -143,7 +143,7 @@ class LatencyEstimate:
     ratio: float | None
 
     def reduction(self, asked: float) -> float:
-        """Return by how much the latency came down; one measured within tolerance of what was asked counts as it."""
+        """Return the reduction of the latency; one measured within the tolerance of the goal counts as the goal."""
         share = self.predicted_share * (self.ratio or 1.0)
         return asked if 1 - asked < share <= (1 - asked) * (1 + TOLERANCE) else 1 - share
 
@@ -157,7 +157,7 @@ def estimate_latency(
         model: Narrowed from the baseline.
         baseline: The model before pruning.
         settings: Say how models are exported.
-        workspace: The profile lies in it, among the measurements.
+        workspace: Holds the profile, among the measurements.
         example: One sample [1, ...].
         measured: Whether to measure too; that needs a profile of this machine.
     """

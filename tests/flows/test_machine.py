@@ -181,7 +181,7 @@ def test_edited_ledger_is_one_message_and_beginning_anew_is_a_way_out(
     code, said = ended(capsys)
     assert code == command.FAULT
     assert "artifacts/iterations/ledger.json was edited" in said
-    assert "delete artifacts/iterations to begin the loop anew" in said
+    assert "delete artifacts/iterations to start the loop over" in said
     begin_anew()
     assert ended(capsys)[0] == 0
     assert place.read_bytes() == wanted

@@ -56,7 +56,7 @@ FAULTS: list[tuple[Callable[[Settings], object], str]] = [
     ),
     (
         lambda s: s["prune"].update(target={"latency_ms": 2.0, "latency_reduction": 0.5}),
-        "latency_ms and latency_reduction say the same thing twice",
+        "latency_ms and latency_reduction are the same target",
     ),
     (lambda s: s["prune"].update(round_to="often"), "prune.round_to: found 'often': expected a number of 1 or more"),
     (lambda s: s["prune"].update(round_to=0), "prune.round_to: found 0: expected a number of 1 or more, or auto"),
@@ -80,7 +80,7 @@ FAULTS: list[tuple[Callable[[Settings], object], str]] = [
         "unknown loss 'cross_entropi'; did you mean 'cross_entropy'",
     ),
     (lambda s: s["run"].update(device="abacus"), "can't compute on it"),
-    (lambda s: s["baseline"].update(recipe=None), "baseline.recipe is null and model.weights too"),
+    (lambda s: s["baseline"].update(recipe=None), "baseline.recipe and model.weights are both null"),
 ]
 
 

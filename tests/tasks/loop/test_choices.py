@@ -161,7 +161,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
         {"kind": "unstructured", "target": {"weight_sparsity": 0.5}, "reversible": True},
         "prune.reversible is a key of kind structured; kind is unstructured: remove it",
     ),
-    ({"kind": "dynamic", "recipes": []}, "gates have to learn"),
+    ({"kind": "dynamic", "recipes": []}, "gates have to be trained"),
 ]
 
 

@@ -151,7 +151,7 @@ def test_a_run_that_a_clock_shapes_says_so_and_the_report_repeats_it(
     project.run("measurements")
     project.run("prune")
     assert (
-        "depends on this machine's clock: the profile that widths are chosen by was measured by this run" in caplog.text
+        "depends on this machine's clock: the profile that decides the widths was measured by this run" in caplog.text
     )
     for name in ("transform", "export", "benchmark", "report"):
         project.run(name)
