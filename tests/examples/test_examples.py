@@ -48,6 +48,7 @@ def test_notebook_is_committed_without_outputs() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # the whole pipeline, twelve epochs of the baseline included
 def test_own_repository_is_registered_by_the_commands_of_its_page(tmp_path: Path) -> None:
     folder = tmp_path / "own_repository"
     (folder / "bin").mkdir(parents=True)
