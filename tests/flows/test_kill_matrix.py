@@ -26,10 +26,10 @@ STEPS_PER_EPOCH = 9
 HEARD = '''
 
 def heard(outputs, targets):
-    """Cross entropy; whoever listens hears of each step of training."""
+    """Cross entropy; whoever listens hears of each step of training, not of the checks before it, on 16 samples."""
     import sys
 
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and len(targets) > 16:
         sys.audit("secateur.step")
     return nn.functional.cross_entropy(outputs, targets)
 '''
