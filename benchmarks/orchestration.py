@@ -35,6 +35,9 @@ PLAIN = "from flows.stages import FLOWS\nfor run in FLOWS.values():\n    run('pa
 SHARE, START_S = 0.1, 15.0
 """What the flow may take longer: a share, and the import of DVC and MLflow."""
 
+NOTHING_CHANGED_S = 4.0
+"""What a run on which nothing has changed may take, of processor time: it imports neither torch nor MLflow."""
+
 
 @dataclass(frozen=True)
 class Took:

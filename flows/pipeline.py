@@ -53,13 +53,13 @@ def run_pipeline(run: Run) -> None:
 
 
 def _run_all(run: Run) -> None:
-    begun_with = snapshot()
+    begun_with, program = snapshot(), last_run.program_now()
     with locked(run.workspace):
         with recorded_end(run):
             _run_stages(run)
             _show(_result(run))
             version, content = call_as_task(_record, "record", run, begun_with)
-        _conclude(run, version, content)
+        _conclude(run, program, version, content)
 
 
 def _run_stages(run: Run) -> None:
@@ -88,7 +88,7 @@ def _nothing_to_run(run: Run) -> bool:
     Raises:
         TargetError: No attempt was accepted.
     """
-    begun_with = snapshot()
+    begun_with, program = snapshot(), last_run.program_now()
     with locked(run.workspace):
         changed = run.changed()
         if not all(_is_done(run, stage, changed) for stage in STAGES):
@@ -97,7 +97,7 @@ def _nothing_to_run(run: Run) -> bool:
             return False
         log.info("every stage is current: nothing to run")
         _show(_result(run))
-        _conclude(run, *_record(run, begun_with))
+        _conclude(run, program, *_record(run, begun_with))
     return True
 
 
@@ -146,7 +146,7 @@ def _result(run: Run) -> str:
     return f"{as_words(verdict)}\n\n{as_text(_lines(run))}\n\n{said}"
 
 
-def _conclude(run: Run, version: str | None, store_content: str | None) -> None:
+def _conclude(run: Run, program: str, version: str | None, store_content: str | None) -> None:
     """Say what was registered, and keep it all for the next run.
 
     Raises:
@@ -165,7 +165,7 @@ def _conclude(run: Run, version: str | None, store_content: str | None) -> None:
             store_content=store_content,
         )
         stages = {stage.name: digest(planned(run, stage).origin) for stage in STAGES}
-        last_run.keep(run.content, run.workspace, stages, answer)
+        last_run.keep(program, run.content, run.workspace, stages, answer)
     if refusal is not None:
         raise TargetError(refusal)
 

@@ -64,17 +64,23 @@ class LastRun(TypedDict):
     answer: Answer
 
 
-def keep(params: bytes, workspace: Workspace, stages: Mapping[str, str], answer: Answer) -> None:
+def program_now() -> str:
+    """Hash our code and the names of all packages, once in a run: as they were at its first look."""
+    return derive("program", hash_of_program)
+
+
+def keep(program: str, params: bytes, workspace: Workspace, stages: Mapping[str, str], answer: Answer) -> None:
     """Keep what a run found; where the disk is full, the next one asks everything again.
 
     Args:
+        program: What `program_now` gave when the run began: our code may be edited while it runs.
         params: Content of the settings file.
         workspace: In which every stage is current.
         stages: Stage -> fingerprint of its folder.
         answer: What the run said.
     """
     found = LastRun(
-        program=derive("program", hash_of_program),
+        program=program,
         params=sha256(params).hexdigest(),
         stages=dict(stages),
         meanings=known_meanings(),
@@ -95,7 +101,7 @@ def same_again(params: Path, workspace: Workspace, *, told: bool = False) -> Ans
     Returns:
         None where anything has changed, or can't be told, or is at fault: then everything is to be asked.
     """
-    program = derive("program", hash_of_program)  # before anything else: our code may be edited while it runs
+    program = program_now()  # before anything else: our code may be edited while it runs
     with suppress(OSError, SecateurError, JsonError):
         found = checked_json((workspace.root / FILE).read_bytes(), LastRun)
         if found["program"] != program or found["params"] != sha256(read_bytes(params)).hexdigest():

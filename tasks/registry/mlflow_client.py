@@ -70,7 +70,7 @@ def _make_sqlite(place: Path) -> None:
     """
     if place.exists() and place.stat().st_size > 0:
         return
-    _refuse_loss(place)
+    refuse_loss(place)
     from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -85,8 +85,15 @@ def _make_sqlite(place: Path) -> None:
         beside.replace(place)
 
 
-def _refuse_loss(place: Path) -> None:
-    """Refuse to replace a registry that was in use and is missing now: the new one would begin with version 1 again."""
+def refuse_loss(place: Path) -> None:
+    """Refuse to replace a registry that was in use and is missing now: the new one would begin with version 1 again.
+
+    Args:
+        place: Where a store is to be made.
+
+    Raises:
+        WorkspaceError: Decisions about its versions are there, the store isn't.
+    """
     if DECISIONS.exists() and DECISIONS.stat().st_size > 0:
         raise WorkspaceError(
             f"MLflow's store {place} isn't there, though {DECISIONS} records decisions about versions in it. Bring the "
