@@ -73,8 +73,9 @@ def command_lines(text: str) -> Iterator[list[str]]:
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         while words:
-            end = next((i for i, word in enumerate(words) if word in ("&&", "|", ";", "&")), len(words))
-            command, words = words[:end], words[end + 1 :]
+            end = next((i for i, word in enumerate(words) if word in ("&&", "|", ";", "&", ">")), len(words))
+            redirected = words[end : end + 1] == [">"]
+            command, words = words[:end], words[end + 1 + redirected :]
             while command and re.match(r"[A-Z_]+=", command[0]):
                 command = command[1:]
             if command:
