@@ -19,6 +19,8 @@ EXAMPLES = REPOSITORY / "examples"
 OWN = EXAMPLES / "own_repository"
 NOTEBOOK = EXAMPLES / "notebook" / "prune_step_by_step.ipynb"
 
+pytestmark = pytest.mark.timeout(1800)  # they train, and a busy machine takes its time
+
 
 def call(*command: str | Path, folder: Path) -> str:
     environment = {
@@ -48,7 +50,6 @@ def test_notebook_is_committed_without_outputs() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # the whole pipeline, twelve epochs of the baseline included
 def test_own_repository_is_registered_by_the_commands_of_its_page(tmp_path: Path) -> None:
     folder = tmp_path / "own_repository"
     (folder / "bin").mkdir(parents=True)
