@@ -12,8 +12,8 @@ from pathlib import Path
 
 from pruning.errors import WorkspaceError
 from pruning.io.atomic import replace_file
-from tasks.config.prune_schema import Target
 from tasks.config.schema import Settings, load
+from tasks.config.target_schema import Target
 from tasks.config.yaml_io import read_mapping, write_mapping
 from tasks.fingerprint import fingerprint
 from tasks.reporting import report

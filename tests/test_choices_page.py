@@ -8,7 +8,8 @@ from typing import Any, get_args
 import pytest
 
 from pruning.importance import criterion_names
-from tasks.config.prune_schema import Allocation, Kind, Recover, Start
+from tasks.config.prune_schema import Allocation, Recover, Start
+from tasks.config.target_schema import Kind
 
 PAGE = (Path(__file__).parent.parent / "docs" / "choices.md").read_text(encoding="utf-8")
 

@@ -6,16 +6,14 @@ It is one of four models, told apart by `kind`; each has the keys of its kind al
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BeforeValidator,
     Discriminator,
     Field,
     StrictFloat,
     StrictInt,
     Tag,
-    WithJsonSchema,
     model_validator,
 )
 
@@ -25,73 +23,8 @@ from pruning.allocation.selection import Normalise
 from pruning.importance import find_criterion
 from pruning.recovery.reconstruct import RIDGE
 from pruning.training.recipe import Recipe
-from tasks.config.types import KIND, CriterionName, RoundFor, RoundTo, Section, Share, WeightCriterionName, as_pattern
-
-
-class Pattern(NamedTuple):
-    """N of every M weights stay."""
-
-    num_kept: int
-    of: int
-
-
-PATTERN_SCHEMA: dict[str, Any] = {"type": "string", "pattern": "^[0-9]+:[0-9]+$"}
-"""As it is written in `params.yaml`."""
-
-Kind = Literal["structured", "unstructured", "n_m", "dynamic"]
-
-TARGETS: dict[Kind, tuple[str, ...]] = {
-    "structured": ("mac_reduction", "parameter_reduction", "size_bytes", "latency_reduction", "latency_ms"),
-    "unstructured": ("weight_sparsity",),
-    "n_m": ("pattern",),
-    "dynamic": ("mac_reduction",),
-}
-
-
-class Target(Section):
-    """The reduction to reach, against the baseline: one of these, or several at once."""
-
-    mac_reduction: Share | None = None
-    """1 − MACs after / before; for kind dynamic, of the mean over the validation samples."""
-    parameter_reduction: Share | None = None
-    """1 − parameters after / before."""
-    size_bytes: StrictInt | None = Field(default=None, gt=0, le=10**13)
-    """Stored size of parameters and buffers, in bytes."""
-    latency_reduction: Share | None = None
-    """1 − latency after / before, as predicted from the profile."""
-    latency_ms: StrictFloat | None = Field(default=None, gt=0, le=10_000_000)
-    """Milliseconds per batch, as predicted from the profile."""
-    weight_sparsity: Share | None = None
-    """Share of the weights that are zero; for kind unstructured."""
-    pattern: Annotated[Pattern, BeforeValidator(as_pattern), WithJsonSchema(PATTERN_SCHEMA)] | None = None
-    """N of every M weights stay, written "2:4"; for kind n_m."""
-
-    @model_validator(mode="after")
-    def _at_least_one(self) -> Self:
-        if not self.kinds:
-            raise ValueError(f"expected at least one of {', '.join(type(self).model_fields)}; found none")
-        if self.latency_ms is not None and self.latency_reduction is not None:
-            raise ValueError("latency_ms and latency_reduction are the same target; expected only one of them")
-        return self
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The names of the targets that are given."""
-        return tuple(name for name, value in self if value is not None)
-
-    @property
-    def names_latency(self) -> bool:
-        """Whether milliseconds are asked for."""
-        return self.latency_ms is not None or self.latency_reduction is not None
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """The targets given as shares; bytes and milliseconds can only be converted with the baseline."""
-        found = {} if self.pattern is None else {"pattern": 1 - self.pattern.num_kept / self.pattern.of}
-        for name in ("mac_reduction", "parameter_reduction", "latency_reduction", "weight_sparsity"):
-            if (share := getattr(self, name)) is not None:
-                found[name] = share
-        return found
+from tasks.config.target_schema import TARGETS, Kind, Target
+from tasks.config.types import KIND, CriterionName, RoundFor, RoundTo, Section, Share, WeightCriterionName
 
 
 class Allocation(Section):

@@ -11,7 +11,8 @@ from pruning.allocation.sensitivity import Sweep
 from pruning.errors import SettingsError
 from pruning.training.recipe import Epochs, LearningRate, Name, Recipe, Schedule
 from tasks.config.errors import describe, old_names
-from tasks.config.prune_schema import PruneOfAKind, Target
+from tasks.config.prune_schema import PruneOfAKind
+from tasks.config.target_schema import Target
 from tasks.config.types import (
     LOSSES,
     METRICS,

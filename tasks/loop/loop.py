@@ -21,8 +21,8 @@ from pruning.plan.narrow import expand
 from pruning.training.recipe import Recipe
 from pruning.training.trainer import Callbacks, finetune
 from tasks.command_line import command_line
-from tasks.config.prune_schema import Kind
 from tasks.config.schema import Settings
+from tasks.config.target_schema import Kind
 from tasks.data import Description, read_description, read_split
 from tasks.determinism import begin
 from tasks.fingerprint import trajectory

@@ -39,8 +39,9 @@ from pruning.training.recipe import Recipe
 from pruning.unstructured.criteria import WeightCriterion
 from pruning.unstructured.masks import WeightMasks, enforce_masks, sparsity_of, zero_weights
 from pruning.unstructured.select import WeightScope, choose_n_of_m, choose_weights
-from tasks.config.prune_schema import Dynamic, Kind, NOfM, Structured, Unstructured
+from tasks.config.prune_schema import Dynamic, NOfM, Structured, Unstructured
 from tasks.config.schema import Settings
+from tasks.config.target_schema import Kind
 from tasks.data import read_inputs, read_split, spread
 from tasks.loop.ledger import Ledger
 from tasks.loop.measurements import latency_cost, read_curves

@@ -16,8 +16,8 @@ from pruning.io.onnx import export_onnx
 from pruning.latency.measure import measure_latency, runtime_here
 from pruning.latency.profile import Profiles
 from tasks.command_line import command_line
-from tasks.config.prune_schema import Target
 from tasks.config.schema import Settings
+from tasks.config.target_schema import Target
 from tasks.loop.measurements import latency_cost
 from tasks.models import ModelMetrics
 from tasks.workspace import Workspace

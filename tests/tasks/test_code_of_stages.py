@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 
 import pytest
 
+import pruning
 from tasks.code_closure import NOT_FOLLOWED, OURS, code_of
+from tasks.code_hash import meaning_of
 from tasks.environment import REPOSITORY
 from tasks.fingerprint import executed, fingerprint
 from tasks.stage_table import STAGES, body_of, find_stage
@@ -32,6 +35,16 @@ def test_each_stage_depends_on_what_it_computes_with_and_on_nothing_more() -> No
         assert not modules & set(NOT_FOLLOWED)
 
 
+def test_a_name_that_is_imported_late_comes_from_where_its_statement_says() -> None:
+    """A stage depends on the module that the statement for type checkers names; `__getattr__` must import that one."""
+    exports = meaning_of(Path(pruning.__file__).read_bytes(), docstrings=False).exports
+    assert exports is not None
+    assert set(pruning.__all__) <= set(exports)
+    for name in pruning.__all__:
+        module, _, there = exports[name]
+        assert getattr(pruning, name) is getattr(import_module(module), there), name
+
+
 @pytest.mark.slow
 def test_a_stage_executes_no_module_that_it_does_not_depend_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project_writer: Callable[..., Path]
@@ -45,8 +58,8 @@ def test_a_stage_executes_no_module_that_it_does_not_depend_on(
         known = set(executed(stage, project.settings)["modules"])
         assert called, stage.name
         # Facts are compared themselves, so that the code which works them out need not be.
-        by_value = {"tasks.config.prune_schema"} if stage.facts else set()
-        assert called <= known | set(NOT_FOLLOWED) | by_value, (stage.name, called - known)
+        by_value = {"tasks.config.prune_schema", "tasks.config.target_schema"} if stage.facts else set()
+        assert called <= known | set(NOT_FOLLOWED) | by_value | {"pruning"}, (stage.name, called - known)
 
 
 def _called(action: Callable[[], object]) -> set[str]:

@@ -7,8 +7,8 @@ import pytest
 
 from pruning.errors import SettingsError, WorkspaceError
 from tasks import frontier as subject
-from tasks.config.prune_schema import Target
 from tasks.config.schema import load
+from tasks.config.target_schema import Target
 from tasks.frontier import BASELINE, MACS, Point, mark_dominated, name_of, read_points, take_over, write_frontier
 from tasks.stage_table import find_stage
 from tasks.workspace import Workspace, contents

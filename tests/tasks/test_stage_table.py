@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from pruning.errors import SettingsError
-from tasks.config.prune_schema import Prune, Target
+from tasks.config.prune_schema import Prune
 from tasks.config.schema import Settings, load
+from tasks.config.target_schema import Target
 from tasks.environment import REPOSITORY
 from tasks.file_cache import holding
 from tasks.fingerprint import code_file, to_tell

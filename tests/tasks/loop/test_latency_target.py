@@ -13,7 +13,7 @@ import pytest
 
 from pruning.errors import SettingsError
 from pruning.latency.measure import Latency, runtime_here
-from tasks.config.prune_schema import Target
+from tasks.config.target_schema import Target
 from tasks.data import read_description
 from tasks.loop import loop as prune
 from tasks.loop import targets
