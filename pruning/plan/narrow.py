@@ -103,14 +103,20 @@ def _verify(
         "`ignore=[...]`, and please report the model: no group may be offered that can't be narrowed exactly."
     )
 
+    further = (
+        "Where the model goes another way there, make such inputs a further example (a list of examples): only ways "
+        f"that an example takes are known. {advice}"
+    )
+
     def compare(call: Call, expected: Sequence[Tensor]) -> float:
         """Compare on one call, and look whether that can tell a right model from a wrong one."""
+        remedy = further if call.how else advice
         try:
             found = call.run(dense)
         except Exception as fault:
             pass_on(fault)
             raise VerificationError(
-                f"the narrowed {name} does not run{call.how}: {describe(fault)}. {advice}"
+                f"the narrowed {name} does not run{call.how}: {describe(fault)}. {remedy}"
             ) from fault
         if call.turned and [t.shape for t in found] != [t.shape for t in expected]:
             reshaped.add(call.given)
@@ -122,7 +128,7 @@ def _verify(
         if not (difference <= tolerance or inexact):
             raise VerificationError(
                 f"the narrowed {name} differs from the masked one{call.how} by {difference:.2e} of the largest output; "
-                f"at most {tolerance:.0e} is accepted. {advice}"
+                f"at most {tolerance:.0e} is accepted. {remedy}"
             )
         sight.look(call, expected, beyond_rounding=rounded)
         return difference
@@ -169,8 +175,7 @@ def _verify(
         raise VerificationError(
             f"the narrowed {name} computes what the masked one does on the example inputs, and something else on "
             f"inputs of shapes {shapes}: a difference of {elsewhere:.2e} of the largest output, at most "
-            f"{tolerance:.0e} is accepted. Where the model goes another way there, make such inputs a further example "
-            f"(a list of examples): only ways that an example takes are known. {advice}"
+            f"{tolerance:.0e} is accepted. {further}"
         )
     if not sight.sees:
         warnings.warn(

@@ -89,7 +89,7 @@ def test_process_ends_with_one_message_and_leaves_none_behind(work: str, forced:
     os.killpg(process.pid, number)
     printed, said = process.communicate(timeout=20)
     assert process.returncode == 128 + number
-    assert said == f"\nstage: ended by {number.name}; run the same command again to go on\n"
+    assert said == f"\nstage: ended by {number.name}; run the same command again to continue\n"
     assert (printed == "unwound\n") == (work is POLITE)
     assert not psutil.pid_exists(child)
     assert (time.monotonic() - began > 1.4) == forced
@@ -115,7 +115,7 @@ def test_signals_that_were_ignored_at_the_start_stay_so() -> None:
         [*ignored, "-c", NOHUP], env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "goes on\n"), done.stderr
-    assert done.stderr == "\nstage: ended by SIGTERM; run the same command again to go on\n"
+    assert done.stderr == "\nstage: ended by SIGTERM; run the same command again to continue\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -135,5 +135,5 @@ def test_command_that_is_still_being_imported_ends_at_once(number: signal.Signal
     said = process.communicate(timeout=20)[1]
     assert process.returncode == 128 + number
     assert "Traceback" not in said
-    assert said.count(f"prepare: ended by {number.name}; run the same command again to go on") == 1
+    assert said.count(f"prepare: ended by {number.name}; run the same command again to continue") == 1
     assert list(tmp_path.iterdir()) == []

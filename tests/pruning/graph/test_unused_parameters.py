@@ -35,7 +35,7 @@ class Heads(nn.Module):
         return found
 
 
-EXAMPLES: list[Any] = [(X,), (X, "b", 1), {"x": X, "more": True}]
+EXAMPLES: list[Any] = [(X,), (X, "b", 1), {"x": X, "more": True}, (X, "b", 1, True)]
 INNER, ALL = ["inner.0.weight:0"], ["stem.weight:0", "inner.0.weight:0", "inner.2.weight:0", "layers.0.weight:0"]
 
 
@@ -70,6 +70,13 @@ def test_further_examples_take_the_other_paths_and_one_plan_fits_all() -> None:
     for example in EXAMPLES:
         masked = pruning.apply_masks(model, plan)
         assert relative_difference(outputs_of(masked, example), outputs_of(dense, example)) < 1e-5
+
+
+def test_a_pair_of_ways_that_no_example_takes_together_is_refused_and_the_remedy_named() -> None:
+    model = Heads()
+    groups = pruning.find_groups(model, EXAMPLES[:3])
+    with pytest.raises(pruning.errors.VerificationError, match=r"with more=True .* make such inputs a further example"):
+        pruning.narrow(model, third(groups), EXAMPLES[:3], groups=groups)
 
 
 def test_a_narrowed_model_is_verified_on_every_example() -> None:

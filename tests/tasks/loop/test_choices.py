@@ -161,7 +161,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
         {"kind": "unstructured", "target": {"weight_sparsity": 0.5}, "reversible": True},
         "prune.reversible is a key of kind structured; kind is unstructured: remove it",
     ),
-    ({"kind": "dynamic", "recipes": []}, "gates have to be trained"),
+    ({"kind": "dynamic", "target": {"mac_reduction": 0.5}, "recipes": []}, "gates have to be trained"),
 ]
 
 
@@ -171,7 +171,7 @@ def test_choices_that_contradict_each_other_are_named(
 ) -> None:
     def settled(settings: dict[str, Any]) -> None:
         _settled(settings)
-        settings["prune"].update(change)
+        settings["prune"] = change if "kind" in change else settings["prune"] | change
 
     with pytest.raises(SettingsError) as caught:
         load(write_params(settled))
