@@ -65,7 +65,8 @@ def _run_all(run: Run) -> None:
 def _run_stages(run: Run) -> None:
     """Run what isn't current; what training will call is tried before the first stage that reads data."""
     bar = ProgressBar("compress-progress", "stages that are done")
-    changed, checked = run.changed(), False
+    changed = run.changed()
+    checked = _is_done(run, STAGES[0], changed)  # where the data were there, `_nothing_to_run` has tried it
     for position, stage in enumerate(STAGES):
         bar.update(position / len(STAGES))
         if _is_done(run, stage, changed):
