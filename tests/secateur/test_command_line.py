@@ -189,13 +189,17 @@ def test_trial_takes_over_what_it_does_not_shape(write_params: Write) -> None:
     assert "needs a workspace of its own" in call("run", "--set", "run.seed=1", "--workspace", "artifacts").stderr
 
 
-def test_missing_extra_is_named_with_its_line() -> None:
+def test_missing_extra_is_named_with_its_line(tmp_path: Path) -> None:
+    """In an empty folder: where a run has nothing to do, as perhaps in this repository, it needs no extra."""
     code = (
         "import sys; sys.modules['prefect'] = sys.modules['onnxruntime'] = sys.modules['onnx'] = None\n"
         "sys.argv[1:] = ['run']\n"
         "from secateur.cli import main; main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert done.stderr.rstrip().endswith("install it with: pip install 'secateur[pipeline]'")
     assert done.stderr.startswith("secateur run needs ")
