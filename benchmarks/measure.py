@@ -15,7 +15,8 @@ from torch import nn
 
 import pruning
 from benchmarks.architectures import Architecture
-from pruning.containers import with_tensors
+from pruning.containers import Inputs, with_tensors
+from pruning.errors import VerificationError
 from pruning.graph.axes import SINGLE, leaves
 from pruning.graph.equation import EXTENT
 from pruning.plan.verification import TOLERANCE, difference_elsewhere, outputs_of, relative_difference
@@ -103,7 +104,8 @@ def measure(architecture: Architecture, fast: bool = False) -> Measurement:
         if same and row.effect < 10 * TOLERANCE:
             row.status = "can't tell, since what was removed changed nothing"
         elif same and not row.difference_elsewhere <= TOLERANCE:
-            row.status = f"differs on inputs of shapes {row.elsewhere}"
+            said = "refused, for" if _refuses(model, plan, example, groups) else "differs on"
+            row.status = f"{said} inputs of shapes {row.elsewhere}"
         elif same:
             row.status = "exact"
             counted, real = pruning.count_parameters(groups, plan), sum(p.numel() for p in dense.parameters())
@@ -115,6 +117,15 @@ def measure(architecture: Architecture, fast: bool = False) -> Measurement:
         row.status = step
         row.error = last_lines(fault)
     return row
+
+
+def _refuses(model: nn.Module, plan: pruning.Plan, example: Inputs, groups: pruning.Groups) -> bool:
+    """Say whether `narrow` finds by itself that the narrowed network differs."""
+    try:
+        pruning.narrow(model, plan, example, groups=groups)
+    except VerificationError:
+        return True
+    return False
 
 
 def random_plan(groups: pruning.Groups, rate: float = RATE, seed: int = 0) -> pruning.Plan:

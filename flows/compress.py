@@ -33,7 +33,7 @@ def compress(params: str = "params.yaml", workspace: str = "artifacts", commit: 
     """
     place = Workspace(Path(workspace))
     with holding():
-        if (place.root / last_run.FILE).exists() and say_again(Path(params), place, commit):
+        if say_again(Path(params), place, commit):
             return
         from flows.pipeline import run_pipeline_as_flow
         from flows.stage_runner import Run
@@ -47,6 +47,8 @@ def say_again(params: Path, workspace: Workspace, commit: bool) -> bool:
     Raises:
         TargetError: No attempt was accepted then.
     """
+    if not (workspace.root / last_run.FILE).exists():
+        return False
     with locked(workspace):
         answer = last_run.same_again(params, workspace, told=commit)
         if answer is None or hash_of_content(answer["store"]) != answer["store_content"]:

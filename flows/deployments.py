@@ -12,18 +12,18 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from flows.cleanup import cleanup as cleanup_flow
+from flows.compress import say_again
 from flows.pipeline import run_pipeline
-from flows.prefect_adapter import body_of, flow, send_event, use_prefect
+from flows.prefect_adapter import body_of, flow, send_event
 from flows.promote import promote as promote_flow
 from flows.restore import restore as restore_flow
 from flows.rollback import rollback as rollback_flow
 from flows.stage_runner import Run
 from tasks.config.overrides import SettingsFile, Trial, accept
+from tasks.config.schema import load
 from tasks.file_cache import holding
 from tasks.registry import promote as promotion
-from tasks.workspace import DEFAULT_PARAMS
-
-use_prefect()  # Prefect imports this module
+from tasks.workspace import DEFAULT_PARAMS, Workspace
 
 RESTORED = Path("restored")
 REGISTERED = "secateur.candidate.registered"
@@ -43,10 +43,11 @@ def compress(params: SettingsFile = "params.yaml", trial: Trial | None = None) -
     """
     with holding():
         asked = accept(params, trial)
-        run = Run.begin(str(asked.params), str(asked.workspace), asked.commit)
-        run_pipeline(run)
-    if asked.commit and (version := promotion.undecided(run.settings)) is not None:
-        send_event(REGISTERED, f"secateur.model.{run.settings.tracking.model_name}", {"version": version})
+        settings = load(asked.params)
+        if not say_again(asked.params, Workspace(asked.workspace), asked.commit):
+            run_pipeline(Run.begin(str(asked.params), str(asked.workspace), asked.commit))
+    if asked.commit and (version := promotion.undecided(settings)) is not None:
+        send_event(REGISTERED, f"secateur.model.{settings.tracking.model_name}", {"version": version})
 
 
 @flow(name="promote", typed=True)

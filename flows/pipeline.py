@@ -75,8 +75,7 @@ def _run_stages(run: Run) -> None:
         if not checked and "prepare" in stage.needs:
             call_as_task(sanity_check, "sanity-check", run.settings, run.workspace)
             checked = True
-        run_as_flow(run, stage.name)
-        changed = run.changed()
+        run_as_flow(run, stage.name)  # what this changes for later stages, their own records show
     bar.update(1.0)
     publish_markdown("compress-result", as_markdown(_lines(run)), "baseline against pruned model")
 

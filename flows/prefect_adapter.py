@@ -71,7 +71,7 @@ def flow(name: str, *, typed: bool = False) -> Callable[[Function], Function]:
         def in_prefect() -> Callable[..., Any]:
             from flows.offline import Flow
 
-            return Flow(function, name=name, typed=typed)
+            return Flow(_deployed(function) if typed else function, name=name, typed=typed)
 
         @wraps(function)
         def call(*arguments: Any, **named: Any) -> Any:
@@ -81,6 +81,17 @@ def flow(name: str, *, typed: bool = False) -> Callable[[Function], Function]:
         return in_prefect() if typed else call  # type: ignore[return-value]  # is called like it
 
     return make
+
+
+def _deployed(function: Function) -> Function:
+    """Have everything that a deployment's flow calls run in Prefect's engine too, however Prefect has loaded it."""
+
+    @wraps(function)
+    def run(*arguments: Any, **named: Any) -> Any:
+        use_prefect()
+        return function(*arguments, **named)
+
+    return run  # type: ignore[return-value]  # is called like it
 
 
 def body_of(function: Function) -> Function:

@@ -27,6 +27,7 @@ from tasks.workspace import Json, Workspace, digest, is_current, locked, origin_
 log = logging.getLogger("secateur")
 
 _named: set[str] = set()  # files that a warning of this process has named
+_listed: set[str] = set()  # modules that stages of this process are known to depend on
 
 Body = Callable[[Settings, Workspace], None]
 Work = Callable[["Making"], None]
@@ -124,8 +125,12 @@ class Making:
 
     def _warn_of_unlisted(self) -> None:
         """Name modules of the user's that were executed and that no stage is known to depend on, once."""
-        listed = {name for stage in STAGES for name in executed(stage, self.run.settings)["modules"]}
-        new = [file for file in unlisted(dict(sys.modules), listed) if file not in _named]
+        _listed.update(self.origin["modules"])
+        new = _unlisted()
+        if new:  # by this stage and those before it in this process: most likely another one's
+            for stage in STAGES:
+                _listed.update(executed(stage, self.run.settings)["modules"])
+            new = _unlisted()
         _named.update(new)
         if new:
             log.warning(
@@ -151,6 +156,10 @@ class Making:
                 f"{self.run.params} was edited while {self.stage.name} ran; the result belongs to the settings as they "
                 "were and isn't recorded in dvc.lock. Run again for the new ones"
             )
+
+
+def _unlisted() -> list[str]:
+    return [file for file in unlisted(dict(sys.modules), _listed) if file not in _named]
 
 
 @contextmanager

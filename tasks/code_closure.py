@@ -103,15 +103,19 @@ def unlisted(loaded: Mapping[str, ModuleType], listed: Iterable[str]) -> list[st
         listed: Names of modules, as `code_of` finds them.
     """
     here, search = Path.cwd().resolve(), _Search(Path.cwd())
-    known = {file.resolve() for name in listed if (file := search.file_of(name)) is not None}
+    own = (name for name in listed if name.partition(".")[0] not in OURS)
+    known = {file.resolve() for name in own if (file := search.file_of(name)) is not None}
     found = []
     for module in loaded.values():
-        file = Path(getattr(module, "__file__", None) or "/").resolve()
-        if file.is_relative_to(here) and not _is_installed(file) and file not in known and file.suffix == ".py":
-            inside = file.relative_to(here)
+        named = getattr(module, "__file__", None)
+        if not isinstance(named, str) or not named.endswith(".py") or _is_installed(Path(named)):
+            continue  # before links are resolved, which takes long for the thousands that are installed
+        file = Path(named).resolve()
+        if file.is_relative_to(here) and not _is_installed(file) and file not in known and file.is_file():
+            inside = file.relative_to(here)  # `torch.ops` says "_ops.py", which is no file of the user's
             if inside.parts[0] not in {*_NO_CODE, *OURS, "secateur"}:
                 found.append(str(inside))
-    return sorted(found)
+    return sorted(set(found))
 
 
 class _Search:

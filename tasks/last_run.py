@@ -104,9 +104,11 @@ def same_again(params: Path, workspace: Workspace, *, told: bool = False) -> Ans
     program = program_now()  # before anything else: our code may be edited while it runs
     with suppress(OSError, SecateurError, JsonError):
         found = checked_json((workspace.root / FILE).read_bytes(), LastRun)
-        if found["program"] != program or found["params"] != sha256(read_bytes(params)).hexdigest():
+        if found["program"] != program:
             return None
         learn(found["meanings"])
+        if found["params"] != sha256(read_bytes(params)).hexdigest():
+            return None
         for stage in STAGES:
             folder, fingerprint = workspace.folder(stage.folder), found["stages"].get(stage.name)
             before = origin_of(folder)

@@ -14,6 +14,7 @@ import urllib.request
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import pytest
 from tests.clone import Clone
 
 LONGEST_S = 240.0
+_TRIES = 10
 
 
 @contextmanager
@@ -62,11 +64,18 @@ def free_port() -> int:
 
 
 def ask(url: str, body: Any = None) -> Any:
-    """Get, or post a body; return the answer."""
+    """Get, or post a body; return the answer. A server that is too busy (503) did nothing: it is asked again."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as response:
-        return json.loads(response.read() or b"null")
+    for left in reversed(range(_TRIES)):
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return json.loads(response.read() or b"null")
+        except urllib.error.HTTPError as fault:
+            if fault.code != HTTPStatus.SERVICE_UNAVAILABLE or not left:
+                raise
+            time.sleep(2)
+    raise AssertionError
 
 
 def wait_until(what: str, holds: Callable[[], bool], log: Path) -> None:

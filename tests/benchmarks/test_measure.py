@@ -29,6 +29,26 @@ class Fails(nn.Module):
         raise ValueError("no such luck")
 
 
+class ScalesLongOnes(nn.Module):
+    """Inputs of more than three rows take a line that the example doesn't, with a width in plain numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(7, 20), nn.Linear(20, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        if len(x) > 3:
+            hidden = hidden * torch.linspace(0, 1, 20)
+        found: Tensor = self.last(hidden)
+        return found
+
+
+def test_network_that_narrow_refuses_for_other_inputs_is_called_refused() -> None:
+    row = measure(Architecture("test/long", ScalesLongOnes, numbers), fast=True)
+    assert row.status == "refused, for inputs of shapes (4, 7)"
+
+
 def test_exact_row_holds_what_the_library_says() -> None:
     architecture = Architecture("test/small", small, numbers)
     row = measure(architecture)

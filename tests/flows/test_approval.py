@@ -19,7 +19,7 @@ from tests.live import ask, prefect_server, started, wait_until
 
 pytestmark = pytest.mark.slow
 
-SERVE = "from flows.promote import promote; promote.serve('by-hand')"
+SERVE = "from flows.deployments import promote; promote.serve('by-hand')"
 
 
 @pytest.fixture
