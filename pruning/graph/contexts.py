@@ -101,12 +101,20 @@ def seeded() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         random.seed(0)
         np.random.seed(0)
-        torch.manual_seed(0)
+        seed_torch()
         try:
             yield
         finally:
             random.setstate(python)
             np.random.set_state(array)
+
+
+def seed_torch() -> None:
+    """Seed PyTorch as `torch.manual_seed(0)` does; that keeps a traceback for every kind of device that isn't there."""
+    if torch.accelerator.is_available():
+        torch.manual_seed(0)
+    else:
+        torch.default_generator.manual_seed(0)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ def copy_module(model: Module, tensors: Mapping[int, Tensor] | None = None) -> M
     Raises:
         ModelError: The module can't be copied.
     """
-    memo = {id(t): t for t in (*model.parameters(), *model.buffers())} | dict(tensors or {})
+    memo = _empty(model) | {id(t): t for t in (*model.parameters(), *model.buffers())} | dict(tensors or {})
     try:
         with _WithoutGraphs():
             return deepcopy(model, memo)
@@ -40,7 +41,16 @@ def copy_module(model: Module, tensors: Mapping[int, Tensor] | None = None) -> M
 def copy_whole(model: Module) -> Module:
     """Copy a model with its parameters and buffers; what else it keeps (activations) is copied without its graph."""
     with _WithoutGraphs():
-        return deepcopy(model)
+        return deepcopy(model, _empty(model))
+
+
+def _empty(model: nn.Module) -> dict[int, Any]:
+    """What `deepcopy` makes of the containers that hold nothing: the tables of hooks, a dozen to a module.
+
+    It takes each of them apart, which takes longer than all else of most models.
+    """
+    held = [value for module in model.modules() for value in vars(module).values()]
+    return {id(value): type(value)() for value in held if type(value) in (OrderedDict, set) and not value}
 
 
 class _WithoutGraphs(TorchFunctionMode):

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from pruning.containers import Inputs, as_call, outputs_in, with_tensors
 from pruning.errors import pass_on
 from pruning.evaluation import restored_modes
+from pruning.graph.contexts import seed_torch
 from pruning.graph.dispatch import examples_of
 from pruning.graph.module_copy import copy_whole
 
@@ -53,7 +54,7 @@ def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
         for example in examples_of(inputs):
             args, kwargs = with_tensors(as_call(example), lambda tensor: tensor.detach().clone())
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
+                seed_torch()
                 found += outputs_in(model, model(*args, **kwargs), by_value=True)
     return found
 

@@ -54,6 +54,7 @@ class RandomNetwork(nn.Module):
             self.emit(self.random.choice(MAKERS if self.dims == 2 else MAKERS + SEQUENCE_MAKERS)(self))
         self.head = nn.Linear(self.channels[-1], 4)
         self.beside = self.pick()  # also an output
+        del self.random  # 625 numbers, that every copy of the network would copy
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 nn.init.uniform_(module.weight, 0.5, 1.5)
