@@ -113,11 +113,11 @@ def remove_unneeded_objects(settings: Settings, *, dry_run: bool) -> int:
     Raises:
         WorkspaceError: What a version needs isn't known; then nothing is removed.
     """
-    return DvcRepo().remove_all_but(_folders_of_versions(settings), dry_run=dry_run)
+    return DvcRepo().remove_all_but(_outputs_of_versions(settings), dry_run=dry_run)
 
 
-def _folders_of_versions(settings: Settings) -> frozenset[str]:
-    """Return the md5 of every DVC folder that belongs to a version of any model in the store."""
+def _outputs_of_versions(settings: Settings) -> frozenset[str]:
+    """Return the md5 of every output in DVC that belongs to a version of any model in the store."""
     needed: set[str] = set()
     with store_faults(settings):
         for version in _versions(settings):

@@ -127,7 +127,6 @@ class DvcRepo:
             WorkspaceError: Neither has it.
         """
         from dvc_data.hashfile.hash_info import HashInfo
-        from dvc_data.hashfile.tree import Tree
 
         cache, wanted = self._open().cache.local, HashInfo("md5", folder_md5)
 
@@ -140,7 +139,7 @@ class DvcRepo:
                     raise WorkspaceError(f"DVC has {found.value} neither in its cache nor in its remote")
 
         bring([wanted])  # the list of the folder's files
-        files = {"/".join(key): found for key, _, found in Tree.load(cache, wanted)}
+        files = _files_of(cache, wanted)
         bring(list(files.values()))
         for name, found in files.items():
             if not is_plain(name):
@@ -148,23 +147,25 @@ class DvcRepo:
             (into / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(cache.oid_to_path(found.value), into / name)
 
-    def remove_all_but(self, folders: Iterable[str], *, dry_run: bool) -> int:
+    def remove_all_but(self, outputs: Iterable[str], *, dry_run: bool) -> int:
         """Remove from the cache what neither a commit nor the current folder needs.
 
         Args:
-            folders: The md5 of further folders to keep, with their files.
+            outputs: The md5 of further files and folders to keep; of a folder, its files too.
             dry_run: Only count.
 
         Returns:
             The number of files.
+
+        Raises:
+            WorkspaceError: What is to be kept can't be told, since the cache is damaged; nothing is removed.
         """
         from dvc_data.hashfile.gc import gc
         from dvc_data.hashfile.hash_info import HashInfo
-        from dvc_data.hashfile.tree import Tree
 
         cache = self._open().cache.local
-        kept = {HashInfo("md5", folder) for folder in folders if cache.exists(folder)}
-        kept |= {found for folder in tuple(kept) for _, _, found in Tree.load(cache, folder)}
+        kept = {HashInfo("md5", output) for output in outputs if cache.exists(output)}
+        kept |= {found for output in tuple(kept) if output.isdir for found in _files_of(cache, output).values()}
 
         def remove(repository: Any) -> int:
             with repository.lock:
@@ -199,6 +200,24 @@ class DvcRepo:
             raise WorkspaceError("DVC is busy in another process; run again when that has ended") from error
         except DvcException as error:
             raise WorkspaceError(f"DVC can't go on: {error}; mend it, or add --no-commit") from error
+
+
+def _files_of(cache: Any, folder: Any) -> dict[str, Any]:
+    """Return what DVC's list of a folder names: place inside it -> hash.
+
+    Raises:
+        WorkspaceError: The list is damaged.
+    """
+    from dvc_data.hashfile.tree import Tree
+    from dvc_objects.errors import ObjectFormatError
+
+    try:
+        return {"/".join(key): found for key, _, found in Tree.load(cache, folder)}
+    except ObjectFormatError as error:
+        raise WorkspaceError(
+            f"{cache.oid_to_path(folder.value)}, a list of files in DVC's cache, is damaged; remove it, and `dvc pull` "
+            "brings it back where there is a remote"
+        ) from error
 
 
 def _half_written(error: Exception) -> Path | None:

@@ -35,7 +35,7 @@ def test_a_fault_in_the_settings_is_told_within_seconds(write_params: Callable[.
         settings["training"]["metric"] = "own_project:smal"
 
     write_params(change)
-    _, imported_s = _run("-c", "import flows.compress")
+    _, imported_s = _run("-c", "import flows.compress, flows.pipeline")
     done, taken_s = _run("-m", "flows.compress", "--no-commit")
     assert done.returncode == 2
     for text in ("has 3 faults", "run.threads: found 1000000000", "/dev/zero is no file", "did you mean 'small'"):

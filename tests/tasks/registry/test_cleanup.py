@@ -100,6 +100,27 @@ def write(text: str) -> str:
     return outputs()["out"]
 
 
+def test_a_version_needs_files_too_and_a_damaged_list_is_said(make_repository: MakeRepository) -> None:
+    make_repository("stages: {first: {cmd: 'true', outs: [out]}, second: {cmd: 'true', outs: [note]}}\n")
+    folder = write("registered")
+    Path("note").write_text("of this version", encoding="utf-8")
+    DvcRepo().commit("second")
+    note = outputs()["note"]
+    Path("note").write_text("of the next", encoding="utf-8")
+    DvcRepo().commit("second")
+    write("now")
+    assert cached() == 6
+    assert DvcRepo().remove_all_but([folder, note], dry_run=False) == 0
+    assert DvcRepo().remove_all_but([folder], dry_run=False) == 1
+    (damaged,) = (path for path in Path(".dvc/cache/files").rglob("*") if folder == path.parent.name + path.name)
+    damaged.chmod(0o600)
+    damaged.write_text("{", encoding="utf-8")
+    for action in (lambda: DvcRepo().remove_all_but([folder], dry_run=False), lambda: DvcRepo().bring(folder, Path())):
+        with pytest.raises(WorkspaceError, match=f"{damaged.name}, a list of files in DVC's cache, is damaged"):
+            action()
+    assert cached() == 5
+
+
 def cached() -> int:
     return sum(path.is_file() for path in Path(".dvc/cache/files").rglob("*"))
 
