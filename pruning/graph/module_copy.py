@@ -38,6 +38,17 @@ def copy_module(model: Module, tensors: Mapping[int, Tensor] | None = None) -> M
         ) from fault
 
 
+def copy_to_run(model: Module) -> Module:
+    """Copy a model so that what a run leaves on it, in attributes and buffers, stays on the copy.
+
+    Its parameters alone are shared with the original.
+
+    Raises:
+        ModelError: The module can't be copied.
+    """
+    return copy_module(model, {id(buffer): buffer.detach().clone() for buffer in model.buffers()})
+
+
 def copy_whole(model: Module) -> Module:
     """Copy a model with its parameters and buffers; what else it keeps (activations) is copied without its graph."""
     with _WithoutGraphs():

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from pruning.containers import Inputs, as_call, outputs_in, with_tensors
 from pruning.graph.contexts import in_mode, seeded
-from pruning.graph.module_copy import copy_module
+from pruning.graph.module_copy import copy_to_run
 from pruning.graph.rules.call import operator_name, tensors_in
 from pruning.plan.verification import comparable_outputs, outputs_of
 
@@ -63,19 +63,18 @@ class Call:
         Raises:
             ModelError: They hold none, or the inputs can't be copied.
         """
-        model = copy_module(model, {id(buffer): buffer.detach().clone() for buffer in model.buffers()})
         with warnings.catch_warnings():
             if self.how:
                 warnings.simplefilter("ignore")  # nobody has called it in this way yet
-            return self._run(model)
+            if not self.training and not self.inference:
+                return outputs_of(model, self.inputs)
+            return self._run(copy_to_run(model))
 
     def run_on(self, model: nn.Module, inputs: Inputs) -> list[Tensor]:
         """Run a model in this way on other inputs."""
         return replace(self, inputs=inputs).run(model)
 
     def _run(self, model: nn.Module) -> list[Tensor]:
-        if not self.training and not self.inference:
-            return outputs_of(model, self.inputs)
         args, kwargs = with_tensors(as_call(self.inputs), lambda tensor: tensor.detach().clone())
         gradients: AbstractContextManager[Any] = torch.inference_mode() if self.inference else torch.enable_grad()
         with ExitStack() as stack:

@@ -24,10 +24,9 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from pruning.containers import Inputs, as_call, outputs_in, with_tensors
 from pruning.errors import pass_on
-from pruning.evaluation import restored_modes
 from pruning.graph.contexts import seed_torch
 from pruning.graph.dispatch import examples_of
-from pruning.graph.module_copy import copy_whole
+from pruning.graph.module_copy import copy_to_run, copy_whole
 
 TOLERANCE = 1e-4
 """Largest relative difference, in float32, of two models that count as the same."""
@@ -40,22 +39,23 @@ T = TypeVar("T")
 
 
 def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """Run a model on all examples in eval mode without gradients; modes, inputs and random state stay as they were.
+    """Run a model on all examples in eval mode without gradients, each time from the state that it is in now.
+
+    The model, with all that it remembers from call to call, the inputs and the random state stay as they were.
 
     Returns:
         The tensors that its outputs hold.
 
     Raises:
-        ModelError: They hold none, or the inputs can't be copied.
+        ModelError: They hold none, or the model or the inputs can't be copied.
     """
     found: list[Tensor] = []
-    with restored_modes(model):
-        model.eval()
-        for example in examples_of(inputs):
-            args, kwargs = with_tensors(as_call(example), lambda tensor: tensor.detach().clone())
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                seed_torch()
-                found += outputs_in(model, model(*args, **kwargs), by_value=True)
+    for example in examples_of(inputs):
+        args, kwargs = with_tensors(as_call(example), lambda tensor: tensor.detach().clone())
+        copy = copy_to_run(model).eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            seed_torch()
+            found += outputs_in(copy, copy(*args, **kwargs), by_value=True)
     return found
 
 

@@ -106,3 +106,40 @@ def test_a_module_that_cannot_be_copied_is_an_error_that_says_why() -> None:
 
     with pytest.raises(ModelError, match=r"can't be copied.*generator"):
         pruning.find_groups(Holder(), torch.zeros(1, 3))
+
+
+class Remembers(nn.Module):
+    """Carries its state from call to call, as a recogniser of streams does, counts, and caches a table."""
+
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.cell = nn.Linear(8, 24), nn.GRU(24, 16, batch_first=True)
+        self.last = nn.Linear(16, 4)
+        self.state: Tensor | None = None
+        self.shapes: list[torch.Size] = []
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.state is not None and self.state.shape[1] != len(x):
+            self.state = None
+        self.shapes.append(x.shape)
+        self.seen += x.shape[1]
+        out, state = self.cell(torch.relu(self.encode(x)), self.state)
+        self.state = state.detach()
+        found: Tensor = self.last(out[:, -1])
+        return found
+
+
+def test_a_narrowed_model_has_seen_nothing_of_its_verification() -> None:
+    torch.manual_seed(0)
+    model, example = Remembers(), torch.randn(2, 6, 8)
+    plan = pruning.make_plan(pruning.find_groups(model, example), "l2_norm", pruning.ChannelSparsity(0.4))
+    dense = pruning.narrow(model, plan, example)
+    masked = pruning.apply_masks(model, plan)
+    for one in (model, dense, masked):
+        assert isinstance(one, Remembers)
+        assert (one.state, one.shapes, float(one.seen)) == (None, [], 0.0)
+    for _ in range(2):
+        torch.testing.assert_close(dense(example), masked(example))
