@@ -215,7 +215,7 @@ def _options(model: nn.Module, inputs: Inputs) -> Iterator[tuple[str, list[tuple
             values = [not parameter.default]
         elif _MASKS.search(parameter.name):
             values = [mask for tensor in tensors for mask in _masks(tensor)]
-        elif "Tensor" in str(parameter.annotation):
+        elif "Tensor" in str(parameter.annotation) or parameter.annotation is inspect.Parameter.empty:
             values = [option for tensor in tensors for option in _like(tensor)]
         elif "bool" in str(parameter.annotation):
             values = [True, False]
