@@ -5,6 +5,7 @@ SecateurError            a fault that the caller can mend; its text says what, w
 ├── PlanError            the plan doesn't fit the model
 ├── VerificationError    the narrowed model doesn't compute what the masked model computes
 ├── CriterionError       the criterion is unknown or doesn't apply
+│   └── UnscoredGroupError    by its definition it has no scores for one group
 ├── TargetError          the target can't be met
 ├── DataError            the data are missing, damaged, or not the ones they should be
 ├── CheckpointError      a checkpoint is missing, damaged, or from another model
@@ -45,6 +46,27 @@ class VerificationError(SecateurError):
 
 class CriterionError(SecateurError):
     """The criterion is unknown or doesn't apply."""
+
+
+class UnscoredGroupError(CriterionError):
+    """By its definition a criterion has no scores for a group; another one scores it then.
+
+    Args:
+        group: The group's name.
+        kind: Why, the same for all groups of this kind.
+        where: What it is about in this group, such as the weights that read it.
+    """
+
+    def __init__(self, group: str, kind: str, where: str = "") -> None:
+        super().__init__(group, kind, where)
+        self.group, self.kind, self.where = group, kind, where
+
+    def __str__(self) -> str:
+        about = f" ({self.where})" if self.where else ""
+        return (
+            f"group {self.group!r}: {self.kind}{about}; leave the group whole (ignore) or choose a criterion that "
+            "reads weights, such as l2_norm"
+        )
 
 
 class TargetError(SecateurError):

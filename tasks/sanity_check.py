@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ import torch
 from torch import Tensor, nn
 
 import pruning
-from pruning.errors import DataError, ExportError, ModelError, ProfileError, SecateurError, SettingsError
+from pruning.errors import (
+    DataError,
+    ExportError,
+    ModelError,
+    ProfileError,
+    SecateurError,
+    SettingsError,
+    UnscoredGroupError,
+)
 from pruning.evaluation import Loss, Metric, described, losses_of_each, mean_loss, restored_modes, values_of_each
 from pruning.graph.groups import Groups
 from pruning.importance import find_criterion, order_channels
@@ -255,13 +264,14 @@ def _check_pruning(model: nn.Module, groups: Groups, samples: Samples, loss: Los
             f"prune.target.size_bytes is {chosen.target.size_bytes:,}, but the baseline takes {size:,} bytes already; "
             "ask for less"
         )
-    own = {settings.analyze.criterion} if settings.analyze.rates else set()
-    own |= {chosen.criterion} if chosen.kind == "structured" else set()
+    own = {settings.analyze.criterion, settings.analyze.fallback} if settings.analyze.rates else set()
+    own |= {chosen.criterion, chosen.fallback} if chosen.kind == "structured" else set()
     for name in sorted(one for one in own if ":" in one):
         criterion = chosen_criterion(name)
         statistics = collect(groups, find_criterion(criterion).needs, samples, loss, seed=settings.run.seed)
         for group in list(groups)[:1]:
-            _called(lambda: order_channels(criterion, group, statistics), f"criterion {name!r}")  # noqa: B023
+            with suppress(UnscoredGroupError):  # another criterion scores it
+                _called(lambda: order_channels(criterion, group, statistics), f"criterion {name!r}")  # noqa: B023
 
 
 def _check_export(model: nn.Module, inputs: Tensor, settings: Settings) -> None:
@@ -282,6 +292,8 @@ def _called(call: Callable[[], Any], what: str, error: type[SecateurError] = Set
     """Call the user's code; whatever it raises is reported as their fault, in one line."""
     try:
         return call()
+    except UnscoredGroupError:
+        raise
     except SecateurError as fault:
         raise type(fault)(f"{what}: {fault}") from fault
     except Exception as fault:

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Unpack, get_args
 
-from torch import Tensor
-
 from pruning.allocation.budget import (
     Budget,
     BudgetSolver,
@@ -33,53 +31,15 @@ from pruning.containers import Inputs
 from pruning.errors import SettingsError, TargetError, unknown_name
 from pruning.evaluation import Samples
 from pruning.graph.groups import Groups
-from pruning.importance import Criterion, find_criterion, order_channels, score_channels
+from pruning.importance import Criteria, Ranking, needs_of
 from pruning.latency.profile import LatencyCost, Profile
 from pruning.plan.constraints import Entry, Limits, TiedGroups, find_tied_groups
 from pruning.plan.plan import Cost, Plan
 from pruning.statistics.collect import Statistics, collect
 
 
-class Ranking:
-    """Scores and orders of the channels of those groups that may lose some; each is worked out when it is asked for.
-
-    Args:
-        groups: found on the model to be pruned.
-        criterion: which channels go.
-        statistics: what it needs.
-    """
-
-    def __init__(self, groups: Groups, criterion: str | Criterion, statistics: Statistics) -> None:
-        self.groups = groups
-        self._criterion = criterion
-        self._statistics = statistics
-        self._orders: dict[str, Sequence[int]] = {}
-        self._scores: dict[str, Tensor] = {}
-
-    def orders(self, bundles: Sequence[TiedGroups]) -> dict[str, Sequence[int]]:
-        """Return the channels of each group that may lose some, the first to go first.
-
-        Raises:
-            CriterionError: the criterion doesn't apply to a group.
-        """
-        for name in _free(bundles):
-            if name not in self._orders:
-                self._orders[name] = order_channels(self._criterion, self.groups[name], self._statistics)
-        return {name: self._orders[name] for name in _free(bundles)}
-
-    def scores(self, bundles: Sequence[TiedGroups]) -> dict[str, Tensor]:
-        """Return the scores, [size] per group, of each group that may lose some.
-
-        Raises:
-            CriterionError: the criterion doesn't apply to a group.
-        """
-        for name in _free(bundles):
-            if name not in self._scores:
-                self._scores[name] = score_channels(self._criterion, self.groups[name], self._statistics)
-        return {name: self._scores[name] for name in _free(bundles)}
-
-
-def _free(bundles: Sequence[TiedGroups]) -> list[str]:
+def free_groups(bundles: Sequence[TiedGroups]) -> list[str]:
+    """Return the groups that may lose channels."""
     return [name for bundle in bundles if len(bundle.counts) > 1 for name in bundle.names]
 
 
@@ -128,7 +88,7 @@ class PlanKeywords(TargetKeywords, total=False):
 
 def make_plan(
     groups: Groups,
-    criterion: str | Criterion = "l2_norm",
+    criterion: Criteria = "l2_norm",
     target: Target | None = None,
     *,
     scope: ScopeName | Scope = "local",
@@ -160,6 +120,8 @@ def make_plan(
     Args:
         groups: found on the model to be pruned.
         criterion: a name (see `criteria.criterion_names()`) or a function (group, statistics) -> scores.
+            Of groups for which by its definition it has no scores, the next one where this is a sequence, else l2_norm;
+            the log says which they are, and why (see `Ranking`).
         target: what to reach: `MacReduction(0.5)`, `LatencyMs(3.0, profile)`, … (`pruning.allocation.budget`).
         scope: how the target is shared; a name is short for a `Scope` with its defaults.
         ignore: names, prefixes or patterns ("fc", "layer1.*") of modules or parameters, or modules themselves; groups
@@ -176,7 +138,7 @@ def make_plan(
     Raises:
         TargetError: not exactly one target, or one that can't be met or that removes nothing.
         ProfileError: the profile is of another network.
-        CriterionError: the criterion is unknown or doesn't apply to a group.
+        CriterionError: a criterion is unknown, or breaks its contract.
         SettingsError: the scope, normalisation or table is unknown, or an entry of `ignore` or of a set matches
             nothing.
     """
@@ -187,10 +149,7 @@ def make_plan(
     if not any(len(bundle.counts) > 1 for bundle in bundles):
         held = "; ".join(f"{bundle.names[0]}: {bundle.obstacle}" for bundle in bundles[:6]) or "the model has none"
         raise TargetError(f"{asked} can't be met: no group can lose a channel ({held}). See groups.report()")
-    if isinstance(samples, Statistics):
-        statistics = samples
-    else:
-        statistics = collect(groups, find_criterion(criterion).needs, samples)
+    statistics = samples if isinstance(samples, Statistics) else collect(groups, needs_of(criterion), samples)
     ranking = Ranking(groups, criterion, statistics)
     if isinstance(asked, LatencyMs | LatencyReduction):
         cost = LatencyCost(groups, asked.profile)
@@ -226,13 +185,13 @@ def choose(ranking: Ranking, solver: BudgetSolver, scope: Scope, share: float | 
 
     Raises:
         TargetError: the target can't be met.
-        CriterionError: the criterion doesn't apply to a group.
+        CriterionError: a criterion breaks its contract.
         SettingsError: an entry of the sets matches nothing.
     """
     groups, bundles = ranking.groups, solver.bundles
-    orders = ranking.orders(bundles)
+    orders = ranking.orders(free_groups(bundles))
     if scope.name != "local":
-        steps = steps_of(bundles, orders, normalised(ranking.scores(bundles), groups, scope.normalise))
+        steps = steps_of(bundles, orders, normalised(ranking.scores(free_groups(bundles)), groups, scope.normalise))
         if scope.name == "global":
             levels = one_threshold(solver, steps)
         else:

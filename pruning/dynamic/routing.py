@@ -15,7 +15,8 @@ from pruning.evaluation import restored_modes
 from pruning.graph.axes import leaves
 from pruning.graph.groups import Group, Groups
 from pruning.plan.constraints import Entry, groups_in
-from pruning.statistics.layer_hooks import module_channels, owner_of, unowned
+from pruning.statistics.layer_hooks import module_channels, owner_of
+from pruning.statistics.readers import unowned
 
 _SAMPLES = 3  # a number that hardly is another axis's size by accident
 
@@ -86,8 +87,8 @@ def find_routes(groups: Groups, ignore: Sequence[Entry] = ()) -> tuple[dict[str,
 def _route(groups: Groups, group: Group, reads: Mapping[str, _Read]) -> Route | str:
     """Return how a group is gated, or why it can't be."""
     model = groups.model
-    if (reason := unowned(model, group)) is not None:
-        return reason
+    if (reason := unowned(groups, group)) is not None:
+        return str(reason)
     made = [piece for piece in group.slices if piece.role == "producer" and owner_of(model, piece.parameter)]
     sources = [path for path in (_path(piece.parameter) for piece in made) if path in reads]
     if not sources:

@@ -88,6 +88,11 @@ class LayerCall:
             yield here, unfold(self.inputs[here], self.geometry)
 
 
+def is_product(name: str) -> bool:
+    """Say whether the operator of a name is what layers compute."""
+    return name in _PRODUCTS or "conv" in name
+
+
 def read_call(
     func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any, names: Mapping[int, str]
 ) -> LayerCall | None:
@@ -104,7 +109,7 @@ def read_call(
         None where the operator is no such product.
     """
     name = operator_name(func)
-    if name not in _PRODUCTS and "conv" not in name:
+    if not is_product(name):
         return None
     named = arguments_of(func, args, kwargs)
     given = list(named.values())

@@ -28,14 +28,27 @@ IDENTITIES = frozenset({"alias", "contiguous", "detach", "lift_fresh"})
 
 @dataclass(frozen=True)
 class Operation:
-    """One operator call of a trace, kept for the report and for confirming plans."""
+    """One operator call of a trace, kept for the report, for confirming plans and for what reads a group.
+
+    Attributes:
+        name: The operator.
+        place: Where it was called.
+        constants: Its arguments that are no tensors.
+        inputs: The axes of each tensor that it read.
+        outputs: The axes of each tensor that it gave.
+        start: Where a slice begins.
+        summed: The axes over which it sums or computes a statistic.
+        made: The axes of its outputs that parameters alone make, as the filters of a convolution do.
+    """
 
     name: str
     place: Place
     constants: tuple[Any, ...]
     inputs: tuple[tuple[Axis, ...], ...]
     outputs: tuple[tuple[Axis, ...], ...]
-    start: int = 0  # where a slice begins
+    start: int = 0
+    summed: tuple[Axis, ...] = ()
+    made: tuple[Axis, ...] = ()
 
 
 def constants_of(args: Sequence[Any], kwargs: dict[str, Any], tensors: Tensors) -> tuple[Any, ...]:
@@ -252,7 +265,12 @@ class _Typing:
         self.flow.append(({_memory(t) for t in call.inputs}, {_memory(t) for t in call.outputs}))
         given = [(t, self.typed(t)) for t in call.inputs]
         inputs = tuple(tuple(typed.axes) for _, typed in given)
+        facts = self.trace.facts
+        before = len(facts.summed), len(facts.mixed), len(facts.contractions)
         axes = self._apply(call, place)
+        summed = (*facts.summed[before[0] :], *(axis for _, axis, _ in facts.mixed[before[1] :]))
+        operands = [operand for one in facts.contractions[before[2] :] for operand in one.operands]
+        made = tuple({id(axis): axis for operand in operands for axis in operand.made}.values())
         sources = [typed.sources for _, typed in given]
         self.trace.facts.reached.update(*sources)
         source = frozenset().union(*sources) if sources and all(sources) else frozenset()
@@ -273,7 +291,9 @@ class _Typing:
             return
         constants = constants_of(args, kwargs, self.trace.tensors)
         self.trace.operations.append(
-            Operation(call.name, place, constants, inputs, tuple(tuple(found) for found in axes), start_of(call))
+            Operation(
+                call.name, place, constants, inputs, tuple(map(tuple, axes)), start_of(call), summed=summed, made=made
+            )
         )
 
     def on_leaving(self, tensor: Tensor, place: Place) -> None:

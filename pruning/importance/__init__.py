@@ -12,6 +12,7 @@ from pruning.importance import (
     reduce_and_reuse,
     taylor,
 )
+from pruning.importance.ranking import FALLBACK, Criteria, Ranking, needs_of
 from pruning.importance.registry import (
     Criterion,
     Folding,
@@ -25,9 +26,12 @@ from pruning.importance.registry import (
 )
 
 __all__ = [
+    "FALLBACK",
+    "Criteria",
     "Criterion",
     "Folding",
     "Ordering",
+    "Ranking",
     "RegisteredCriterion",
     "activations",
     "batch_norm",
@@ -37,6 +41,7 @@ __all__ = [
     "geometric_median",
     "greedy",
     "lasso",
+    "needs_of",
     "norms",
     "obs",
     "order_channels",

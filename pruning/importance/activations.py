@@ -20,7 +20,7 @@ def apoz(group: Group, statistics: Statistics) -> Tensor:
     Source: Hu et al. 2016, arXiv 1607.03250.
 
     Raises:
-        CriterionError: no ReLU acts on the group; the text names the layer that makes its channels.
+        UnscoredGroupError: no ReLU acts on the group; the text names the layer that makes its channels.
     """
     return statistics.of("activity", group)
 
@@ -36,7 +36,7 @@ def activation_variance(group: Group, statistics: Statistics) -> Tensor:
     which removes single connections c → i; ours adds up over i, so that the channel goes as a whole.
 
     Raises:
-        CriterionError: a consumer is no convolution or linear layer; the text names it.
+        UnscoredGroupError: something else than a convolution or linear layer reads the channels; the text names it.
     """
     return statistics.of("contribution_variance", group)
 
@@ -51,7 +51,7 @@ def entropy(group: Group, statistics: Statistics) -> Tensor:
     Source: Luo & Wu 2017, arXiv 1706.05791, which bins each channel over its own range.
 
     Raises:
-        CriterionError: a consumer is no convolution or linear layer; the text names it.
+        UnscoredGroupError: something else than a convolution or linear layer reads the channels; the text names it.
     """
     return statistics.of("entropy", group)
 
@@ -68,7 +68,7 @@ def output_inversion(group: Group, statistics: Statistics) -> Tensor:
     a tenth of the inputs' standard deviation.
 
     Raises:
-        CriterionError: nothing reads the group's channels as a layer does.
+        UnscoredGroupError: something else than a layer reads the channels, and no ReLU acts on them.
     """
     outgoing = [
         statistics.rows(piece, group.size).abs().sum(dim=1) for piece in group.slices if piece.role == "consumer"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pruning.errors import CriterionError
+from pruning.errors import UnscoredGroupError
 from pruning.graph.groups import Group
 from pruning.importance.registry import criterion
 from pruning.statistics.collect import Statistics
@@ -21,14 +21,11 @@ def bn_scale(group: Group, statistics: Statistics) -> Tensor:
     Source: Liu et al. 2017, arXiv 1708.06519.
 
     Raises:
-        CriterionError: the group has no batch norm with a γ.
+        UnscoredGroupError: the group has no batch norm with a γ.
     """
     scales = _scales(group, statistics)
     if scales is None:
-        raise CriterionError(
-            f"bn_scale: group {group.name!r} has no batch norm with a scale; "
-            "leave the group whole (ignore) or choose a criterion that reads filters, such as l2_norm"
-        )
+        raise UnscoredGroupError(group.name, "it has no batch norm with a scale")
     return scales
 
 
@@ -44,7 +41,7 @@ def scop(group: Group, statistics: Statistics) -> Tensor:
     their features in the whole network; ours takes other samples, shuffled, and learns β in the one pass over them.
 
     Raises:
-        CriterionError: a consumer is no convolution or linear module; the text names it.
+        UnscoredGroupError: something else than a convolution or linear module reads the channels; the text names it.
     """
     shares = statistics.of("knockoffs", group)
     scales = _scales(group, statistics)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pruning.graph.groups import Group
-from pruning.importance.least_squares import Columns, readings
+from pruning.importance.least_squares import Columns, all_contributions
 from pruning.importance.registry import criterion
 from pruning.statistics.collect import Statistics
 
@@ -100,7 +100,7 @@ def greedy_forward(group: Group, statistics: Statistics) -> Tensor:
     so that one pass over the data serves all steps, and scales it best, as a batch norm that follows would.
 
     Raises:
-        CriterionError: a consumer is no convolution or linear layer; the text names it.
+        UnscoredGroupError: nothing reads the channels, or of something that does the error can't be told.
     """
     selection = _select(group, statistics)
     scores = selection.lowest * (selection.lowest / selection.following.clamp(min=_TINY)).clamp(max=1.0)
@@ -109,5 +109,5 @@ def greedy_forward(group: Group, statistics: Statistics) -> Tensor:
 
 
 def _select(group: Group, statistics: Statistics, allowed: Tensor | None = None) -> Selection:
-    gram = torch.stack([one.gram() for one in readings(group, statistics)]).sum(dim=0)
+    gram = all_contributions(group, statistics)
     return select(gram, torch.ones(group.size, dtype=torch.bool) if allowed is None else allowed)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pruning.graph.groups import Group
-from pruning.importance.least_squares import readings, refit
+from pruning.importance.least_squares import all_contributions, refit
 from pruning.importance.registry import criterion
 from pruning.statistics.collect import Statistics
 
@@ -30,9 +30,9 @@ def lasso(group: Group, statistics: Statistics) -> Tensor:
     Source: He et al. 2017, arXiv 1707.06168.
 
     Raises:
-        CriterionError: a consumer is no convolution or linear layer; the text names it.
+        UnscoredGroupError: nothing reads the channels, or of something that does the error can't be told.
     """
-    gram = torch.stack([one.gram() for one in readings(group, statistics)]).sum(dim=0)
+    gram = all_contributions(group, statistics)
     return entry_penalties(gram, gram.sum(dim=1))
 
 

@@ -1,4 +1,4 @@
-"""The matrices of a group's consumers, and what is known of the columns that they read."""
+"""What reads a group: the matrices of layers and the columns that they read, and all other operators."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pruning.errors import CriterionError
+from pruning.errors import CriterionError, UnscoredGroupError
 from pruning.graph.groups import Group
 from pruning.graph.layers import column_channels, places_of, to_matrix
 from pruning.statistics.collect import Statistics
+from pruning.statistics.collector import Uncounted
 from pruning.statistics.moments import damped, solve
+from pruning.statistics.readers import NO_LAYERS_WEIGHTS, NO_READER, UNEQUAL
 
 RIDGE = 1e-4  # keeps a system solvable where channels are copies of each other
 
@@ -25,21 +27,23 @@ class Reading:
         matrix: [outputs, columns] its weights.
         covariance: [columns, columns] of what it reads, per row; about the mean where it can take a mean over.
         columns: [size, taps] the columns of each channel.
+        gain: what its errors are weighed by beside those of readers that are no layers.
     """
 
     matrix: Tensor
     covariance: Tensor
     columns: Tensor
+    gain: float = 1.0
 
     def gram(self) -> Tensor:
-        """Return the products of the channels' contributions to the outputs, [size, size].
+        """Return the products of the channels' contributions to the outputs, [size, size], times the gain.
 
         ⟨X_c W_c, X_d W_d⟩, a mean over rows and a sum over outputs.
         """
         size, taps = self.columns.shape
         at = self.columns.flatten()
         products = self.covariance * (self.matrix.T @ self.matrix)
-        return products[at][:, at].reshape(size, taps, size, taps).sum(dim=(1, 3))
+        return self.gain * products[at][:, at].reshape(size, taps, size, taps).sum(dim=(1, 3))
 
 
 @dataclass(frozen=True)
@@ -62,36 +66,64 @@ class Columns:
 
 
 def readings(group: Group, statistics: Statistics) -> list[Reading]:
-    """Return what each consumer reads of a group.
+    """Return what each layer that reads a group reads of it; none where nothing but other operators read it.
 
     Raises:
-        CriterionError: no moments were gathered, or a consumer is no convolution or linear layer.
+        CriterionError: No moments were gathered.
+        UnscoredGroupError: Nothing reads it; or something does of which that can't be told.
     """
-    if not statistics.moments:
+    if statistics.contributions is None:
         raise CriterionError(
             f"no moments of what reads group {group.name!r}; gather the statistics with needs={{'moments'}}"
         )
     found = []
     for piece in (piece for piece in group.slices if piece.role == "consumer"):
         moments, layer = statistics.moments.get(piece.parameter), statistics.layers.get(piece.parameter)
-        if moments is None or layer is None or piece.axis != layer.geometry.input_axis:
-            raise CriterionError(
-                f"group {group.name!r}: {piece.parameter} consumes it, but not as the weights of a convolution or "
-                "linear layer; leave the group whole (ignore) or choose a criterion that reads weights, such as l2_norm"
-            )
+        if moments is None or layer is None:
+            if group.name not in statistics.contributions:
+                raise UnscoredGroupError(group.name, NO_LAYERS_WEIGHTS, piece.parameter)
+            continue  # the operator that it goes into is told of by the contributions
+        if piece.axis != layer.geometry.input_axis:
+            raise UnscoredGroupError(group.name, NO_LAYERS_WEIGHTS, piece.parameter)
         centred = layer.bias is not None or layer.running_mean is not None
         matrices = to_matrix(statistics.tensors[piece.parameter], layer.geometry).to("cpu", torch.float64)
         covariances = moments.covariance(centred=centred)
         for index, row in enumerate(column_channels(piece, layer.geometry)):
             columns = places_of(row, group.size)
             if columns is None:
-                raise CriterionError(
-                    f"group {group.name!r}: its channels have unequal numbers of places in what {piece.parameter} reads"
-                )
-            found.append(Reading(matrices[index], covariances[index], columns))
-    if not found:
-        raise CriterionError(f"group {group.name!r}: no layer's weights read its channels; leave it whole (ignore)")
+                raise UnscoredGroupError(group.name, UNEQUAL, piece.parameter)
+            gain = statistics.gains.get(group.name, {}).get(piece.parameter, 1.0)
+            found.append(Reading(matrices[index], covariances[index], columns, gain))
+    if not found and group.name not in statistics.contributions:
+        raise UnscoredGroupError(group.name, NO_READER)
     return found
+
+
+def other_contributions(group: Group, statistics: Statistics) -> Tensor | None:
+    """Return the products of the channels' contributions to what reads them and is no layer, [size, size].
+
+    Returns:
+        None where layers alone read the group.
+
+    Raises:
+        UnscoredGroupError: They can't be told.
+    """
+    found = (statistics.contributions or {}).get(group.name)
+    if isinstance(found, Uncounted):
+        raise UnscoredGroupError(group.name, found.kind, found.where)
+    return found
+
+
+def all_contributions(group: Group, statistics: Statistics) -> Tensor:
+    """Return the products of the channels' contributions to what all their readers give, [size, size].
+
+    Raises:
+        CriterionError: No moments were gathered.
+        UnscoredGroupError: Nothing reads it; or something does of which that can't be told.
+    """
+    grams = [one.gram() for one in readings(group, statistics)]
+    others = other_contributions(group, statistics)
+    return torch.stack([*grams, *([] if others is None else [others])]).sum(dim=0)
 
 
 def refit(columns: Columns) -> Tensor:

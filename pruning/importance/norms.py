@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pruning.errors import CriterionError
+from pruning.errors import UnscoredGroupError
 from pruning.graph.groups import Group
 from pruning.graph.layers import own_slices
 from pruning.importance.registry import criterion
@@ -60,7 +60,7 @@ def filters(group: Group, statistics: Statistics) -> list[Tensor]:
     They are the weights of its producers; of a group without any, all its slices that hold no integers.
 
     Raises:
-        CriterionError: There are none.
+        UnscoredGroupError: There are none.
     """
     produced = [
         piece for piece in group.slices if piece.role == "producer" and not piece.use.endswith((".bias", "_bias"))
@@ -70,7 +70,5 @@ def filters(group: Group, statistics: Statistics) -> list[Tensor]:
             group, (name for name, t in statistics.tensors.items() if t.is_floating_point() or t.is_complex())
         )
     if not produced:
-        raise CriterionError(
-            f"group {group.name!r} has no weights to take a norm of; leave it whole (ignore), or choose another one"
-        )
+        raise UnscoredGroupError(group.name, "it has no weights to take a norm of")
     return [statistics.rows(piece, group.size) for piece in produced]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pruning.graph.groups import Group
-from pruning.importance.least_squares import RIDGE, readings, refit
+from pruning.importance.least_squares import RIDGE, Reading, other_contributions, readings, refit
 from pruning.importance.registry import criterion
 from pruning.statistics.collect import Statistics
 from pruning.statistics.moments import damped
@@ -17,19 +17,19 @@ _MOST_DEAD = 0.125  # share of columns that were removed: beyond it they cost mo
 class _Surgery:
     """One consumer's weights and inverse Hessian, while channels go."""
 
-    def __init__(self, matrix: Tensor, covariance: Tensor, columns: Tensor) -> None:
-        self.matrix, self.columns = matrix.clone(), columns
-        self.inverse = torch.linalg.inv(damped(covariance, RIDGE))
-        self._stays = torch.ones(len(covariance), dtype=torch.bool)
+    def __init__(self, reading: Reading) -> None:
+        self.matrix, self.columns, self.gain = reading.matrix.clone(), reading.columns, reading.gain
+        self.inverse = torch.linalg.inv(damped(reading.covariance, RIDGE))
+        self._stays = torch.ones(len(self.inverse), dtype=torch.bool)
 
     def costs(self, left: Tensor) -> Tensor:
-        """Return Σ_i W_{i,M} ((H⁻¹)_MM)⁻¹ W_{i,M}ᵀ for each channel M that is left, [left]."""
+        """Return Σ_i W_{i,M} ((H⁻¹)_MM)⁻¹ W_{i,M}ᵀ for each channel M that is left, [left], times the gain."""
         at = self.columns[left]
         blocks = self.inverse[at[:, :, None], at[:, None, :]]
         weights = self.matrix[:, at]  # [outputs, left, taps]
         by_channel = weights.permute(1, 2, 0)
         solved: Tensor = torch.linalg.solve(blocks, by_channel)
-        return (solved * by_channel).sum(dim=(1, 2))
+        return self.gain * (solved * by_channel).sum(dim=(1, 2))
 
     def remove(self, channel: int) -> None:
         """Take a channel's columns out: W − W_M ((H⁻¹)_MM)⁻¹ (H⁻¹)_M, and H⁻¹ by block elimination."""
@@ -50,13 +50,33 @@ class _Surgery:
         self._stays = torch.ones(len(self.inverse), dtype=torch.bool)
 
 
+class _Loss:
+    """What readers lose that are no layers, while channels go; nothing makes up for it."""
+
+    def __init__(self, contributions: Tensor) -> None:
+        self._contributions = contributions
+        self._gone = torch.zeros(len(contributions), dtype=torch.float64)
+
+    def costs(self, left: Tensor) -> Tensor:
+        """Return what each channel that is left adds to ‖Σ T_c‖² over all that are gone, [left]."""
+        return (self._contributions.diagonal() + 2 * self._contributions @ self._gone)[left]
+
+    def remove(self, channel: int) -> None:
+        """Let a channel go."""
+        self._gone[channel] = 1
+
+
 def remove_one_by_one(group: Group, statistics: Statistics) -> tuple[list[int], Tensor]:
     """Return the channels in the order in which they go, and what each costs when it goes, [size] by channel."""
     return statistics.once(("surgery", group.name), lambda: _remove_one_by_one(group, statistics))
 
 
 def _remove_one_by_one(group: Group, statistics: Statistics) -> tuple[list[int], Tensor]:
-    surgeries = [_Surgery(one.matrix, one.covariance, one.columns) for one in readings(group, statistics)]
+    others = other_contributions(group, statistics)
+    surgeries: list[_Surgery | _Loss] = [
+        *map(_Surgery, readings(group, statistics)),
+        *([] if others is None else [_Loss(others)]),
+    ]
     left = torch.arange(group.size)
     order: list[int] = []
     costs = torch.zeros(group.size, dtype=torch.float64)
@@ -87,10 +107,13 @@ def structured_obs(group: Group, statistics: Statistics) -> Tensor:
     add up. Removal follows `order_by_surgery`; folding gives the consumers the updated weights, which are the
     least-squares ones for what is kept.
 
+    What reads the channels and is no layer (a product of two activations, a sum, a recurrent layer, a norm) adds to a
+    channel's cost the squared error that its removal adds there, see `pruning.statistics.contributions`.
+
     Source: Kurtic et al. 2023 (ZipLM), arXiv 2302.04089, after Hassibi & Stork 1993; the paper's structures are
     heads and neurons of one layer, ours the channels of a coupled group.
 
     Raises:
-        CriterionError: a consumer is no convolution or linear layer; the text names it.
+        UnscoredGroupError: nothing reads the channels, or of something that does the error can't be told.
     """
     return remove_one_by_one(group, statistics)[1]

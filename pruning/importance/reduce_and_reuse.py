@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pruning.errors import UnscoredGroupError
 from pruning.graph.groups import Group
 from pruning.importance.least_squares import RIDGE, Columns, readings
 from pruning.importance.registry import criterion
 from pruning.statistics.collect import Statistics
 from pruning.statistics.moments import damped, solve
+from pruning.statistics.readers import BY_NO_LAYER
 
 
 def combine_channels(columns: Columns) -> Tensor:
@@ -35,7 +37,9 @@ def reduce_and_reuse(group: Group, statistics: Statistics) -> Tensor:
     it adds a 1 × 1 convolution A; ours folds it, so that nothing is added, with an A of each consumer's own.
 
     Raises:
-        CriterionError: a consumer is no convolution or linear layer; the text names it.
+        UnscoredGroupError: something else than a convolution or linear layer reads the channels; the text names it.
     """
+    if group.name in (statistics.contributions or {}):
+        raise UnscoredGroupError(group.name, BY_NO_LAYER)
     found = [one.covariance.diagonal()[one.columns].mean(dim=1) for one in readings(group, statistics)]
     return torch.stack(found).sum(dim=0)

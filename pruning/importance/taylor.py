@@ -51,7 +51,7 @@ def taylor(group: Group, statistics: Statistics) -> Tensor:
     selection's business here.
 
     Raises:
-        CriterionError: a consumer is no convolution or linear module; the text names it.
+        UnscoredGroupError: something else than a convolution or linear module reads the channels; the text names it.
     """
     return statistics.of("activation_gradients", group)
 

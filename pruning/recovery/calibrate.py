@@ -14,7 +14,7 @@ from pruning.allocation.selection import PlanKeywords, make_plan
 from pruning.containers import Inputs, count_samples, take
 from pruning.evaluation import Progress
 from pruning.graph.unwrapping import unwrap
-from pruning.importance import Criterion
+from pruning.importance import Criteria
 from pruning.plan.dry_run import find_groups
 from pruning.plan.narrow import narrow
 from pruning.plan.plan import Plan
@@ -41,7 +41,7 @@ class Calibrated:
 def calibrate(
     model: nn.Module,
     inputs: Inputs,
-    criterion: str | Criterion = "structured_obs",
+    criterion: Criteria = "structured_obs",
     target: Target | None = None,
     *,
     ridge: float = RIDGE,
@@ -59,7 +59,7 @@ def calibrate(
     Args:
         model: untouched.
         inputs: [N, ...], a few hundred, unlabelled, on any device; a tuple or dict where the model takes several.
-        criterion: one that needs no labels.
+        criterion: one that needs no labels, or several as for `make_plan`.
         target: as for `make_plan`.
         ridge: as for `reconstruct`.
         recalibrate_norms: recompute the batch norms' statistics in the end.

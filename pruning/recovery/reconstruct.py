@@ -17,7 +17,8 @@ from pruning.graph.groups import Groups
 from pruning.graph.unwrapping import unwrap
 from pruning.plan.plan import Plan
 from pruning.recovery.least_squares import Fit, Refit
-from pruning.statistics.layer_hooks import Layer, find_layers, parameter_of, readers_of
+from pruning.statistics.layer_hooks import Layer, find_layers, parameter_of
+from pruning.statistics.readers import readers_of
 
 RIDGE = 1e-3
 _FEWEST = 16  # inputs from which on some are held out

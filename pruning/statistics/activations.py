@@ -11,8 +11,9 @@ from torch import Tensor
 from pruning.graph.axes import channels, leaves
 from pruning.graph.groups import Group, Groups, Slice
 from pruning.graph.layers import LayerCall, column_channels, places_of, to_matrix
-from pruning.statistics.collector import Batch, Collected, Collector
-from pruning.statistics.layer_hooks import RECTIFIERS, ConsumerObserver, Observer, observe
+from pruning.statistics.collector import Batch, Collected, Collector, Uncounted
+from pruning.statistics.layer_hooks import RECTIFIERS, Observer, observe
+from pruning.statistics.readers import NOT_BY_SAMPLE, UNEQUAL, ConsumerObserver
 
 NEEDS = ("activity", "contribution_variance", "entropy")
 BINS = 128
@@ -81,12 +82,12 @@ class Activity(Observer):
                 self._above[group.name] += (rows > 0).sum(dim=1).to("cpu", torch.float64)
                 self._seen[group.name] += rows.shape[1]
 
-    def compute(self) -> dict[str, Tensor | str]:
+    def compute(self) -> dict[str, Tensor | Uncounted]:
         """Return the shares, or that no rectifier acts on a group."""
         return {
             group.name: self._above[group.name] / self._seen[group.name]
             if self._seen[group.name]
-            else f"no ReLU acts on the channels that {group.slices[0].parameter} makes"
+            else Uncounted("no ReLU acts on its channels", f"made by {group.slices[0].parameter}")
             for group in self._groups
         }
 
@@ -109,7 +110,8 @@ class Contributions(ConsumerObserver):
         at = column_channels(piece, call.geometry)
         columns = [places_of(row, group.size) for row in at]
         if call.inputs.shape[0] != self.samples or any(places is None for places in columns):
-            self.refuse(group, f"the samples do not lie on axis 0 of what {call.weight} reads, or channels are unequal")
+            kind = UNEQUAL if call.inputs.shape[0] == self.samples else NOT_BY_SAMPLE
+            self.refuse(group, kind, call.weight)
             return
         matrix = to_matrix(self._weights[piece.parameter], call.geometry)
         for here, rows in call.rows():
@@ -126,9 +128,9 @@ class Contributions(ConsumerObserver):
                 seen, total, total_squared = self._sums.get(key, (0, zeros, zeros))
                 self._sums[key] = (seen + count, total + squares.sqrt().sum(dim=0), total_squared + squares.sum(dim=0))
 
-    def compute(self) -> dict[str, Tensor | str]:
+    def compute(self) -> dict[str, Tensor | Uncounted]:
         """Return the variances, [size] each."""
-        out: dict[str, Tensor | str] = {}
+        out: dict[str, Tensor | Uncounted] = {}
         for group in self.groups:
             found = [sums for (name, _), sums in self._sums.items() if name == group.name]
             variance = sum(
@@ -158,14 +160,14 @@ class Entropies(ConsumerObserver):
         if values is None:
             return
         if len(values) != self.samples:
-            self.refuse(group, f"the samples do not lie on axis 0 of what {call.weight} reads")
+            self.refuse(group, NOT_BY_SAMPLE, call.weight)
             return
         key = (group.name, call.weight)
         self._histograms.setdefault(key, Histogram(group.size)).add(values.mean(dim=2).T.to("cpu", torch.float64))
 
-    def compute(self) -> dict[str, Tensor | str]:
+    def compute(self) -> dict[str, Tensor | Uncounted]:
         """Return the mean over the consumers of the entropies, in nats."""
-        out: dict[str, Tensor | str] = {}
+        out: dict[str, Tensor | Uncounted] = {}
         for group in self.groups:
             found = [one.entropy() for (name, _), one in self._histograms.items() if name == group.name]
             out[group.name] = self.reason(group) or torch.stack(found).mean(dim=0)

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from pruning.containers import Inputs, count_samples, take
-from pruning.errors import CriterionError, DataError, unknown_name
+from pruning.errors import CriterionError, DataError, UnscoredGroupError, unknown_name
 from pruning.evaluation import Loss, Progress, Samples, check_samples, cross_entropy, device_of
 from pruning.graph.dispatch import state_copied_once, state_of
 from pruning.graph.groups import Group, Groups, Slice
 from pruning.graph.layers import rows_of
-from pruning.statistics import activations, gradients, hessian, knockoffs, sign_flips
+from pruning.statistics import activations, contributions, gradients, hessian, knockoffs, sign_flips
 from pruning.statistics import moments as second_moments
-from pruning.statistics.collector import Batch, Collector
+from pruning.statistics.collector import Batch, Collector, Uncounted
 from pruning.statistics.layer_hooks import Layer
 from pruning.statistics.moments import Moments
 
@@ -41,14 +41,20 @@ class Statistics:
         gathered: need -> group name -> [size] values, or the reason why the group has none.
         layers: where "moments" were asked for: the layers that consume groups, by their weights.
         moments: likewise, of these layers' unfolded inputs.
+        contributions: likewise, of the groups that something else than a layer reads: G [size, size] of
+            `pruning.statistics.contributions`, or why it can't be told. None where moments weren't asked for.
+        gains: likewise, of the groups that layers and other things read: what the errors of each reader, a layer by its
+            weights, are weighed by (`pruning.statistics.output_gains`).
         worked_out: what `once` keeps.
     """
 
     tensors: Mapping[str, Tensor]
     seed: int = 0
-    gathered: Mapping[str, Mapping[str, Tensor | str]] = field(default_factory=dict)
+    gathered: Mapping[str, Mapping[str, Tensor | Uncounted]] = field(default_factory=dict)
     layers: Mapping[str, Layer] = field(default_factory=dict)
     moments: Mapping[str, Moments] = field(default_factory=dict)
+    contributions: Mapping[str, Tensor | Uncounted] | None = None
+    gains: Mapping[str, Mapping[int | str, float]] = field(default_factory=dict)
     worked_out: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def once(self, what: Hashable, work: Callable[[], Result]) -> Result:
@@ -67,7 +73,8 @@ class Statistics:
         """Return what was gathered of a group, [size] float64 on the CPU.
 
         Raises:
-            CriterionError: it was not asked for, or the group has none; the text says why.
+            CriterionError: it was not asked for.
+            UnscoredGroupError: the group has none; the text says why.
         """
         found = self.gathered.get(need, {}).get(group.name)
         if found is None:
@@ -75,11 +82,8 @@ class Statistics:
                 f"no {need.replace('_', ' ')} of group {group.name!r}; "
                 f"gather the statistics with needs={{{need!r}}} on the same groups"
             )
-        if isinstance(found, str):
-            raise CriterionError(
-                f"group {group.name!r}: {found}; leave the group whole (ignore) or choose a criterion that reads "
-                "weights, such as l2_norm"
-            )
+        if isinstance(found, Uncounted):
+            raise UnscoredGroupError(group.name, found.kind, found.where)
         return found
 
     def rows(self, piece: Slice, size: int) -> Tensor:
@@ -139,14 +143,15 @@ def collect(
     if samples is None:
         what = "samples (and the loss)" if set(asked) & set(_WITH_LOSS) else "samples (inputs alone will do)"
         raise CriterionError(f"the criterion needs {', '.join(asked)}: pass {what} to gather them on")
-    gatherers = _gatherers(groups, asked, loss)
     with state_copied_once():
+        gatherers = _gatherers(groups, asked, loss)
         _pass_over(groups, samples, gatherers, batch_size, seed, progress)
     gathered = {need: found for gatherer in gatherers for need, found in gatherer.compute().items()}
-    second = next((one for one in gatherers if isinstance(one, second_moments.MomentGatherer)), None)
-    if second is None:
+    layers = next((one for one in gatherers if isinstance(one, second_moments.MomentGatherer)), None)
+    others = next((one for one in gatherers if isinstance(one, contributions.ContributionGatherer)), None)
+    if layers is None or others is None:
         return Statistics(tensors, seed, gathered)
-    return Statistics(tensors, seed, gathered, second.layers, second.moments)
+    return Statistics(tensors, seed, gathered, layers.layers, layers.moments, others.contributions, others.gains)
 
 
 def _gatherers(groups: Groups, asked: Collection[str], loss: Loss) -> list[Collector]:
@@ -157,6 +162,7 @@ def _gatherers(groups: Groups, asked: Collection[str], loss: Loss) -> list[Colle
         (activations.NEEDS, lambda: activations.ActivationGatherer(groups, asked)),
         (sign_flips.NEEDS, lambda: sign_flips.InversionGatherer(groups)),
         (second_moments.NEEDS, lambda: second_moments.MomentGatherer(groups)),
+        (second_moments.NEEDS, lambda: contributions.ContributionGatherer(groups)),
     ]
     return [make() for needs, make in made if set(needs) & set(asked)]
 

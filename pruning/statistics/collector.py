@@ -49,7 +49,23 @@ class Batch:
         return self.targets
 
 
-Collected = Mapping[str, Mapping[str, Tensor | str]]
+@dataclass(frozen=True)
+class Uncounted:
+    """Why a group has no values.
+
+    Attributes:
+        kind: The reason, the same for all groups of this kind.
+        where: What it is about in this group, such as the weights that read it.
+    """
+
+    kind: str
+    where: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.where})" if self.where else self.kind
+
+
+Collected = Mapping[str, Mapping[str, Tensor | Uncounted]]
 """need -> group name -> [size] values, or the reason why this group has none."""
 
 

@@ -11,8 +11,9 @@ from pruning.evaluation import Loss
 from pruning.graph.groups import Groups
 from pruning.graph.layers import own_slices, rows_of
 from pruning.graph.module_copy import copy_whole
-from pruning.statistics.collector import Batch, Collected, Collector
-from pruning.statistics.layer_hooks import by_channel, changed_inputs, module_channels, owner_of, readers_of, unowned
+from pruning.statistics.collector import Batch, Collected, Collector, Uncounted
+from pruning.statistics.layer_hooks import changed_inputs, module_channels, owner_of
+from pruning.statistics.readers import NOT_BY_SAMPLE, UNEQUAL, by_channel, readers_of, unowned
 
 NEEDS = ("gradients", "gradient_magnitudes", "activation_gradients")
 
@@ -36,7 +37,7 @@ class GradientGatherer(Collector):
         wanted = sorted({piece.parameter for own in self._pieces.values() for piece in own})
         self._parameters = {name: parameters[name] for name in wanted}
         self._readers = readers_of(groups) if "activation_gradients" in self._needs else {}
-        self._unowned = {group.name: unowned(groups.model, group) for group in groups} if self._readers else {}
+        self._unowned = {group.name: unowned(groups, group) for group in groups} if self._readers else {}
         self._totals = {
             need: {group.name: torch.zeros(group.size, dtype=torch.float64) for group in groups} for need in self._needs
         }
@@ -84,14 +85,14 @@ class GradientGatherer(Collector):
         for (weight, own, axis), gradient in zip(read, gradients, strict=True):
             for group, piece in self._readers[weight]:
                 if own.shape[0] != count or axis == 0:
-                    self._unowned[group.name] = f"the samples do not lie on axis 0 of what {weight} reads"
+                    self._unowned[group.name] = Uncounted(NOT_BY_SAMPLE, weight)
                     continue
                 product = (own.detach() * gradient).movedim(axis, 1)
                 module = owner_of(self._model, weight)
                 assert module is not None, "only owned weights are hooked"
                 values = by_channel(product.reshape(*product.shape[:2], -1), module_channels(module, piece), group.size)
                 if values is None:
-                    self._unowned[group.name] = f"its channels have unequal numbers of places in what {weight} reads"
+                    self._unowned[group.name] = Uncounted(UNEQUAL, weight)
                 else:  # the loss is the mean over the samples, so each one's own gradient is `count` times as large
                     sums[group.name] += count * values.mean(dim=2).to("cpu", torch.float64)
         for name, values in sums.items():
@@ -99,7 +100,7 @@ class GradientGatherer(Collector):
 
     def compute(self) -> Collected:
         """Return the sums, of the activation gradients the mean over the samples."""
-        out: dict[str, dict[str, Tensor | str]] = {need: {**by_group} for need, by_group in self._totals.items()}
+        out: dict[str, dict[str, Tensor | Uncounted]] = {need: {**by_group} for need, by_group in self._totals.items()}
         if "activation_gradients" in out:
             for name, values in self._totals["activation_gradients"].items():
                 out["activation_gradients"][name] = self._unowned.get(name) or values / max(1, self._samples)

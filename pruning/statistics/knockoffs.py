@@ -8,8 +8,9 @@ from torch import Tensor
 from pruning.evaluation import Loss, device_of
 from pruning.graph.groups import Groups
 from pruning.graph.module_copy import copy_whole
-from pruning.statistics.collector import Batch, Collected, Collector
-from pruning.statistics.layer_hooks import changed_inputs, module_channels, owner_of, readers_of, unowned
+from pruning.statistics.collector import Batch, Collected, Collector, Uncounted
+from pruning.statistics.layer_hooks import changed_inputs, module_channels, owner_of
+from pruning.statistics.readers import NOT_BY_SAMPLE, readers_of, unowned
 
 NEEDS = ("knockoffs",)
 _RATE = 0.02
@@ -31,7 +32,7 @@ class KnockoffGatherer(Collector):
         self._groups, self._loss = groups, loss
         self._model = copy_whole(groups.model).eval().requires_grad_(False)
         self._readers = readers_of(groups)
-        self._unowned = {group.name: unowned(groups.model, group) for group in groups}
+        self._unowned = {group.name: unowned(groups, group) for group in groups}
         self._scales = {group.name: torch.full((group.size,), 0.5, dtype=torch.float64) for group in groups}
         self._momenta = {name: torch.zeros_like(scale) for name, scale in self._scales.items()}
         self._cost: float | None = None  # of mixing at first: the loss that it adds
@@ -55,7 +56,7 @@ class KnockoffGatherer(Collector):
         def keep(weight: str, inputs: Tensor, axis: int) -> Tensor:
             if len(inputs) != batch.num_samples or axis == 0:
                 for group, _ in self._readers[weight]:
-                    self._unowned[group.name] = f"the samples do not lie on axis 0 of what {weight} reads"
+                    self._unowned[group.name] = Uncounted(NOT_BY_SAMPLE, weight)
             else:
                 read.setdefault(weight, []).append(inputs.clone())
             return inputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from pruning.containers import Inputs
 from pruning.graph.dispatch import Listeners, Place, watch
-from pruning.graph.groups import Group, Groups, Slice
-from pruning.graph.layers import Geometry, LayerCall, input_channels, places_of, read_call
-from pruning.graph.rules.call import operator_name
+from pruning.graph.groups import Slice
+from pruning.graph.layers import Geometry, LayerCall, read_call
+from pruning.graph.rules.call import operator_name, tensors_in
 from pruning.graph.trace import IDENTITIES
 
 RECTIFIERS = frozenset({"relu", "hardtanh", "threshold", "clamp_min"})
@@ -27,11 +27,36 @@ class Enough(Exception):  # noqa: N818 - a signal, no fault of anyone
     """Raised by an observer that needs no more of the pass."""
 
 
+@dataclass(frozen=True)
+class OperatorCall:
+    """A call of an operator.
+
+    Attributes:
+        name: The operator's name.
+        number: How many calls of operators of this name came before. So calls can be told from one another although
+            PyTorch copies a tensor in one pass, before a view, and not in another.
+        func: The operator.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        result: What it gave.
+    """
+
+    name: str
+    number: int
+    func: Any
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    result: Any
+
+
 class Observer:
     """What is told of a forward pass; override what is of interest."""
 
     def on_layer(self, call: LayerCall) -> None:
         """Be told of a layer's call."""
+
+    def on_operation(self, call: OperatorCall, layer: LayerCall | None) -> None:
+        """Be told of any operator's call, and of the layer's where it is one."""
 
     def on_norm(self, weight: str, running_mean: str) -> None:
         """Be told that a batch norm reads what the layer with these weights gave."""
@@ -43,7 +68,7 @@ class Observer:
         """Be told of the outputs of the index-th rectifier of the pass."""
 
 
-def observe(model: nn.Module, inputs: Inputs, observers: Sequence[Observer], *, parts: bool = False) -> None:
+def observe(model: nn.Module, inputs: Inputs, observers: Sequence[Observer], *, parts: bool = False) -> list[Tensor]:
     """Run one forward pass in evaluation mode, without gradients, and tell the observers.
 
     An observer that raises `Enough` ends the pass.
@@ -54,12 +79,15 @@ def observe(model: nn.Module, inputs: Inputs, observers: Sequence[Observer], *, 
         observers: what to tell.
         parts: tell of layers whose weights are an equal part of a parameter's rows too, by `name[index/count]`, such as
             the query's third of a packed projection.
+
+    Returns:
+        The tensors that the outputs hold; none where the pass was ended.
     """
     watcher = _Watcher(observers, parts)
     try:
-        watch(model, inputs, Listeners(watcher.on_call, watcher.begin), tensors="real", steady=False)
+        return watch(model, inputs, Listeners(watcher.on_call, watcher.begin), tensors="real", steady=False)
     except Enough:
-        return
+        return []
 
 
 class _Watcher:
@@ -71,6 +99,7 @@ class _Watcher:
         self._state: dict[str, Tensor] = {}
         self._made_by: dict[int, tuple[weakref.ref[Tensor], str]] = {}
         self._rectifiers = 0
+        self._calls: Counter[str] = Counter()
 
     def begin(self, state: dict[str, Tensor], _inputs: list[Tensor]) -> None:
         self._state = state  # kept alive: a name belongs to the identity of a tensor
@@ -79,6 +108,7 @@ class _Watcher:
 
     def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any, _place: Place) -> None:
         name = operator_name(func)
+        call = None
         if name in RECTIFIERS:
             for observer in self._observers:
                 observer.on_rectifier(self._rectifiers, result)
@@ -95,6 +125,10 @@ class _Watcher:
                 self._remember(result, call.weight)
                 for observer in self._observers:
                     observer.on_layer(call)
+        if name not in IDENTITIES and tensors_in(result):
+            for observer in self._observers:
+                observer.on_operation(OperatorCall(name, self._calls[name], func, args, kwargs, result), call)
+            self._calls[name] += 1
 
     def _name_parts(self, tensors: Sequence[Tensor]) -> None:
         """Name tensors that are an equal part of a parameter's rows."""
@@ -200,73 +234,6 @@ def find_layers(model: nn.Module, inputs: Inputs, *, parts: bool = False) -> tup
     return tuple(layers)
 
 
-Readers = Mapping[str, list[tuple[Group, Slice]]]
-"""weights -> the groups that they consume, each with its slice."""
-
-
-def readers_of(groups: Groups) -> Readers:
-    """Return which weights consume which groups."""
-    found: dict[str, list[tuple[Group, Slice]]] = {}
-    for group in groups:
-        for piece in group.slices:
-            if piece.role == "consumer":
-                found.setdefault(piece.parameter, []).append((group, piece))
-    return found
-
-
-def by_channel(values: Tensor, channels: Tensor, size: int) -> Tensor | None:
-    """Arrange [samples, channels of a layer, positions] by a group's channels, [samples, size, positions].
-
-    Returns:
-        None where the channels have unequal numbers of places.
-    """
-    places = places_of(channels, size)
-    return None if places is None else values[:, places.to(values.device)].flatten(2)
-
-
-class ConsumerObserver(Observer):
-    """An observer of what consumers read. It knows which groups it could not see whole, and why."""
-
-    def __init__(self, groups: Groups) -> None:
-        self.groups = groups
-        self._readers = readers_of(groups)
-        self._refused: dict[str, str] = {}
-        self._seen: set[tuple[str, str]] = set()
-
-    def on_layer(self, call: LayerCall) -> None:
-        """Hand each group that the layer consumes to `on_consumer`."""
-        for group, piece in self._readers.get(call.weight, ()):
-            self._seen.add((group.name, call.weight))
-            if piece.axis != call.geometry.input_axis:
-                self.refuse(group, f"{call.weight} is read along axis {piece.axis}, which is not its input's")
-            elif group.name not in self._refused:
-                self.on_consumer(group, piece, call)
-
-    def on_consumer(self, group: Group, piece: Slice, call: LayerCall) -> None:
-        """Be told that a layer reads a group."""
-
-    def refuse(self, group: Group, reason: str) -> None:
-        """Note why a group has no values."""
-        self._refused.setdefault(group.name, reason)
-
-    def values(self, group: Group, piece: Slice, call: LayerCall) -> Tensor | None:
-        """Return what the layer reads by the group's channels, [samples, size, positions]; None if refused."""
-        found = by_channel(call.channels_first(), input_channels(piece, call.geometry), group.size)
-        if found is None:
-            self.refuse(group, f"its channels have unequal numbers of places in what {call.weight} reads")
-        return found
-
-    def reason(self, group: Group) -> str | None:
-        """Return why a group has no values; None if it has."""
-        consumers = [piece.parameter for piece in group.slices if piece.role == "consumer"]
-        if not consumers:
-            return "no layer's weights read its channels"
-        for name in consumers:
-            if (group.name, name) not in self._seen:
-                return f"{name} consumes it, but not as the weights of a convolution or linear layer"
-        return self._refused.get(group.name)
-
-
 Change = Callable[[str, Tensor, int], Tensor]
 """(weights, what their module reads, axis of its channels) -> what it is to read instead."""
 
@@ -281,7 +248,7 @@ def owner_of(model: nn.Module, weight: str) -> nn.Module | None:
 
 
 @contextmanager
-def changed_inputs(model: nn.Module, readers: Readers, change: Change) -> Iterator[None]:
+def changed_inputs(model: nn.Module, readers: Iterable[str], change: Change) -> Iterator[None]:
     """Change what each consumer's module reads while the block runs.
 
     What others read of the same tensor stays as it is.
@@ -312,14 +279,3 @@ def module_channels(module: nn.Module, piece: Slice) -> Tensor:
     if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
         return channels.repeat(module.groups)
     return channels
-
-
-def unowned(model: nn.Module, group: Group) -> str | None:
-    """Return why a group's consumers can't be hooked; None if they can."""
-    consumers = [piece for piece in group.slices if piece.role == "consumer"]
-    if not consumers:
-        return "no layer's weights read its channels"
-    for piece in consumers:
-        if owner_of(model, piece.parameter) is None:
-            return f"{piece.parameter} consumes it, but by a function: it belongs to no convolution or linear module"
-    return None

@@ -14,7 +14,8 @@ from pruning.containers import take
 from pruning.graph.groups import Groups
 from pruning.graph.layers import LayerCall
 from pruning.statistics.collector import Batch, Collected, Collector
-from pruning.statistics.layer_hooks import Layer, Observer, find_layers, observe, readers_of
+from pruning.statistics.layer_hooks import Layer, Observer, find_layers, observe
+from pruning.statistics.readers import readers_of
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from pruning.containers import with_tensors
 from pruning.graph.groups import Group, Groups, Slice
 from pruning.graph.layers import LayerCall, places_of
 from pruning.statistics.activations import Rectified
-from pruning.statistics.collector import Batch, Collected, Collector
-from pruning.statistics.layer_hooks import ConsumerObserver, observe
+from pruning.statistics.collector import Batch, Collected, Collector, Uncounted
+from pruning.statistics.layer_hooks import observe
+from pruning.statistics.readers import ConsumerObserver
 
 NEEDS = ("inversions",)
 DISTURBANCE = 0.1  # standard deviation of the noise, relative to that of the inputs
@@ -42,7 +43,7 @@ class InversionGatherer(Collector):
 
     def compute(self) -> Collected:
         """Return the shares."""
-        shares: dict[str, Tensor | str] = {}
+        shares: dict[str, Tensor | Uncounted] = {}
         for group in self._groups:
             reason = None if group.name in self._rectified.groups else self._last.reason(group)
             shares[group.name] = reason or self._changed[group.name] / max(1, self._seen[group.name])

@@ -20,7 +20,7 @@ from pydantic import (
 from pruning.allocation.hardware_widths import PORTABLE
 from pruning.allocation.schedule import ScheduleSettings
 from pruning.allocation.selection import Normalise
-from pruning.importance import find_criterion
+from pruning.importance import FALLBACK, find_criterion
 from pruning.recovery.reconstruct import RIDGE
 from pruning.training.recipe import Recipe
 from tasks.config.target_schema import TARGETS, Kind, Target
@@ -247,6 +247,10 @@ class Structured(_ByScores):
     criterion: CriterionName = "structured_obs"
     """What goes first: a built-in name (docs/choices.md), or the import string of a function of your own,
     my_package.scores:mine.
+    """
+    fallback: CriterionName = FALLBACK
+    """What goes first in groups for which the criterion has no scores by its definition, named likewise. A warning says
+    which groups they are, and why.
     """
     max_group_rate: Share = 0.75
     """The largest share of its channels that a group may lose in total, so that no layer collapses."""

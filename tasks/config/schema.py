@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, StrictFloat, StrictInt, ValidationEr
 
 from pruning.allocation.sensitivity import Sweep
 from pruning.errors import SettingsError
+from pruning.importance import FALLBACK
 from pruning.training.recipe import Epochs, LearningRate, Name, Recipe, Schedule
 from tasks.config.errors import describe, old_names
 from tasks.config.prune_schema import PruneOfAKind
@@ -132,6 +133,8 @@ class Analyze(Section):
     """Whether the curves are measured for the report even if the allocation doesn't need them. Changes no result."""
     criterion: CriterionName = "l2_norm"
     """The criterion that decides which channels of a group go first."""
+    fallback: CriterionName = FALLBACK
+    """What decides in groups for which the criterion has no scores by its definition."""
     rates: tuple[Share, ...] = Field(default=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), max_length=100)
     """Shares of its channels that a group loses in turn; [] measures nothing."""
     sweep: Sweep = "knee"

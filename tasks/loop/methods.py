@@ -21,12 +21,12 @@ import pruning
 from pruning.allocation.budget import Budget, BudgetSolver, Measure, joined
 from pruning.allocation.hardware_widths import find_kernel_widths, plan_for_latency, rounded
 from pruning.allocation.knapsack import allocate, search
-from pruning.allocation.selection import Ranking, Scope, choose
+from pruning.allocation.selection import Scope, choose, free_groups
 from pruning.dynamic.gates import GatedModel, GateTraining, add_gates, calibrate_gates
 from pruning.errors import TargetError
 from pruning.evaluation import evaluate
 from pruning.graph.groups import Groups
-from pruning.importance import find_criterion
+from pruning.importance import Ranking, needs_of
 from pruning.latency.profile import LatencyCost
 from pruning.plan.constraints import Limits, find_tied_groups
 from pruning.plan.plan import Cost, Plan
@@ -126,13 +126,13 @@ def choose_channels(context: StepContext, groups: Groups) -> tuple[Plan, Mapping
         TargetError: The goal can't be met.
     """
     settings, chosen = context.settings, _structured(context)
-    criterion = chosen_criterion(chosen.criterion)
+    criteria = [chosen_criterion(name) for name in (chosen.criterion, chosen.fallback)]
     loss, _ = loss_and_metric(settings)
     seen = spread(read_split(context.workspace, "train"), chosen.criterion_samples)
     with shown("statistics: batches") as progress:
-        needs = find_criterion(criterion).needs
+        needs = needs_of(criteria)
         statistics = collect(groups, needs, seen, loss, seed=settings.run.seed, progress=progress)
-    ranking = Ranking(groups, criterion, statistics)
+    ranking = Ranking(groups, criteria, statistics)
     sizes = context.plan.sizes  # of the original model; a group that isn't in it has lost nothing
     round_to = chosen.round_to if isinstance(chosen.round_to, int) else 1
     limits = Limits(chosen.min_channels, chosen.max_group_rate)
@@ -163,7 +163,7 @@ def _choose_by(context: StepContext, ranking: Ranking, solver: BudgetSolver) -> 
     allocation, groups = _structured(context).allocation, ranking.groups
     if allocation.strategy in ("local", "global", "scoped"):
         return choose(ranking, solver, Scope(allocation.strategy, allocation.normalise, allocation.scopes))
-    orders = ranking.orders(solver.bundles)
+    orders = ranking.orders(free_groups(solver.bundles))
     if allocation.strategy == "search":
         return _search(context, groups, solver, orders)
     return allocate(groups, solver, read_curves(context.workspace), orders)

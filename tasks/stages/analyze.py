@@ -18,7 +18,7 @@ import pruning
 from pruning.allocation.sensitivity import Curve, Sensitivity
 from pruning.errors import WorkspaceError
 from pruning.evaluation import Samples, check_samples
-from pruning.importance import find_criterion, order_channels
+from pruning.importance import Ranking, needs_of
 from pruning.io.atomic import replace_file
 from pruning.io.json_files import read_json
 from pruning.statistics.collect import collect
@@ -56,7 +56,7 @@ def analyze(settings: Settings, workspace: Workspace, fan_out: FanOut | None = N
         fan_out: How to call a function in several processes, where the settings ask for that; in this one if None.
 
     Raises:
-        CriterionError: The criterion doesn't apply to one of the groups.
+        CriterionError: A criterion breaks its contract.
         CheckpointError: The baseline is damaged.
     """
     if not settings.measures_curves:
@@ -132,12 +132,13 @@ class _Bench:
             pass
         settings = self._settings
         loss, _ = loss_and_metric(settings)
-        criterion = chosen_criterion(settings.analyze.criterion)
+        criteria = [chosen_criterion(name) for name in (settings.analyze.criterion, settings.analyze.fallback)]
         seen = spread(read_split(self._workspace, "train"), settings.analyze.criterion_samples)
         with shown("analyze: statistics") as progress:
-            needs = find_criterion(criterion).needs
+            needs = needs_of(criteria)
             statistics = collect(self.groups, needs, seen, loss, seed=settings.run.seed, progress=progress)
-        return {group.name: list(order_channels(criterion, group, statistics)) for group in self.groups}
+        ranking = Ranking(self.groups, criteria, statistics)
+        return {name: list(order) for name, order in ranking.orders(group.name for group in self.groups).items()}
 
     @cached_property
     def samples(self) -> Samples:

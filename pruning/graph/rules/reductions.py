@@ -149,6 +149,7 @@ def weight_norm(call: Call) -> list[list[Axis]]:
     dim = call.dim(direction, call["dim"])
     axes = call.axes(direction)
     unify(axes[dim], call.axes(length)[dim])
+    call.facts.summed.extend(axis for position, axis in enumerate(axes) if position != dim)
     for source in call.typed(direction).sources:
         call.facts.unmasked.add((source, dim))
     call.zero = True

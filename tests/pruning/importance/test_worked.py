@@ -79,7 +79,7 @@ def test_bn_scale_reads_gamma() -> None:
 
 def test_bn_scale_without_a_batch_norm_names_the_group_and_a_way_out() -> None:
     group, statistics = two_layers([[1.0], [2.0]])
-    with pytest.raises(CriterionError, match=r"'0.weight:0' has no batch norm .* l2_norm"):
+    with pytest.raises(CriterionError, match=r"'0.weight:0': it has no batch norm .* l2_norm"):
         score_channels("bn_scale", group, statistics)
 
 

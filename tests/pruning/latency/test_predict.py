@@ -14,10 +14,11 @@ from pruning import find_groups, make_plan
 from pruning.allocation.budget import Budget, BudgetSolver, LatencyMs, LatencyReduction, Target
 from pruning.allocation.hardware_widths import faster_counts
 from pruning.allocation.knapsack import allocate, search
-from pruning.allocation.selection import Ranking, Scope, ScopeName, choose
+from pruning.allocation.selection import Scope, ScopeName, choose
 from pruning.allocation.sensitivity import Curve, Point
 from pruning.errors import ProfileError, TargetError
 from pruning.graph.groups import Groups
+from pruning.importance import Ranking
 from pruning.latency.profile import (
     LatencyCost,
     LayerProfile,
