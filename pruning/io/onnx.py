@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -102,6 +105,7 @@ def export_onnx(
     deployed = copy_whole(model).cpu().eval()
     first = example_inputs[:1].detach().cpu()
     with _quiet():
+        _read_operators_once()
         try:
             program = torch.onnx.export(
                 deployed,
@@ -124,6 +128,18 @@ def export_onnx(
     _check(proto, opset)
     replace_file(path, proto.SerializeToString(deterministic=True))
     return path
+
+
+@functools.cache
+def _read_operators_once() -> None:
+    """Let the exporter keep its list of operators, which is always the same.
+
+    At each export it reads the source code of five hundred functions for it, which takes as long as all the rest. Where
+    another version keeps the list elsewhere, it goes on reading.
+    """
+    with suppress(ImportError, AttributeError):
+        apis: Any = importlib.import_module("torch.onnx._internal._lazy_import").onnxscript_apis
+        apis.get_torchlib_ops = functools.cache(apis.get_torchlib_ops)
 
 
 def _cause(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.speed import shares
 from benchmarks.speed.duel import Outcome
 from benchmarks.speed.race import Time
 from benchmarks.speed.shares import fastest
@@ -52,7 +53,9 @@ def test_parts_that_were_not_measured_are_left_out(tmp_path: Path) -> None:
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
-def test_fastest_widths_are_the_best_of_all_where_all_can_be_tried() -> None:
+def test_fastest_widths_are_the_best_of_all_where_all_can_be_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shares, "_STEPS", 100)  # of 16 networks
+    monkeypatch.setattr(shares, "_RESTARTS", 2)
     groups = network()
     cost, macs, whole = LatencyCost(groups, synthetic()), Cost(groups).macs, count_macs(groups)
     first, second = (group.name for group in groups)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -60,6 +62,11 @@ def test_bytes_are_the_same_in_another_folder(exported: tuple[Path, nn.Module], 
     path, net = exported
     again = export_onnx(net, torch.randn(4, 1, 4, 4), tmp_path / "another.onnx")
     assert again.read_bytes() == path.read_bytes()
+
+
+def test_exporter_reads_its_operators_once(exported: tuple[Path, nn.Module]) -> None:
+    apis: Any = importlib.import_module("torch.onnx._internal._lazy_import").onnxscript_apis
+    assert apis.get_torchlib_ops() is apis.get_torchlib_ops()
 
 
 def test_exporter_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
