@@ -102,6 +102,7 @@ def _weight_of(operation: Operation, groups: Groups) -> str | None:
 NOT_BY_SAMPLE = "the samples do not lie on axis 0 of what a layer reads"
 UNEQUAL = "its channels have unequal numbers of places in what a layer reads"
 NO_LAYERS_WEIGHTS = "a parameter consumes it, but not as the weights of a convolution or linear layer"
+BY_A_FUNCTION = "a parameter consumes it, but by a function: it belongs to no convolution or linear module"
 NO_READER = "nothing reads its channels"
 BY_NO_LAYER = "an operator that is no convolution or linear layer reads its channels"
 
@@ -173,5 +174,5 @@ def unowned(groups: Groups, group: Group) -> Uncounted | None:
     consumers = [piece for piece in group.slices if piece.role == "consumer"]
     for piece in consumers:
         if owner_of(groups.model, piece.parameter) is None:
-            return Uncounted("weights that belong to no convolution or linear module consume it", piece.parameter)
+            return Uncounted(BY_A_FUNCTION, piece.parameter)
     return other_reader_of(groups, group) or (None if consumers else Uncounted(NO_READER))

@@ -196,7 +196,7 @@ def test_groups_without_a_gate_have_a_reason() -> None:
     model, reasons = add_gates(groups)
     assert model.names == ("first.weight:0",)
     assert "by a function" in reasons["second.weight:0"]
-    with pytest.raises(ModelError, match=r"second\.weight:0: weight consumes it, but by a function"):
+    with pytest.raises(ModelError, match=r"second\.weight:0: a parameter consumes it, but by a function"):
         add_gates(groups, names=["second.weight:0"])
     with pytest.raises(ModelError, match="ignored by 'first'"):
         add_gates(groups, ignore=["first"])
