@@ -105,9 +105,13 @@ def test_debug_shows_the_traceback(write_params: Write) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, project_writer: Callable[..., Path]) -> Path:
-    """A project whose data and baseline are there."""
+def trained(
+    finished_project: Path, tmp_path_factory: pytest.TempPathFactory, project_writer: Callable[..., Path]
+) -> Path:
+    """A project whose data and baseline are there: those of the finished one, which are current in this one too."""
     folder = tmp_path_factory.mktemp("trained")
+    for made in ("data", "artifacts/baseline"):
+        shutil.copytree(finished_project / made, folder / made)
     project_writer(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
