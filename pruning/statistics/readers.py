@@ -11,6 +11,8 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
+from pruning.containers import with_tensors
+from pruning.evaluation import device_of
 from pruning.graph.axes import leaves
 from pruning.graph.groups import Group, Groups, Slice
 from pruning.graph.layers import LayerCall, input_channels, is_product, places_of
@@ -74,7 +76,8 @@ def other_readers(groups: Groups) -> Mapping[int, tuple[Group, ...]]:
 def _find_other_readers(groups: Groups) -> dict[int, tuple[Group, ...]]:
     by_atom = {groups.atom(group.name): group for group in groups}
     seen = _LayerCalls()
-    observe(groups.model, groups.example_inputs, [seen])
+    device = device_of(groups.model)
+    observe(groups.model, with_tensors(groups.example_inputs, lambda tensor: tensor.to(device)), [seen])
     places = numbered(groups.trace.operations)
     calls = Counter(name for name, _ in places)
     readers = readers_of(groups)
