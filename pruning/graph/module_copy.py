@@ -32,27 +32,36 @@ def copy_module(model: Module, tensors: Mapping[int, Tensor] | None = None) -> M
             return deepcopy(model, memo)
     except Exception as fault:
         pass_on(fault)
-        raise ModelError(
-            f"{type(model).__name__} can't be copied: {describe(fault)}. A module may hold only what "
-            "copy.deepcopy can copy: no open files, no generators"
-        ) from fault
+        raise _not_copied(model, fault) from fault
 
 
 def copy_to_run(model: Module) -> Module:
-    """Copy a model so that what a run leaves on it, in attributes and buffers, stays on the copy.
+    """Copy a model so that what a run leaves on it, in attributes, buffers and parameters, stays on the copy.
 
-    Its parameters alone are shared with the original.
+    Parameters too: a codebook that follows its inputs, a norm that is initialised by the first batch and an embedding
+    with `max_norm` write into them, some of them in evaluation as well.
 
     Raises:
         ModelError: The module can't be copied.
     """
-    return copy_module(model, {id(buffer): buffer.detach().clone() for buffer in model.buffers()})
+    try:
+        return copy_whole(model)
+    except Exception as fault:
+        pass_on(fault)
+        raise _not_copied(model, fault) from fault
 
 
 def copy_whole(model: Module) -> Module:
     """Copy a model with its parameters and buffers; what else it keeps (activations) is copied without its graph."""
     with _WithoutGraphs():
         return deepcopy(model, _empty(model))
+
+
+def _not_copied(model: nn.Module, fault: Exception) -> ModelError:
+    return ModelError(
+        f"{type(model).__name__} can't be copied: {describe(fault)}. A module may hold only what copy.deepcopy can "
+        "copy: no open files, no generators"
+    )
 
 
 def _empty(model: nn.Module) -> dict[int, Any]:

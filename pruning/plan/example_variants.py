@@ -44,7 +44,7 @@ class Call:
         training: In training mode and with gradients, dropping nothing out; otherwise in evaluation without them.
         inference: Under `torch.inference_mode` instead of `torch.no_grad`.
         given: The argument of `forward` that the example leaves as it is by default, and this call gives.
-        turned: Whether that is a truth, which may ask for other outputs than the example's.
+        turned: Whether that is a truth or a number, which may ask for other outputs than the example's.
     """
 
     inputs: Inputs
@@ -91,9 +91,9 @@ def other_calls(model: nn.Module, example: Inputs) -> Iterator[tuple[Call, list[
 
     Random values, the example's with their signs turned, one sample under `torch.inference_mode`, three samples in
     training, and three samples with each optional argument of `forward` in evaluation and in training: a truth is
-    turned over; for a tensor, masks of the usual shapes and kinds are tried, and tensors like the example's; the first
-    one that the model takes is given. At most 6 arguments are, so that there are at most 16 calls, and no more than
-    144 attempts to find a value.
+    turned over, a number is one more; for a tensor, masks of the usual shapes and kinds are tried, and tensors like the
+    example's; the first one that the model takes is given. At most 6 arguments are, so that there are at most 16 calls,
+    and no more than 144 attempts to find a value.
 
     Args:
         model: Runs in each of these ways.
@@ -112,8 +112,8 @@ def other_calls(model: nn.Module, example: Inputs) -> Iterator[tuple[Call, list[
     given: list[Call] = []
     for name, options in list(_options(model, inputs))[:_MOST_TRIED]:
         for option, value in options:
-            how = f" with {name}{f'={value}' if isinstance(value, bool) else ''}{on}"
-            call = Call(option, how, given=name, turned=isinstance(value, bool))
+            number = isinstance(value, int | float)
+            call = Call(option, f" with {name}{f'={value}' if number else ''}{on}", given=name, turned=number)
             outputs = comparable_outputs(call.run, model)
             if outputs is not None:
                 given.append(call)
@@ -185,7 +185,7 @@ def _batch(example: Inputs, number: int) -> Inputs | None:
 
 
 def optional_arguments(model: nn.Module, inputs: Inputs) -> tuple[list[inspect.Parameter], dict[str, Any]]:
-    """The arguments of `forward` that are None or a truth by default, and that an example leaves so.
+    """The arguments of `forward` that have a default, and that an example leaves so.
 
     Returns:
         These, and the example as keyword arguments; nothing where the signature doesn't tell the names of all that the
@@ -201,7 +201,7 @@ def optional_arguments(model: nn.Module, inputs: Inputs) -> tuple[list[inspect.P
         return [], {}
     known = dict(zip((p.name for p in first), args, strict=True)) | kwargs
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    left = [p for p in named if (p.default is None or isinstance(p.default, bool))]
+    left = [p for p in named if p.default is not p.empty]
     return [p for p in left if known.get(p.name, p.default) is p.default], known
 
 
@@ -213,6 +213,10 @@ def _options(model: nn.Module, inputs: Inputs) -> Iterator[tuple[str, list[tuple
         values: list[Any]
         if isinstance(parameter.default, bool):
             values = [not parameter.default]
+        elif isinstance(parameter.default, int | float):
+            values = [parameter.default + 1]
+        elif parameter.default is not None:
+            continue
         elif _MASKS.search(parameter.name):
             values = [mask for tensor in tensors for mask in _masks(tensor)]
         elif "Tensor" in str(parameter.annotation) or parameter.annotation is inspect.Parameter.empty:

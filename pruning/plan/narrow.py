@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from pruning.plan.verification import (
     attempt,
     difference_beyond_rounding,
     difference_elsewhere,
-    floors_of,
+    difference_of_outputs,
     hold_values,
     relative_difference,
 )
@@ -53,8 +54,8 @@ def narrow(
         groups: The groups of this model if they are known already; they are found otherwise.
         verify: Run the masked and the narrowed model and compare: on the example inputs, on inputs of other batches,
             lengths and sizes, with their signs turned, on one sample and on three, in evaluation and in training, with
-            each truth of `forward` turned over, and with each of its optional tensors that can be guessed (masks). What
-            the masked model doesn't take in this way is left out.
+            each truth of `forward` turned over, each number one more, and with each of its optional tensors that can be
+            guessed (masks). What the masked model doesn't take in this way is left out.
         samples: Further inputs, such as calibration samples. They are used where the outputs on the example inputs
             don't depend on the plan's channels, so that comparing them would say nothing.
         tolerance: Largest accepted difference, relative to the largest output.
@@ -69,8 +70,8 @@ def narrow(
         ModelError: The model can't be copied, or has no values to verify with.
 
     Warns:
-        UntriedWarning: `forward` takes arguments that are None or a truth by default, that no example gives and that
-            were not verified: no value that it takes was found, or they ask for outputs of other shapes.
+        UntriedWarning: `forward` takes arguments that have a default, that no example gives and that were not verified:
+            no value that it takes was found, or they ask for outputs of other shapes.
         UnprovenWarning: Nothing was found wrong, but on no inputs, nor on random ones, do the outputs depend on the
             plan's channels.
     """
@@ -194,7 +195,7 @@ def _name_untried(model: nn.Module, examples: Sequence[Inputs], tried: set[str],
     left = [optional_arguments(model, example)[0] for example in examples]
     never = {p.name: p for p in left[0] if all(p.name in {q.name for q in others} for others in left)}
     unguessed = ", ".join(name for name in never if name not in tried)
-    shapes = [f"{name}={never[name].default is not True}" for name in never if name in reshaped]
+    shapes = [f"{name}={_other(never[name].default)}" for name in never if name in reshaped]
     said = [f"no value that it takes was found for {unguessed}"] if unguessed else []
     said += [f"outputs have other shapes than the masked one's with {', '.join(shapes)}"] if shapes else []
     if said:
@@ -204,6 +205,11 @@ def _name_untried(model: nn.Module, examples: Sequence[Inputs], tried: set[str],
             UntriedWarning,
             stacklevel=4,
         )
+
+
+def _other(default: Any) -> Any:
+    """The value that `example_variants` gives in place of a default, where that is a truth, a number or None."""
+    return not default if default is None or isinstance(default, bool) else default + 1
 
 
 @dataclass
@@ -249,8 +255,7 @@ class _Sight:
         found = attempt(call.run, other)
         if found is None or relative_difference(outputs, found) <= self.tolerance:
             return False
-        floors = floors_of(self.masked, outputs, call.inputs, call.run_on)
-        return relative_difference(outputs, found, floors) > self.tolerance
+        return difference_of_outputs(self.masked, outputs, found, call.inputs, call.run_on) > self.tolerance
 
     @cached_property
     def _complement(self) -> nn.Module:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from pruning.evaluation import restored_modes
 from pruning.graph.attention import make_narrowable, restore
 from pruning.graph.axes import Atom, Axis, count, kept, leaves
 from pruning.graph.groups import Groups
@@ -34,7 +35,8 @@ def state_widths(dense: nn.Module, traced: Trace, sizes: Mapping[Atom, int]) -> 
         traced: The trace of the original.
         sizes: How many channels are left of each group.
     """
-    with torch.no_grad():
+    with torch.no_grad(), restored_modes(dense):
+        dense.eval()  # a spectral norm's estimate goes on whenever its weight is read in training
         for module in dense.modules():
             _compute_weights(module)
             _recount(module)

@@ -33,6 +33,7 @@ TOLERANCE = 1e-4
 
 _DRAWS = 3  # of moved parameters
 _ROUNDINGS = 10.0
+_SHRINKS = 100.0  # at least so much less is rounding in float64 than in float32; in theory 5e8 times
 _MOVED = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 T = TypeVar("T")
@@ -100,10 +101,9 @@ def difference_beyond_rounding(
     """
 
     def compared(wide: bool) -> float:
-        first, second = (copy_whole(model).double() if wide else model for model in (expected, found))
-        given = with_tensors(inputs, lambda t: t.double() if wide and t.is_floating_point() else t)
-        outputs, others = run(first, given), run(second, given)
-        return relative_difference(outputs, others, floors_of(first, outputs, given, run))
+        first, second = (_in(torch.float64, model) if wide else model for model in (expected, found))
+        given = _given_in(torch.float64, inputs) if wide else inputs
+        return difference_of_outputs(first, run(first, given), run(second, given), given, run)
 
     difference = attempt(compared, True)
     if difference is None:
@@ -139,34 +139,73 @@ def difference_on(
     return min(difference, difference_beyond_rounding(expected, found, inputs, run))
 
 
-def floors_of(
+def difference_of_outputs(
     model: nn.Module,
     outputs: Sequence[Tensor],
+    found: Sequence[Tensor],
     inputs: Inputs,
     run: Callable[[nn.Module, Inputs], list[Tensor]] = outputs_of,
-) -> list[float]:
-    """Up to which difference two models can't be told apart, since rounding makes as large ones.
+) -> float:
+    """Compare what another model gives with a model's outputs, as `relative_difference`; rounding counts as none.
 
     An output that is zero in theory, such as the mean of what an instance norm gives, is what rounding leaves of it, in
     any precision, and no two orders of summation leave the same. How much that is shows where the parameters are moved
-    by no more than they are rounded.
+    by no more than they are rounded. What moves as much in a precision with a billionth of the rounding isn't rounded:
+    it jumps (`(x == 1)`, `x.int()` of a parameter, as in PyTorch's orthogonal parametrization), and isn't excused.
 
     Args:
         model: A model.
         outputs: What it gives.
-        inputs: What it is given.
+        found: What the other one gives.
+        inputs: What both are given.
         run: Runs a model on inputs and returns the tensors of its outputs.
-
-    Returns:
-        For each output ten times the largest difference that moving the parameters makes.
 
     Source: Parker, Monte Carlo Arithmetic (1997): random rounding shows which digits of a result are significant.
     """
+    plain = relative_difference(outputs, found)
+    if plain <= TOLERANCE:
+        return plain
+    floors = _floors(model, outputs, inputs, run)
+    beyond = relative_difference(outputs, found, floors)
+    if beyond > TOLERANCE or not any(floors):
+        return beyond
+    widest = all(t.dtype in (torch.float64, torch.complex128) for t in _rounded(model))
+    other = torch.float32 if widest else torch.float64
+
+    def in_other() -> list[float]:
+        converted, given = _in(other, model), _given_in(other, inputs)
+        return _floors(converted, run(converted, given), given, run)
+
+    found_there = attempt(in_other)
+    if found_there is None or len(found_there) != len(floors):
+        return beyond
+    coarse, fine = (found_there, floors) if widest else (floors, found_there)
+    real = [floor if f <= c / _SHRINKS else 0.0 for floor, c, f in zip(floors, coarse, fine, strict=True)]
+    return relative_difference(outputs, found, real)
+
+
+def _floors(
+    model: nn.Module, outputs: Sequence[Tensor], inputs: Inputs, run: Callable[[nn.Module, Inputs], list[Tensor]]
+) -> list[float]:
+    """For each output ten times the largest difference that moving the parameters makes."""
     draws = [attempt(run, _moved(model, seed), inputs) or [] for seed in range(_DRAWS)]
     return [
         _ROUNDINGS * max((_distance(output, draw[i]) for draw in draws if len(draw) == len(outputs)), default=0.0)
         for i, output in enumerate(outputs)
     ]
+
+
+def _rounded(model: nn.Module) -> list[Tensor]:
+    return [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point() or t.is_complex()]
+
+
+def _in(dtype: torch.dtype, model: nn.Module) -> nn.Module:
+    copy = copy_whole(model)
+    return copy.double() if dtype == torch.float64 else copy.float()  # not `to`, which takes a complex one's half
+
+
+def _given_in(dtype: torch.dtype, inputs: Inputs) -> Inputs:
+    return with_tensors(inputs, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
 
 def _moved(model: nn.Module, seed: int) -> nn.Module:
@@ -243,6 +282,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 _MOST_VALUES = 1 << 19  # inputs with more values are only made smaller
+_MOST_ALONE = 4  # axes of one size that are made larger one by one
 _BATCH = 2  # samples of the example that are looked at
 _LOOKED_AT = 256  # values that tell a mask from numbers
 
@@ -253,7 +293,8 @@ def other_inputs(model: nn.Module, example: Inputs) -> Iterator[tuple[Inputs, li
     """Yield inputs of other batches, lengths and sizes that a model takes, with the outputs that it gives.
 
     Each extent of the example is made larger once and smaller once. The same example gives the same inputs. Of a batch
-    two samples are looked at; where the example has more than half a million values, nothing is made larger.
+    two samples are looked at; where the example has more than half a million values, nothing is made larger. A model
+    that folds one larger sample into several (`x.view(-1, 16 * 7 * 7)` of an image twice as high) doesn't take it.
 
     Args:
         model: What the inputs are for, in evaluation; it must be on the CPU, where an index that is out of range is an
@@ -264,18 +305,34 @@ def other_inputs(model: nn.Module, example: Inputs) -> Iterator[tuple[Inputs, li
         Inputs, and the tensors among the outputs, all of them finite.
     """
     for one in examples_of(example):
-        for candidates in resizings(_first_samples(model, one)):
+        few = _first_samples(model, one)
+        of_few = comparable_outputs(outputs_of, model, few) or []
+        for candidates in resizings(few):
             for inputs in candidates:
                 outputs = comparable_outputs(outputs_of, model, inputs)
-                if outputs is not None:
+                if outputs is not None and not _folded(few, of_few, inputs, outputs):
                     yield inputs, outputs
                     break
+
+
+def _folded(example: Inputs, of_example: Sequence[Tensor], inputs: Inputs, outputs: Sequence[Tensor]) -> bool:
+    """Say whether there are as many samples as in the example, and another number of them in the outputs."""
+    batch = _batch_size(example)
+    if batch is None or batch != _batch_size(inputs) or len(of_example) != len(outputs):
+        return False
+    rows = [
+        found.shape[0]
+        for known, found in zip(of_example, outputs, strict=True)
+        if known.shape[:1] == (batch,) and found.ndim
+    ]
+    return any(count != batch for count in rows)
 
 
 def resizings(example: Inputs) -> Iterator[Iterator[Inputs]]:
     """Yield, for each extent of an example, inputs in which it is larger, then such in which it is smaller.
 
-    A model may take none of them; those that show most come first.
+    Then one axis alone, larger by one: of a square image, one that is neither square nor even. A model may take none of
+    them; those that show most come first.
     """
     leaves, structure = tree_flatten(as_call(example))
     for places, size in _extents(leaves):
@@ -286,6 +343,10 @@ def resizings(example: Inputs) -> Iterator[Iterator[Inputs]]:
                 for other in others
                 if other < size or _values(leaves, places, other / size) <= _MOST_VALUES
             )
+        inner = places if all(axis for _, axis in places) else []
+        for one in inner[:_MOST_ALONE]:
+            if _values(leaves, [one], 2) <= _MOST_VALUES:
+                yield (_as_inputs(_resized(leaves, [one], size, other), structure) for other in (size + 1, 2 * size))
 
 
 def difference_elsewhere(expected: nn.Module, found: nn.Module, example: Inputs) -> tuple[float, str, int]:
@@ -313,11 +374,16 @@ def difference_elsewhere(expected: nn.Module, found: nn.Module, example: Inputs)
 def _first_samples(model: nn.Module, example: Inputs) -> Inputs:
     """The first samples of a batch, where all tensors begin with an axis of one size and the model takes fewer."""
     leaves, structure = tree_flatten(as_call(example))
-    batch = {leaf.shape[0] for leaf in leaves if _is_sized(leaf)}
-    if len(batch) != 1 or next(iter(batch)) <= _BATCH:
+    if (_batch_size(example) or 0) <= _BATCH:
         return example
     fewer = _as_inputs([leaf[:_BATCH] if _is_sized(leaf) else leaf for leaf in leaves], structure)
     return example if comparable_outputs(outputs_of, model, fewer) is None else fewer
+
+
+def _batch_size(inputs: Inputs) -> int | None:
+    """The size of the first axis, where it is the same of all tensors."""
+    sizes = {leaf.shape[0] for leaf in tree_flatten(as_call(inputs))[0] if _is_sized(leaf)}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def _as_inputs(leaves: Sequence[Any], structure: Any) -> Inputs:

@@ -94,6 +94,36 @@ def test_each_truth_that_forward_takes_is_turned_over() -> None:
         narrow_switched(lambda h: h.roll(1, -1))
 
 
+class Stepped(nn.Module):
+    """Takes another path for another number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, step: int = 0) -> Any:
+        h = self.a(x).relu()
+        return self.b(h if step == 0 else h.flip(-1))
+
+
+class Worded(Stepped):
+    """Takes another path for another word."""
+
+    def forward(self, x: Tensor, order: str = "plain") -> Any:  # type: ignore[override]  # a network of its own
+        h = self.a(x).relu()
+        return self.b(h if order == "plain" else h.flip(-1))
+
+
+def test_a_number_is_tried_and_a_word_is_named() -> None:
+    torch.manual_seed(0)
+    stepped, worded = Stepped().eval(), Worded().eval()
+    plan = pruning.Plan.of(pruning.find_groups(stepped, X), {"a.weight:0": [0, 3]})
+    with pytest.raises(VerificationError, match=r"differs from the masked one with step=1 on a batch of 3 by"):
+        pruning.narrow(stepped, plan, X)
+    with pytest.warns(UntriedWarning, match=r"no value that it takes was found for order\."):
+        pruning.narrow(worded, plan, X)
+
+
 def test_what_no_example_shows_and_nothing_could_be_tried_for_is_named() -> None:
     with pytest.warns(UntriedWarning, match=r"the narrowed Switched .* no value that it takes was found for scale\."):
         narrow_switched(lambda h: 2 * h)

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 import pruning
 from pruning.errors import ModelError, VerificationError
+from pruning.graph.module_copy import copy_whole
+from pruning.plan.verification import difference_beyond_rounding
 from tests.pruning.networks import IMAGE, make
 
 X = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))
@@ -143,3 +145,88 @@ def test_a_narrowed_model_has_seen_nothing_of_its_verification() -> None:
         assert (one.state, one.shapes, float(one.seen)) == (None, [], 0.0)
     for _ in range(2):
         torch.testing.assert_close(dense(example), masked(example))
+
+
+class Codebook(nn.Module):
+    """In training, a codebook and an embedding's rows are moved by what they read: parameters that a forward writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(30, 8, max_norm=0.5)
+        self.first, self.last = nn.Linear(8, 20), nn.Linear(20, 5)
+        self.centre = nn.Parameter(torch.zeros(20), requires_grad=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = self.first(self.words(tokens).mean(1))
+        if self.training:
+            self.centre.data.lerp_(hidden.detach().mean(0), 0.1)
+        found: Tensor = self.last(torch.relu(hidden - self.centre))
+        return found
+
+
+def test_verifying_writes_into_no_parameter() -> None:
+    torch.manual_seed(0)
+    model, example = Codebook(), torch.randint(30, (2, 4))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    plan = pruning.make_plan(pruning.find_groups(model, example), "l2_norm", pruning.ChannelSparsity(0.4))
+    dense = pruning.narrow(model, plan, example)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert not dense.get_parameter("centre").any()
+
+
+@pytest.mark.parametrize(
+    ("convolution", "shape", "folded"), [(nn.Conv2d, (2, 3, 8, 8), 16 * 4), (nn.Conv1d, (2, 3, 16), 16 * 4)]
+)
+def test_network_that_folds_larger_images_into_rows_is_narrowed(
+    convolution: type[nn.Module], shape: tuple[int, ...], folded: int
+) -> None:
+    """As tutorials write it: `x.view(-1, 16 * 2 * 2)` takes an image twice as high for four images."""
+
+    class Tutorial(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = convolution(3, 8, 3, padding=1)
+            self.second = convolution(8, 16, 3, padding=1)
+            self.last = nn.Linear(folded, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            pool = nn.functional.max_pool2d if x.ndim == 4 else nn.functional.max_pool1d
+            x = pool(torch.relu(self.first(x)), 2)
+            x = pool(torch.relu(self.second(x)), 2)
+            found: Tensor = self.last(x.reshape(-1, folded))
+            return found
+
+    torch.manual_seed(0)
+    model, example = Tutorial(), torch.randn(shape)
+    groups = pruning.find_groups(model, example)
+    plan = pruning.make_plan(groups, "l2_norm", pruning.ChannelSparsity(0.4))
+    dense, masked = pruning.narrow(model, plan, example), pruning.apply_masks(model, plan)
+    torch.testing.assert_close(dense(example), masked(example))
+    assert plan.removed
+
+
+def test_a_jump_is_not_taken_for_rounding() -> None:
+    """PyTorch's orthogonal weight reads signs as `x.diagonal().int()`: moved by one rounding, they are zero."""
+    torch.manual_seed(0)
+    orthogonal = nn.utils.parametrizations.orthogonal
+    model, example = nn.Sequential(orthogonal(nn.Linear(8, 16)), nn.ReLU(), nn.Linear(16, 2)), torch.randn(3, 8)
+    other = copy_whole(model)
+    with torch.no_grad():
+        other.get_parameter("2.weight").mul_(1.5)
+    assert difference_beyond_rounding(model, other, example) > 0.1
+    assert difference_beyond_rounding(model.double(), other.double(), example.double()) > 0.1
+
+
+def test_spectral_norm_is_narrowed_exactly() -> None:
+    torch.manual_seed(0)
+    spectral = nn.utils.parametrizations.spectral_norm
+    model, example = (
+        nn.Sequential(nn.Linear(8, 16), nn.ReLU(), spectral(nn.Linear(16, 12)), nn.ReLU(), nn.Linear(12, 2)),
+        torch.randn(3, 8),
+    )
+    plan = pruning.make_plan(pruning.find_groups(model, example), "random", pruning.ChannelSparsity(0.4))
+    dense, masked = pruning.narrow(model, plan, example), pruning.apply_masks(model, plan)
+    assert dense.training
+    for _ in range(2):  # in training, each pass goes on with the estimate of the norm
+        torch.testing.assert_close(dense(example), masked(example))
+    torch.testing.assert_close(dense.eval()(example), masked.eval()(example))
