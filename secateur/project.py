@@ -31,6 +31,9 @@ IGNORED = (
 )
 """What a run writes and Git shouldn't track, as lines of `.gitignore`; the folder of the data is added in front."""
 
+FIRST_TARGET = 0.5
+"""The share of the MACs that the first settings ask for; one of those that `inspect` predicts."""
+
 CONFIGURED = (("core.analytics", "false"), ("core.check_update", "false"), ("core.autostage", "false"))
 
 
@@ -84,6 +87,9 @@ def _look(source: Source, say: Callable[[str], None]) -> None:
     say(f"model       {found.name}, input {list(example.shape[1:])}: {len(found.groups)} groups of channels")
     say(f"size        {found.size.macs:,} MACs, {found.size.parameters:,} parameters")
     say(f"prunable    {found.prunable_macs:.1%} of the MACs, {found.prunable_parameters:.1%} of the parameters at most")
+    reached = found.predicted[FIRST_TARGET]
+    if isinstance(reached, str):
+        say(f"beware      {reached}; change prune.target or prune.allocation in params.yaml before you run")
 
 
 def project_files(model: str, data: str, weights: Path | None) -> dict[str, str]:
@@ -95,6 +101,7 @@ def project_files(model: str, data: str, weights: Path | None) -> dict[str, str]
         "weights": "null" if weights is None else json.dumps(str(weights)),
         "recipe": f"{{epochs: {_default(FromScratch, 'epochs')}}}" if weights is None else "null",
         "device": _default(Run, "device"),
+        "target": str(FIRST_TARGET),
         "drop": _default(Prune, "max_accuracy_drop"),
         "name": json.dumps(re.sub(r"[^A-Za-z0-9.+-]+", "-", Path.cwd().name).strip("-.+")[:100] or "pruned"),
     }

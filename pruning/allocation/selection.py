@@ -148,7 +148,7 @@ def make_plan(
     bundles = find_tied_groups(groups, Limits() if limits is None else limits, ignore=ignore, round_to=multiple)
     if not any(len(bundle.counts) > 1 for bundle in bundles):
         held = "; ".join(f"{bundle.names[0]}: {bundle.obstacle}" for bundle in bundles[:6]) or "the model has none"
-        raise TargetError(f"{asked} can't be met: no group can lose a channel ({held}). See groups.report()")
+        raise TargetError(f"{asked} can't be met: no group can lose a channel ({held})")
     statistics = samples if isinstance(samples, Statistics) else collect(groups, needs_of(criterion), samples)
     ranking = Ranking(groups, criterion, statistics)
     if isinstance(asked, LatencyMs | LatencyReduction):

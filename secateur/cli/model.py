@@ -88,14 +88,14 @@ def _show(found: Inspection, everything: bool) -> None:
 
     print_lines([summary(found), ""])
     rows = [("as it is", *_cells(found.size, found.size))]
-    unmet = []
+    unmet: dict[str, list[str]] = {}
     for share, size in found.predicted.items():
         if isinstance(size, str):
-            unmet.append(f"{share:.0%} less MACs: {size}")
+            unmet.setdefault(size.partition("can't be met: ")[2] or size, []).append(f"{share:.0%}")
         else:
             rows.append((f"{share:.0%} less MACs", *_cells(size, found.size)))
     print_table(("predicted", "MACs", "parameters", "bytes"), rows, numbers=("MACs", "parameters", "bytes"))
-    print_lines(["", *unmet] if unmet else [])
+    print_lines([line for why, shares in unmet.items() for line in ("", f"{', '.join(shares)} less MACs: {why}")])
     if everything:
         print_lines([""])
         print_table(("group", "channels"), [(n, f"{s:,}") for n, s in found.groups.items()], numbers=("channels",))

@@ -280,9 +280,9 @@ class Settings(Section):
 
     @property
     def subject(self) -> str:
-        """What is pruned, as people read it: the names of the model's and the data's factories."""
+        """What is pruned, as people read it: the registered name, and those of the model's and the data's factories."""
         model, data = (factory.partition(":")[2] for factory in (self.model.factory, self.data.factory))
-        return f"{model} on {data}"
+        return f"{self.tracking.model_name} ({model} on {data})"
 
     @property
     def measures_curves(self) -> bool:

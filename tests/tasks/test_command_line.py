@@ -31,6 +31,27 @@ def test_command_is_named_as_the_process_was_started(
     assert command_line(words) == named
 
 
+def test_a_run_is_named_with_the_settings_and_the_workspace_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [
+        "run",
+        "export",
+        "--workspace",
+        "trials/two",
+        "--set",
+        "model.kwargs={'width': 8}",
+        "--params=own.yaml",
+        "-v",
+    ]
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/secateur", *given])
+    told = command_line("run prepare")
+    assert told == (
+        "`secateur run prepare --workspace trials/two --set 'model.kwargs={'\"'\"'width'\"'\"': 8}' --params=own.yaml`"
+    )
+    assert command_line("rollback --version 3") == "`secateur rollback --version 3`"
+    monkeypatch.setattr(sys, "argv", [str(FLOWS / "export.py"), "--params", "own.yaml"])
+    assert command_line("run prepare") == "`python -m flows.prepare --params own.yaml`"
+
+
 def test_message_about_a_missing_file_names_the_users_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/usr/bin/secateur", "run", "export"])
     with pytest.raises(WorkspaceError, match="run `secateur run analyze` first"):
