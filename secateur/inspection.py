@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -101,6 +103,8 @@ def inspect(model: nn.Module, example: Tensor, rules: Rules | None = None) -> In
     for row in report:
         if not row.prunable:
             whole.setdefault("; ".join(dict.fromkeys(map(_without_axis, row.reasons))), []).append(row.parameter)
+    with _told_once():
+        predicted = {share: _predict(groups, cost, share, rules) for share in REDUCTIONS} if len(groups) else {}
     numel = {name: parameter.numel() for name, parameter in model.named_parameters()}
     return Inspection(
         name=type(model).__name__,
@@ -109,8 +113,20 @@ def inspect(model: nn.Module, example: Tensor, rules: Rules | None = None) -> In
         smallest=_size(cost, {group.name: 1 for group in groups}),
         in_groups=sum(numel.get(row.parameter, 0) for row in report if row.prunable),
         whole=whole,
-        predicted={share: _predict(groups, cost, share, rules) for share in REDUCTIONS} if len(groups) else {},
+        predicted=predicted,
     )
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """Keep the library from logging for each prediction what the result says once."""
+    logger = logging.getLogger("pruning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _size(cost: Cost, kept: dict[str, int]) -> Size:
