@@ -205,7 +205,8 @@ def _in(dtype: torch.dtype, model: nn.Module) -> nn.Module:
 
 
 def _given_in(dtype: torch.dtype, inputs: Inputs) -> Inputs:
-    return with_tensors(inputs, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+    found: Inputs = with_tensors(inputs, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+    return found
 
 
 def _moved(model: nn.Module, seed: int) -> nn.Module:
