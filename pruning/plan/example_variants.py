@@ -187,6 +187,8 @@ def _batch(example: Inputs, number: int) -> Inputs | None:
 def optional_arguments(model: nn.Module, inputs: Inputs) -> tuple[list[inspect.Parameter], dict[str, Any]]:
     """The arguments of `forward` that have a default, and that an example leaves so.
 
+    A text (or whatever else has no other value that could be guessed) that an example gives is the caller's choice.
+
     Returns:
         These, and the example as keyword arguments; nothing where the signature doesn't tell the names of all that the
         example gives.
@@ -202,7 +204,8 @@ def optional_arguments(model: nn.Module, inputs: Inputs) -> tuple[list[inspect.P
     known = dict(zip((p.name for p in first), args, strict=True)) | kwargs
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     left = [p for p in named if p.default is not p.empty]
-    return [p for p in left if known.get(p.name, p.default) is p.default], known
+    guessed = [p for p in left if p.name not in known or p.default is None or isinstance(p.default, int | float)]
+    return [p for p in guessed if known.get(p.name, p.default) is p.default], known
 
 
 def _options(model: nn.Module, inputs: Inputs) -> Iterator[tuple[str, list[tuple[Inputs, Any]]]]:
