@@ -19,7 +19,8 @@ from pruning.containers import Inputs, with_tensors
 from pruning.errors import VerificationError
 from pruning.graph.axes import SINGLE, leaves
 from pruning.graph.equation import EXTENT
-from pruning.plan.verification import TOLERANCE, difference_elsewhere, outputs_of, relative_difference
+from pruning.plan.other_sizes import difference_elsewhere
+from pruning.plan.verification import TOLERANCE, outputs_of, relative_difference
 
 RATE = 0.3
 TOLERANCE_FLOAT64 = 1e-8

@@ -25,10 +25,11 @@ from pruning.graph.rules.call import Argument, Count
 from pruning.graph.size_attributes import conflicts, proposals, suspects
 from pruning.graph.trace import Operation, Trace, trace
 from pruning.graph.unwrapping import unwrap
+from pruning.plan.other_sizes import resizings
 from pruning.plan.plan import Plan
 from pruning.plan.shape_check import Comparison, Deviation
 from pruning.plan.slicing import rebuild
-from pruning.plan.verification import attempt, resizings
+from pruning.plan.verification import attempt
 
 
 def find_groups(

@@ -20,13 +20,13 @@ from pruning.graph.groups import Groups
 from pruning.graph.unwrapping import unwrap
 from pruning.plan.example_variants import Call, optional_arguments, other_calls, other_values
 from pruning.plan.masks import apply_masks, groups_for, keep_removed
+from pruning.plan.other_sizes import difference_elsewhere
 from pruning.plan.plan import Plan
 from pruning.plan.slicing import rebuild
 from pruning.plan.verification import (
     TOLERANCE,
     attempt,
     difference_beyond_rounding,
-    difference_elsewhere,
     difference_of_outputs,
     hold_values,
     relative_difference,

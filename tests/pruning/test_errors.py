@@ -14,7 +14,7 @@ import pruning
 from pruning.errors import ModelError, VerificationError
 from pruning.evaluation import losses_of_each
 from pruning.plan.example_variants import other_calls
-from pruning.plan.verification import other_inputs
+from pruning.plan.other_sizes import other_inputs
 
 X = torch.randn(2, 8)
 

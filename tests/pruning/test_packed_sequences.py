@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import pruning
-from pruning.plan.verification import difference_elsewhere, outputs_of, relative_difference
+from pruning.plan.other_sizes import difference_elsewhere
+from pruning.plan.verification import outputs_of, relative_difference
 
 
 class Speech(nn.Module):

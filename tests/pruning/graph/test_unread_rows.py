@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pruning
-from pruning.plan.verification import difference_elsewhere
+from pruning.plan.other_sizes import difference_elsewhere
 
 Step = Callable[["Net", Tensor, Tensor], Any]
 LONGEST, WIDTH, READ = 32, 12, 7

@@ -75,7 +75,7 @@ def test_further_examples_take_the_other_paths_and_one_plan_fits_all() -> None:
 def test_a_pair_of_ways_that_no_example_takes_together_is_refused_and_the_remedy_named() -> None:
     model = Heads()
     groups = pruning.find_groups(model, EXAMPLES[:3])
-    with pytest.raises(pruning.errors.VerificationError, match=r"with more=True .* make such inputs a further example"):
+    with pytest.raises(pruning.errors.VerificationError, match=r"with index=1 .* make such inputs a further example"):
         pruning.narrow(model, third(groups), EXAMPLES[:3], groups=groups)
 
 

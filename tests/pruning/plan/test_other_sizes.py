@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from pruning.containers import Inputs
-from pruning.plan.verification import difference_elsewhere, other_inputs
+from pruning.plan.other_sizes import difference_elsewhere, other_inputs
 
 
 class Positions(nn.Module):
