@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 import pruning
 from pruning.allocation.selection import Rounding
 from pruning.errors import TargetError
+from pruning.graph.contexts import quiet
 from pruning.plan.plan import Cost
 
 REDUCTIONS = (0.3, 0.5, 0.7)
@@ -103,7 +103,7 @@ def inspect(model: nn.Module, example: Tensor, rules: Rules | None = None) -> In
     for row in report:
         if not row.prunable:
             whole.setdefault("; ".join(dict.fromkeys(map(_without_axis, row.reasons))), []).append(row.parameter)
-    with _told_once():
+    with quiet("pruning", logging.ERROR):  # for each prediction it would say what the result says once
         predicted = {share: _predict(groups, cost, share, rules) for share in REDUCTIONS} if len(groups) else {}
     numel = {name: parameter.numel() for name, parameter in model.named_parameters()}
     return Inspection(
@@ -115,18 +115,6 @@ def inspect(model: nn.Module, example: Tensor, rules: Rules | None = None) -> In
         whole=whole,
         predicted=predicted,
     )
-
-
-@contextmanager
-def _told_once() -> Iterator[None]:
-    """Keep the library from logging for each prediction what the result says once."""
-    logger = logging.getLogger("pruning")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _size(cost: Cost, kept: dict[str, int]) -> Size:

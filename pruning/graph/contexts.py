@@ -132,15 +132,15 @@ def whole_operators() -> Iterator[None]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """An operator that refuses a shape is an answer here, and PyTorch need not log it."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
+def quiet(name: str, level: int = logging.CRITICAL) -> Iterator[None]:
+    """Let a logger pass on nothing below a level."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
     try:
         yield
     finally:
-        log.setLevel(level)
+        logger.setLevel(before)
 
 
 @contextmanager

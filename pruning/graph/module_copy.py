@@ -26,42 +26,28 @@ def copy_module(model: Module, tensors: Mapping[int, Tensor] | None = None) -> M
     Raises:
         ModelError: The module can't be copied.
     """
-    memo = _empty(model) | {id(t): t for t in (*model.parameters(), *model.buffers())} | dict(tensors or {})
-    try:
-        with _WithoutGraphs():
-            return deepcopy(model, memo)
-    except Exception as fault:
-        pass_on(fault)
-        raise _not_copied(model, fault) from fault
+    return _copy(model, {id(t): t for t in (*model.parameters(), *model.buffers())} | dict(tensors or {}))
 
 
-def copy_to_run(model: Module) -> Module:
-    """Copy a model so that what a run leaves on it, in attributes, buffers and parameters, stays on the copy.
-
-    Parameters too: a codebook that follows its inputs, a norm that is initialised by the first batch and an embedding
-    with `max_norm` write into them, some of them in evaluation as well.
+def copy_whole(model: Module) -> Module:
+    """Copy a model with its parameters and buffers; what else it keeps (activations) is copied without its graph.
 
     Raises:
         ModelError: The module can't be copied.
     """
+    return _copy(model, {})
+
+
+def _copy(model: Module, memo: dict[int, Any]) -> Module:
     try:
-        return copy_whole(model)
+        with _WithoutGraphs():
+            return deepcopy(model, _empty(model) | memo)
     except Exception as fault:
         pass_on(fault)
-        raise _not_copied(model, fault) from fault
-
-
-def copy_whole(model: Module) -> Module:
-    """Copy a model with its parameters and buffers; what else it keeps (activations) is copied without its graph."""
-    with _WithoutGraphs():
-        return deepcopy(model, _empty(model))
-
-
-def _not_copied(model: nn.Module, fault: Exception) -> ModelError:
-    return ModelError(
-        f"{type(model).__name__} can't be copied: {describe(fault)}. A module may hold only what copy.deepcopy can "
-        "copy: no open files, no generators"
-    )
+        raise ModelError(
+            f"{type(model).__name__} can't be copied: {describe(fault)}. A module may hold only what "
+            "copy.deepcopy can copy: no open files, no generators"
+        ) from fault
 
 
 def _empty(model: nn.Module) -> dict[int, Any]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib
-import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from pruning.errors import ExportError, pass_on, unknown_name
 from pruning.evaluation import device_of, restored_modes
+from pruning.graph.contexts import quiet
 from pruning.graph.module_copy import copy_whole
 from pruning.io.atomic import replace_file
 from pruning.io.onnx_sandbox import weights_elsewhere
@@ -263,14 +263,10 @@ def _check(proto: onnx.ModelProto, opset: int) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter's log lines, warnings and prints from the user."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.fx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with ExitStack() as stack:
+        for name in ("torch.onnx", "torch.fx", "onnxscript", "onnx_ir"):
+            stack.enter_context(quiet(name))
+        for other in (warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO())):
+            stack.enter_context(other)
+        warnings.simplefilter("ignore")
+        yield

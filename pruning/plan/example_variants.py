@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from pruning.containers import Inputs, as_call, outputs_in, with_tensors
 from pruning.graph.contexts import in_mode, seeded
-from pruning.graph.module_copy import copy_to_run
+from pruning.graph.module_copy import copy_whole
 from pruning.graph.rules.call import operator_name, tensors_in
 from pruning.plan.verification import comparable_outputs, outputs_of
 
@@ -68,7 +68,7 @@ class Call:
                 warnings.simplefilter("ignore")  # nobody has called it in this way yet
             if not self.training and not self.inference:
                 return outputs_of(model, self.inputs)
-            return self._run(copy_to_run(model))
+            return self._run(copy_whole(model))
 
     def run_on(self, model: nn.Module, inputs: Inputs) -> list[Tensor]:
         """Run a model in this way on other inputs."""
@@ -208,16 +208,19 @@ def optional_arguments(model: nn.Module, inputs: Inputs) -> tuple[list[inspect.P
     return [p for p in guessed if known.get(p.name, p.default) is p.default], known
 
 
+def other_value(default: float | None) -> float:
+    """Return what is tried in place of a default: a truth turned over, a number one more, true for None."""
+    return not default if default is None or isinstance(default, bool) else default + 1
+
+
 def _options(model: nn.Module, inputs: Inputs) -> Iterator[tuple[str, list[tuple[Inputs, Any]]]]:
     """The optional arguments of `forward` for which values can be guessed, with inputs that give them."""
     tensors = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor) and leaf.ndim > 1]
     left, known = optional_arguments(model, inputs)
     for parameter in left:
         values: list[Any]
-        if isinstance(parameter.default, bool):
-            values = [not parameter.default]
-        elif isinstance(parameter.default, int | float):
-            values = [parameter.default + 1]
+        if isinstance(parameter.default, int | float):
+            values = [other_value(parameter.default)]
         elif parameter.default is not None:
             continue
         elif _MASKS.search(parameter.name):

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from pruning.graph.axes import kept
 from pruning.graph.dispatch import examples_of
 from pruning.graph.groups import Groups
 from pruning.graph.unwrapping import unwrap
-from pruning.plan.example_variants import Call, optional_arguments, other_calls, other_values
+from pruning.plan.example_variants import Call, optional_arguments, other_calls, other_value, other_values
 from pruning.plan.masks import apply_masks, groups_for, keep_removed
 from pruning.plan.other_sizes import difference_elsewhere
 from pruning.plan.plan import Plan
@@ -195,7 +194,7 @@ def _name_untried(model: nn.Module, examples: Sequence[Inputs], tried: set[str],
     left = [optional_arguments(model, example)[0] for example in examples]
     never = {p.name: p for p in left[0] if all(p.name in {q.name for q in others} for others in left)}
     unguessed = ", ".join(name for name in never if name not in tried)
-    shapes = [f"{name}={_other(never[name].default)}" for name in never if name in reshaped]
+    shapes = [f"{name}={other_value(never[name].default)}" for name in never if name in reshaped]
     said = [f"no value that it takes was found for {unguessed}"] if unguessed else []
     said += [f"outputs have other shapes than the masked one's with {', '.join(shapes)}"] if shapes else []
     if said:
@@ -205,11 +204,6 @@ def _name_untried(model: nn.Module, examples: Sequence[Inputs], tried: set[str],
             UntriedWarning,
             stacklevel=4,
         )
-
-
-def _other(default: Any) -> Any:
-    """The value that `example_variants` gives in place of a default, where that is a truth, a number or None."""
-    return not default if default is None or isinstance(default, bool) else default + 1
 
 
 @dataclass

@@ -14,7 +14,7 @@ from pruning.containers import Inputs, as_call, outputs_in, with_tensors
 from pruning.errors import pass_on
 from pruning.graph.contexts import seed_torch
 from pruning.graph.dispatch import examples_of
-from pruning.graph.module_copy import copy_to_run, copy_whole
+from pruning.graph.module_copy import copy_whole
 
 TOLERANCE = 1e-4
 """Largest relative difference, in float32, of two models that count as the same."""
@@ -41,7 +41,7 @@ def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     found: list[Tensor] = []
     for example in examples_of(inputs):
         args, kwargs = with_tensors(as_call(example), lambda tensor: tensor.detach().clone())
-        copy = copy_to_run(model).eval()
+        copy = copy_whole(model).eval()  # a codebook, `max_norm` write into parameters, some in evaluation too
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             seed_torch()
             found += outputs_in(copy, copy(*args, **kwargs), by_value=True)
