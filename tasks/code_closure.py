@@ -30,7 +30,7 @@ from tasks.file_cache import read_bytes
 OURS = ("pruning", "tasks", "zoo")
 """Our packages whose `__init__` only re-exports names: it stands for the modules that the names come from."""
 
-NOT_FOLLOWED = ("tasks.config.schema", "tasks.fingerprint", "tasks.progress", "tasks.stage_table")
+NOT_FOLLOWED = ("tasks.config.schema", "tasks.fingerprint", "tasks.stage_table", "tasks.terminal")
 """What the settings and the table of the stages say is compared, not the code; the others shape no output."""
 
 _NO_CODE = {

@@ -16,7 +16,7 @@ from torch import Tensor
 from pruning.errors import DataError
 from pruning.io.atomic import replace_file
 from pruning.io.json_files import read_bytes
-from tasks.command_line import command_line
+from tasks.terminal import command_line
 from tasks.workspace import Workspace, contents, write_json
 from zoo.datasets.splits import Samples, Splits
 

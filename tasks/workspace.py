@@ -16,7 +16,7 @@ from typing_extensions import TypedDict  # pydantic reads those of `typing` from
 from pruning.errors import CheckpointError, WorkspaceError
 from pruning.io.atomic import put_all_back, put_back, replace_file, writing
 from pruning.io.json_files import read_json
-from tasks.command_line import command_line
+from tasks.terminal import command_line
 
 __all__ = [
     "DEFAULT_PARAMS",

@@ -25,9 +25,9 @@ from typing_extensions import TypedDict  # pydantic reads those of `typing` from
 from pruning.allocation.schedule import Attempt, Outcome, ScheduleSettings, Stop, next_step
 from pruning.errors import WorkspaceError
 from pruning.io.json_files import parse_json, read_bytes
-from tasks.command_line import command_line
 from tasks.fingerprint import changes
 from tasks.models import ModelMetrics
+from tasks.terminal import command_line
 from tasks.workspace import RECORD, Json, Workspace, digest, write_json
 
 FOLDER = "iterations"

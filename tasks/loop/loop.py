@@ -20,7 +20,6 @@ from pruning.io.checkpoint import check_checkpoint, save_checkpoint
 from pruning.plan.narrow import expand
 from pruning.training.recipe import Recipe
 from pruning.training.trainer import Callbacks, finetune
-from tasks.command_line import command_line
 from tasks.config.schema import Settings
 from tasks.config.target_schema import Kind
 from tasks.data import Description, read_description, read_split
@@ -41,8 +40,8 @@ from tasks.models import (
     measured_in,
     save_model,
 )
-from tasks.progress import shown
 from tasks.sanity_check import sanity_check
+from tasks.terminal import command_line, shown
 from tasks.training_state import EpochCheckpointer, epoch_folder, forget, unfinished
 from tasks.workspace import Workspace, digest, write_json
 

@@ -47,7 +47,7 @@ from tasks.loop.ledger import Ledger
 from tasks.loop.measurements import latency_cost, read_curves
 from tasks.loop.targets import LATENCY
 from tasks.models import chosen_criterion, loss_and_metric, sparsity_training
-from tasks.progress import shown
+from tasks.terminal import shown
 from tasks.workspace import Workspace
 
 __all__ = ["Step", "StepContext", "take_step"]

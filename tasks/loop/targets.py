@@ -15,11 +15,11 @@ from pruning.errors import SettingsError
 from pruning.io.onnx import export_onnx
 from pruning.latency.measure import measure_latency, runtime_here
 from pruning.latency.profile import Profiles
-from tasks.command_line import command_line
 from tasks.config.schema import Settings
 from tasks.config.target_schema import Target
 from tasks.loop.measurements import latency_cost
 from tasks.models import ModelMetrics
+from tasks.terminal import command_line
 from tasks.workspace import Workspace
 
 LATENCY = ("latency_reduction", "latency_ms")

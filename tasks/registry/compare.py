@@ -22,13 +22,13 @@ from tasks.config.schema import Settings
 from tasks.data import read_description, read_split
 from tasks.determinism import begin, bounded_memory
 from tasks.models import example_inputs, load_model, measure_each
-from tasks.progress import shown
 from tasks.registry.mlflow_models import Version
 from tasks.registry.restore import Copy, brought_back
 from tasks.registry.trust import answers_of, refuse_what_hangs, settings_to_measure_by
 from tasks.reporting.intervals import Interval, Paired, compare_pairs, interval_of
 from tasks.reporting.verdict import Figures
 from tasks.stages import export
+from tasks.terminal import shown
 from tasks.workspace import Workspace
 from zoo.datasets.splits import Samples
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pruning.errors import WorkspaceError
 from pruning.io.json_files import MOST_BYTES, JsonError, checked_json, parse_json
-from tasks.command_line import command_line
 from tasks.config.schema import Settings
 from tasks.registry.manifest import FILE, PATCH, Record
 from tasks.registry.mlflow_artifacts import Artifacts
 from tasks.registry.mlflow_client import all_pages, lookup, open_store, quoted, store_faults
+from tasks.terminal import command_line
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pruning.errors import WorkspaceError
-from tasks.command_line import command_line
 from tasks.config.schema import Settings
 from tasks.registry import mlflow_models
 from tasks.registry.compare import measure_side_by_side
@@ -22,6 +21,7 @@ from tasks.registry.decisions import ROLLED_BACK, Decision, about, announce, com
 from tasks.registry.mlflow_models import CANDIDATE, PREVIOUS, PRODUCTION, Version
 from tasks.registry.trust import fetch_served, refuse_what_hangs
 from tasks.reporting.verdict import Gate, judge
+from tasks.terminal import command_line
 from tasks.workspace import Workspace
 
 WAITING = "secateur.waiting"

@@ -22,15 +22,14 @@ from pruning.importance import Ranking, needs_of
 from pruning.io.atomic import replace_file
 from pruning.io.json_files import read_json
 from pruning.statistics.collect import collect
-from tasks.command_line import command_line
 from tasks.config.schema import Settings
 from tasks.data import read_description, read_split, spread
 from tasks.determinism import begin
 from tasks.fingerprint import fingerprint
 from tasks.loop.measurements import CURVES
 from tasks.models import chosen_criterion, example_inputs, load_model, loss_and_metric
-from tasks.progress import shown
 from tasks.stage_table import find_stage
+from tasks.terminal import command_line, shown
 from tasks.workspace import Workspace, write_json, writing
 
 FOLDER = "analysis"

@@ -31,9 +31,9 @@ from tasks.models import (
     save_model,
     sparsity_training,
 )
-from tasks.progress import shown
 from tasks.sanity_check import sanity_check
 from tasks.stage_table import find_stage
+from tasks.terminal import shown
 from tasks.training_state import EpochCheckpointer, epoch_folder, forget, unfinished
 from tasks.workspace import Workspace
 from zoo.datasets.splits import Samples

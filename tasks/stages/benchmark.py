@@ -18,14 +18,13 @@ from pruning.dynamic.gates import GatedModel
 from pruning.errors import WorkspaceError
 from pruning.latency.measure import Latency, measure_latency, runtime_here
 from pruning.latency.profile import LatencyCost, Profiles
-from tasks.command_line import command_line
 from tasks.config.schema import Settings
 from tasks.data import read_description, read_inputs
 from tasks.determinism import begin
 from tasks.loop.measurements import read_profile
 from tasks.models import example_inputs, load_model
-from tasks.progress import shown
 from tasks.stages import export
+from tasks.terminal import command_line, shown
 from tasks.workspace import Json, Workspace, write_json, writing
 
 FOLDER = "latency"

@@ -9,11 +9,11 @@ from pruning.dynamic.gates import GatedModel
 from pruning.errors import ExportError, WorkspaceError
 from pruning.io.onnx import Parity, check_parity, export_onnx
 from pruning.plan.verification import TOLERANCE
-from tasks.command_line import command_line
 from tasks.config.schema import Settings
 from tasks.data import read_description, read_inputs
 from tasks.determinism import begin
 from tasks.models import example_inputs, load_model
+from tasks.terminal import command_line
 from tasks.workspace import Workspace, write_json, writing
 
 FOLDER = "onnx"

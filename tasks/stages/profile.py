@@ -18,7 +18,7 @@ from tasks.data import read_description
 from tasks.determinism import begin
 from tasks.loop.measurements import NOTHING_PROFILED
 from tasks.models import example_inputs, make_factory
-from tasks.progress import shown
+from tasks.terminal import shown
 from tasks.workspace import Workspace, writing
 
 FOLDER = "profile"

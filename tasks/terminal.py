@@ -1,12 +1,21 @@
-"""The command that a message tells the user to run."""
+"""What the terminal shows: the command that a message tells the user to run, and the bar of what takes long."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
+if TYPE_CHECKING:  # torch takes seconds to import, and a message about a setting needs none of it
+    from pruning.evaluation import Progress
+
+DELAY_S = 2.0
+LOG_INTERVAL_S = 20.0  # where the bar goes to a file, each state of it is a line
 FLOWS = Path(__file__).resolve().parent.parent / "flows"
 
 _CARRIED = ("--params", "--workspace", "--set")
@@ -36,3 +45,16 @@ def _carried() -> Iterator[str]:
             yield argument
             if not equals:
                 yield from (value for value in [next(given, None)] if value is not None)
+
+
+@contextmanager
+def shown(what: str) -> Iterator[Progress]:
+    """Give a function to call with (done, total); the bar appears after two seconds and leaves nothing behind."""
+    interval = 0.1 if sys.stderr.isatty() else LOG_INTERVAL_S
+    with tqdm(desc=what, delay=DELAY_S, leave=False, file=sys.stderr, dynamic_ncols=True, mininterval=interval) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pruning.errors import WorkspaceError
-from tasks.command_line import FLOWS, command_line
 from tasks.environment import REPOSITORY
+from tasks.terminal import FLOWS, command_line
 from tasks.workspace import Workspace
 
 
