@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 import pytest
 import yaml
+from filelock import FileLock
 
 from pruning.io.atomic import replace_file
 from tasks.config.schema import Settings, load
@@ -90,16 +91,32 @@ def _small(settings: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="session")
-def finished_project(tmp_path_factory: pytest.TempPathFactory, project_writer: Callable[..., Path]) -> Path:
-    """A project whose pipeline has finished, and a store with nothing in it: copied by the tests, never changed."""
-    root = tmp_path_factory.mktemp("finished_project")
+def finished_project(
+    tmp_path_factory: pytest.TempPathFactory, project_writer: Callable[..., Path], worker_id: str
+) -> Path:
+    """A project whose pipeline has finished, and a store with nothing in it: copied by the tests, never changed.
+
+    It takes twenty seconds, so the first process of a test run that needs it makes it for all of them.
+    """
+    base = tmp_path_factory.getbasetemp()
+    root = (base if worker_id == "master" else base.parent) / "finished_project"
+    with FileLock(root.with_suffix(".lock")):
+        if not root.is_dir():
+            making = root.with_suffix(".making")
+            shutil.rmtree(making, ignore_errors=True)  # of a process that failed in it
+            making.mkdir()
+            _finish_project(making, project_writer)
+            making.rename(root)
+    return root
+
+
+def _finish_project(root: Path, project_writer: Callable[..., Path]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         project_writer(root, _small)
         shop = Shop(root, Workspace(Path("artifacts")))
         shop.run()
         mlflow_client.open_store(shop.settings.tracking.uri).search_experiments()
-    return root
 
 
 @pytest.fixture
