@@ -7,6 +7,7 @@ SecateurError            a fault that the caller can mend; its text says what, w
 ├── CriterionError       the criterion is unknown or doesn't apply
 │   └── UnscoredGroupError    by its definition it has no scores for one group
 ├── TargetError          the target can't be met
+│   └── OutOfReachError  within the limits
 ├── DataError            the data are missing, damaged, or not the ones they should be
 ├── CheckpointError      a checkpoint is missing, damaged, or from another model
 ├── ExportError          the exported file isn't what was asked for
@@ -71,6 +72,21 @@ class UnscoredGroupError(CriterionError):
 
 class TargetError(SecateurError):
     """The target can't be met."""
+
+
+class OutOfReachError(TargetError):
+    """No plan within the limits meets the target.
+
+    Attributes:
+        least: how far a plan within them comes, such as "73.8% less".
+    """
+
+    def __init__(self, message: str, least: str) -> None:
+        super().__init__(message, least)
+        self.least = least
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class DataError(SecateurError):

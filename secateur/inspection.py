@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -24,12 +24,12 @@ class Rules:
     Attributes:
         ignore: Modules or parameters that stay whole.
         round_to: Kept counts are multiples of this, or what kernels reward.
-        limits: Of what a group may lose.
+        limits: Of what a group may lose; later ones for what is out of reach within the first.
     """
 
     ignore: Sequence[str] = ()
     round_to: Rounding = "auto"
-    limits: pruning.Limits = field(default_factory=lambda: pruning.Limits(min_channels=8))
+    limits: Sequence[pruning.Limits] = (pruning.Limits(min_channels=8),)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning import Limits
 from pruning.errors import SettingsError, WorkspaceError
 from pruning.io.weights import load_weights
 from secateur.inspection import Rules
@@ -50,7 +49,7 @@ class Source:
         rules = Rules(prune.ignore)
         if isinstance(prune, Structured):
             rounding = prune.round_for if prune.round_to == "auto" else prune.round_to
-            rules = Rules(prune.ignore, rounding, Limits(prune.min_channels, prune.max_group_rate))
+            rules = Rules(prune.ignore, rounding, prune.limits)
         return cls(
             model=settings.model.factory,
             data=settings.data.factory,

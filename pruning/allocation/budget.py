@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-from pruning.errors import TargetError
+from pruning.errors import OutOfReachError, TargetError
 from pruning.graph.groups import Groups
 from pruning.latency.profile import Profile
 from pruning.plan.constraints import TiedGroups
@@ -200,11 +200,11 @@ class BudgetSolver:
         """Return the levels at which the model costs least.
 
         Raises:
-            TargetError: they don't meet the target; the text says how far they get and what stands in the way.
+            OutOfReachError: they don't meet the target; the text says how far they get and what stands in the way.
         """
         levels = self.highest
         if not self.met(levels):
-            raise TargetError(self._out_of_reach(levels))
+            raise self._out_of_reach(levels)
         return levels
 
     def scale(self, levels_at: Callable[[float], list[int]], highest: float = 1.0) -> tuple[list[int], list[int]]:
@@ -323,7 +323,7 @@ class BudgetSolver:
         }
         return Plan.of(groups, removed)
 
-    def _out_of_reach(self, levels: Sequence[int]) -> str:
+    def _out_of_reach(self, levels: Sequence[int]) -> OutOfReachError:
         whole = self.cost([0] * len(levels))
         reached = self.cost(levels)
         by_size = sorted(zip(self.bundles, levels, strict=True), key=lambda pair: pair[0].counts[-1] - pair[0].sizes[0])
@@ -333,10 +333,12 @@ class BudgetSolver:
         ]
         more = f"; and {len(held) - _SHOWN} groups more" if len(held) > _SHOWN else ""
         standing = "; ".join(held[:_SHOWN]) + more if held else "the model has no prunable group"
-        return (
+        least = f"{1 - reached / max(whole, 1e-9):.1%} less"
+        return OutOfReachError(
             f"{self.budget.name} can't be met: from {_shown(whole)} now to {_shown(self.budget.at_most)} was asked, "
-            f"{_shown(reached)} ({1 - reached / max(whole, 1e-9):.1%} less) is the least. In the way: {standing}; "
-            "and every layer in no group (see groups.report())"
+            f"{_shown(reached)} ({least}) is the least. In the way: {standing}; "
+            "and every layer in no group (see groups.report())",
+            f"{least} is the least",
         )
 
 

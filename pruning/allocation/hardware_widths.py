@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pruning.allocation.budget import Budget, BudgetSolver, joined
-from pruning.errors import SettingsError, TargetError, unknown_name
+from pruning.errors import OutOfReachError, SettingsError, unknown_name
 from pruning.latency.profile import LatencyCost
 from pruning.plan.constraints import TiedGroups
 from pruning.plan.plan import Plan
@@ -151,8 +151,10 @@ def rounded(
                     "%s is out of reach of the widths that the runtime rewards most; others are allowed", target.name
                 )
             return solver
-    _log.warning("%s is out of reach of rounded widths; they are not rounded", target.name)
-    return BudgetSolver(bundles, target)
+    solver = BudgetSolver(bundles, target)
+    if solver.in_reach():  # otherwise the solver says what stands in the way
+        _log.warning("%s is out of reach of rounded widths; they are not rounded", target.name)
+    return solver
 
 
 def _light(bundles: Sequence[TiedGroups], cost: LatencyCost, limit: float) -> tuple[TiedGroups, ...]:
@@ -214,7 +216,7 @@ def plan_for_latency(
         beside: other targets to meet along with it.
 
     Raises:
-        TargetError: no plan was found that meets it.
+        OutOfReachError: no plan was found that meets it.
     """
     offered, goal = faster_counts(bundles, cost), at_most
     for _ in range(_ATTEMPTS):
@@ -223,6 +225,7 @@ def plan_for_latency(
         if found <= at_most * (1 + 1e-9):
             return plan
         goal *= at_most / found
-    raise TargetError(
-        f"{name} can't be met: {found:.4g} ms is the nearest predicted, {at_most:.4g} ms was asked; give other limits"
+    raise OutOfReachError(
+        f"{name} can't be met: {found:.4g} ms is the nearest predicted, {at_most:.4g} ms was asked; give other limits",
+        f"{found:.4g} ms is the nearest predicted",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, Unpack, get_args
 
 from pruning.allocation.budget import (
@@ -33,7 +34,7 @@ from pruning.evaluation import Samples
 from pruning.graph.groups import Groups
 from pruning.importance import Criteria, Ranking, needs_of
 from pruning.latency.profile import LatencyCost, Profile
-from pruning.plan.constraints import Entry, Limits, TiedGroups, find_tied_groups
+from pruning.plan.constraints import Entry, Limits, TiedGroups, find_tied_groups, within_first
 from pruning.plan.plan import Cost, Plan
 from pruning.statistics.collect import Statistics, collect
 
@@ -83,7 +84,7 @@ class PlanKeywords(TargetKeywords, total=False):
     scope: ScopeName | Scope
     ignore: Sequence[Entry]
     round_to: Rounding
-    limits: Limits
+    limits: Limits | Sequence[Limits]
 
 
 def make_plan(
@@ -94,7 +95,7 @@ def make_plan(
     scope: ScopeName | Scope = "local",
     ignore: Sequence[Entry] = (),
     round_to: Rounding = 1,
-    limits: Limits | None = None,
+    limits: Limits | Sequence[Limits] = Limits(),  # noqa: B008 - it is frozen
     samples: Samples | Inputs | Statistics | None = None,
     **target_keywords: Unpack[TargetKeywords],
 ) -> Plan:
@@ -129,49 +130,64 @@ def make_plan(
         round_to: kept counts are multiples of this; a group not above it stays whole, with a warning in the log.
             "auto": the counts that most runtimes reward; another table's name, or a profile, whose runtime's counts are
             taken, see `rounding.rounded`. A latency is met by the counts that its own profile rewards.
-        limits: what every group keeps; None: one channel and a quarter of them.
+        limits: what every group keeps: one channel and a quarter of them, if not given. Of several, the later ones are
+            for a target that is out of reach within those before them; the log says so.
         samples: for criteria that look at data; inputs alone where they don't look at the loss, a tuple or
             dict of them where the model takes several. For another loss than cross entropy, or another seed:
             statistics, gathered by `collect`.
         target_keywords: the target by its name instead: `channel_sparsity`, `mac_reduction` or `parameter_reduction`.
 
     Raises:
-        TargetError: not exactly one target, or one that can't be met or that removes nothing.
+        TargetError: not exactly one target, or one that can't be met (`OutOfReachError`: within these limits) or that
+            removes nothing.
         ProfileError: the profile is of another network.
         CriterionError: a criterion is unknown, or breaks its contract.
-        SettingsError: the scope, normalisation or table is unknown, or an entry of `ignore` or of a set matches
-            nothing.
+        SettingsError: the scope, normalisation or table is unknown, there are no limits, or an entry of `ignore` or of
+            a set matches nothing.
     """
     asked = the_target(target, target_keywords)
     shared = scope if isinstance(scope, Scope) else Scope(scope)
-    multiple = round_to if isinstance(round_to, int) else 1
-    bundles = find_tied_groups(groups, Limits() if limits is None else limits, ignore=ignore, round_to=multiple)
-    if not any(len(bundle.counts) > 1 for bundle in bundles):
+    offered = [limits] if isinstance(limits, Limits) else limits
+    if not offered:
+        raise SettingsError("limits is empty; expected at least one")
+    bundles_within = partial(
+        find_tied_groups, groups, ignore=ignore, round_to=round_to if isinstance(round_to, int) else 1
+    )
+    bundles = [bundle for one in offered for bundle in bundles_within(one)]
+    if not free_groups(bundles):
         held = "; ".join(f"{bundle.names[0]}: {bundle.obstacle}" for bundle in bundles[:6]) or "the model has none"
         raise TargetError(f"{asked} can't be met: no group can lose a channel ({held})")
     statistics = samples if isinstance(samples, Statistics) else collect(groups, needs_of(criterion), samples)
     ranking = Ranking(groups, criterion, statistics)
+
+    def plan_within(one: Limits) -> Plan:
+        return _plan(ranking, bundles_within(one), asked, shared, round_to)
+
+    plan, _ = within_first(offered, plan_within)
+    if not plan.removed:
+        largest = max(groups[name].size for name in free_groups(bundles))
+        raise TargetError(
+            f"{asked} comes to no channel in any group; the largest that may lose some has {largest}: ask for "
+            "more, or lower round_to"
+        )
+    return plan
+
+
+def _plan(ranking: Ranking, bundles: Sequence[TiedGroups], asked: Target, scope: Scope, round_to: Rounding) -> Plan:
+    groups = ranking.groups
     if isinstance(asked, LatencyMs | LatencyReduction):
         cost = LatencyCost(groups, asked.profile)
         now = cost.predict({})
         at_most = asked.milliseconds if isinstance(asked, LatencyMs) else (1 - asked.share) * now
         if now <= at_most:
             raise TargetError(f"{asked.name} is met already: the model is predicted to take {now:.4g} ms; ask for less")
-        plan = plan_for_latency(bundles, cost, at_most, str(asked), lambda one: choose(ranking, one, shared))
+        return plan_for_latency(bundles, cost, at_most, str(asked), lambda one: choose(ranking, one, scope))
+    budget = _budget(groups, bundles, asked)
+    if isinstance(round_to, int):
+        solver = BudgetSolver(bundles, budget)
     else:
-        budget = _budget(groups, bundles, asked)
-        if isinstance(round_to, int):
-            solver = BudgetSolver(bundles, budget)
-        else:
-            solver = rounded(bundles, budget, _rewarded(groups, round_to), {})
-        plan = choose(ranking, solver, shared, asked.share if isinstance(asked, ChannelSparsity) else None)
-    if not plan.removed:
-        largest = max(max(bundle.sizes) for bundle in bundles if len(bundle.counts) > 1)
-        raise TargetError(
-            f"{asked} comes to no channel in any group; the largest that may lose some has {largest}: ask for "
-            "more, or lower round_to"
-        )
-    return plan
+        solver = rounded(bundles, budget, _rewarded(groups, round_to), {})
+    return choose(ranking, solver, scope, asked.share if isinstance(asked, ChannelSparsity) else None)
 
 
 def choose(ranking: Ranking, solver: BudgetSolver, scope: Scope, share: float | None = None) -> Plan:

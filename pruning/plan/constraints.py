@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 from torch import nn
 
-from pruning.errors import SettingsError, unknown_name
+from pruning.errors import OutOfReachError, SettingsError, unknown_name
 from pruning.graph.dispatch import state_of
 from pruning.graph.groups import Group, Groups
 
@@ -42,6 +43,41 @@ class Limits:
                 f"max_group_rate, the largest share of a group's channels to remove, is {self.max_group_rate}; "
                 "expected (0, 1]"
             )
+
+    def __str__(self) -> str:
+        return f"max_group_rate {self.max_group_rate:g} and min_channels {self.min_channels}"
+
+
+Made = TypeVar("Made")
+
+
+def within_first(limits: Sequence[Limits], make: Callable[[Limits], Made]) -> tuple[Made, Limits]:
+    """Make something within the first limits that let its target be met.
+
+    Args:
+        limits: one at least; each is tried where the target is out of reach of those before it.
+        make: within some limits.
+
+    Returns:
+        What was made, and within which limits; where they aren't the first, a warning says so.
+
+    Raises:
+        OutOfReachError: the target is out of reach of all; the text says how far each of them gets.
+    """
+    failed: list[str] = []
+    for tried in limits:
+        try:
+            made = make(tried)
+        except OutOfReachError as fault:
+            failed.append(f"{fault.least} within {tried}")
+            last = fault
+        else:
+            if failed:
+                _log.warning("the target is out of reach: %s; planned within %s", "; ".join(failed), tried)
+            return made, tried
+    if len(failed) == 1:
+        raise last
+    raise OutOfReachError(f"{last}. Relaxing the limits was not enough: {'; '.join(failed)}", last.least)
 
 
 @dataclass(frozen=True)

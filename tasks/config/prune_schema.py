@@ -21,9 +21,10 @@ from pruning.allocation.hardware_widths import PORTABLE
 from pruning.allocation.schedule import ScheduleSettings
 from pruning.allocation.selection import Normalise
 from pruning.importance import FALLBACK, find_criterion
+from pruning.plan.constraints import Limits
 from pruning.recovery.reconstruct import RIDGE
 from pruning.training.recipe import Recipe
-from tasks.config.target_schema import TARGETS, Kind, Target
+from tasks.config.target_schema import RELAXED, TARGETS, Kind, RelaxedLimits, Target
 from tasks.config.types import KIND, CriterionName, RoundFor, RoundTo, Section, Share, WeightCriterionName
 
 
@@ -256,6 +257,10 @@ class Structured(_ByScores):
     """The largest share of its channels that a group may lose in total, so that no layer collapses."""
     min_channels: StrictInt = Field(default=8, ge=1, le=1_000_000)
     """The number of channels that every group keeps."""
+    relaxed_limits: tuple[RelaxedLimits, ...] = Field(default=RELAXED, max_length=100)
+    """Where a target is out of reach within max_group_rate and min_channels, the same two are taken from here, one
+    entry after another; the log and the report say which. []: such a target is refused.
+    """
     round_to: RoundTo = "auto"
     """Numbers of kept channels are multiples of this; 1: any number. auto: the numbers at which the kernels of
     round_for are fast, for a latency target those at which its profile is fast.
@@ -290,6 +295,16 @@ class Structured(_ByScores):
         if self.start.weights != "keep" and self.reversible:
             raise ValueError(f"start.weights is {self.start.weights!r}; expected reversible false")
         return self
+
+    @property
+    def limits(self) -> tuple[Limits, ...]:
+        """The limits to try in order; none is tighter than one before it."""
+        found = [Limits(self.min_channels, self.max_group_rate)]
+        for one in self.relaxed_limits:
+            before = found[-1]
+            kept, rate = min(one.min_channels, before.min_channels), max(one.max_group_rate, before.max_group_rate)
+            found.append(Limits(kept, rate))
+        return tuple(dict.fromkeys(found))
 
     @property
     def reads_curves(self) -> bool:

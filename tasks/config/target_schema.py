@@ -1,4 +1,4 @@
-"""The setting `prune.target`: what is to be saved, and which targets each kind of pruning has."""
+"""What is to be saved, which targets each kind of pruning has, and what gives way where a target is out of reach."""
 
 from __future__ import annotations
 
@@ -73,3 +73,17 @@ class Target(Section):
             if (share := getattr(self, name)) is not None:
                 found[name] = share
         return found
+
+
+class RelaxedLimits(Section):
+    """Limits for a target that is out of reach within those before them."""
+
+    max_group_rate: StrictFloat = Field(gt=0, le=1)
+    """The largest share of its channels that a group may lose in total."""
+    min_channels: StrictInt = Field(ge=1, le=1_000_000)
+    """The number of channels that every group keeps."""
+
+
+RELAXED = tuple(
+    RelaxedLimits(max_group_rate=rate, min_channels=kept) for rate, kept in ((0.85, 8), (0.95, 4), (1.0, 1))
+)

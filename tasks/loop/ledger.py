@@ -55,6 +55,7 @@ class Row(BaseModel):
         refused: Why no plan reaches the goal.
         failed: Recipes without a model, and why: training diverged, or missed its sparsity.
         unrounded: Channels that each group would have kept in the last step, had its count not been rounded.
+        relaxed: The limits that were taken for it, if the goal is out of reach within the first ones.
         predicted_ms: The latency that the profile predicts, if the target names one.
         latency_ratio: If latency was measured: its share of the baseline's latency over the predicted share.
     """
@@ -73,6 +74,7 @@ class Row(BaseModel):
     refused: str | None = None
     failed: dict[str, str] = {}
     unrounded: dict[str, int] | None = None
+    relaxed: str | None = None
     predicted_ms: float | None = None
     latency_ratio: float | None = None
 

@@ -242,6 +242,7 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, goals: Goa
         recipes={one.recipe: one.measured.accuracy for one in candidates},
         failed=failed,
         unrounded=dict(taken.unrounded) if taken.unrounded else None,
+        relaxed=taken.relaxed,
         predicted_ms=latency.predicted_ms if latency else None,
         latency_ratio=latency.ratio if latency else None,
     )

@@ -28,7 +28,7 @@ from pruning.evaluation import evaluate
 from pruning.graph.groups import Groups
 from pruning.importance import Ranking, needs_of
 from pruning.latency.profile import LatencyCost
-from pruning.plan.constraints import Limits, find_tied_groups
+from pruning.plan.constraints import Limits, find_tied_groups, within_first
 from pruning.plan.plan import Cost, Plan
 from pruning.recovery.batch_norm import recalibrate
 from pruning.recovery.fold import fold
@@ -96,6 +96,7 @@ class Step:
         train: Trains a copy of `model` by a recipe, keeping removed parts removed.
         reached: Its reduction; None if that has to be measured.
         unrounded: Channels that each group would have kept, had its count not been rounded; None where none was.
+        relaxed: The limits that were taken, if the goal is out of reach within the first ones.
     """
 
     model: nn.Module
@@ -103,6 +104,7 @@ class Step:
     train: Callable[[nn.Module, Recipe, Train], None]
     reached: float | None = None
     unrounded: Mapping[str, int] | None = None
+    relaxed: str | None = None
 
 
 def _structured(context: StepContext) -> Structured:
@@ -113,14 +115,24 @@ def _structured(context: StepContext) -> Structured:
 _JUDGED_ON = 512  # validation samples that tell one candidate of a search from another
 
 
-def choose_channels(context: StepContext, groups: Groups) -> tuple[Plan, Mapping[str, int] | None, Statistics]:
+@dataclass(frozen=True)
+class Choice:
+    """Which channels go.
+
+    Attributes:
+        plan: Says it.
+        unrounded: What each group would keep without rounding; None if nothing was rounded, or if finding it would need
+            another search.
+    """
+
+    plan: Plan
+    unrounded: Mapping[str, int] | None = None
+
+
+def choose_channels(context: StepContext, groups: Groups) -> tuple[Choice, Limits, Statistics]:
     """Choose which channels go, by the criterion, and how many, by the allocation.
 
-    Returned are the plan, what each group would keep without rounding, and the statistics that were used. The second is
-    None if nothing was rounded, or if finding it would need another search.
-
-    Widths are rounded to what the runtime rewards, see `pruning.allocation.hardware_widths`. A latency is come down to
-    by the widths that gain speed; the ratio of measured to predicted latency that the loop found last corrects it.
+    Returned are the choice, the limits that it keeps, and the statistics that were used.
 
     Raises:
         TargetError: The goal can't be met.
@@ -133,29 +145,40 @@ def choose_channels(context: StepContext, groups: Groups) -> tuple[Plan, Mapping
         needs = needs_of(criteria)
         statistics = collect(groups, needs, seen, loss, seed=settings.run.seed, progress=progress)
     ranking = Ranking(groups, criteria, statistics)
+    choice, limits = within_first(chosen.limits, partial(_choose_within, context, ranking))
+    return choice, limits, statistics
+
+
+def _choose_within(context: StepContext, ranking: Ranking, limits: Limits) -> Choice:
+    """Choose within some limits.
+
+    Widths are rounded to what the runtime rewards, see `pruning.allocation.hardware_widths`. A latency is come down to
+    by the widths that gain speed; the ratio of measured to predicted latency that the loop found last corrects it.
+
+    Raises:
+        TargetError: The goal can't be met.
+    """
+    chosen, groups = _structured(context), ranking.groups
     sizes = context.plan.sizes  # of the original model; a group that isn't in it has lost nothing
     round_to = chosen.round_to if isinstance(chosen.round_to, int) else 1
-    limits = Limits(chosen.min_channels, chosen.max_group_rate)
     bundles = find_tied_groups(groups, limits, ignore=chosen.ignore, round_to=round_to, original_sizes=sizes)
     latency = latency_cost(context.workspace, groups)
     targets, latency_name, at_most_ms = _targets(context, Cost(groups), latency)
     whole = BudgetSolver(bundles, joined(targets)) if targets else None
     met = whole is None or whole.met([0] * len(bundles))
     is_slow = latency is not None and latency.predict({}) > at_most_ms
-    unrounded: dict[str, int] | None = None
     choose_by = partial(_choose_by, context, ranking)
     if latency is not None and is_slow:
-        plan = plan_for_latency(bundles, latency, at_most_ms, latency_name, choose_by, targets)
-    elif whole is None or met:
-        plan = Plan.of(groups, {})
-    elif chosen.round_to == "auto":
-        plan = choose_by(rounded(bundles, whole.budget, find_kernel_widths(chosen.round_for), sizes))
-        if chosen.allocation.strategy != "search":
-            kept = choose_by(whole).kept_sizes(groups)
-            unrounded = {group.name: kept.get(group.name, group.size) for group in groups}
-    else:
-        plan = choose_by(whole)
-    return plan, unrounded, statistics
+        return Choice(plan_for_latency(bundles, latency, at_most_ms, latency_name, choose_by, targets))
+    if whole is None or met:
+        return Choice(Plan.of(groups, {}))
+    if chosen.round_to != "auto":
+        return Choice(choose_by(whole))
+    plan = choose_by(rounded(bundles, whole.budget, find_kernel_widths(chosen.round_for), sizes))
+    if chosen.allocation.strategy == "search":
+        return Choice(plan)
+    kept = choose_by(whole).kept_sizes(groups)
+    return Choice(plan, {group.name: kept.get(group.name, group.size) for group in groups})
 
 
 def _choose_by(context: StepContext, ranking: Ranking, solver: BudgetSolver) -> Plan:
@@ -252,7 +275,8 @@ def narrow_channels(context: StepContext) -> Step:
     """
     settings, example = context.settings, context.example
     groups = pruning.find_groups(context.model, example)
-    chosen, unrounded, statistics = choose_channels(context, groups)
+    choice, limits, statistics = choose_channels(context, groups)
+    chosen = choice.plan
     if context.start is None:
         narrowed = pruning.narrow(context.model, chosen, example, groups=groups, samples=_batches(context))
     else:
@@ -264,7 +288,8 @@ def narrow_channels(context: StepContext) -> Step:
         sparsity = sparsity_training(recipe, model, example, settings.prune.ignore)
         finetune(model, after_step=sparsity, memory=sparsity)
 
-    return Step(narrowed, chosen, train, unrounded=unrounded)
+    relaxed = None if limits == _structured(context).limits[0] else str(limits)
+    return Step(narrowed, chosen, train, unrounded=choice.unrounded, relaxed=relaxed)
 
 
 def _batches(context: StepContext) -> Iterator[Tensor]:

@@ -349,6 +349,32 @@ def test_size_in_bytes_is_a_target_too(copied: Path, finished: Project, project_
     assert 0.9 * whole / 2 <= last.size_bytes <= whole / 2
 
 
+def test_limits_give_way_to_a_target_and_the_report_says_which(
+    copied: Path, finished: Project, project_writer: Callable[..., Path]
+) -> None:
+    def tight(settings: dict[str, Any]) -> None:
+        settings["prune"].update(target={"mac_reduction": 0.8}, iterations=1, max_group_rate=0.4, min_channels=8)
+        settings["prune"].update(max_accuracy_drop=0.99, recipes=[])
+
+    project = make(copied, project_writer, tight)
+    for name in ("prune", "transform", "export", "benchmark", "report"):
+        project.run(name)
+    (row,) = read_ledger(Path("artifacts/iterations")).rows
+    assert row.accepted
+    assert row.reached >= 0.8
+    assert row.relaxed == "max_group_rate 0.85 and min_channels 8"
+    assert f"planned within {row.relaxed}" in Path("artifacts/report/report.html").read_text(encoding="utf-8")
+
+    def strict(settings: dict[str, Any]) -> None:
+        tight(settings)
+        settings["prune"].update(relaxed_limits=[], max_attempts=1)
+
+    make(copied, project_writer, strict).run("prune")
+    (row,) = read_ledger(Path("artifacts/iterations")).rows
+    assert row.refused is not None
+    assert "is the least" in row.refused
+
+
 def test_a_recipe_that_diverges_has_lost_and_the_others_go_on(
     copied: Path, finished: Project, project_writer: Callable[..., Path]
 ) -> None:

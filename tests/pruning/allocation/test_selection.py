@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pruning import find_groups
 from pruning.allocation.budget import ChannelSparsity, MacReduction, ParameterReduction, Target
 from pruning.allocation.selection import Normalise, Scope, make_plan
-from pruning.errors import CriterionError, SettingsError, TargetError
+from pruning.errors import CriterionError, OutOfReachError, SettingsError, TargetError
 from pruning.graph.groups import Group, Groups
 from pruning.plan.constraints import Limits
 from pruning.plan.masks import apply_masks
@@ -212,6 +212,33 @@ def test_target_out_of_reach_says_how_far_it_got_and_what_stood_in_the_way(resid
     assert "mac_reduction 0.95 can't be met" in text
     assert "% less) is the least" in text
     assert " keeps 8 of 32 (min_channels = 8)" in text
+
+
+GUARDS = (Limits(8, 0.5), Limits(4, 0.75), Limits(1, 0.95))
+
+
+@pytest.mark.parametrize(("share", "within"), [(0.5, 0), (0.8, 1), (0.95, 2)])
+def test_limits_give_way_in_order_where_the_target_is_out_of_reach_within_them(
+    residual: Groups, caplog: pytest.LogCaptureFixture, share: float, within: int
+) -> None:
+    caplog.clear()
+    plan = make_plan(residual, mac_reduction=share, scope="global", limits=GUARDS)
+    assert plan == make_plan(residual, mac_reduction=share, scope="global", limits=GUARDS[within])
+    said = [record.getMessage() for record in caplog.records]
+    assert [f"planned within {GUARDS[within]}" in text for text in said] == [True] * (within > 0)
+    for tried in GUARDS[:within]:
+        with pytest.raises(OutOfReachError) as caught:
+            make_plan(residual, mac_reduction=share, scope="global", limits=tried)
+        assert f"{caught.value.least} within {tried}" in said[0]
+
+
+def test_target_out_of_reach_of_all_limits_says_how_far_each_gets(residual: Groups) -> None:
+    with pytest.raises(OutOfReachError) as caught:
+        make_plan(residual, mac_reduction=0.99, limits=GUARDS[:2])
+    assert "mac_reduction 0.99 can't be met" in str(caught.value)
+    assert all(f"is the least within {tried}" in str(caught.value) for tried in GUARDS[:2])
+    with pytest.raises(SettingsError, match="limits is empty"):
+        make_plan(residual, mac_reduction=0.5, limits=())
 
 
 def test_share_too_small_for_any_group_is_an_error(residual: Groups) -> None:
