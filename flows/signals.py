@@ -84,10 +84,21 @@ class _Watch:
             what = signal.Signals(number).name
             os.write(2, f"\n{self.name}: ended by {what}; run the same command again to continue\n".encode())
 
+    def _silence_callbacks(self) -> None:
+        """Print nothing where a callback of the garbage collection swallows the exception: the message is said."""
+        others = sys.unraisablehook
+
+        def hook(fault: sys.UnraisableHookArgs) -> None:
+            if not isinstance(fault.exc_value, SystemExit):
+                others(fault)
+
+        sys.unraisablehook = hook
+
     def raise_once(self, number: int, _frame: FrameType | None) -> None:
         """Unwind the main thread; further signals don't disturb the unwinding."""
         if self.unwinds and not self.raised:
             self.raised = True
+            self._silence_callbacks()
             self.note(number)
             raise SystemExit(_EXIT_CODE + number)
 

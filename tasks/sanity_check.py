@@ -100,6 +100,11 @@ def _build(settings: Settings, data: Description) -> nn.Module:
     """Build the model, and see that the factory builds another one each time: what one learns, another must not."""
     make = make_factory(settings, data)
     model, other = make(), make()
+    if unsized := [name for name, tensor in model.state_dict().items() if nn.parameter.is_lazy(tensor)]:
+        raise SettingsError(
+            f"model.factory {settings.model.factory!r} gives a lazy layer: {unsized[0]!r} has no size yet; run the "
+            "model on a sample inside the function before it is returned, or give the layer its size"
+        )
     known = {id(parameter) for parameter in model.parameters()}
     shared = [name for name, parameter in other.named_parameters() if id(parameter) in known]
     if shared or model is other:

@@ -50,6 +50,18 @@ child.kill(); child.wait()
 signals.end_if_asked()
 time.sleep(60)
 """
+IN_A_CALLBACK = """
+import weakref
+def callback(_):
+    ready()
+    time.sleep(60)
+module = nothing = type("Module", (), {})()
+kept = weakref.ref(module, callback)
+del module, nothing  # Python prints and drops what a callback raises
+child.kill(); child.wait()
+signals.end_if_asked()
+time.sleep(60)
+"""
 NATIVE = """
 threading.Timer(0.5, ready).start()  # by then the main thread is in native code
 hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
@@ -71,8 +83,15 @@ time.sleep(60)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
     ("work", "forced"),
-    [(POLITE, False), (ASKED_AGAIN, False), (SWALLOWED, True), (NATIVE, True), (HANDLER_OF_ANOTHER, True)],
-    ids=["polite", "asked again", "swallowed", "native", "handler of another"],
+    [
+        (POLITE, False),
+        (ASKED_AGAIN, False),
+        (IN_A_CALLBACK, False),
+        (SWALLOWED, True),
+        (NATIVE, True),
+        (HANDLER_OF_ANOTHER, True),
+    ],
+    ids=["polite", "asked again", "in a callback", "swallowed", "native", "handler of another"],
 )
 def test_process_ends_with_one_message_and_leaves_none_behind(work: str, forced: bool, number: signal.Signals) -> None:
     process = subprocess.Popen(

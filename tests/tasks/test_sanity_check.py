@@ -83,6 +83,7 @@ def model_none(): return None
 def model_of_width(width): return small((1, 8, 8), 10, width)
 def too_few(): return small((1, 8, 8), 5)
 def built_once(): return BUILT
+def without_sizes(**given): return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
 def built_in_part(): return nn.Sequential(BUILT, nn.Linear(10, 10))
 def works_in_place(): return nn.Sequential(nn.ReLU(inplace=True), small((1, 8, 8), 10))
 def other_input(): return small((3, 8, 8), 10)
@@ -218,6 +219,7 @@ CASES: list[tuple[Change, str]] = [
     (model("model_of_width", width="8"), "raised TypeError"),
     (model("built_once"), "gives the same parameter"),
     (model("built_in_part"), "gives the same parameter '0."),
+    (model("without_sizes"), "gives a lazy layer: '1.weight' has no size yet"),
     (model("works_in_place"), "writes into its inputs"),
     (model("too_few"), "outputs of shape [16, 5], but the data have 10 classes"),
     (model("other_input"), "can't be run on inputs [16, 1, 8, 8] of float32"),
