@@ -40,6 +40,9 @@ def no_leftovers() -> Iterator[None]:
     and looked for in all objects of the process, which takes a second.
     """
     token = _made.set([])
+    apart = gc.get_freeze_count() == 0
+    if apart:  # what was there before isn't looked at by any collection: half a second where much is imported
+        gc.freeze()
     try:
         yield
     finally:
@@ -47,10 +50,12 @@ def no_leftovers() -> Iterator[None]:
         _made.reset(token)
         if any(tensor() is not None for tensor in made):
             gc.collect()
+        if apart:
+            gc.unfreeze()
         kept = {id(found) for tensor in made if (found := tensor()) is not None}
         if kept:
             for thing in gc.get_objects():
-                if type(thing) is functools._lru_cache_wrapper and not _of_torch(thing) and _reaches(thing, kept):
+                if type(thing) is functools._lru_cache_wrapper and _may_keep(thing) and _reaches(thing, kept):
                     thing.cache_clear()
 
 
@@ -69,8 +74,9 @@ def _reaches(cache: Any, wanted: set[int]) -> bool:
     return False
 
 
-def _of_torch(function: Any) -> bool:
-    return str(getattr(function, "__module__", "")).partition(".")[0] == "torch"
+def _may_keep(cache: Any) -> bool:
+    """Say whether a cache holds anything, and isn't one of torch's own."""
+    return cache.cache_info().currsize > 0 and str(getattr(cache, "__module__", "")).partition(".")[0] != "torch"
 
 
 @contextmanager
