@@ -80,7 +80,8 @@ def _put_forward(settings: Settings, case: Case, approve: bool) -> bool:
             return False
         approved = answer.comment or "Prefect's page"
     promotion.promote(settings, case, approved)
-    log.info("version %s is in production; it was version %s", case.version, case.instead_of or "none")
+    before = f"it was version {case.instead_of}" if case.instead_of else "the first one"
+    log.info("version %s is in production; %s", case.version, before)
     return True
 
 

@@ -170,16 +170,17 @@ def recorded_end(run: Run) -> Iterator[None]:
     except BaseException as end:
         if not BY_DVC and (run.workspace.folder(LOOP) / LEDGER).exists():
             failed = isinstance(end, Exception) and not signals.asked()
-            _record_end(run, mlflow_runs.FAILED if failed else mlflow_runs.KILLED)
+            _record_end(run, mlflow_runs.FAILED if failed else mlflow_runs.KILLED, end)
         raise
 
 
-def _record_end(run: Run, status: str) -> None:
+def _record_end(run: Run, status: str, end: BaseException) -> None:
     try:
         ledger = read_ledger(run.workspace.folder(LOOP))
         mlflow_runs.end_early(run.settings, ledger.fingerprint, status)
     except WorkspaceError as fault:
-        log.warning("MLflow's run couldn't be marked as ended: %s", fault)
+        if str(fault) != str(end):  # what ended the run is said anyway
+            log.warning("MLflow's run couldn't be marked as ended: %s", fault)
 
 
 def run_stage(run: Run, name: str, body: Body) -> None:

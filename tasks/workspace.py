@@ -88,7 +88,7 @@ class Workspace:
                 probe.unlink(missing_ok=True)
             raise WorkspaceError(
                 f"the workspace {self.root} can't be written: {error.strerror}; nothing was changed. "
-                "Give another with --workspace DIR, or fix the folder's permissions or free some disk space"
+                "Name another folder, or fix the folder's permissions or free some disk space"
             ) from error
 
     def put_back(self) -> None:
@@ -110,7 +110,7 @@ class Workspace:
         if found:
             raise WorkspaceError(
                 f"{found[0]} is, or lies behind, a symbolic link to {found[0].resolve()}; nothing is written through "
-                "links: remove the link, or name the folder itself with --workspace DIR"
+                "links: remove the link, or name the folder itself"
             )
 
     def read_json(self, folder: str, name: str, maker: str, form: type[T]) -> T:

@@ -166,17 +166,31 @@ def unwrap(model: nn.Module) -> nn.Module:
     while (inside := next((name for cls, name in _wrappers().items() if isinstance(model, cls)), None)) is not None:
         model = getattr(model, inside)
     own = {id(part) for part in (*model.modules(), *model.parameters(), *model.buffers())}
-    faults = [
-        f"{_expression(model, path)}{f'.{name}' if name else ''} {remnant.what}: "
-        + remnant.remedy.format(module=_expression(model, path), name=name)
-        for path, module in model.named_modules()
-        for remnant in _REMNANTS
-        for name in remnant.find(module, own)
-    ]
+    faults: list[str] = []
+    whole: set[tuple[str, _Remnant]] = set()  # modules that are one themselves: it needn't be said of their parts
+    for path, module in model.named_modules():
+        for remnant in _REMNANTS:
+            if any((above, remnant) in whole for above in _above(path)):
+                continue
+            for name in remnant.find(module, own):
+                if not name:
+                    whole.add((path, remnant))
+                place = _expression(model, path)
+                faults.append(
+                    f"{place}{f'.{name}' if name else ''} {remnant.what}: "
+                    f"{remnant.remedy.format(module=place, name=name)}"
+                )
     if faults:
         more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise ModelError(f"{type(model).__name__} can't be pruned as it is: {'; '.join(faults[:_SHOWN])}{more}")
     return model
+
+
+def _above(path: str) -> Iterator[str]:
+    """Yield the paths of the modules that hold a module; the model's own is empty."""
+    while path:
+        path = path.rpartition(".")[0]
+        yield path
 
 
 def wrappers_inside(model: nn.Module) -> str:

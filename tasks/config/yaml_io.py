@@ -88,12 +88,14 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """
     try:
         if path.exists() and not path.is_file():  # a pipe or a device might never end
-            raise SettingsError(f"the settings file {path} is no file; give one with --params FILE")
+            raise SettingsError(f"the settings file {path} is no file; name the one to use")
         if (size := path.stat().st_size) > MOST_BYTES:
             raise SettingsError(f"the settings file {path} has {size:,} bytes; expected at most {MOST_BYTES:,}")
         text = read_bytes(path).decode("utf-8")
     except FileNotFoundError:
-        raise SettingsError(f"there is no settings file {path}; give one with --params FILE") from None
+        raise SettingsError(
+            f"there is no settings file {path}; name the one to use, or make one with `secateur init`"
+        ) from None
     except OSError as error:
         raise SettingsError(f"the settings file {path} can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

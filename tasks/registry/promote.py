@@ -153,18 +153,18 @@ def roll_back(settings: Settings, number: str | None = None) -> Decision:
             other than an ONNX file.
     """
     complete(settings)
+    goal = None if number is None else mlflow_models.find(settings, number=number)
     production = mlflow_models.find(settings, alias=PRODUCTION)
-    if number is None:
+    if goal is None:
         previous = mlflow_models.at(settings, PREVIOUS)
         if previous is None or previous.number == production.number:
             raise WorkspaceError(
                 f"version {production.number} is in production and no version is `previous`; name one with --version N "
                 "(promotions.jsonl says what was in production when)"
             )
-        number = previous.number
-    goal = mlflow_models.find(settings, number=number)
+        goal = previous
     if goal.number == production.number:
-        raise WorkspaceError(f"version {number} is in production already")
+        raise WorkspaceError(f"version {goal.number} is in production already")
     _see_that_it_can_be_served(settings, goal)
     decision = Decision.now("rolled back", settings, goal.number, production.number)
     announce(settings, decision)

@@ -68,7 +68,7 @@ def commit() -> str:
     if not found:
         return "not in a Git repository, or without a commit"
     count = len((edited or "").splitlines())
-    return f"commit {found[:12]}" + (f", {count} files edited since" if count else "")
+    return f"commit {found[:12]}" + (f", {count} file{'s' * (count > 1)} edited since" if count else "")
 
 
 def flat(settings: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -109,6 +109,11 @@ class Splits:
         return cls(parts[0], parts[1], parts[2], classes, labelled=False)
 
     def __post_init__(self) -> None:
+        if without := [name for name, part in self.named() if not hasattr(part, "targets")]:
+            raise ValueError(
+                f"{without[0]} has no targets; give Samples(inputs, targets), or Splits.unlabelled(...) for data "
+                "without labels"
+            )
         faults = []
         if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2:
             faults.append(f"classes are {self.classes}, expected at least two different names")

@@ -147,6 +147,8 @@ def test_two_at_the_same_time_one_wins_and_the_other_says_so(shop: Any) -> None:
 
 
 def test_rollback_puts_previous_back_and_a_schedule_does_not_undo_it(shop: Any) -> None:
+    with pytest.raises(WorkspaceError, match="has no version 99; there are: 1"):
+        promote.roll_back(shop.settings, "99")
     decide(shop)
     with pytest.raises(WorkspaceError, match="no version is `previous`"):
         promote.roll_back(shop.settings)

@@ -167,3 +167,8 @@ def test_a_class_smaller_than_the_splits_is_refused() -> None:
 def test_fractions_that_make_no_whole_are_refused(fractions: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="expected positive ones that make 1"):
         stratified_split(torch.arange(10) % 2, fractions, seed=0)
+
+
+def test_a_part_without_targets_is_named(splits: Splits) -> None:
+    with pytest.raises(ValueError, match=r"test has no targets; give Samples.*, or Splits.unlabelled"):
+        replace(splits, test=torch.zeros(3, 2, 4))  # type: ignore[arg-type]
