@@ -12,42 +12,70 @@ from pruning.statistics.collect import Statistics
 from pruning.statistics.moments import damped
 
 _MOST_DEAD = 0.125  # share of columns that were removed: beyond it they cost more than to copy what is left
+_PENDING = 64  # columns whose removal is carried out at once
 
 
 class _Surgery:
-    """One consumer's weights and inverse Hessian, while channels go."""
+    """One consumer's weights and inverse Hessian, while channels go.
+
+    Channels go one at a time, but what their going changes in the two large matrices is carried out for many at once:
+    the last ones are kept as factors, H⁻¹ = inverse − A Bᵀ and Wᵀ = matrix − B Vᵀ, and only the rows that are asked
+    for are worked out. So a removal costs what reading the matrices once costs, and the rest are products of matrices.
+    What each channel's cost is made of is kept up to date, and worked out anew from the matrices each time that they
+    are written.
+    """
 
     def __init__(self, reading: Reading) -> None:
-        self.matrix, self.columns, self.gain = reading.matrix.clone(), reading.columns, reading.gain
+        self.matrix, self.columns, self.gain = reading.matrix.T.contiguous(), reading.columns, reading.gain
         self.inverse = torch.linalg.inv(damped(reading.covariance, RIDGE))
         self._stays = torch.ones(len(self.inverse), dtype=torch.bool)
+        self._begin()
+
+    def _begin(self) -> None:
+        at, size = self.columns, max(_PENDING, self.columns.shape[1])
+        self._a, self._b = self.inverse.new_empty(2, len(self.inverse), size)
+        self._v = self.matrix.new_empty(self.matrix.shape[1], size)
+        self._pending = 0
+        self._inverses = self.inverse[at[:, :, None], at[:, None, :]]  # (H⁻¹)_MM, [size, taps, taps]
+        weights = self.matrix[at]
+        self._products = weights @ weights.mT  # W_Mᵀ W_M
 
     def costs(self, left: Tensor) -> Tensor:
         """Return Σ_i W_{i,M} ((H⁻¹)_MM)⁻¹ W_{i,M}ᵀ for each channel M that is left, [left], times the gain."""
-        at = self.columns[left]
-        blocks = self.inverse[at[:, :, None], at[:, None, :]]
-        weights = self.matrix[:, at]  # [outputs, left, taps]
-        by_channel = weights.permute(1, 2, 0)
-        solved: Tensor = torch.linalg.solve(blocks, by_channel)
-        return self.gain * (solved * by_channel).sum(dim=(1, 2))
+        solved: Tensor = torch.linalg.solve(self._inverses[left], self._products[left])
+        return self.gain * solved.diagonal(dim1=1, dim2=2).sum(dim=1)
 
     def remove(self, channel: int) -> None:
         """Take a channel's columns out: W − W_M ((H⁻¹)_MM)⁻¹ (H⁻¹)_M, and H⁻¹ by block elimination."""
-        at = self.columns[channel]
-        rows = self.inverse[at]
-        solved = torch.linalg.solve(rows[:, at], rows)
-        self.matrix -= self.matrix[:, at] @ solved
-        self.inverse.addmm_(rows.T, solved, alpha=-1)
+        at, taps = self.columns[channel], self.columns.shape[1]
+        if self._pending + taps > self._a.shape[1]:
+            self._write()
+            at = self.columns[channel]
+        done = self._pending
+        former_b, former_v = self._b[:, :done], self._v[:, :done]
+        a = self.inverse[at].T - self._a[:, :done] @ former_b[at].T
+        b = torch.linalg.solve(a[at], a.T).T
+        v = self.matrix[at].T - former_v @ former_b[at].T
+        x = self.matrix @ v - former_b @ (former_v.T @ v)
+        a_of, b_of, x_of = (one[self.columns] for one in (a, b, x - 0.5 * b @ (v.T @ v)))  # [size, taps, taps] each
+        self._inverses -= a_of @ b_of.mT
+        self._products -= x_of @ b_of.mT + b_of @ x_of.mT
+        for kept, one in ((self._a, a), (self._b, b), (self._v, v)):
+            kept[:, done : done + taps] = one
+        self._pending += taps
         self._stays[at] = False
-        if int(self._stays.sum()) < (1 - _MOST_DEAD) * len(self._stays):
-            self._forget()
 
-    def _forget(self) -> None:
-        """Drop the columns that were taken out: they are never looked at again."""
-        self.columns = (self._stays.cumsum(0) - 1)[self.columns]
-        self.matrix = self.matrix[:, self._stays]
-        self.inverse = self.inverse[self._stays][:, self._stays]
-        self._stays = torch.ones(len(self.inverse), dtype=torch.bool)
+    def _write(self) -> None:
+        """Carry out what is pending, and drop columns that were taken out: they are never looked at again."""
+        a, b, v = (one[:, : self._pending] for one in (self._a, self._b, self._v))
+        self.inverse.addmm_(a, b.T, alpha=-1)
+        self.matrix.addmm_(b, v.T, alpha=-1)
+        if int(self._stays.sum()) < (1 - _MOST_DEAD) * len(self._stays):
+            self.columns = (self._stays.cumsum(0) - 1)[self.columns]
+            self.matrix = self.matrix[self._stays]
+            self.inverse = self.inverse[self._stays][:, self._stays]
+            self._stays = torch.ones(len(self.inverse), dtype=torch.bool)
+        self._begin()
 
 
 class _Loss:
@@ -55,15 +83,15 @@ class _Loss:
 
     def __init__(self, contributions: Tensor) -> None:
         self._contributions = contributions
-        self._gone = torch.zeros(len(contributions), dtype=torch.float64)
+        self._costs = contributions.diagonal().clone()
 
     def costs(self, left: Tensor) -> Tensor:
         """Return what each channel that is left adds to ‖Σ T_c‖² over all that are gone, [left]."""
-        return (self._contributions.diagonal() + 2 * self._contributions @ self._gone)[left]
+        return self._costs[left]
 
     def remove(self, channel: int) -> None:
         """Let a channel go."""
-        self._gone[channel] = 1
+        self._costs += 2 * self._contributions[channel]
 
 
 def remove_one_by_one(group: Group, statistics: Statistics) -> tuple[list[int], Tensor]:
