@@ -138,6 +138,11 @@ def take(inputs: Any, index: slice | Tensor, device: torch.device | None = None)
     return with_tensors(inputs, lambda tensor: tensor[index] if device is None else tensor[index].to(device))
 
 
+def in_batches(inputs: Any, size: int) -> list[Any]:
+    """Return inputs of any kind in batches of so many samples, the last one of what is left."""
+    return [take(inputs, slice(start, start + size)) for start in range(0, count_samples(inputs), size)]
+
+
 @dataclass
 class _Search:
     by_value: bool

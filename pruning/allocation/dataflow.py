@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning.containers import Inputs, as_call, find_tensors
 from pruning.evaluation import restored_modes
-from pruning.graph.dispatch import state_of
+from pruning.graph.dispatch import Under, state_of
 from pruning.graph.rules.call import operator_name
 
 
@@ -74,24 +75,39 @@ class PassOrder:
         return 0
 
 
-def read_order(model: nn.Module, inputs: Inputs) -> PassOrder:
+Run = Callable[[nn.Module, Inputs, Under | None], Any]
+"""(model, inputs, what makes the mode that its operators are called in) -> outputs: how a pass is run."""
+
+
+def run_plainly(model: nn.Module, inputs: Inputs, under: Under | None) -> Any:
+    """Run a pass by calling the model."""
+    args, kwargs = as_call(inputs)
+    with nullcontext() if under is None else under(state_of(model), find_tensors(inputs)):
+        return model(*args, **kwargs)
+
+
+def read_order(model: nn.Module, inputs: Inputs, run: Run = run_plainly) -> PassOrder:
     """Run one pass in evaluation mode and note its operators.
 
     Args:
         model: Left as it was.
         inputs: Of a few samples, [N, ...], on the model's device.
+        run: How a pass is run.
 
     Raises:
         Unsuitable: An operator gives numbers, at which code may look; or it writes into what was there before the pass;
             or memory has no address.
     """
-    args, kwargs = as_call(inputs)
-    recorder = _Recorder(model, inputs)
+    recorders: list[_Recorder] = []
+
+    def record(state: Mapping[str, Tensor], given: list[Tensor]) -> TorchDispatchMode:
+        recorders.append(_Recorder(state, given))
+        return recorders[-1]
+
     with torch.no_grad(), restored_modes(model):
         model.eval()
-        with recorder:
-            outputs = find_tensors(model(*args, **kwargs))
-    return recorder.order(outputs)
+        outputs = find_tensors(run(model, inputs, record))
+    return recorders[-1].order(outputs)
 
 
 def address(tensor: Tensor) -> int:
@@ -120,8 +136,8 @@ def tensors_of(*values: Any) -> list[Tensor]:
 
 @dataclass(eq=False)
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    model: nn.Module
-    inputs: Inputs
+    of_state: Mapping[str, Tensor]
+    inputs: list[Tensor]
     steps: list[Step] = field(default_factory=list)
     made_at: dict[int, int] = field(default_factory=dict)
     read_until: dict[int, int] = field(default_factory=dict)
@@ -131,8 +147,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.state = {name: self.number(tensor) for name, tensor in state_of(self.model).items()}
-        for tensor in find_tensors(self.inputs):
+        self.state = {name: self.number(tensor) for name, tensor in self.of_state.items()}
+        for tensor in self.inputs:
             self.number(tensor)
 
     def number(self, tensor: Tensor) -> int:

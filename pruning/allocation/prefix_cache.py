@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.utils import deterministic
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pruning.allocation.dataflow import PassOrder, Unsuitable, address, read_order, tensors_of
-from pruning.containers import Inputs, as_call, find_tensors, take
-from pruning.evaluation import Forward, Samples, check_samples, device_of, restored_modes, whole_pass
+from pruning.allocation.dataflow import PassOrder, Run, Unsuitable, address, read_order, run_plainly, tensors_of
+from pruning.containers import Inputs, count_samples, find_tensors, take
+from pruning.evaluation import Forward, device_of, restored_modes, whole_pass
 from pruning.graph.trace import Trace
 
 MAX_BYTES = 2**29
@@ -41,25 +41,32 @@ class FirstLayers:
     """What the first layers of a model give for some samples, for models that differ from it in later layers alone."""
 
     def __init__(
-        self, model: nn.Module, traced: Trace, samples: Samples, batch_size: int, max_bytes: int = MAX_BYTES
+        self,
+        model: nn.Module,
+        traced: Trace,
+        batches: Sequence[Inputs],
+        *,
+        max_bytes: int = MAX_BYTES,
+        run: Run = run_plainly,
     ) -> None:
         """Look at the order of the model's operators.
 
         Args:
             model: Whose layers are shared; untouched.
             traced: The engine's trace of it: where it had to look at values, so may the model's code.
-            samples: What the models will be run on, in batches in their order.
-            batch_size: Samples per batch.
+            batches: What the models will be run on.
             max_bytes: What may be kept; more, and the cut lies further left.
+            run: How a pass is run.
         """
-        self._model, self._samples, self._batch_size, self._max_bytes = model, samples, batch_size, max_bytes
+        self._model, self._batches, self._max_bytes, self._run = model, batches, max_bytes, run
+        self._num_samples = sum(map(count_samples, batches))
         self._cut = 0
         self._kept: dict[int, _Kept] = {}
         self._order: PassOrder | None = None
         try:
             if any(one.tensors == "real" for one in traced.passes):
                 raise Unsuitable("its code looks at values")
-            self._order = read_order(model, self._inputs(_PROOF))
+            self._order = read_order(model, self._inputs(_PROOF), run)
         except Unsuitable as reason:
             self.give_up(reason)
 
@@ -67,20 +74,21 @@ class FirstLayers:
         """Return how many operators are shared by models that differ in these parameters; 0 where passes are whole."""
         if self._order is None:
             return 0
-        num_samples = check_samples(self._samples)
-        return self._order.cut(changed, self._max_bytes * min(_FEW, num_samples) / num_samples)
+        few = count_samples(self._inputs(_PROOF))
+        return self._order.cut(changed, self._max_bytes * few / self._num_samples)
 
     def forward(self, changed: Collection[str]) -> Forward:
         """Return how to run a model that differs in these parameters; it raises `Unsuitable` where that goes wrong.
 
-        What is kept is that of one cut: ask for the cuts in rising order.
+        What is kept is that of one cut: ask for the cuts in rising order. The first pass of a batch begins at the cut
+        before, and takes along what crosses the new one.
         """
         cut = self.cut(changed)
         if self._order is None or cut == 0:
             return whole_pass
         try:
             if cut != self._cut:
-                self._move(self._order, cut)
+                self._move(cut)
         except Unsuitable as reason:
             self.give_up(reason)
             return whole_pass
@@ -92,31 +100,30 @@ class FirstLayers:
         self._order, self._kept, self._cut = None, {}, 0
 
     @torch.no_grad()
-    def _move(self, order: PassOrder, cut: int) -> None:
-        """Bring what is kept to another cut, and prove on a few samples that the outputs are the same bits."""
-        batches = range(_PROOF, -(-check_samples(self._samples) // self._batch_size))
+    def _move(self, cut: int) -> None:
+        """Go to another cut, and prove on a few samples that the outputs are the same bits."""
         if cut < self._cut or not self._kept:
-            self._cut, self._kept = 0, {batch: _Kept() for batch in batches}
+            self._kept = {batch: _Kept() for batch in range(_PROOF, len(self._batches))}
+        self._cut = cut
+        inputs = self._inputs(_PROOF)
         with restored_modes(self._model):
             self._model.eval()
-            for batch in batches:
-                resumed = _Resumed(order, self._cut, self._kept[batch], until=cut)
-                resumed.run(self._model, self._inputs(batch))
-                self._kept[batch] = resumed.taken
-            self._cut = cut
-            inputs = self._inputs(_PROOF)
-            whole = find_tensors(whole_pass(self._model, _PROOF, inputs))
-            shared = find_tensors(self._resume(self._model, _PROOF, inputs))
-        if not whole or len(whole) != len(shared) or not all(map(torch.equal, whole, shared)):
-            raise Unsuitable("its outputs would not be the same")
+            whole = find_tensors(self._run(self._model, inputs, None))
+            for _ in ("the cut is moved", "a pass begins there"):
+                shared = find_tensors(self._resume(self._model, _PROOF, inputs))
+                if not whole or len(whole) != len(shared) or not all(map(torch.equal, whole, shared)):
+                    raise Unsuitable("its outputs would not be the same")
 
     def _resume(self, model: nn.Module, batch: int, inputs: Inputs) -> Any:
         assert self._order is not None
-        return _Resumed(self._order, self._cut, self._kept[batch]).run(model, inputs)
+        resumed = _Resumed(self._order, self._kept[batch], self._cut)
+        outputs = resumed.run(model, inputs, self._run)
+        self._kept[batch] = resumed.taken
+        return outputs
 
     def _inputs(self, batch: int) -> Inputs:
-        here = slice(batch * self._batch_size, (batch + 1) * self._batch_size) if batch != _PROOF else slice(_FEW)
-        taken: Inputs = take(self._samples.inputs, here, device_of(self._model))
+        given = self._batches[max(batch, 0)]
+        taken: Inputs = take(given, slice(_FEW if batch == _PROOF else None), device_of(self._model))
         return taken
 
 
@@ -160,33 +167,30 @@ class _Shapes:
 class _Kept:
     """Of one batch, at a cut: what crosses it, by its memory, and how the results of each step left of it lie."""
 
+    cut: int = 0
     values: dict[int, Tensor] = field(default_factory=dict)
     shapes: list[_Shapes] = field(default_factory=list)
 
 
 class _Resumed(TorchDispatchMode):
-    """A pass that begins at a cut; where it runs until another one, what crosses that is in `taken`."""
+    """A pass that begins at a cut, and takes along what crosses another one further right."""
 
-    def __init__(self, order: PassOrder, cut: int, kept: _Kept, until: int | None = None) -> None:
+    def __init__(self, order: PassOrder, kept: _Kept, cut: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.order, self.cut, self.kept, self.until = order, cut, kept, until
-        self.wanted = order.crossing(until) if until is not None else set()
-        self.taken = _Kept({}, list(kept.shapes))
+        self.order, self.kept, self.cut = order, kept, cut
+        self.wanted = order.crossing(cut) if cut > kept.cut else set()
+        self.taken = _Kept(cut, {}, list(kept.shapes)) if cut > kept.cut else kept
         self.index = 0
         self.hollow: list[Tensor] = []  # they live as long as the pass, so that no other gets their address
         self.addresses: set[int] = set()
 
-    def run(self, model: nn.Module, inputs: Inputs) -> Any:
-        args, kwargs = as_call(inputs)
-        try:
-            with self:
-                outputs = model(*args, **kwargs)
-        except _Reached:
-            outputs = None
-        else:
-            if self.until is not None and self.index != self.until:
-                raise Unsuitable(f"a pass called {self.index} operators, {self.until} were expected before the cut")
-            self._look(outputs)
+    def run(self, model: nn.Module, inputs: Inputs, run: Run) -> Any:
+        outputs = run(model, inputs, lambda _state, _inputs: self)
+        if self.index < self.cut:
+            raise Unsuitable(f"a pass called {self.index} operators, {self.cut} were expected before the cut")
+        if self.index == self.cut:
+            self._keep()
+        self._look(outputs)
         traces = [weakref.ref(tensor) for tensor in self.hollow]
         self.hollow.clear()
         if any(trace() is not None for trace in traces):
@@ -194,28 +198,26 @@ class _Resumed(TorchDispatchMode):
         return outputs
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        index, self.index = self.index, self.index + 1
-        if index == self.until:
-            self.index = index
-            raise _Reached
-        if index < self.cut or self.until is not None:
-            step = self.order.steps[index] if index < len(self.order.steps) else None
-            if step is None or step.function is not func:
-                raise Unsuitable(f"a pass called {func} at another place than the first one")
-            if index < self.cut and step.kind == "writes":
+        index = self.index
+        if index == self.cut:
+            self._keep()
+        self.index += 1
+        step = self.order.steps[index] if index < self.cut else None
+        if step is not None and step.function is not func:
+            raise Unsuitable(f"a pass called {func} at another place than the first one")
+        if step is not None and index < self.kept.cut:
+            if step.kind == "writes":
                 return args[0]  # what is kept was written to already
-            if index < self.cut and step.kind == "makes":
+            if step.kind == "makes":
                 return self._give(index)
-            if index < self.cut:
-                result = func(*args, **(kwargs or {}))
-                self.hollow.extend(one for one in tensors_of(result) if address(one) in self.addresses)
-                return result
-            self._look(args, kwargs)
             result = func(*args, **(kwargs or {}))
-            self._take(step.makes, result)
+            self.hollow.extend(one for one in tensors_of(result) if address(one) in self.addresses)
             return result
         self._look(args, kwargs)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if step is not None:
+            self._take(step.makes, result)
+        return result
 
     def _give(self, index: int) -> Any:
         """Return what a step left of the cut gave: a copy of its values where they are kept, else memory alone."""
@@ -239,10 +241,11 @@ class _Resumed(TorchDispatchMode):
             if memory in self.wanted:
                 self.taken.values[memory] = tensor
 
+    def _keep(self) -> None:
+        """Copy what crosses the cut: the rest of the pass may write into it."""
+        for memory in self.wanted:
+            self.taken.values[memory] = self.taken.values[memory].clone()
+
     def _look(self, *values: Any) -> None:
         if any(address(tensor) in self.addresses for tensor in tensors_of(*values)):
             raise Unsuitable("a pass reads what the first one didn't")
-
-
-class _Reached(BaseException):
-    """A pass has come to the cut that it was run for; no code of the model's is to catch it."""

@@ -15,6 +15,7 @@ from torch import nn
 
 from pruning.allocation.dataflow import Unsuitable
 from pruning.allocation.prefix_cache import FirstLayers
+from pruning.containers import in_batches
 from pruning.errors import SettingsError
 from pruning.evaluation import Evaluation, Forward, Loss, Metric, Samples, cross_entropy, evaluate, top1, whole_pass
 from pruning.graph.groups import Groups
@@ -119,7 +120,8 @@ class Sensitivity:
         self._model, self._groups, self._orders, self._samples = model, groups, orders, samples
         self._sweep, self._loss, self._metric, self._batch_size = sweep, loss, metric, batch_size
         self.num_evaluations = 0
-        self._first = FirstLayers(model, groups.trace, samples, batch_size) if share else None
+        batches = in_batches(samples.inputs, batch_size)
+        self._first = FirstLayers(model, groups.trace, batches) if share else None
 
     @cached_property
     def whole(self) -> Evaluation:

@@ -228,6 +228,10 @@ class Listeners:
     on_module: OnModule = lambda _called, _caller, _values: None
 
 
+Under = Callable[[Mapping[str, Tensor], list[Tensor]], TorchDispatchMode]
+"""(state and input tensors that a pass runs on) -> a mode that its operators are called in."""
+
+
 def watch(
     model: nn.Module,
     example: Inputs,
@@ -237,6 +241,7 @@ def watch(
     devices: Mapping[str, torch.device] | None = None,
     training: bool = False,
     steady: bool = True,
+    under: Under | None = None,
 ) -> list[Tensor]:
     """Run one forward pass, in eval mode unless `training`, without autograd, and tell listeners of each operator.
 
@@ -249,6 +254,7 @@ def watch(
         training: Run in training mode.
         steady: Where tensors have values, let what may draw random numbers give one half. Dropout and attention do too:
             only what control flow depends on is right then, and no value may be looked at.
+        under: Gives a mode that carries the operators out, once they were told of.
 
     Returns:
         The tensors that the outputs hold.
@@ -288,6 +294,8 @@ def watch(
         listen = stack.enter_context(
             Listen(calls, lambda tensor, line: listeners.on_leaving(tensor, Place(path[-1] if path else "", line)))
         )
+        if under is not None:
+            stack.enter_context(under(state, find_tensors((args, kwargs))))
         stack.enter_context(Watch(listeners.on_call, tensors, path, listen, steady))
         state = {f"model.{name}": tensor for name, tensor in state.items()}
         found: list[Tensor] = torch.func.functional_call(_Outputs(model), state, (args, kwargs))

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pruning.containers import Inputs
 from pruning.errors import PlanError
 from pruning.graph.layers import LayerCall, from_matrix, output_rows, to_matrix
-from pruning.statistics.layer_hooks import Enough, Layer, Observer, observe
+from pruning.statistics.layer_hooks import Enough, Layer, Observer
 from pruning.statistics.moments import Moments, damped, products, solve
 
 MEAN_ALONE = 1e9
@@ -142,8 +141,17 @@ class Fit:
         none = Equations.none(groups, columns, len(outputs) // groups)
         self._fitted, self._held_out = none, none
 
-    def see(self, dense: nn.Module, model: nn.Module, batch: Inputs, *, held_out: bool = False) -> bool:
+    def observer(self) -> LayerSeen:
+        """Return what sees the layer in a pass of either model."""
+        return LayerSeen(self._layer)
+
+    def see(self, whole: LayerSeen, now: LayerSeen, *, held_out: bool = False) -> bool:
         """Add the rows of a batch, to those that are fitted or to those that judge the fit.
+
+        Args:
+            whole: what was seen in the original model.
+            now: and in the narrowed one.
+            held_out: whether they judge.
 
         Returns:
             False where the rows of the two models aren't the same, because a group lies along them.
@@ -151,9 +159,6 @@ class Fit:
         Raises:
             PlanError: the two models call the layer a different number of times.
         """
-        whole, now = _Seen(self._layer), _Seen(self._layer)
-        observe(model, batch, [whole], parts=True)
-        observe(dense, batch, [now], parts=True)
         if len(whole.calls) != len(now.calls):
             raise PlanError(
                 f"layer {self._layer.weight!r} is called {len(whole.calls)} times in the original and {len(now.calls)} "
@@ -212,7 +217,7 @@ class Fit:
         return min(errors, key=lambda candidate: errors[candidate])
 
 
-class _Seen(Observer):
+class LayerSeen(Observer):
     """One layer's calls and their results: its outputs, or the sums they go into."""
 
     def __init__(self, layer: Layer) -> None:
@@ -221,6 +226,7 @@ class _Seen(Observer):
         self.results: list[Tensor] = []
 
     def on_layer(self, call: LayerCall) -> None:
+        """Keep what the layer read and gave."""
         if call.weight == self._layer.weight:
             # cloned, because what follows may change tensors in place
             self.calls.append(replace(call, inputs=call.inputs.clone(), outputs=call.outputs.clone()))
@@ -228,6 +234,7 @@ class _Seen(Observer):
                 self._have(self.calls[-1].outputs)
 
     def on_sum(self, weight: str, _total: Tensor) -> None:
+        """Keep the sum that its outputs go into."""
         if self._layer.summed and weight == self._layer.weight:
             self._have(_total.clone())
 

@@ -5,19 +5,24 @@ No labels and no gradients: a few hundred inputs and one linear system per layer
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from pruning.containers import Inputs, count_samples, take
+from pruning.allocation.dataflow import Unsuitable
+from pruning.allocation.prefix_cache import FirstLayers
+from pruning.containers import Inputs, count_samples, in_batches, take
 from pruning.errors import DataError, PlanError
-from pruning.evaluation import Progress, device_of
+from pruning.evaluation import Progress, device_of, whole_pass
 from pruning.graph.axes import kept
-from pruning.graph.dispatch import state_copied_once, state_of
+from pruning.graph.dispatch import Under, state_copied_once, state_of
 from pruning.graph.groups import Groups
 from pruning.graph.unwrapping import unwrap
 from pruning.plan.plan import Plan
-from pruning.recovery.least_squares import Fit, Refit
-from pruning.statistics.layer_hooks import Layer, find_layers, parameter_of
+from pruning.recovery.least_squares import Fit, LayerSeen, Refit
+from pruning.statistics.layer_hooks import Layer, find_layers, observe, parameter_of
 from pruning.statistics.readers import readers_of
 
 RIDGE = 1e-3
@@ -49,7 +54,7 @@ def reconstruct(
     makes up for what the other branch lost.
 
     Layers are all calls of convolutions (grouped, depthwise, transposed) and linear layers, by modules or functions.
-    Memory holds one layer's normal equations and one batch, however many inputs there are.
+    Memory holds one layer's normal equations, one batch, and of each model at most 512 MiB of what its layers gave.
 
     Source: He et al. 2017, arXiv 1707.06168, for the least squares against the original's outputs; ours
     adds the ridge towards the old weights, the mean, and the other branch's residual.
@@ -77,7 +82,9 @@ def reconstruct(
     model = unwrap(model)
     device = device_of(dense)
     _check_narrowed(dense, plan, groups)
-    parts = _parts(inputs)
+    parts = [in_batches(part, batch_size) for part in _parts(inputs)]
+    held_out = [bool(index) for index, batches in enumerate(parts) for _ in batches]
+    whole, now = (_Passes(one, groups, [batch for part in parts for batch in part]) for one in (model, dense))
 
     def refit(layer: Layer) -> Refit:
         outputs = _kept_outputs(layer, plan, groups)
@@ -85,9 +92,8 @@ def reconstruct(
             return Refit(layer.weight, skipped="it is a transposed convolution with groups")
         fit = Fit(layer, _tensors_of(layer, state_of(dense)), outputs.to(device))
         if all(
-            fit.see(dense, model, take(part, slice(start, start + batch_size), device), held_out=bool(held_out))
-            for held_out, part in enumerate(parts)
-            for start in range(0, count_samples(part), batch_size)
+            fit.see(*(one.look(batch, layer, fit.observer) for one in (whole, now)), held_out=judges)
+            for batch, judges in enumerate(held_out)
         ):
             return fit.write(ridge)
         return Refit(layer.weight, skipped="what it reads one by one has lost channels too")
@@ -102,6 +108,39 @@ def reconstruct(
     seen = {parameter_of(layer.weight)[0] for layer in layers}
     unseen = (weight for weight in readers_of(groups) if weight not in seen)
     return (*found, *(Refit(weight, skipped="no convolution or linear layer uses it as it is") for weight in unseen))
+
+
+class _Passes:
+    """Passes of one model over all batches, each of which begins where the layer at hand is called.
+
+    Layers are looked at in forward order. What is before a layer has been run for the layer before it and is kept, see
+    `FirstLayers`; so all layers together cost little more than one pass over the inputs.
+    """
+
+    def __init__(self, model: nn.Module, groups: Groups, batches: Sequence[Inputs]) -> None:
+        self._model, self._batches = model, batches
+        self._observers: list[LayerSeen] = []
+        self._first = FirstLayers(model, groups.trace, batches, run=self._run)
+
+    def look(self, batch: int, layer: Layer, observer: Callable[[], LayerSeen]) -> LayerSeen:
+        """Run a batch as far as a layer, and return what was seen of it."""
+        forward = self._first.forward({parameter_of(layer.weight)[0]})
+        inputs = take(self._batches[batch], slice(None), device_of(self._model))
+        self._observers = [observer()]
+        try:
+            if forward is whole_pass:
+                observe(self._model, inputs, self._observers, parts=True)
+            else:
+                forward(self._model, batch, inputs)
+            return self._observers[0]
+        except Unsuitable as reason:
+            self._first.give_up(reason)
+            return self.look(batch, layer, observer)
+        finally:
+            self._observers = []
+
+    def _run(self, model: nn.Module, inputs: Inputs, under: Under | None) -> Any:
+        return observe(model, inputs, self._observers, parts=True, under=under)
 
 
 def _parts(inputs: Inputs) -> tuple[Inputs, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pruning.containers import Inputs
-from pruning.graph.dispatch import Listeners, Place, watch
+from pruning.graph.dispatch import Listeners, Place, Under, watch
 from pruning.graph.groups import Slice
 from pruning.graph.layers import Geometry, LayerCall, read_call
 from pruning.graph.rules.call import operator_name, tensors_in
@@ -68,7 +68,14 @@ class Observer:
         """Be told of the outputs of the index-th rectifier of the pass."""
 
 
-def observe(model: nn.Module, inputs: Inputs, observers: Sequence[Observer], *, parts: bool = False) -> list[Tensor]:
+def observe(
+    model: nn.Module,
+    inputs: Inputs,
+    observers: Sequence[Observer],
+    *,
+    parts: bool = False,
+    under: Under | None = None,
+) -> list[Tensor]:
     """Run one forward pass in evaluation mode, without gradients, and tell the observers.
 
     An observer that raises `Enough` ends the pass.
@@ -79,13 +86,16 @@ def observe(model: nn.Module, inputs: Inputs, observers: Sequence[Observer], *, 
         observers: what to tell.
         parts: tell of layers whose weights are an equal part of a parameter's rows too, by `name[index/count]`, such as
             the query's third of a packed projection.
+        under: see `watch`.
 
     Returns:
         The tensors that the outputs hold; none where the pass was ended.
     """
     watcher = _Watcher(observers, parts)
     try:
-        return watch(model, inputs, Listeners(watcher.on_call, watcher.begin), tensors="real", steady=False)
+        return watch(
+            model, inputs, Listeners(watcher.on_call, watcher.begin), tensors="real", steady=False, under=under
+        )
     except Enough:
         return []
 

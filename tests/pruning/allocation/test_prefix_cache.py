@@ -11,6 +11,7 @@ from pruning import find_groups
 from pruning.allocation.dataflow import Unsuitable, read_order
 from pruning.allocation.prefix_cache import FirstLayers
 from pruning.allocation.sensitivity import Sensitivity
+from pruning.containers import in_batches
 from zoo.datasets.splits import Samples
 from zoo.models import densenet, resnet, vgg11
 
@@ -91,7 +92,7 @@ def test_curves_are_those_of_whole_passes_to_the_last_bit(name: str, determinist
 def test_only_what_lies_behind_the_cut_is_computed(samples: Samples) -> None:
     model = vgg11((1, 8, 8), 4, width=4).eval()
     groups = find_groups(model, samples.inputs[:1])
-    first = FirstLayers(model, groups.trace, samples, batch_size=8)
+    first = FirstLayers(model, groups.trace, in_batches(samples.inputs, 8))
     last = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)][-1]
     forward = first.forward({f"{last}.weight"})
     inputs = samples.inputs[8:16]
@@ -108,7 +109,10 @@ def test_little_memory_moves_the_cut_to_the_left(samples: Samples) -> None:
     model = vgg11((1, 8, 8), 4, width=4).eval()
     groups = find_groups(model, samples.inputs[:1])
     last = {next(reversed(dict(model.named_parameters())))}
-    wide, narrow, none = (FirstLayers(model, groups.trace, samples, 8, size).cut(last) for size in (2**20, 21 * 100, 1))
+    batches = in_batches(samples.inputs, 8)
+    wide, narrow, none = (
+        FirstLayers(model, groups.trace, batches, max_bytes=size).cut(last) for size in (2**20, 21 * 100, 1)
+    )
     assert wide >= narrow > none == 0
 
 

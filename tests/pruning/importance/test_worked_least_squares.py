@@ -14,8 +14,11 @@ from pruning.graph.groups import Groups
 from pruning.importance import order_channels, score_channels
 from pruning.importance.greedy import select
 from pruning.importance.lasso import entry_penalties
+from pruning.importance.least_squares import RIDGE, readings
+from pruning.importance.obs import remove_one_by_one
 from pruning.recovery.fold import fold
 from pruning.statistics.collect import Statistics, collect
+from pruning.statistics.moments import damped
 
 # x₁ and x₂ of variance 1 and covariance ½, mean 0
 HALF = torch.tensor([[a, 0.5 * a + b * math.sqrt(0.75)] for a in (1.0, -1.0) for b in (1.0, -1.0)])
@@ -91,6 +94,33 @@ def test_structured_obs_asks_again_after_each_removal() -> None:
     (group,) = groups
     assert order_channels("structured_obs", group, statistics) == [0, 2, 1]
     assert score_channels("structured_obs", group, statistics).tolist() == pytest.approx([0, 4, 2.25], abs=2e-3)
+
+
+def test_structured_obs_is_what_removing_the_channels_at_once_costs_however_many_went_before() -> None:
+    torch.manual_seed(0)
+    size, taps = 40, 4  # 160 columns: more than are pending at a time, and than are kept once they are gone
+    model = nn.Sequential(nn.Conv2d(3, size, 2), nn.ReLU(), nn.Flatten(), nn.Linear(size * taps, 7))
+    inputs = torch.randn(300, 3, 3, 3)
+    groups = find_groups(model, inputs[:1])
+    (group,) = groups
+    statistics = collect(groups, {"weights", "moments"}, inputs)
+    (reading,) = readings(group, statistics)
+    inverse = torch.linalg.inv(damped(reading.covariance, RIDGE))
+
+    def at_once(channels: list[int]) -> float:  # min ‖(W' − W) X‖² where W' has no columns of these channels
+        at = reading.columns[channels].flatten()
+        gone = reading.matrix[:, at]
+        return float((gone * torch.linalg.solve(inverse[at][:, at], gone.T).T).sum())
+
+    order, costs = remove_one_by_one(group, statistics)
+    assert sorted(order) == list(range(size))
+    for count in range(1, size + 1):
+        assert float(costs[order[:count]].sum()) == pytest.approx(at_once(order[:count]), rel=1e-6)
+    for count in (0, 1, 15, 16, 17, 30, 38):
+        cheapest = min(
+            range(size), key=lambda one: math.inf if one in order[:count] else at_once([*order[:count], one])
+        )
+        assert cheapest == order[count]
 
 
 @pytest.mark.parametrize(("criterion", "weight"), [("structured_obs", 2.5), ("lasso", 2.5), ("reduce_and_reuse", 2.5)])

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning import Plan, calibrate, count_macs, find_groups, make_plan, narrow, reconstruct
+from pruning.allocation.prefix_cache import FirstLayers, _Resumed
 from pruning.errors import CriterionError, DataError, PlanError
 from pruning.evaluation import restored_modes
 from pruning.graph.layers import LayerCall
@@ -91,6 +92,33 @@ class Attention(nn.Module):
         x = x + self.heads(x, x, x, need_weights=False)[0]
         out: Tensor = x + self.narrow(self.wide(x).relu())
         return out
+
+
+@pytest.mark.parametrize("name", ["Residual", "DenselyConnected", "ChunkedBlocks", "UNet", "attention"])
+def test_what_comes_before_a_layer_is_run_once_for_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = Attention().eval() if name == "attention" else make(name)
+    inputs = torch.randn(40, 5, 8) if name == "attention" else torch.randn(40, 3, 16, 16)
+    groups = find_groups(model, inputs[:1])
+    plan = make_plan(groups, channel_sparsity=0.3)
+    given = 0
+    give = _Resumed._give
+
+    def count(self: _Resumed, index: int) -> object:
+        nonlocal given
+        given += 1
+        return give(self, index)
+
+    monkeypatch.setattr(_Resumed, "_give", count)
+    states = []
+    for shares in (True, False):
+        if not shares:
+            assert given > 10 * len(groups), "operators that weren't run again"
+            monkeypatch.setattr(FirstLayers, "cut", lambda _self, _changed: 0)
+        dense = narrow(model, plan, inputs[:1], groups=groups)
+        reconstruct(dense, model, plan, groups, inputs, batch_size=16)
+        states.append(dense.state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
 
 
 @pytest.mark.parametrize("seed", range(4))
