@@ -44,7 +44,7 @@ def test_lamp_divides_by_all_that_are_as_large() -> None:
 
 def test_lasso_lets_orthogonal_channels_in_at_their_own_products() -> None:
     gram = torch.diag(torch.tensor([4.0, 1.0, 0.25], dtype=torch.float64))
-    assert entry_penalties(gram, gram.sum(dim=1)).tolist() == pytest.approx([4, 1, 0.25], rel=1e-6)
+    assert entry_penalties(gram, gram.sum(dim=1)).tolist() == pytest.approx([4, 1, 0.25], rel=1e-5)
 
 
 def test_lasso_scores_follow_from_the_covariance_and_the_weights() -> None:
@@ -115,7 +115,7 @@ def test_structured_obs_is_what_removing_the_channels_at_once_costs_however_many
     order, costs = remove_one_by_one(group, statistics)
     assert sorted(order) == list(range(size))
     for count in range(1, size + 1):
-        assert float(costs[order[:count]].sum()) == pytest.approx(at_once(order[:count]), rel=1e-6)
+        assert float(costs[order[:count]].sum()) == pytest.approx(at_once(order[:count]), rel=1e-5)
     for count in (0, 1, 15, 16, 17, 30, 38):
         cheapest = min(
             range(size), key=lambda one: math.inf if one in order[:count] else at_once([*order[:count], one])
