@@ -6,13 +6,13 @@ import sys
 from typing import Any
 
 import click
+from click.shell_completion import get_completion_class
 
 from secateur import __version__
 from secateur.cli.model import init, inspect
 from secateur.cli.options import FAULT
 from secateur.cli.pipeline import explain, frontier, params, run, status
 from secateur.cli.production import cleanup, promote, restore, rollback, serve, ui
-from secateur.cli.shell import completion
 from secateur.extras import advice
 from secateur.precedence import find_own_packages_first
 
@@ -47,6 +47,16 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="secateur")
 def commands() -> None:
     """Prune a trained PyTorch model into a smaller dense one, as a pipeline that can be repeated and audited."""
+
+
+@click.command(short_help="Print what a shell needs to complete commands.")
+@click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print the completion script of a SHELL: add `eval "$(secateur completion bash)"` to ~/.bashrc."""
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(context.find_root().command, {}, "secateur", "_SECATEUR_COMPLETE").source())
 
 
 for _command in (

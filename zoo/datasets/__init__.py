@@ -7,6 +7,18 @@ from zoo.datasets.cifar import cifar10, cifar100
 from zoo.datasets.digits import digits
 from zoo.datasets.glyphs import glyphs
 from zoo.datasets.image_folder import image_folder
+from zoo.datasets.mnist import fashion_mnist, mnist
 from zoo.datasets.splits import Samples, Splits, stratified_split
 
-__all__ = ["Samples", "Splits", "cifar10", "cifar100", "digits", "glyphs", "image_folder", "stratified_split"]
+__all__ = [
+    "Samples",
+    "Splits",
+    "cifar10",
+    "cifar100",
+    "digits",
+    "fashion_mnist",
+    "glyphs",
+    "image_folder",
+    "mnist",
+    "stratified_split",
+]
