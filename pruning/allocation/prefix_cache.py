@@ -63,6 +63,8 @@ class FirstLayers:
         self._cut = 0
         self._kept: dict[int, _Kept] = {}
         self._order: PassOrder | None = None
+        if not batches:
+            return  # there is nothing to share, and whoever runs the models says that
         try:
             if any(one.tensors == "real" for one in traced.passes):
                 raise Unsuitable("its code looks at values")

@@ -12,6 +12,7 @@ from pruning.allocation.dataflow import Unsuitable, read_order
 from pruning.allocation.prefix_cache import FirstLayers
 from pruning.allocation.sensitivity import Sensitivity
 from pruning.containers import in_batches
+from pruning.evaluation import whole_pass
 from zoo.datasets.splits import Samples
 from zoo.models import densenet, resnet, vgg11
 
@@ -163,3 +164,9 @@ def test_operators_that_write_or_give_numbers_are_named(samples: Samples) -> Non
     for fault, said in (("looks", "gives a number"), ("writes", "writes into what was there before")):
         with pytest.raises(Unsuitable, match=said):
             read_order(Looking(fault), samples.inputs[:1])
+
+
+def test_no_samples_share_nothing() -> None:
+    model = vgg11((1, 8, 8), 4, width=4).eval()
+    groups = find_groups(model, torch.zeros(1, 1, 8, 8))
+    assert FirstLayers(model, groups.trace, in_batches(torch.zeros(0, 1, 8, 8), 8)).forward(set()) is whole_pass
