@@ -95,6 +95,14 @@ MOMENTS: tuple[tuple[str, float | str, signal.Signals], ...] = (
 ENDS_WITHIN_S = 10.0
 
 
+def _command_of(process: psutil.Process) -> str:
+    """The command line of a process; empty where it has ended since it was found."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 def wait_for_moment(process: subprocess.Popen[bytes], moment: float | str, trace: Path) -> None:
     if isinstance(moment, float):
         while psutil.Process(process.pid).num_threads() < 2:  # before, Python itself starts, and nothing of ours runs
@@ -106,7 +114,7 @@ def wait_for_moment(process: subprocess.Popen[bytes], moment: float | str, trace
         assert process.poll() is None, f"it ended before: {moment}"
         assert time.monotonic() < deadline, moment
         here = psutil.Process(process.pid)
-        if moment.endswith(".py") and any(moment in " ".join(child.cmdline()) for child in here.children()):
+        if moment.endswith(".py") and any(moment in _command_of(child) for child in here.children()):
             return
         time.sleep(0.005)
 
