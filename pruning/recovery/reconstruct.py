@@ -84,7 +84,6 @@ def reconstruct(
     _check_narrowed(dense, plan, groups)
     parts = [in_batches(part, batch_size) for part in _parts(inputs)]
     held_out = [bool(index) for index, batches in enumerate(parts) for _ in batches]
-    whole, now = (_Passes(one, groups, [batch for part in parts for batch in part]) for one in (model, dense))
 
     def refit(layer: Layer) -> Refit:
         outputs = _kept_outputs(layer, plan, groups)
@@ -100,6 +99,7 @@ def reconstruct(
 
     found = []
     with state_copied_once():
+        whole, now = (_Passes(one, groups, [batch for part in parts for batch in part]) for one in (model, dense))
         layers = find_layers(dense, take(inputs, slice(1), device), parts=True)
         for index, layer in enumerate(layers):
             found.append(refit(layer))
