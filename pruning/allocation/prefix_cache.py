@@ -76,7 +76,7 @@ class FirstLayers:
         """Return how many operators are shared by models that differ in these parameters; 0 where passes are whole."""
         if self._order is None:
             return 0
-        few = count_samples(self._inputs(_PROOF))
+        few = min(_FEW, count_samples(self._batches[0]))
         return self._order.cut(changed, self._max_bytes * few / self._num_samples)
 
     def forward(self, changed: Collection[str]) -> Forward:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Literal, Unpack, get_args
 
 from pruning.allocation.budget import (
@@ -150,11 +150,10 @@ def make_plan(
     offered = [limits] if isinstance(limits, Limits) else limits
     if not offered:
         raise SettingsError("limits is empty; expected at least one")
-    bundles_within = partial(
-        find_tied_groups, groups, ignore=ignore, round_to=round_to if isinstance(round_to, int) else 1
-    )
-    bundles = [bundle for one in offered for bundle in bundles_within(one)]
-    if not free_groups(bundles):
+    multiple = round_to if isinstance(round_to, int) else 1
+    bundles_within = cache(partial(find_tied_groups, groups, ignore=ignore, round_to=multiple))  # it warns each time
+    if not any(free_groups(bundles_within(one)) for one in offered):
+        bundles = bundles_within(offered[0])
         held = "; ".join(f"{bundle.names[0]}: {bundle.obstacle}" for bundle in bundles[:6]) or "the model has none"
         raise TargetError(f"{asked} can't be met: no group can lose a channel ({held})")
     statistics = samples if isinstance(samples, Statistics) else collect(groups, needs_of(criterion), samples)
@@ -163,9 +162,9 @@ def make_plan(
     def plan_within(one: Limits) -> Plan:
         return _plan(ranking, bundles_within(one), asked, shared, round_to)
 
-    plan, _ = within_first(offered, plan_within)
+    plan, taken = within_first(offered, plan_within)
     if not plan.removed:
-        largest = max(groups[name].size for name in free_groups(bundles))
+        largest = max(groups[name].size for name in free_groups(bundles_within(taken)))
         raise TargetError(
             f"{asked} comes to no channel in any group; the largest that may lose some has {largest}: ask for "
             "more, or lower round_to"

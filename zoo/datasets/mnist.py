@@ -95,8 +95,8 @@ def fashion_mnist(folder: str | Path, validation_fraction: float = 0.1, seed: in
 def _load(release: Release, folder: Path, fraction: float, seed: int, verify: bool) -> Splits:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; expected one with {', '.join(release.md5)} (or each with .gz)")
-    places = {name: _place(folder, name) for name in release.md5}
-    if missing := [name for name, place in places.items() if place is None]:
+    places = {name: place for name in release.md5 if (place := _place(folder, name)) is not None}
+    if missing := [name for name in release.md5 if name not in places]:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)} (or the same with .gz)")
     parts = {}
     for part in ("train", "test"):
@@ -127,9 +127,8 @@ def _place(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
-def _values(path: Path | None, num_axes: int, md5: str | None) -> Tensor:
+def _values(path: Path, num_axes: int, md5: str | None) -> Tensor:
     """Read an IDX file of unsigned bytes: a magic number, the length of each axis, the values."""
-    assert path is not None, "missing files were told of"
     content = path.read_bytes()
     if path.suffix == ".gz":
         try:

@@ -241,6 +241,11 @@ def test_target_out_of_reach_of_all_limits_says_how_far_each_gets(residual: Grou
         make_plan(residual, mac_reduction=0.5, limits=())
 
 
+def test_a_group_that_stays_whole_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    make_plan(mlp(2, 6, 40, 3), channel_sparsity=0.5, round_to=8)
+    assert sum("stays whole" in record.getMessage() for record in caplog.records) == 1
+
+
 def test_share_too_small_for_any_group_is_an_error(residual: Groups) -> None:
     with pytest.raises(TargetError, match=r"0.005 comes to no channel in any group; the largest .* has 64"):
         make_plan(residual, channel_sparsity=0.005)
