@@ -27,7 +27,9 @@ class _Surgery:
 
     def __init__(self, reading: Reading) -> None:
         self.matrix, self.columns, self.gain = reading.matrix.T.contiguous(), reading.columns, reading.gain
-        self.inverse = torch.linalg.inv(damped(reading.covariance, RIDGE))
+        hessian = damped(reading.covariance, RIDGE)
+        # float32 rounds products differently on the two sides of the diagonal, and elimination takes them for equal
+        self.inverse = torch.linalg.inv((hessian + hessian.T) / 2)
         self._stays = torch.ones(len(self.inverse), dtype=torch.bool)
         self._begin()
 

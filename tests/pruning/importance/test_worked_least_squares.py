@@ -19,6 +19,7 @@ from pruning.importance.obs import remove_one_by_one
 from pruning.recovery.fold import fold
 from pruning.statistics.collect import Statistics, collect
 from pruning.statistics.moments import damped
+from tests.pruning.networks import make
 
 # x₁ and x₂ of variance 1 and covariance ½, mean 0
 HALF = torch.tensor([[a, 0.5 * a + b * math.sqrt(0.75)] for a in (1.0, -1.0) for b in (1.0, -1.0)])
@@ -121,6 +122,25 @@ def test_structured_obs_is_what_removing_the_channels_at_once_costs_however_many
             range(size), key=lambda one: math.inf if one in order[:count] else at_once([*order[:count], one])
         )
         assert cheapest == order[count]
+
+
+def test_structured_obs_costs_add_up_where_fewer_inputs_than_columns_were_seen() -> None:
+    model = make("Plain")
+    torch.manual_seed(1)
+    inputs = torch.randn(24, 3, 16, 16)
+    groups = find_groups(model, inputs[:1])
+    statistics = collect(groups, {"weights", "moments"}, inputs)
+    group = groups["features.2.0.weight:0"]
+    (reading,) = readings(group, statistics)
+    assert len(reading.covariance) > len(inputs)
+    order, costs = remove_one_by_one(group, statistics)
+    assert float(costs.min()) > 0
+    inverse = torch.linalg.inv(damped((reading.covariance + reading.covariance.T) / 2, RIDGE))
+    for count in range(1, group.size + 1):
+        at = reading.columns[order[:count]].flatten()
+        gone = reading.matrix[:, at]
+        whole = float((gone * torch.linalg.solve(inverse[at][:, at], gone.T).T).sum())
+        assert float(costs[order[:count]].sum()) == pytest.approx(whole, rel=1e-5)
 
 
 @pytest.mark.parametrize(("criterion", "weight"), [("structured_obs", 2.5), ("lasso", 2.5), ("reduce_and_reuse", 2.5)])
