@@ -32,8 +32,8 @@ ONCE = (
     "open_store(load(Path('params.yaml')).tracking.uri)"
 )
 PLAIN = "from flows.stages import FLOWS\nfor run in FLOWS.values():\n    run('params.yaml', 'artifacts', False)"
-SHARE, START_S = 0.1, 15.0
-"""What the flow may take longer: a share, and the import of DVC and MLflow."""
+SHARE, START_S = 0.03, 3.0
+"""What the flow may take longer on a run of minutes: a share, and the import of DVC and MLflow."""
 
 NOTHING_CHANGED_S = 4.0
 """What a run on which nothing has changed may take, of processor time: it imports neither torch nor MLflow."""
