@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pruning.allocation.selection import Scope, make_plan
     from pruning.dynamic.gates import add_gates
     from pruning.graph.groups import Group, Groups, Slice
+    from pruning.plan.blocks import Block, Blocks, find_blocks
     from pruning.plan.constraints import Limits
     from pruning.plan.dry_run import find_groups
     from pruning.plan.masks import apply_masks
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from pruning.unstructured.select import choose_n_of_m, choose_weights
 
 __all__ = [
+    "Block",
+    "Blocks",
     "ChannelSparsity",
     "Group",
     "Groups",
@@ -54,6 +57,7 @@ __all__ = [
     "count_parameters",
     "enforce_masks",
     "expand",
+    "find_blocks",
     "find_groups",
     "make_plan",
     "narrow",
@@ -73,6 +77,7 @@ _ELSEWHERE = {
     "pruning.dynamic.gates": ("add_gates",),
     "pruning.graph.groups": ("Group", "Groups", "Slice"),
     "pruning.plan.constraints": ("Limits",),
+    "pruning.plan.blocks": ("Block", "Blocks", "find_blocks"),
     "pruning.plan.dry_run": ("find_groups",),
     "pruning.plan.masks": ("apply_masks",),
     "pruning.plan.narrow": ("expand", "narrow"),

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pruning import (
+        Block,
+        Blocks,
         ChannelSparsity,
         Group,
         Groups,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
         enforce_masks,
         errors,
         expand,
+        find_blocks,
         find_groups,
         make_plan,
         narrow,
@@ -73,6 +76,8 @@ _PLACES = {name: module for module, names in _ELSEWHERE.items() for name in name
 """Public names that `pruning` itself doesn't have -> their modules."""
 
 __all__ = [
+    "Block",
+    "Blocks",
     "ChannelSparsity",
     "Evaluation",
     "Group",
@@ -104,6 +109,7 @@ __all__ = [
     "evaluate",
     "expand",
     "export_onnx",
+    "find_blocks",
     "find_groups",
     "finetune",
     "load_checkpoint",

@@ -123,7 +123,7 @@ def load_checkpoint(
     plan = parse_json(content, Plan, source=f"checkpoint {folder}: {_PLAN}", error=CheckpointError, mend=_MEND)
     with torch.random.fork_rng(devices=[]):
         model = factory()
-    if any(plan.removed.values()):
+    if plan.blocks or any(plan.removed.values()):
         try:
             model = narrow(model, plan, example_inputs, verify=False)
         except PlanError as error:

@@ -16,6 +16,7 @@ from pruning.graph.axes import Atom, kept
 from pruning.graph.groups import Groups
 from pruning.graph.module_copy import copy_whole
 from pruning.graph.unwrapping import unwrap
+from pruning.plan.blocks import find_blocks
 from pruning.plan.dry_run import find_groups
 from pruning.plan.plan import Plan
 
@@ -78,8 +79,9 @@ def apply_masks(
     Args:
         model: The module that the plan was made for; it is left as it was.
         plan: Which channels go.
-        example_inputs: What to trace the model with; needed only for a plan that was read from JSON.
-        groups: The groups of this model or of another instance of the same architecture; by default those of the plan.
+        example_inputs: What to trace the model with; needed only for a plan that was read from JSON or removes blocks.
+        groups: The groups of this model or of another instance of the same architecture, without the blocks that the
+            plan removes; by default those of the plan.
 
     Returns:
         A new module of the same shape.
@@ -88,7 +90,14 @@ def apply_masks(
         PlanError: The plan doesn't fit the model.
     """
     model = unwrap(model)
-    return masked_copy(model, parameter_masks(groups_for(model, plan, example_inputs, groups), plan))
+    if not plan.blocks:
+        return masked_copy(model, parameter_masks(groups_for(model, plan, example_inputs, groups), plan))
+    if example_inputs is None:
+        raise PlanError("a plan that removes blocks needs example_inputs, to find them in the model")
+    blocks = find_blocks(model, example_inputs)
+    shallow = blocks.without(plan.blocks)
+    masks = parameter_masks(groups_for(shallow, plan, example_inputs, groups), plan)
+    return masked_copy(blocks.masked(plan.blocks), masks)
 
 
 def keep_removed(model: nn.Module, plan: Plan, groups: Groups) -> nn.Module:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from pruning.containers import Inputs
-from pruning.errors import ModelError, UnprovenWarning, UntriedWarning, VerificationError, describe, pass_on
+from pruning.errors import ModelError, PlanError, UnprovenWarning, UntriedWarning, VerificationError, describe, pass_on
 from pruning.graph.axes import kept
 from pruning.graph.dispatch import examples_of
 from pruning.graph.groups import Groups
 from pruning.graph.unwrapping import unwrap
+from pruning.plan.blocks import find_blocks
 from pruning.plan.example_variants import Call, optional_arguments, other_calls, other_value, other_values
 from pruning.plan.masks import apply_masks, groups_for, keep_removed
 from pruning.plan.other_sizes import difference_elsewhere
@@ -47,10 +48,11 @@ def narrow(
     Args:
         model: The module that the plan was made for; it is left as it was. Wrappers that training puts around one are
             looked through, and the result has none.
-        plan: Which channels go.
+        plan: Which channels go, and which blocks.
         example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments, with which the result is
             verified; or a list of such examples.
-        groups: The groups of this model if they are known already; they are found otherwise.
+        groups: The groups of this model, without the blocks that the plan removes, if they are known already; they are
+            found otherwise.
         verify: Run the masked and the narrowed model and compare: on the example inputs, on inputs of other batches,
             lengths and sizes, with their signs turned, on one sample and on three, in evaluation and in training, with
             each truth of `forward` turned over, each number one more, and with each of its optional tensors that can be
@@ -80,8 +82,9 @@ def narrow(
             f"{type(model).__name__} has tensors on the meta device, without values that could be compared; "
             "pass verify=False to narrow its shapes alone"
         )
-    groups = groups_for(model, plan, example_inputs, groups)
-    dense = rebuild(model, groups, plan)
+    shallow = find_blocks(model, example_inputs).without(plan.blocks) if plan.blocks else model
+    groups = groups_for(shallow, plan, example_inputs, groups)
+    dense = rebuild(shallow, groups, plan)
     if verify:
         _verify(model, dense, plan, groups, example_inputs, samples, tolerance)
     return dense
@@ -96,7 +99,7 @@ def _verify(
     samples: Iterable[Inputs],
     tolerance: float,
 ) -> None:
-    masked = apply_masks(model, plan, groups=groups)
+    masked = apply_masks(model, plan, example_inputs if plan.blocks else None, groups=groups)
     name = type(model).__name__
     advice = (
         "The plan was not carried out and the model is as it was. Leave the groups of that module out by "
@@ -226,7 +229,7 @@ class _Sight:
     looks: int = 0
 
     def __post_init__(self) -> None:
-        self.sees = not any(self.plan.removed.values())
+        self.sees = not any(self.plan.removed.values()) and not self.plan.blocks
 
     def look(self, call: Call, outputs: Sequence[Tensor], *, beyond_rounding: bool) -> None:
         """Look at the outputs that the masked model gives in a call.
@@ -266,7 +269,12 @@ def expand(dense: nn.Module, plan: Plan, groups: Groups) -> nn.Module:
         dense: What `plan` left of the original, trained on since.
         plan: From the original to the narrowed model.
         groups: Found on the original, which stays as it is; its values fill the places of the channels that went.
+
+    Raises:
+        PlanError: The plan removes blocks.
     """
+    if plan.blocks:
+        raise PlanError(f"the plan removes {', '.join(plan.blocks)}; a model comes back to shape only from channels")
     masks = plan.masks(groups)
     wide = {name: tensor.clone() for name, tensor in groups.model.state_dict().items()}
     for name, tensor in dense.state_dict().items():

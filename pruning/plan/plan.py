@@ -12,7 +12,14 @@ from math import prod
 from typing import Any, TypeVar, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, PrivateAttr, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from torch import Tensor
 
 from pruning.errors import PlanError
@@ -26,16 +33,25 @@ class Plan(BaseModel):
     Attributes:
         removed: Sorted channel indices by group name.
         sizes: Number of channels of each of these groups before anything is removed.
+        blocks: Names of the residual branches that go whole, before any channels: the groups are those of the model
+            without them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     removed: dict[str, tuple[int, ...]]
     sizes: dict[str, int]
+    blocks: tuple[str, ...] = ()
     _groups: Groups | None = PrivateAttr(default=None)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Plan) and (self.removed, self.sizes) == (other.removed, other.sizes)
+        return isinstance(other, Plan) and self.model_dump() == other.model_dump()
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave blocks out where there are none: such a plan is as plans were before there were any."""
+        found: dict[str, Any] = write(self)
+        return found if self.blocks else {name: value for name, value in found.items() if name != "blocks"}
 
     def __hash__(self) -> int:
         return hash(tuple(sorted(self.removed.items())))
@@ -80,9 +96,17 @@ class Plan(BaseModel):
         """Refuse a model that this plan wasn't made for.
 
         Raises:
-            PlanError: A group is missing or has another size, or tied groups lose different counts.
+            PlanError: A group is missing or has another size, tied groups lose different counts, or the model still has
+                a block that the plan removes.
         """
         model = type(groups.model).__name__
+        modules = dict(groups.model.named_modules()) if self.blocks else {}
+        for name in self.blocks:
+            if name in modules and any(True for _ in modules[name].parameters()):
+                raise PlanError(
+                    f"the plan removes block {name!r}, which {model} still has; the groups have to be those of the "
+                    "model without it: find_groups(find_blocks(model, example_inputs).without(plan.blocks), …)"
+                )
         for name, size in self.sizes.items():
             if groups[name].size != size:
                 raise PlanError(
@@ -121,8 +145,14 @@ class Plan(BaseModel):
             One plan in this plan's numbering that does both.
 
         Raises:
-            PlanError: The other plan's sizes aren't those that this plan leaves.
+            PlanError: The other plan's sizes aren't those that this plan leaves, or it removes blocks after this one
+                has removed channels.
         """
+        if other.blocks and self.removed:
+            raise PlanError(
+                f"blocks go before channels: the second plan removes {', '.join(other.blocks)}, the first has removed "
+                "channels already; make a plan of the blocks on the model that still has all channels"
+            )
         removed, sizes = dict(self.removed), dict(self.sizes)
         for name, indices in other.removed.items():
             if name not in sizes:
@@ -135,7 +165,11 @@ class Plan(BaseModel):
                     f"the first leaves {len(left)}"
                 )
             removed[name] = tuple(sorted((*removed.get(name, ()), *(left[i] for i in indices))))
-        plan = Plan(removed={n: removed[n] for n in sorted(removed)}, sizes={n: sizes[n] for n in sorted(sizes)})
+        plan = Plan(
+            removed={n: removed[n] for n in sorted(removed)},
+            sizes={n: sizes[n] for n in sorted(sizes)},
+            blocks=(*self.blocks, *other.blocks),
+        )
         plan._groups = self._groups
         return plan
 
