@@ -14,6 +14,7 @@ from pruning.errors import PlanError, unknown_name
 from pruning.graph.axes import Atom, Axis, Product, Sum, channels, factors_of, freeze, leaves, parts_of, resolve, unify
 from pruning.graph.equation import EXTENT
 from pruning.graph.rules.call import OperandAxis
+from pruning.graph.rules.reductions import is_over_kept
 from pruning.graph.trace import Trace
 from pruning.graph.unused_parameters import freeze_around_unused
 
@@ -135,7 +136,8 @@ class Group:
         size: Number of channels.
         slices: Every place in which the channels occur, producers first.
         ties: Names of groups that have to lose as many channels as this one, because code splits them in equal parts.
-        mixed: Why to remove a channel is not the same as to zero it; such groups are offered only on demand.
+        mixed: Which statistics are computed over the channels; such groups are offered only on demand, and the masked
+            model takes these statistics over the channels that stay.
     """
 
     name: str
@@ -147,8 +149,8 @@ class Group:
     def __str__(self) -> str:
         rows = [f"    {s.role:9} {s.parameter}, axis {s.axis}" for s in self.slices]
         tied = f", loses as many as {', '.join(self.ties)}" if self.ties else ""
-        inexact = [f"    not exact: {reason}" for reason in self.mixed]
-        return "\n".join([f"{self.name}: {self.size} channels{tied}", *inexact, *rows])
+        statistics = [f"    over what is kept: {reason}" for reason in self.mixed]
+        return "\n".join([f"{self.name}: {self.size} channels{tied}", *statistics, *rows])
 
 
 class Groups:
@@ -211,9 +213,7 @@ class Groups:
         return Report(rows)
 
     def _reason(self, axis: Axis) -> str:
-        reasons = [
-            reason for atom in leaves(axis) for reason in ((atom.frozen,) if atom.frozen else atom.mixed) if reason
-        ]
+        reasons = [reason for atom in leaves(axis) for reason in self._whole(atom)]
         return "; ".join(dict.fromkeys(reasons)) or "no layer makes these channels"
 
     def _merge_ties(self) -> None:
@@ -234,7 +234,9 @@ class Groups:
 
     def _whole(self, atom: Atom) -> tuple[str, ...]:
         """Why an atom keeps all its channels; empty if they can go."""
-        return (atom.frozen,) if atom.frozen else () if self.trace.allow_mixed else atom.mixed
+        if atom.frozen:
+            return (atom.frozen,)
+        return tuple(why for why in atom.mixed if not (self.trace.allow_mixed and is_over_kept(why)))
 
     def _find(self) -> dict[Atom, Group]:
         if not self.trace.ignore_unused:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from math import ceil, log
 from typing import Any
 
@@ -20,6 +21,7 @@ from pruning.graph.axes import Atom, freeze, leaves, resolve
 from pruning.graph.contexts import no_leftovers
 from pruning.graph.dispatch import Listeners, Place, watch
 from pruning.graph.groups import Groups
+from pruning.graph.kept_statistics import statistics_of
 from pruning.graph.module_copy import copy_module
 from pruning.graph.rules.call import Argument, Count
 from pruning.graph.size_attributes import conflicts, proposals, suspects
@@ -44,9 +46,10 @@ def find_groups(
             them, so a batch of 1 gives MACs per sample. Where inputs decide which path is taken, a list of such
             examples: all of them are traced, and MACs are those of the first. (A model whose one argument is a list is
             given a tuple with the list inside.)
-        allow_mixed: Offer groups, too, over which a norm, a softmax or a mean computes a statistic (the residual stream
-            of a transformer, for instance). What remains then computes another statistic: the narrowed model is not
-            the masked one, `narrow` warns by how much, and only fine-tuning mends it.
+        allow_mixed: Offer groups, too, over which a norm, a mean or a variance is computed: residual streams, such as
+            the hidden size of a transformer. Once channels go, these statistics are those of the channels that stay.
+            The masked model takes them so as well, and the narrowed one is verified against it as ever; but the
+            channels that stay get another scale, which reconstruction or training has to make up for.
         ignore_unused: Take parameters that no example uses to be of no use at all. Otherwise channels that could reach
             them stay whole, because another input may lead there.
 
@@ -59,7 +62,31 @@ def find_groups(
     model = unwrap(model)
     traced = trace(model, example_inputs)
     traced.allow_mixed, traced.ignore_unused = allow_mixed, ignore_unused
-    return confirm(Groups(model, traced.example, traced))
+    groups = confirm(Groups(model, traced.example, traced))
+    while allow_mixed and _freeze_alike(groups):
+        groups = confirm(Groups(model, traced.example, traced))
+    return groups
+
+
+def _freeze_alike(groups: Groups) -> bool:
+    """Freeze streams whose statistics are computed at one site over axes of equal sizes; tell whether there are any.
+
+    The masked model tells the calls of a line from each other by these sizes.
+    """
+    offered = {groups.atom(group.name) for group in groups if group.mixed}
+    alike: set[Atom] = set()
+    for (module, line, name, _), candidates in statistics_of(groups.model, groups.trace).items():
+        for one, other in combinations(candidates, 2):
+            moving = [
+                any(atom in offered for axis in pair for atom in leaves(axis)) for pair in zip(one, other, strict=True)
+            ]
+            if any(moving) and all(a.size == b.size for a, b, m in zip(one, other, moving, strict=True) if m):
+                where = f"at {line}" if line else f"in module {module!r}"
+                reason = f"{name} {where} computes statistics over several kinds of channels, of equal numbers"
+                for atom in (atom for axis in (*one, *other) for atom in leaves(axis) if atom in offered):
+                    atom.frozen = atom.frozen or reason
+                    alike.add(atom)
+    return bool(alike)
 
 
 def confirm(groups: Groups) -> Groups:

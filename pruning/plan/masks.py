@@ -1,6 +1,10 @@
 """Carry a plan out reversibly: zero every slice that it removes, on the producing and on the consuming side.
 
 sigmoid(0) is not 0, so what makes a masked channel count for nothing is the consuming side.
+
+A norm has no consuming side: zeros count in its mean and its variance. So where a plan removes channels over which a
+statistic is computed (`find_groups(..., allow_mixed=True)`), the masked model takes the statistic over the channels
+that stay, as the narrowed one does: each such operator, known by where the code calls it, is given these alone.
 """
 
 from __future__ import annotations
@@ -12,8 +16,9 @@ from torch import Tensor, nn
 
 from pruning.containers import Inputs
 from pruning.errors import PlanError
-from pruning.graph.axes import Atom, kept
+from pruning.graph.axes import Atom, kept, leaves
 from pruning.graph.groups import Groups
+from pruning.graph.kept_statistics import KeptMasks, over_kept, statistics_of
 from pruning.graph.module_copy import copy_whole
 from pruning.graph.unwrapping import unwrap
 from pruning.plan.blocks import find_blocks
@@ -33,6 +38,8 @@ def groups_for(model: nn.Module, plan: Plan, example_inputs: Inputs | None, grou
         if example_inputs is None:
             raise PlanError("a plan that was read from JSON needs example_inputs, to trace what its names stand for")
         groups = find_groups(model, example_inputs)
+        if any(name not in groups for name, gone in plan.removed.items() if gone):
+            groups = find_groups(model, example_inputs, allow_mixed=True)
     found = {name: tuple(p.shape) for name, p in model.named_parameters()}
     expected = {name: tuple(p.shape) for name, p in groups.model.named_parameters()}
     for name in sorted(found.keys() | expected.keys()):
@@ -84,20 +91,21 @@ def apply_masks(
             plan removes; by default those of the plan.
 
     Returns:
-        A new module of the same shape.
+        A new module of the same shape. Where channels go over which a norm computes its statistics, its class is
+        derived from the model's, and it computes no gradients.
 
     Raises:
         PlanError: The plan doesn't fit the model.
     """
     model = unwrap(model)
     if not plan.blocks:
-        return masked_copy(model, parameter_masks(groups_for(model, plan, example_inputs, groups), plan))
+        groups = groups_for(model, plan, example_inputs, groups)
+        return _masked(model, groups, plan.masks(groups))
     if example_inputs is None:
         raise PlanError("a plan that removes blocks needs example_inputs, to find them in the model")
     blocks = find_blocks(model, example_inputs)
-    shallow = blocks.without(plan.blocks)
-    masks = parameter_masks(groups_for(shallow, plan, example_inputs, groups), plan)
-    return masked_copy(blocks.masked(plan.blocks), masks)
+    shallow = groups_for(blocks.without(plan.blocks), plan, example_inputs, groups)
+    return _masked(blocks.masked(plan.blocks), shallow, plan.masks(shallow))
 
 
 def keep_removed(model: nn.Module, plan: Plan, groups: Groups) -> nn.Module:
@@ -113,7 +121,7 @@ def keep_removed(model: nn.Module, plan: Plan, groups: Groups) -> nn.Module:
     Returns:
         A new module of the same shape.
     """
-    return masked_copy(model, masks_of(groups, {atom: ~kept for atom, kept in plan.masks(groups).items()}))
+    return _masked(model, groups, {atom: ~kept for atom, kept in plan.masks(groups).items()})
 
 
 def masked_copy(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
@@ -125,3 +133,15 @@ def masked_copy(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
             whole = parameters[name]  # not multiplied: float8 can't be, and infinity times zero is no zero
             whole.copy_(torch.where(mask.to(whole.device), whole, torch.zeros_like(whole)))
     return masked
+
+
+def _masked(model: nn.Module, groups: Groups, masks: Mapping[Atom, Tensor]) -> nn.Module:
+    masked = masked_copy(model, masks_of(groups, masks))
+    sites: KeptMasks = {}
+    for site, candidates in statistics_of(groups.model, groups.trace).items():
+        for axes in candidates:
+            gone = [any(atom in masks and atom.mixed for atom in leaves(axis)) for axis in axes]
+            if any(gone):
+                found = [kept(axis, masks) if loses else None for axis, loses in zip(axes, gone, strict=True)]
+                sites.setdefault(site, []).append(found)
+    return over_kept(masked, sites) if sites else masked

@@ -16,6 +16,7 @@ from pruning.errors import ModelError, PlanError, UnprovenWarning, UntriedWarnin
 from pruning.graph.axes import kept
 from pruning.graph.dispatch import examples_of
 from pruning.graph.groups import Groups
+from pruning.graph.kept_statistics import run_alike
 from pruning.graph.unwrapping import unwrap
 from pruning.plan.blocks import find_blocks
 from pruning.plan.example_variants import Call, optional_arguments, other_calls, other_value, other_values
@@ -66,8 +67,7 @@ def narrow(
 
     Raises:
         PlanError: The plan doesn't fit the model.
-        VerificationError: The narrowed model does not compute what the masked model computes. Where groups that were
-            allowed to be mixed lose channels, the difference is a warning instead.
+        VerificationError: The narrowed model does not compute what the masked model computes.
         ModelError: The model can't be copied, or has no values to verify with.
 
     Warns:
@@ -100,6 +100,7 @@ def _verify(
     tolerance: float,
 ) -> None:
     masked = apply_masks(model, plan, example_inputs if plan.blocks else None, groups=groups)
+    dense = run_alike(dense, masked)
     name = type(model).__name__
     advice = (
         "The plan was not carried out and the model is as it was. Leave the groups of that module out by "
@@ -111,7 +112,7 @@ def _verify(
         f"that an example takes are known. {advice}"
     )
 
-    def compare(call: Call, expected: Sequence[Tensor]) -> float:
+    def compare(call: Call, expected: Sequence[Tensor]) -> None:
         """Compare on one call, and look whether that can tell a right model from a wrong one."""
         remedy = further if call.how else advice
         try:
@@ -123,22 +124,20 @@ def _verify(
             ) from fault
         if call.turned and [t.shape for t in found] != [t.shape for t in expected]:
             reshaped.add(call.given)
-            return 0.0
+            return
         difference = relative_difference(expected, found)
         rounded = not difference <= tolerance
         if rounded:
             difference = min(difference, difference_beyond_rounding(masked, dense, call.inputs, call.run_on))
-        if not (difference <= tolerance or inexact):
+        if not difference <= tolerance:
             raise VerificationError(
                 f"the narrowed {name} differs from the masked one{call.how} by {difference:.2e} of the largest output; "
                 f"at most {tolerance:.0e} is accepted. {remedy}"
             )
         sight.look(call, expected, beyond_rounding=rounded)
-        return difference
 
-    inexact = [group for group in groups if group.mixed and plan.removed.get(group.name)]
-    sight = _Sight(model, masked, plan, groups, tolerance)
-    difference, examples = 0.0, examples_of(example_inputs)
+    sight = _Sight(run_alike(model, masked), masked, plan, groups, tolerance)
+    examples = examples_of(example_inputs)
     tried: set[str] = set()
     reshaped: set[str] = set()  # truths that ask for outputs of other shapes than the masked model's
     for inputs in examples:
@@ -159,20 +158,12 @@ def _verify(
                 f"{whose} hold no value to compare on these inputs (they are empty, or not finite), so the narrowed "
                 f"model can't be verified. {remedy[0].upper()}{remedy[1:]}"
             )
-        difference = max(difference, compare(example, expected))
+        compare(example, expected)
         for call, outputs in other_calls(masked, inputs):
             tried.add(call.given)
             compare(call, outputs)
     for call, outputs in () if sight.sees else other_values(masked, examples[0], samples):
         compare(call, outputs)
-    if inexact:
-        reasons = dict.fromkeys(reason for group in inexact for reason in group.mixed)
-        warnings.warn(
-            f"the narrowed {name} differs from the masked one by {difference:.2e} of the largest output, because "
-            f"groups that were allowed to be mixed lost channels ({'; '.join(reasons)}); fine-tune it",
-            stacklevel=3,
-        )
-        return
     elsewhere, shapes, _ = difference_elsewhere(masked, dense, example_inputs)
     if not elsewhere <= tolerance:
         raise VerificationError(

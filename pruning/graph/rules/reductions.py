@@ -8,6 +8,16 @@ from pruning.graph.axes import Atom, Axis, factor, freeze, unify
 from pruning.graph.rules.call import Call, Count, frozen, is_open, rule
 from pruning.graph.rules.pointwise import broadcast_axes, stays_zero_in_sum
 
+NORMS = frozenset({"layer_norm", "rms_norm", "group_norm"})
+
+OVER_KEPT = NORMS | {"mean", "var", "std", "var_mean", "std_mean", "sum", "norm", "linalg_vector_norm"}
+"""Operators whose statistic can be taken over the channels that stay: the narrowed model's, by the operator alone."""
+
+
+def is_over_kept(reason: str) -> bool:
+    """Whether what mixes an axis, which a reason begins with, is one of these operators."""
+    return reason.partition(" ")[0] in OVER_KEPT
+
 
 def _reduce(call: Call, dims: list[int], keepdim: bool) -> list[list[Axis]]:
     axes = call.axes(call.inputs[0])
