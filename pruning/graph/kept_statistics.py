@@ -122,9 +122,11 @@ class _KeptAlone(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch l
         dims = _dims(operator_name(func), x, named)
         chosen = self._chosen(operator_name(func), [x.shape[dim] for dim in dims])
         at = {dim: mask for dim, mask in zip(dims, chosen, strict=True) if mask is not None}
+        if not at:
+            return func(*args, **kwargs)
         narrow = _selected(x, at)
         if operator_name(func) not in NORMS:
-            return func(narrow, *args[1:], **kwargs)
+            return func(narrow, *args[1:], **kwargs) if args else func(**kwargs | {next(iter(named)): narrow})
         return _normalized(func, x, narrow, named, at)
 
     def _chosen(self, name: str, sizes: Sequence[int]) -> Sequence[Tensor | None]:
