@@ -201,3 +201,18 @@ def test_exact_groups_are_still_verified_beside_mixed_ones(recwarn: pytest.Warni
     assert exact
     pruning.narrow(model, pruning.Plan.of(groups, {group.name: [0] for group in exact}), X, groups=groups)
     assert not recwarn.list
+
+
+def test_channels_that_are_zero_already_are_proven_by_those_that_stay() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.LayerNorm(12), nn.Linear(12, 3)).eval()
+    groups = pruning.find_groups(model, torch.randn(2, 6), allow_mixed=True)
+    [stream] = groups
+    plan = pruning.Plan.of(groups, {stream.name: range(4)})
+    first = pruning.apply_masks(model, plan, groups=groups)
+    model.load_state_dict(first.state_dict())
+    masked = pruning.apply_masks(first, plan, groups=groups)
+    x = torch.randn(5, 6)
+    assert torch.equal(first(x), masked(x))
+    assert pruning.narrow(model, plan, torch.randn(2, 6), groups=groups)(x).shape == (5, 3)
+    assert torch.allclose(pruning.narrow(model, plan, x, groups=groups)(x), first(x), atol=1e-6)
