@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pruning.allocation.selection import Scope, make_plan
     from pruning.dynamic.gates import add_gates
     from pruning.graph.groups import Group, Groups, Slice
+    from pruning.importance.block_scores import score_blocks
     from pruning.plan.blocks import Block, Blocks, find_blocks
     from pruning.plan.constraints import Limits
     from pruning.plan.dry_run import find_groups
@@ -63,6 +64,7 @@ __all__ = [
     "narrow",
     "narrow_optimizer",
     "reconstruct",
+    "score_blocks",
 ]
 
 _ELSEWHERE = {
@@ -77,6 +79,7 @@ _ELSEWHERE = {
     "pruning.dynamic.gates": ("add_gates",),
     "pruning.graph.groups": ("Group", "Groups", "Slice"),
     "pruning.plan.constraints": ("Limits",),
+    "pruning.importance.block_scores": ("score_blocks",),
     "pruning.plan.blocks": ("Block", "Blocks", "find_blocks"),
     "pruning.plan.dry_run": ("find_groups",),
     "pruning.plan.masks": ("apply_masks",),

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         narrow,
         narrow_optimizer,
         reconstruct,
+        score_blocks,
     )
     from pruning.evaluation import Evaluation, evaluate
     from pruning.io.checkpoint import load_checkpoint, save_checkpoint
@@ -121,6 +122,7 @@ __all__ = [
     "recalibrate",
     "reconstruct",
     "save_checkpoint",
+    "score_blocks",
 ]
 
 

@@ -121,6 +121,17 @@ class Blocks(Mapping[str, Block]):
         """
         return _with_zeros(model or self.model, [name for block in names for name in self[block].parameters])
 
+    def addition_of(self, name: str) -> tuple[str, int, int]:
+        """Return the module that adds a block, which of its additions that is, and which operand the stream is."""
+        return self._place(self._branches[self[name].name])
+
+    def _adds(self, module: str) -> list[int]:
+        return [i for i, step in enumerate(self._flow.flow.steps) if step.name == "add" and step.module == module]
+
+    def _place(self, branch: Branch) -> tuple[str, int, int]:
+        module = self._flow.flow.steps[branch.addition].module
+        return module, self._adds(module).index(branch.addition), branch.stream
+
     def _describe(self, branch: Branch) -> Block:
         run = [*branch.parts, *self._flow.passing([branch])]
         inside = {
@@ -211,19 +222,23 @@ class Blocks(Mapping[str, Block]):
         if not self._branches or any(tensor.is_meta for tensor in (*self.model.parameters(), *self.model.buffers())):
             return
         zeroed = _with_zeros(self.model, [name for one in self._branches.values() for name in one.parameters])
-        steps = self._flow.flow.steps
         seen: dict[str, list[list[bool]]] = {}
 
         def on_call(func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any, place: Place) -> None:
             if operator_name(func) == "add" and tensors_in(result):
-                seen.setdefault(place.module, []).append([not bool(one.any()) for one in tensors_in(args, kwargs)])
+                operands, whole = tensors_in(args, kwargs), tensors_in(result)[0]
+                # An addition in place has been carried out by now: it added nothing if the other operand is the sum.
+                nothing = [
+                    torch.equal(whole, operands[1 - i]) if one is whole and len(operands) == 2 else not bool(one.any())
+                    for i, one in enumerate(operands)
+                ]
+                seen.setdefault(place.module, []).append(nothing)
 
         attempt(partial(watch, zeroed, self._trace.example, Listeners(on_call), "real", training=self._trace.training))
         for branch in list(self._branches.values()):
-            module = steps[branch.addition].module
-            adds = [index for index, step in enumerate(steps) if step.name == "add" and step.module == module]
+            module, place, stream = self._place(branch)
             here = seen.get(module, [])
-            if len(here) != len(adds) or not here[adds.index(branch.addition)][1 - branch.stream]:
+            if len(here) != len(self._adds(module)) or not here[place][1 - stream]:
                 self._refuse(branch, "it gives something even where its parameters are zero")
 
     def _refuse(self, branch: Branch, reason: str) -> None:
