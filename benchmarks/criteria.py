@@ -4,8 +4,11 @@
     python -m benchmarks.criteria --peer torch-pruning          # ten of its criteria, in the same run
     python -m benchmarks.criteria --only default l2_norm --seeds 0
 
-ResNet-20 on rendered characters (62 classes, 32 × 32). A result that the JSON file holds already is not measured again,
-so a run that was interrupted goes on.
+    python -m benchmarks.criteria --networks vgg vit --data fashion_mnist --folder /usr/share/datasets/fashion-mnist
+
+Eight kinds of networks (`benchmarks/contest/networks.py`), on rendered characters (62 classes, 32 × 32) or photographs
+of clothes; the text transformer on pieces of source code. A result that the JSON file holds already is not measured
+again, so a run that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.contest import ours, theirs
+from benchmarks.contest.networks import NETWORKS, TEXTS
 from benchmarks.contest.tables import as_json, as_markdown, draw
 from benchmarks.contest.terms import Entry, Result, Terms, enter
 
@@ -29,24 +33,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return 0 where every entry came to a result."""
     options = _parser().parse_args(arguments)
     torch.set_num_threads(1)
-    terms = _terms(options)
+    terms = {name: _terms(options, name) for name in options.networks}
     entries = {(one.tool, one.name): one for one in _entries(options.peer)}
     results = _known(options.json)
-    done = {(one.tool, one.name, one.seed, one.target) for one in results}
+    done = {(one.network, one.dataset, one.tool, one.name, one.seed, one.target) for one in results}
     wanted = [
-        (*key, seed, target)
+        (network, *key, seed, target)
+        for network in options.networks
         for target in sorted(options.targets, reverse=True)  # the hardest first
         for seed in options.seeds
         for key in entries
-        if (not options.only or key[1] in options.only) and (*key, seed, target) not in done
+        if (not options.only or key[1] in options.only)
+        and (network, terms[network].dataset, *key, seed, target) not in done
     ]
-    for seed in sorted({task[2] for task in wanted}):
-        terms.baseline(seed)
+    for network, seed in sorted({(task[0], task[3]) for task in wanted}):
+        terms[network].baseline(seed)
     with (
         ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool,
         tqdm(total=len(wanted), unit="result") as bar,
     ):
-        for future in as_completed([pool.submit(_measure, options.peer, terms, *task) for task in wanted]):
+        for future in as_completed([pool.submit(_measure, options.peer, terms[task[0]], *task[1:]) for task in wanted]):
             results.append(future.result())
             bar.update()
             if options.json:
@@ -55,8 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(table)
     if options.markdown:
         options.markdown.write_text(table, encoding="utf-8")
-    if options.plot:
-        draw(results, options.plot)
+    networks = sorted({one.network for one in results})
+    for network in networks if options.plot else ():
+        name = options.plot.stem if len(networks) == 1 else f"{options.plot.stem}-{network}"
+        draw([one for one in results if one.network == network], options.plot.with_stem(name))
     return int(any(result.fault for result in results))
 
 
@@ -76,7 +84,7 @@ def _known(path: Path | None) -> list[Result]:
     return [Result(**row) for row in json.loads(path.read_text(encoding="utf-8"))["results"]]
 
 
-def _terms(options: argparse.Namespace) -> Terms:
+def _terms(options: argparse.Namespace, network: str) -> Terms:
     return Terms(
         num_samples=options.samples,
         baseline_epochs=options.baseline_epochs,
@@ -84,6 +92,9 @@ def _terms(options: argparse.Namespace) -> Terms:
         calibration=512,
         statistics=512,
         cache=options.cache,
+        network=network,
+        dataset=TEXTS if NETWORKS[network].reads_text else options.data,
+        folder=options.folder,
     )
 
 
@@ -92,6 +103,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.criteria", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--peer", choices=[theirs.TOOL], help="try this tool's criteria too")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["resnet20"], metavar="NETWORK")
+    parser.add_argument("--data", choices=["glyphs", "fashion_mnist"], default="glyphs", help="of networks for images")
+    parser.add_argument("--folder", type=Path, help="where the files of fashion_mnist lie")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these ways alone")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--targets", nargs="+", type=float, default=[0.5, 0.7, 0.85], help="shares of the MACs to go")

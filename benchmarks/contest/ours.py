@@ -63,7 +63,7 @@ def _default(change: dict[str, Any], terms: Terms, baseline: nn.Module, seed: in
         mac_reduction=reduction,
         scope=Scope(change.get("scope", settings.allocation.strategy), settings.allocation.normalise),
         samples=statistics,
-        limits=Limits(max_group_rate=settings.max_group_rate),
+        limits=settings.limits,
     )
     dense = pruning.narrow(baseline, plan, example, groups=groups)
     narrowed = deepcopy(dense)
@@ -71,10 +71,17 @@ def _default(change: dict[str, Any], terms: Terms, baseline: nn.Module, seed: in
         reconstruct(dense, baseline, plan, groups, terms.unlabelled, ridge=settings.recover.ridge)
     else:
         recalibrate(dense, terms.seen, num_samples=len(terms.unlabelled))
-    recipe = settings.recipes[0].model_copy(update={"epochs": terms.epochs})
+    recipe = distilling(terms)
     if not change.get("distilled", True):
         recipe = recipe.model_copy(update={"distillation": 0.0})
     return Pruned(dense, narrowed, recipe=recipe, teacher=baseline if recipe.distillation else None)
+
+
+def distilling(terms: Terms) -> Recipe:
+    """The recipe of params.yaml, with the contest's number of epochs."""
+    settings = load(REPOSITORY / "params.yaml").prune
+    assert isinstance(settings, Structured)
+    return settings.recipes[0].model_copy(update={"epochs": terms.epochs})
 
 
 def better(terms: Terms, first: Pruned | None, second: Pruned | None) -> Pruned:
@@ -132,5 +139,4 @@ def _thin(terms: Terms, baseline: nn.Module, seed: int, reduction: float) -> Pru
     torch.manual_seed(seed)
     dense = pruning.narrow(terms.make_model(), plan, terms.data.test.inputs[:1])
     assert abs(1 - macs(dense, terms) / macs(baseline, terms) - reduction) < 0.02
-    recipe = Recipe(epochs=3 * terms.epochs, learning_rate=0.15, schedule="one_cycle", batch_size=64)
-    return Pruned(dense, deepcopy(dense), recipe=recipe)
+    return Pruned(dense, deepcopy(dense), recipe=terms.kind.recipe(3 * terms.epochs))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, quantiles, stdev
 
@@ -14,11 +14,54 @@ _HEAD = (
     "tool", "way", "seeds", "MACs removed", "as narrowed", "recovered, no training", "after fine-tuning",
     "epochs to recover", "s to choose", "s to tune", "",
 )  # fmt: skip
+OURS = "secateur"
 _WITHIN = 0.005  # of the baseline's accuracy: where recovery counts as reached
 
 
 def as_markdown(results: Sequence[Result]) -> str:
-    """Write a table for each target, the most accurate first: means over the seeds, ± standard deviation."""
+    """Write a table for each network and target, the most accurate first: means over the seeds, ± standard deviation.
+
+    In front of them all: our default beside the best that the other tools reached.
+    """
+    kinds = sorted({(result.network, result.dataset) for result in results})
+    parts = [
+        f"## {network} on {dataset.replace('_', '-')}\n\n"
+        + _of_network([one for one in results if (one.network, one.dataset) == (network, dataset)])
+        for network, dataset in kinds
+    ]
+    return "\n".join([_in_short(results), *parts])
+
+
+def _in_short(results: Sequence[Result]) -> str:
+    """Write a row for each network and target: the default, the best of others with and without distillation."""
+    lines = [
+        "| network | data | MACs removed | baseline | default | best peer, distilled | best peer, plain | thin |",
+        "|---|---|--:|--:|--:|---|---|--:|",
+    ]
+    for network, dataset, target in sorted({(one.network, one.dataset, one.target) for one in results}):
+        here = [one for one in results if (one.network, one.dataset, one.target) == (network, dataset, target)]
+        rows = {key: [one.tuned for one in row if not one.fault] for key, row in _by_entry(here).items()}
+        theirs = {key[1]: row for key, row in rows.items() if key[0] != OURS and row}
+        cells = [
+            _spread(rows.get((OURS, "default"), [])),
+            _best({name: row for name, row in theirs.items() if "distilled" in name}),
+            _best({name: row for name, row in theirs.items() if "distilled" not in name}),
+            _spread(next((row for key, row in rows.items() if "from scratch" in key[1]), [])),
+        ]
+        baseline = _spread([one.baseline for one in {one.seed: one for one in here}.values()])
+        lines.append(f"| {network} | {dataset} | {target:.0%} | {baseline} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _best(rows: Mapping[str, list[float]]) -> str:
+    """Name the way of the highest mean, with it."""
+    if not rows:
+        return ""
+    name = max(rows, key=lambda one: fmean(rows[one]))
+    return f"{_spread(rows[name])} ({name.removesuffix(', distilled')})"
+
+
+def _of_network(results: Sequence[Result]) -> str:
     lines = []
     for target in sorted({result.target for result in results}):
         rows = _by_entry([result for result in results if result.target == target])
@@ -76,7 +119,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
             row = [one for one in rows[key] if one.target == target]
             if not row:
                 continue
-            color = "#1f6f8b" if key[0] == "secateur" else "#c8553d"
+            color = "#1f6f8b" if key[0] == OURS else "#c8553d"
             tuned = [100 * one.tuned for one in row]
             panel.errorbar(
                 fmean(tuned), place, xerr=stdev(tuned) if len(tuned) > 1 else 0, fmt="o", color=color, markersize=5
@@ -124,6 +167,8 @@ def _by_entry(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
 
 
 def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
     deviation = f" ± {100 * stdev(values):.2f}" if len(values) > 1 else ""
     return f"{100 * fmean(values):.2f}{deviation}"
 

@@ -15,12 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.contest.networks import NETWORKS, Network, data_of
 from pruning.evaluation import Samples, TensorSamples, evaluate
 from pruning.training.recipe import Recipe
 from pruning.training.trainer import Callbacks, finetune
-from zoo.datasets import glyphs
 from zoo.datasets.splits import Splits
-from zoo.models import resnet20
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,9 @@ class Terms:
         calibration: Training images, without their labels, that recovery without training may look at.
         statistics: Training images that a criterion may look at.
         cache: Folder of the baselines.
+        network: One of `NETWORKS`.
+        dataset: See `data_of`.
+        folder: Where the data lie that aren't made.
         num_test: Test images.
     """
 
@@ -43,27 +45,35 @@ class Terms:
     calibration: int
     statistics: int
     cache: Path
+    network: str = "resnet20"
+    dataset: str = "glyphs"
+    folder: Path | None = None
     num_test: int = 1240
 
     @cached_property
     def data(self) -> Splits:
-        """Rendered characters, 62 classes, 32 by 32."""
-        return glyphs(num_samples=self.num_samples, num_validation=620, num_test=self.num_test)
+        """As many samples as the terms say; 620 for validation."""
+        return data_of(self.dataset, self.num_samples, 620, self.num_test, self.folder)
+
+    @property
+    def kind(self) -> Network:
+        """The network's row."""
+        return NETWORKS[self.network]
 
     def make_model(self) -> nn.Module:
         """Build the network, with weights from the global seed."""
-        return resnet20(input_shape=(1, 32, 32), num_classes=self.data.num_classes)
+        return self.kind.make(self.data.input_shape, self.data.num_classes)
 
     def baseline(self, seed: int) -> nn.Module:
         """Train the network, or load what was trained on these terms before."""
         torch.manual_seed(seed)
         model = self.make_model()
-        place = self.cache / f"baseline-{self.num_samples}-{self.baseline_epochs}-{seed}.safetensors"
+        what = f"{self.network}-{self.dataset.replace(' ', '_')}"
+        place = self.cache / f"{what}-{self.num_samples}-{self.baseline_epochs}-{seed}.safetensors"
         if place.exists():
             model.load_state_dict(load_file(place))
             return model.eval()
-        recipe = Recipe(epochs=self.baseline_epochs, learning_rate=0.15, schedule="one_cycle", batch_size=64)
-        finetune(model, self.data.train, recipe, seed=seed)
+        finetune(model, self.data.train, self.kind.recipe(self.baseline_epochs), seed=seed)
         self.cache.mkdir(parents=True, exist_ok=True)
         unfinished = place.with_suffix(".unfinished")
         save_file(model.state_dict(), unfinished)
@@ -73,7 +83,9 @@ class Terms:
     @property
     def recipe(self) -> Recipe:
         """How every entry is fine-tuned that doesn't bring a recipe of its own."""
-        return Recipe(name="plain", epochs=self.epochs, learning_rate=0.02, schedule="cosine", batch_size=64)
+        if self.kind.recipe(1).optimizer == "sgd":
+            return Recipe(name="plain", epochs=self.epochs, learning_rate=0.02, optimizer="sgd")
+        return Recipe(name="plain", epochs=self.epochs, learning_rate=5e-4, optimizer="adamw", gradient_clip=1.0)
 
     @property
     def seen(self) -> TensorSamples:
@@ -127,6 +139,8 @@ class Result:
     Attributes:
         tool: See `Entry`.
         name: See `Entry`.
+        network: See `Terms`.
+        dataset: See `Terms`.
         seed: Of baseline, fine-tuning and whatever draws.
         target: Share of the MACs to remove.
         macs_removed: What was removed.
@@ -152,6 +166,8 @@ class Result:
     recovered: float = float("nan")
     tuned: float = float("nan")
     curve: list[float] = field(default_factory=list)
+    network: str = "resnet20"
+    dataset: str = "glyphs"
     baseline_validation: float = float("nan")
     seconds_choose: float = float("nan")
     seconds_tune: float = float("nan")
@@ -179,7 +195,7 @@ def enter(entry: Entry, terms: Terms, seed: int, target: float) -> Result:
     """Let an entry prune, fine-tune the outcome, measure."""
     baseline = terms.baseline(seed)
     test, validation = terms.data.test, terms.data.validation
-    result = Result(entry.tool, entry.name, seed, target)
+    result = Result(entry.tool, entry.name, seed, target, network=terms.network, dataset=terms.dataset)
     result.baseline, result.baseline_validation = _of_baseline(terms, seed)
     try:
         with _seconds(result, "seconds_choose"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.contest.ours import MAX_SPARSITY, better
+from benchmarks.contest.networks import Attention
+from benchmarks.contest.ours import MAX_SPARSITY, better, distilling
 from benchmarks.contest.terms import Entry, Pruned, Terms, macs
 from pruning.recovery.batch_norm import recalibrate
 
@@ -35,8 +37,15 @@ _LOOKED_AT = 64  # samples whose gradients it sees
 
 
 def entries() -> list[Entry]:
-    """List ten of its criteria."""
-    return [Entry(TOOL, name, partial(_by_criterion, name)) for name in _CRITERIA]
+    """List ten of its criteria, each fine-tuned plainly, and with our distillation."""
+    plain = [Entry(TOOL, name, partial(_by_criterion, name)) for name in _CRITERIA]
+    return [*plain, *(Entry(TOOL, f"{name}, distilled", partial(_distilled, name)) for name in _CRITERIA)]
+
+
+def _distilled(name: str, terms: Terms, baseline: nn.Module, seed: int, reduction: float) -> Pruned:
+    """The same, fine-tuned as our default is."""
+    found = _by_criterion(name, terms, baseline, seed, reduction)
+    return replace(found, recipe=distilling(terms), teacher=baseline)
 
 
 def _by_criterion(name: str, terms: Terms, baseline: nn.Module, seed: int, reduction: float) -> Pruned:
@@ -89,7 +98,8 @@ def _pruned(name: str, terms: Terms, baseline: nn.Module, seed: int, everywhere:
         global_pruning=everywhere,
         pruning_ratio=share,
         max_pruning_ratio=MAX_SPARSITY if everywhere else 1.0,
-        ignored_layers=[layer for layer in model.modules() if isinstance(layer, nn.Linear)],
+        ignored_layers=[next(layer for layer in reversed(list(model.modules())) if isinstance(layer, nn.Linear))],
+        num_heads={layer.qkv: layer.heads for layer in model.modules() if isinstance(layer, Attention)},
     )
     if looks_at:
         _show_gradients(model, importance, terms, looks_at)

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import criteria
+from benchmarks.contest.networks import NETWORKS, data_of, source_code
 from benchmarks.contest.tables import as_markdown, draw, epochs_to_recover
 from benchmarks.contest.terms import Result
+from pruning import find_groups
 
 
 def _result(name: str, seed: int, tuned: float, curve: list[float] | None = None, fault: str = "") -> Result:
@@ -64,3 +67,31 @@ def test_a_small_contest_runs_and_goes_on_where_it_was(tmp_path: Path) -> None:
     written = (tmp_path / "found.json").read_bytes()
     assert criteria.main(arguments) == 0
     assert (tmp_path / "found.json").read_bytes() == written
+
+
+def test_the_table_begins_with_the_default_beside_the_best_of_others() -> None:
+    theirs = [_result(name, 0, tuned) for name, tuned in (("l1", 0.9), ("l2", 0.92), ("l1, distilled", 0.93))]
+    for one in theirs:
+        one.tool = "torch-pruning"
+    ours, thin = _result("default", 0, 0.95), _result("thin, from scratch, 3 × the epochs", 0, 0.88)
+    row = as_markdown([ours, thin, *theirs]).splitlines()[2]
+    assert row == "| resnet20 | glyphs | 50% | 98.00 | 95.00 | 93.00 (l1) | 92.00 (l2) | 88.00 |"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_classify_their_data_and_can_be_pruned(name: str) -> None:
+    network = NETWORKS[name]
+    data = source_code(18, 9, 9) if network.reads_text else data_of("glyphs", 62, 62, 62)
+    model = network.make(data.input_shape, data.num_classes).eval()
+    assert model(data.test.inputs[:2]).shape == (2, data.num_classes)
+    groups = find_groups(model, data.test.inputs[:1])
+    assert sum(group.size for group in groups) > 0
+
+
+def test_texts_of_two_splits_are_from_different_files_and_the_same_twice() -> None:
+    first, second = source_code(90, 45, 45), source_code(90, 45, 45)
+    assert first.fingerprint() == second.fingerprint()
+    pieces = {name: {bytes(row.tolist()) for row in samples.inputs} for name, samples in first.named()}
+    assert not pieces["train"] & pieces["test"]
+    assert not pieces["train"] & pieces["validation"]
+    assert torch.equal(first.test.targets.bincount(), torch.full((first.num_classes,), 5))
