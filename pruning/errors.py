@@ -161,5 +161,5 @@ def unknown_name(kind: str, found: str, known: Iterable[str]) -> str:
     """
     names = sorted(known)
     near = get_close_matches(found, names, n=1, cutoff=0.5)
-    hint = f" did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {found!r};{hint} Known: {', '.join(names) or 'none'}"
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"unknown {kind} {found!r}{hint} Known: {', '.join(names) or 'none'}"

@@ -36,11 +36,15 @@ def changes(before: Json, now: Json) -> str:
     return "; ".join(found[:_MOST_SHOWN] + more)
 
 
+_DEFAULT = object()
+"""Stands for the value of a setting that is left out."""
+
+
 def list_changes(before: Json, now: Json) -> list[str]:
     """Describe how two origins differ: every setting, module, version, file and input that changed."""
     found = [
         *_changed_settings("", before.get("settings"), now["settings"]),
-        *_changed_settings("", before.get("facts"), now["facts"]),
+        *_changed_facts(before.get("facts") or {}, now["facts"]),
         *(
             f"module {name} {_verb(old, new, 'is executed now', 'is not executed any more', 'was edited')}"
             for name, old, new in _pairs(before.get("modules"), now["modules"])
@@ -59,15 +63,28 @@ def list_changes(before: Json, now: Json) -> list[str]:
     return found or ["the record of what it was made by has another format"]
 
 
-def _changed_settings(name: str, before: Json, now: Json) -> Iterator[str]:
+def _changed_facts(before: Mapping[str, Json], now: Mapping[str, Json]) -> Iterator[str]:
+    unlike = "unlike_default"  # settings by their paths; one that is missing has its default
+    yield from _changed_settings("", before.get(unlike, {}), now.get(unlike, {}), missing=_DEFAULT)
+    others = ({name: value for name, value in facts.items() if name != unlike} for facts in (before, now))
+    yield from _changed_settings("", *others)
+
+
+def _changed_settings(name: str, before: Json, now: Json, missing: Json = None) -> Iterator[str]:
+    if missing is _DEFAULT:  # so has each setting of a section that is missing
+        before = {} if before is _DEFAULT and isinstance(now, Mapping) else before
+        now = {} if now is _DEFAULT and isinstance(before, Mapping) else now
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in (*now, *(key for key in before if key not in now)):
-            yield from _changed_settings(f"{name}.{key}" if name else key, before.get(key), now.get(key))
+            path = f"{name}.{key}" if name else key
+            yield from _changed_settings(path, before.get(key, missing), now.get(key, missing), missing)
     elif before != now:
         yield f"{name} {_short(before)} → {_short(now)}"
 
 
 def _short(value: Json) -> str:
+    if value is _DEFAULT:
+        return "its default"
     text = json.dumps(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 

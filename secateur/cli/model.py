@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from secateur.cli.options import debug_option, execute, params_option, say, workspace_option
+from secateur.cli.options import debug_option, execute, params_option, say, watch_signals, workspace_option
 
 if TYPE_CHECKING:
     from secateur.inspection import Inspection, Size
@@ -131,13 +131,15 @@ def init(
     imports them from DIR: `net:make_model` is make_model in net.py. Existing files are only overwritten with --force.
     """
     if not yes:
-        model = model or click.prompt("Function that returns the model (module:name)")
-        data = data or click.prompt("Function that returns the data (module:name)")
-        if weights is None:
-            given = click.prompt(
-                "File with trained weights (empty: train from scratch)", default="", show_default=False
-            )
-            weights = Path(given) if given else None
+        watch_signals("init")
+        try:
+            model = model or click.prompt("Function that returns the model (module:name)")
+            data = data or click.prompt("Function that returns the data (module:name)")
+            if weights is None:
+                asked = "File with trained weights (empty: train from scratch)"
+                weights = Path(given) if (given := click.prompt(asked, default="", show_default=False)) else None
+        except click.Abort:
+            raise click.UsageError("the input ended before all was answered; give --model, --data and --yes") from None
     if model is None or data is None:
         raise click.UsageError("with --yes nothing is asked, so --model and --data have to be given")
     chosen = (model, data)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 from pydantic import Field, StrictFloat, StrictInt
@@ -172,18 +173,16 @@ def write_trial(params: Path, changes: Sequence[str], workspace: Path) -> Path:
     changed = of_trials(read_mapping(params), before)
     for change in changes:
         changed = overridden(changed, change)
-    place = Workspace(workspace)
-    place.refuse_links()
+    Workspace(workspace).refuse_links()
+    with TemporaryDirectory() as folder:  # what isn't accepted leaves no trace in the workspace
+        draft = Path(folder) / DEFAULT_PARAMS
+        write_mapping(draft, changed)
+        try:
+            load(draft)
+        except SettingsError as error:
+            raise SettingsError(str(error).replace(str(draft), f"{params}, changed by --set,", 1)) from error
     written = workspace / DEFAULT_PARAMS
-    earlier = written.read_bytes() if written.is_file() else None
     write_mapping(written, changed)
-    try:
-        load(written)
-    except SettingsError as error:
-        written.unlink()
-        if earlier is not None:
-            written.write_bytes(earlier)
-        raise SettingsError(str(error).replace(str(written), f"{params}, changed by --set,", 1)) from error
     return written
 
 

@@ -60,6 +60,9 @@ def test_what_is_there_is_never_overwritten_and_faults_write_nothing(
     done = CliRunner().invoke(commands, ["init", "--yes"])
     assert done.exit_code == 2
     assert "--model and --data have to be given" in done.output
+    done = CliRunner().invoke(commands, ["init"], input="net_of_init:make\n")
+    assert done.exit_code == 2
+    assert "give --model, --data and --yes" in done.output
 
 
 def test_folder_with_the_name_of_an_own_package_is_named_in_the_message(
