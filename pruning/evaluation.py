@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) -> [N] float: one value per sample; their mean is called the accuracy."""
+
+NORMAL_95 = 1.96
+"""Standard deviations of a normal distribution between its mean and either end of the middle 95 %."""
 
 Forward = Callable[[nn.Module, int, Inputs], Any]
 """(model, number of the batch, its inputs) -> outputs: how a model is run on a batch of the samples."""
@@ -116,6 +120,17 @@ def values_of_each(metric: Metric, outputs: Tensor, targets: Tensor) -> Tensor:
             "value per sample"
         )
     return values
+
+
+def interval_of_mean(values: Tensor) -> tuple[float, float]:
+    """Return the lower and upper end of the 95 % interval of a mean: mean ± 1.96 s/√N.
+
+    Args:
+        values: one for each sample, [N]; for two models, the differences sample by sample.
+    """
+    mean = float(values.double().mean())
+    half = NORMAL_95 * float(values.double().std(correction=0)) / math.sqrt(len(values))
+    return mean - half, mean + half
 
 
 def described(value: Any) -> str:

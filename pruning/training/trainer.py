@@ -1,11 +1,13 @@
 """Train a model on samples, or from a teacher: deterministic on the CPU, whatever happened before in the process.
 
 All randomness of epoch e comes from (seed, e) alone, so that the state between two epochs is the model, the optimizer,
-what a penalty remembers and the number of epochs done: nothing else has to be saved to go on later.
+what a penalty remembers, the best model so far and the number of epochs done: nothing else has to be saved to go on
+later.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,10 +25,13 @@ from pruning.evaluation import (
     check_samples,
     cross_entropy,
     device_of,
+    interval_of_mean,
     mean_loss,
     restored_modes,
 )
-from pruning.training.recipe import Recipe, learning_rate_at, make_optimizer
+from pruning.training.recipe import Recipe, learning_rate_at, make_optimizer, recipe_for
+
+_log = logging.getLogger(__name__)
 
 
 def distillation_loss(outputs: Tensor, teacher_outputs: Tensor, temperature: float) -> Tensor:
@@ -65,6 +70,10 @@ AfterStep = Callable[[int, int, float], None]
 """(step from 1, steps of the run, learning rate): called after each step of the optimizer."""
 
 
+Judge = Callable[[nn.Module], Tensor]
+"""model -> what it scores on each of some samples that it doesn't learn from, [N]; higher is better."""
+
+
 class Stateful(Protocol):
     """What a penalty, or what is done after a step, remembers from epoch to epoch."""
 
@@ -98,6 +107,8 @@ class Callbacks:
         memory: what `penalty` and `after_step` remember from epoch to epoch, for the keeper.
         progress: told after each batch.
         checkpointer: keeps the state after each epoch; what it has kept is gone on from, to the same bits.
+        judge: asked before the first epoch and after each: an epoch that ends worse than what was best before is
+            undone, see `finetune`. Not for training that has to reach its end, as gates and sparsity do.
     """
 
     penalty: Penalty | None = None
@@ -105,6 +116,7 @@ class Callbacks:
     memory: Stateful | None = None
     progress: Progress | None = None
     checkpointer: Checkpointer | None = None
+    judge: Judge | None = None
 
 
 @dataclass(frozen=True)
@@ -114,15 +126,19 @@ class History:
     Attributes:
         recipe: name of the recipe.
         losses: mean training loss of each epoch.
+        scores: what the judge said on average: before the first epoch, and after each; empty without one.
+        kept: the epoch whose end the model is at; 0: as it was before the first.
     """
 
     recipe: str
     losses: tuple[float, ...]
+    scores: tuple[float, ...] = ()
+    kept: int = 0
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What stays the same from epoch to epoch."""
+    """What stays the same from epoch to epoch; but `best`, which is told how each ended."""
 
     model: nn.Module
     samples: TensorSamples
@@ -133,6 +149,7 @@ class _Run:
     teacher: nn.Module | None
     augment: Augment | None
     callbacks: Callbacks
+    best: _Best | None
 
 
 def finetune(
@@ -150,11 +167,17 @@ def finetune(
 
     The loss of a step is (1 − w) · loss + w · distillation + penalty, with w = `recipe.distillation`.
 
+    With a judge, an epoch that ends worse than the best state so far, before training or after an epoch, by more than
+    chance explains (the 95 % interval of the mean difference, sample by sample) is undone at once: training goes on
+    from the best, with a fresh optimizer and half the rate. What is worse by less may be on its way, so training goes
+    on from there; but where the end is below the beginning, by however little, the model stays as it was before. (The
+    highest score of all epochs would not be the better model: of several that differ by chance it is the luckiest.)
+
     Args:
         model: changed in place, on its own device.
         samples: shuffled anew each epoch; a last batch of a single sample joins the one before it (batch norms
             can't train on one value).
-        recipe: the knobs.
+        recipe: the knobs; `auto` is filled in by the model, see `recipe_for`.
         loss: mean loss of a batch.
         seed: of the order of the samples, of dropout and of `augment`.
         teacher: needed where the recipe distils; run in evaluation mode.
@@ -181,9 +204,16 @@ def finetune(
         )
     if recipe.label_smoothing > 0:
         loss = partial(nn.functional.cross_entropy, label_smoothing=recipe.label_smoothing)
+    if recipe.optimizer == "auto":
+        recipe = recipe_for(recipe, model)
+        _log.info(
+            "recipe %s: %s at %g, warm-up over %g epochs, largest norm of the gradient: %s",
+            *(recipe.name, recipe.optimizer, recipe.peak_rate, recipe.rise, recipe.largest_gradient or "any"),
+        )
     optimizer = make_optimizer(recipe, model.parameters())
     followed = teacher if recipe.distillation else None
-    run = _Run(model, samples, recipe, loss, optimizer, seed, followed, augment, callbacks)
+    best = None if callbacks.judge is None else _Best(model, callbacks.judge, memory)
+    run = _Run(model, samples, recipe, loss, optimizer, seed, followed, augment, callbacks, best)
     device = device_of(model)
     devices = [device] if device.type == "cuda" else []
     also = model if teacher is None else teacher
@@ -191,13 +221,92 @@ def finetune(
         model.train()
         if teacher is not None:
             teacher.eval()
-        losses = [] if checkpointer is None else checkpointer.load(model, optimizer, memory)
+        kept = memory if best is None else best
+        losses = [] if checkpointer is None else checkpointer.load(model, optimizer, kept)
         for epoch in range(len(losses), recipe.epochs):
             losses.append(_run_epoch(run, epoch))
+            if best is not None and best.see(model):
+                optimizer.state.clear()
+                _log.warning(
+                    "recipe %s: epoch %d of %d ended at %.4f, worse than the %.4f of epoch %d beyond chance: undone; "
+                    "training goes on from there at half the rate",
+                    *(recipe.name, epoch + 1, recipe.epochs, best.scores[-1], best.scores[best.epoch], best.epoch),
+                )
             if checkpointer is not None:
-                checkpointer.save(model, optimizer, memory, losses)
+                checkpointer.save(model, optimizer, kept, losses)
     optimizer.zero_grad(set_to_none=True)
-    return History(recipe=recipe.name, losses=tuple(losses))
+    if best is None:
+        return History(recipe.name, tuple(losses), kept=len(losses))
+    if best.scores[best.at] < best.scores[0]:
+        _log.warning(
+            "recipe %s: training ended at %.4f, below the %.4f that it began with: all of it is undone",
+            *(recipe.name, best.scores[best.at], best.scores[0]),
+        )
+        best.restore_first(model)
+    return History(recipe.name, tuple(losses), tuple(best.scores), best.at)
+
+
+class _Best:
+    """The best model so far, and what it takes to go on: kept beside what penalties remember."""
+
+    def __init__(self, model: nn.Module, judge: Judge, memory: Stateful | None) -> None:
+        self._judge, self._memory = judge, memory
+        self._values = self._ask(model)
+        self.scores, self.rate = [float(self._values.mean())], 1.0
+        self.epoch = self.at = 0  # after which the best was, and the model is
+        self._keep(model)
+        self._first = self._state
+
+    def see(self, model: nn.Module) -> bool:
+        """Judge a model after an epoch; return whether it is so much worse that it was brought back to the best."""
+        values = self._ask(model)
+        self.scores.append(float(values.mean()))
+        self.at = len(self.scores) - 1
+        if self.scores[-1] >= self.scores[self.epoch]:
+            self.epoch, self._values = self.at, values
+            self._keep(model)
+            return False
+        if interval_of_mean(values - self._values)[1] >= 0:
+            return False  # may be chance
+        self.restore(model)
+        self.rate /= 2
+        return True
+
+    def restore(self, model: nn.Module) -> None:
+        """Bring a model back to the best."""
+        model.load_state_dict(self._state)
+        self.at = self.epoch
+
+    def restore_first(self, model: nn.Module) -> None:
+        """Bring a model back to where training began."""
+        model.load_state_dict(self._first)
+        self.at = 0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return it by name, as tensors on the CPU; not where training began, which is there again when it goes on."""
+        found = {f"best.{name}": tensor.cpu() for name, tensor in self._state.items()}
+        found |= {} if self._memory is None else {f"more.{k}": v for k, v in self._memory.state_dict().items()}
+        scores = torch.tensor(self.scores, dtype=torch.float64)
+        numbers = torch.tensor([self.epoch, self.at, self.rate], dtype=torch.float64)
+        return found | {"values": self._values, "scores": scores, "numbers": numbers}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Remember that instead."""
+        parts: dict[str, dict[str, Tensor]] = {"best": {}, "more": {}}
+        for name, tensor in state.items():
+            part, _, rest = name.partition(".")
+            parts.setdefault(part, {})[rest] = tensor
+        self._state, self._values, self.scores = parts["best"], state["values"], state["scores"].tolist()
+        epoch, at, self.rate = state["numbers"].tolist()
+        self.epoch, self.at = int(epoch), int(at)
+        if self._memory is not None:
+            self._memory.load_state_dict(parts["more"])
+
+    def _ask(self, model: nn.Module) -> Tensor:
+        return self._judge(model).detach().to("cpu", torch.float64)
+
+    def _keep(self, model: nn.Module) -> None:
+        self._state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def _run_epoch(run: _Run, epoch: int) -> float:
@@ -211,7 +320,7 @@ def _run_epoch(run: _Run, epoch: int) -> float:
         if not math.isfinite(value):
             raise ModelError(
                 f"recipe {run.recipe.name!r}: the loss became {value} in epoch {epoch + 1} of {run.recipe.epochs}, "
-                f"step {index + 1} of {len(batches)}; lower the learning rate ({run.recipe.learning_rate:g}) "
+                f"step {index + 1} of {len(batches)}; lower the learning rate ({run.recipe.peak_rate:g}) "
                 "or set gradient_clip"
             )
         total += value * len(batch)
@@ -238,13 +347,13 @@ def _run_step(run: _Run, batch: Tensor, generator: torch.Generator, step: int, s
         value = value + penalty()
     if not math.isfinite(result := value.item()):
         return result
-    rate = learning_rate_at(recipe, step, steps_per_epoch)
+    rate = learning_rate_at(recipe, step, steps_per_epoch) * (1.0 if run.best is None else run.best.rate)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(value)
-    if recipe.gradient_clip is not None:
-        nn.utils.clip_grad_norm_(run.model.parameters(), recipe.gradient_clip)
+    if (largest := recipe.largest_gradient) is not None:
+        nn.utils.clip_grad_norm_(run.model.parameters(), largest)
     run.optimizer.step()
     if (after_step := run.callbacks.after_step) is not None:
         after_step(step + 1, recipe.epochs * steps_per_epoch, rate)

@@ -136,6 +136,11 @@ class Prune(Section):
     """Fine-tuning recipes. Each is tried after every step, and the best on the validation samples is kept; [] trains
     nothing. By default two: distil, with the baseline as teacher (distillation 0.7), and plain, without.
     """
+    undo_training: bool = False
+    """Whether training that does harm is undone: an epoch that ends worse on the validation samples than the best state
+    before it, by more than chance explains, and a training that ends below where it began. Log and report say so.
+    Gates and sparsity are trained to their end all the same.
+    """
     allow_other_data: bool = False
     """Whether fine-tuning may use data other than the baseline's; otherwise that is an error."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, Field, StrictFloat, StrictInt, ValidationError, model_validator
 
@@ -104,10 +104,11 @@ class FromScratch(Recipe):
     """What reports call it."""
     epochs: Epochs = 12
     """Passes over the training samples."""
-    learning_rate: LearningRate = 0.1
-    """Highest learning rate of the run."""
+    learning_rate: LearningRate = "auto"
+    """Highest learning rate of the run. auto: 0.1 with SGD, 0.002 with AdamW."""
     schedule: Schedule = "one_cycle"
     """Learning rate over the run."""
+    rates: ClassVar[dict[str, float]] = {"sgd": 0.1, "adamw": 2e-3}
 
 
 class Baseline(Section):

@@ -53,6 +53,7 @@ class Row(BaseModel):
         checkpoint: The folder of an accepted attempt, below `iterations/`.
         weights_sha256: Of the checkpoint's weights.
         refused: Why no plan reaches the goal.
+        kept_epochs: Recipes whose last epochs were undone, and after which epoch the model is; 0: as before training.
         failed: Recipes without a model, and why: training diverged, or missed its sparsity.
         unrounded: Channels that each group would have kept in the last step, had its count not been rounded.
         relaxed: The limits that were taken for it, if the goal is out of reach within the first ones.
@@ -72,6 +73,7 @@ class Row(BaseModel):
     checkpoint: str | None = Field(default=None, pattern=r"^\d{2,}$")
     weights_sha256: str | None = None
     refused: str | None = None
+    kept_epochs: dict[str, int] = {}
     failed: dict[str, str] = {}
     unrounded: dict[str, int] | None = None
     relaxed: str | None = None

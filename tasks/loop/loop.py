@@ -16,10 +16,11 @@ from torch import Tensor, nn
 import pruning
 from pruning.allocation.schedule import Attempt, ScheduleSettings, Stop
 from pruning.errors import DataError, ModelError, TargetError, WorkspaceError
+from pruning.evaluation import evaluate
 from pruning.io.checkpoint import check_checkpoint, save_checkpoint
 from pruning.plan.narrow import expand
 from pruning.training.recipe import Recipe
-from pruning.training.trainer import Callbacks, finetune
+from pruning.training.trainer import Callbacks, History, finetune
 from tasks.config.schema import Settings
 from tasks.config.target_schema import Kind
 from tasks.data import Description, read_description, read_split
@@ -172,6 +173,7 @@ class _Candidate:
     recipe: str
     model: nn.Module
     measured: ModelMetrics
+    kept_epoch: int | None = None
 
 
 def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, goals: Goals, step: Attempt, floor: float) -> Row:
@@ -240,6 +242,7 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, goals: Goa
         measured=best.measured,
         recipe=best.recipe,
         recipes={one.recipe: one.measured.accuracy for one in candidates},
+        kept_epochs={one.recipe: one.kept_epoch for one in candidates if one.kept_epoch is not None},
         failed=failed,
         unrounded=dict(taken.unrounded) if taken.unrounded else None,
         relaxed=taken.relaxed,
@@ -300,14 +303,24 @@ def _recover(
     example: Tensor,
     checkpointer: EpochCheckpointer,
 ) -> _Candidate:
-    """Fine-tune a copy by one recipe and measure it; a training that was killed goes on after its last epoch."""
-    model = copy.deepcopy(taken.model)
-    loss, _ = loss_and_metric(settings)
+    """Fine-tune a copy by one recipe and measure it; a training that was killed goes on after its last epoch.
+
+    With `prune.undo_training`, epochs that do harm are undone, unless training has to reach its end.
+    """
+    model, histories = copy.deepcopy(taken.model), list[History]()
+    loss, metric = loss_and_metric(settings)
+    validation = read_split(workspace, "validation")
+
+    def judge(model: nn.Module) -> Tensor:
+        batch_size = settings.training.batch_size
+        return evaluate(model, validation, loss=loss, metric=metric, batch_size=batch_size).values
+
     with shown(f"attempt {number + 1}: {recipe.name}") as progress:
         callbacks = Callbacks(progress=progress, checkpointer=checkpointer)
 
         def train(model: nn.Module, **hooks: Any) -> None:
-            finetune(
+            to_its_end = any(hook is not None for hook in hooks.values())
+            history = finetune(
                 model,
                 read_split(workspace, "train"),
                 recipe,
@@ -315,11 +328,16 @@ def _recover(
                 seed=settings.run.seed + 1 + number,
                 teacher=teacher,
                 augment=augmentation(settings),
-                callbacks=replace(callbacks, **hooks),
+                callbacks=replace(
+                    callbacks, **hooks, judge=judge if settings.prune.undo_training and not to_its_end else None
+                ),
             )
+            histories.append(history)
 
         taken.train(model, recipe, train)
-    return _Candidate(recipe.name, model, measure(model, read_split(workspace, "validation"), settings, example))
+    kept = histories[-1].kept
+    measured = measure(model, validation, settings, example)
+    return _Candidate(recipe.name, model, measured, kept if kept < recipe.epochs else None)
 
 
 def close_loop(loop: Loop, stop: Stop, workspace: Workspace) -> None:

@@ -191,7 +191,15 @@ def _attempt_cells(row: Row) -> list[str]:
     costs = (
         (f"{found.macs:,} MACs", f"{found.parameters:,} parameters", as_bytes(found.size_bytes)) if found else ("–",)
     )
-    reasons = [*([row.refused] if row.refused else ()), *(f"{name}: {why}" for name, why in row.failed.items())]
+    undone = [
+        f"{name}: {f'epochs after {epoch} were undone' if epoch else 'all epochs were undone'}, as the model was worse"
+        for name, epoch in row.kept_epochs.items()
+    ]
+    reasons = [
+        *undone,
+        *([row.refused] if row.refused else ()),
+        *(f"{name}: {why}" for name, why in row.failed.items()),
+    ]
     if row.relaxed is not None:
         reasons.append(f"out of reach within the limits; planned within {row.relaxed}")
     verdict = f'<span class="{_SHADES[row.verdict]}">{row.verdict}</span>'

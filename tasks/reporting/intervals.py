@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict  # pydantic reads those of `typing` from Python 3.12 on
 
-_NORMAL_95 = 1.96
+from pruning.evaluation import NORMAL_95, interval_of_mean
+
 _ROUNDING = 1e-9
 
 Interval = tuple[float, float]
@@ -47,10 +48,9 @@ def interval_of(values: Tensor) -> Interval:
     """
     count, mean = len(values), float(values.double().mean())
     if not _is_share(values):
-        half = _NORMAL_95 * float(values.double().std(correction=0)) / sqrt(count)
-        return mean - half, mean + half
-    square = _NORMAL_95**2
-    half = _NORMAL_95 * sqrt(mean * (1 - mean) / count + square / (4 * count**2))
+        return interval_of_mean(values)
+    square = NORMAL_95**2
+    half = NORMAL_95 * sqrt(mean * (1 - mean) / count + square / (4 * count**2))
     middle, scale = mean + square / (2 * count), 1 + square / count
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
@@ -71,7 +71,7 @@ def compare_pairs(before: Tensor, after: Tensor) -> Paired:
     count, total, squares = len(changes), float(changes.sum()), float(changes.square().sum())
     more, one = (2, 1.0) if _is_share(before) and _is_share(after) else (0, 0.0)
     mean = total / (count + more)
-    half = _NORMAL_95 * sqrt(max((squares + one) / (count + more) - mean**2, 0.0) / (count + more))
+    half = NORMAL_95 * sqrt(max((squares + one) / (count + more) - mean**2, 0.0) / (count + more))
     return {
         "difference": total / count,
         "low": mean - half,

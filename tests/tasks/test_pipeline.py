@@ -390,6 +390,32 @@ def test_a_recipe_that_diverges_has_lost_and_the_others_go_on(
     assert "the loss became" in rows[0].failed["wild"]
 
 
+def test_training_that_only_harms_is_undone_and_the_report_says_so(
+    copied: Path, finished: Project, project_writer: Callable[..., Path]
+) -> None:
+    def harmful(settings: dict[str, Any]) -> None:
+        settings["prune"].update(iterations=1, max_attempts=1, max_accuracy_drop=0.9, undo_training=True)
+        settings["prune"]["recipes"] = [
+            {"name": "harsh", "epochs": 2, "learning_rate": 20.0, "schedule": "constant", "batch_size": 32}
+        ]
+
+    project = make(copied, project_writer, harmful)
+    for name in NAMES[NAMES.index("prune") :]:
+        project.run(name)
+    row = read_ledger(Path("artifacts/iterations")).rows[0]
+    assert row.kept_epochs == {"harsh": 0}
+
+    assert "harsh: all epochs were undone" in Path("artifacts/report/report.html").read_text(encoding="utf-8")
+
+    def bare(settings: dict[str, Any]) -> None:
+        harmful(settings)
+        settings["prune"]["recipes"] = []
+
+    make(copied, project_writer, bare).run("prune")
+    other = read_ledger(Path("artifacts/iterations")).rows[0]
+    assert (row.measured, row.weights_sha256) == (other.measured, other.weights_sha256)
+
+
 def test_an_attempt_whose_recipes_all_diverge_is_no_missing_plan_but_a_failed_training(
     copied: Path, finished: Project, project_writer: Callable[..., Path]
 ) -> None:

@@ -54,6 +54,22 @@ def _gated(model: nn.Module, recipe: Recipe) -> dict[str, Any]:
     return {"penalty": training.penalty, "after_step": training.after_step, "memory": training}
 
 
+def _judged(model: nn.Module, recipe: Recipe) -> dict[str, Any]:
+    """Judge by the state alone, which falls far at times and rises at others; the same for the same state."""
+
+    def judge(now: nn.Module) -> torch.Tensor:
+        share = 0.5 + 0.5 * torch.sin(
+            1e4 * torch.cat([one.detach().flatten() for one in now.parameters()]).double().sum()
+        )
+        return (torch.arange(100) < 100 * share).float()
+
+    return {"judge": judge}
+
+
+def _judged_and_sparse(model: nn.Module, recipe: Recipe) -> dict[str, Any]:
+    return _sparse(model, recipe) | _judged(model, recipe)
+
+
 def _network_with_gates() -> nn.Module:
     torch.manual_seed(1)
     return add_gates(find_groups(_network(), _samples().inputs[:1]))[0]
@@ -75,6 +91,8 @@ Hooks = Callable[[nn.Module, Recipe], dict[str, Any]]
         pytest.param(LASSO, _sparse, _network, id="group lasso"),
         pytest.param(SCALES, _sparse, _network, id="scales"),
         pytest.param(SGD, _gated, _network_with_gates, id="gates"),
+        pytest.param(SGD, _judged, _network, id="judged"),
+        pytest.param(LASSO, _judged_and_sparse, _network, id="judged and sparse"),
     ],
 )
 @pytest.mark.parametrize("killed_in", [1, 2, 3])

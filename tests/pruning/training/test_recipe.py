@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
 
-from pruning.training.recipe import Recipe, learning_rate_at, make_optimizer
+from pruning.training.recipe import Recipe, learning_rate_at, make_optimizer, recipe_for
+from tasks.config.schema import FromScratch
 
 
 def rates(recipe: Recipe, steps_per_epoch: int = 10) -> list[float]:
@@ -68,3 +70,48 @@ def test_norms_and_biases_are_not_decayed_and_frozen_parameters_not_owned(optimi
 def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Recipe.model_validate({"epochs": 5} | wrong)
+
+
+class RMSNormOfMine(nn.Module):
+    pass
+
+
+BATCH = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+LAYER = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "optimizer"),
+    [
+        (BATCH, {}, "sgd"),
+        (LAYER, {}, "adamw"),
+        (nn.Sequential(nn.Linear(2, 2), RMSNormOfMine()), {}, "adamw"),
+        (nn.Sequential(*BATCH, *LAYER), {}, "sgd"),
+        (nn.Sequential(*BATCH, *LAYER, nn.LayerNorm(2)), {}, "adamw"),
+        (nn.Linear(2, 2), {}, "sgd"),
+        (LAYER, {"learning_rate": 0.1}, "sgd"),
+        (LAYER, {"optimizer": "sgd"}, "sgd"),
+        (BATCH, {"optimizer": "adamw"}, "adamw"),
+    ],
+)
+def test_auto_takes_the_optimizer_that_suits_the_norms(
+    model: nn.Module, given: dict[str, object], optimizer: str
+) -> None:
+    assert recipe_for(Recipe.model_validate(given), model).optimizer == optimizer
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        (Recipe(epochs=6, optimizer="sgd"), (0.02, 0.0, None)),
+        (Recipe(epochs=6, optimizer="adamw"), (1e-3, pytest.approx(0.6), 1.0)),
+        (Recipe(epochs=60, optimizer="adamw", gradient_clip=None), (1e-3, 1.0, None)),
+        (Recipe(epochs=6, optimizer="adamw", learning_rate=0.3, warmup_epochs=2.0), (0.3, 2.0, 1.0)),
+        (FromScratch(optimizer="sgd"), (0.1, 0.0, None)),
+        (FromScratch(optimizer="adamw"), (2e-3, 0.0, 1.0)),
+    ],
+)
+def test_auto_fills_in_what_the_optimizer_needs(recipe: Recipe, expected: tuple[Any, ...]) -> None:
+    assert (recipe.peak_rate, recipe.rise, recipe.largest_gradient) == expected
+    owner = make_optimizer(recipe, nn.Linear(2, 2).parameters())
+    assert [group["lr"] for group in owner.param_groups] == [expected[0]] * 2

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from pruning.errors import ModelError, SettingsError
 from pruning.evaluation import evaluate
 from pruning.training.recipe import Recipe
-from pruning.training.trainer import Callbacks, finetune
+from pruning.training.trainer import Callbacks, History, finetune
 
 RECIPE = Recipe(name="quick", epochs=3, learning_rate=0.05, batch_size=16)
 
@@ -125,3 +126,65 @@ def test_progress_hears_of_every_step() -> None:
     heard: list[tuple[int, int]] = []
     finetune(model(), samples(40), RECIPE, seed=0, callbacks=Callbacks(progress=lambda *counts: heard.append(counts)))
     assert heard == [(step, 9) for step in range(1, 10)]
+
+
+def _scripted(*shares: float) -> Callable[[nn.Module], Tensor]:
+    """Judge one model after another by so many hits of a hundred, whatever it is."""
+    left = iter(shares)
+    return lambda _model: (torch.arange(100) < 100 * next(left)).float()
+
+
+def _after_each_epoch(recipe: Recipe, judge: Callable[[nn.Module], Tensor]) -> tuple[list[dict[str, Tensor]], History]:
+    """Train, and return the states that were judged, the one at the end last."""
+    net, seen = model(), []
+
+    def watched(now: nn.Module) -> Tensor:
+        seen.append(state(now))
+        return judge(now)
+
+    history = finetune(net, samples(), recipe, seed=0, callbacks=Callbacks(judge=watched))
+    return [*seen, state(net)], history
+
+
+def test_a_judge_that_finds_each_epoch_better_changes_no_bit() -> None:
+    plain = model()
+    finetune(plain, samples(), RECIPE, seed=0)
+    states, history = _after_each_epoch(RECIPE, _scripted(0.5, 0.6, 0.6, 0.7))
+    assert same(states[-1], state(plain))
+    assert history.kept == 3
+    assert history.scores == pytest.approx((0.5, 0.6, 0.6, 0.7))
+
+
+@pytest.mark.parametrize(
+    ("shares", "kept"), [((0.5, 0.52, 0.51, 0.5), 3), ((0.5, 0.49, 0.51, 0.49), 0), ((0.5, 0.49, 0.48, 0.49), 0)]
+)
+def test_training_that_ends_below_its_beginning_is_undone(shares: tuple[float, ...], kept: int) -> None:
+    plain = model()
+    finetune(plain, samples(), RECIPE, seed=0)
+    states, history = _after_each_epoch(RECIPE, _scripted(*shares))
+    assert history.kept == kept
+    assert same(states[-1], states[kept])
+    assert same(states[3], state(plain)), "what is worse by chance alone is gone on from"
+
+
+def test_an_epoch_that_is_worse_beyond_chance_is_undone_at_half_the_rate(caplog: pytest.LogCaptureFixture) -> None:
+    recipe = RECIPE.model_copy(update={"schedule": "constant", "momentum": 0.0, "epochs": 2})
+    states, history = _after_each_epoch(recipe, _scripted(0.9, 0.2, 0.95))
+    assert history.kept == 2
+    assert "epoch 1 of 2 ended at 0.2000" in caplog.text
+
+    by_hand = model()  # the second epoch from the beginning, at half the rate
+    half = recipe.model_copy(update={"learning_rate": 0.025})
+    lost = model()
+    finetune(lost, samples(), recipe.model_copy(update={"epochs": 1}), seed=0)
+    assert same(states[1], state(lost))
+
+    class Second:
+        def load(self, *_: object) -> list[float]:
+            return [0.0]
+
+        def save(self, *_: object) -> None:
+            pass
+
+    finetune(by_hand, samples(), half, seed=0, callbacks=Callbacks(checkpointer=Second()))
+    assert same(states[-1], state(by_hand))
