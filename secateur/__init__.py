@@ -134,7 +134,7 @@ def __getattr__(name: str) -> Any:
     """
     if name not in __all__:
         raise AttributeError(f"module 'secateur' has no attribute {name!r}")
-    from secateur.extras import named
+    from secateur.packages import named
 
     with named(f"secateur.{name}"):
         found = getattr(import_module(_PLACES.get(name, "pruning")), name)

@@ -4,7 +4,7 @@ The project's own `flows/` and `tasks/`, if it has any, stay out of the way.
 """
 
 # ruff: noqa: E402  # the packages are looked for as the next line says
-from secateur.precedence import find_own_packages_first
+from secateur.packages import find_own_packages_first
 
 find_own_packages_first()
 

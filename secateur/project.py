@@ -16,9 +16,8 @@ from pydantic import BaseModel
 
 from pruning.errors import ModelError, SettingsError, WorkspaceError
 from pruning.io.atomic import replace_file
-from secateur.extras import advice
-from secateur.inspection import inspect
-from secateur.sources import Source
+from secateur.inspection import Source, inspect
+from secateur.packages import advice
 from tasks.config import reference
 from tasks.config.prune_schema import Prune
 from tasks.config.schema import FromScratch, Run

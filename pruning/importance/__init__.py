@@ -8,7 +8,6 @@ from pruning.importance import (
     lasso,
     norms,
     obs,
-    random,
     reduce_and_reuse,
     taylor,
 )
@@ -45,7 +44,6 @@ __all__ = [
     "norms",
     "obs",
     "order_channels",
-    "random",
     "reduce_and_reuse",
     "score_channels",
     "taylor",

@@ -10,11 +10,10 @@ from click.shell_completion import get_completion_class
 
 from secateur import __version__
 from secateur.cli.model import init, inspect
-from secateur.cli.options import FAULT
 from secateur.cli.pipeline import explain, frontier, params, run, status
 from secateur.cli.production import cleanup, promote, restore, rollback, serve, ui
-from secateur.extras import advice
-from secateur.precedence import find_own_packages_first
+from secateur.cli.terminal import FAULT
+from secateur.packages import advice, find_own_packages_first
 
 EPILOG = (
     "Exit codes: 0 done; 1 the answer is no (a stage isn't current, a candidate is refused, no attempt was "

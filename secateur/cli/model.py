@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from secateur.cli.options import debug_option, execute, params_option, say, watch_signals, workspace_option
+from secateur.cli.terminal import debug_option, execute, params_option, say, watch_signals, workspace_option
 
 if TYPE_CHECKING:
     from secateur.inspection import Inspection, Size
@@ -47,8 +47,8 @@ def inspect(
         raise click.UsageError("--data, --input and --weights go with --model")
 
     def action() -> None:
+        from secateur.inspection import Source
         from secateur.inspection import inspect as look
-        from secateur.sources import Source
         from tasks.config.schema import load
         from tasks.workspace import Workspace
 
@@ -84,7 +84,7 @@ def summary(found: Inspection) -> str:
 
 
 def _show(found: Inspection, everything: bool) -> None:
-    from secateur.cli.tables import print_lines, print_table
+    from secateur.cli.terminal import print_lines, print_table
 
     print_lines([summary(found), ""])
     rows = [("as it is", *_cells(found.size, found.size))]

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
-from secateur.cli.options import (
+from secateur.cli.terminal import (
     NEGATIVE,
     STAGES,
     WORKSPACE,
@@ -121,7 +121,7 @@ def status(as_json: bool, params: Path, workspace: Path, debug: bool) -> None:
             rows = [{"stage": s.stage, "state": s.state, "reasons": list(s.reasons)} for s in states]
             say(json.dumps({"current": current, "stages": rows}, indent=2))
         else:
-            from secateur.cli.tables import print_table
+            from secateur.cli.terminal import print_table
 
             print_table(("stage", "state", "why"), [(s.stage, s.state, _short(s.reasons)) for s in states])
         if not current:
@@ -182,7 +182,7 @@ def params(path: str | None, everything: bool, json_schema: bool, old: Path | No
             say(reference.json_schema_text().rstrip())
             return
         rows = reference.rows_below(path) if path else reference.rows() if everything else reference.first_rows()
-        from secateur.cli.tables import print_settings
+        from secateur.cli.terminal import print_settings
 
         print_settings(rows)
         if not (everything or path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from secateur.cli.options import debug_option, params_option, prefect_option, reads_settings, watch_signals
+from secateur.cli.terminal import debug_option, params_option, prefect_option, reads_settings, watch_signals
 
 PARTS = ("code", "data")
 ALIASES = ("candidate", "production", "previous")

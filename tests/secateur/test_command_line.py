@@ -17,9 +17,8 @@ from click.testing import CliRunner, Result
 import secateur
 from flows.stages import FLOWS
 from secateur.cli import commands
-from secateur.cli.options import STAGES
-from secateur.extras import EXTRAS
-from secateur.precedence import HOME, PACKAGES
+from secateur.cli.terminal import STAGES
+from secateur.packages import EXTRAS, HOME, PACKAGES
 from tasks.config import reference
 from tasks.environment import REPOSITORY
 from tasks.registry.restore import PARTS

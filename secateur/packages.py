@@ -1,10 +1,21 @@
-"""Which extra an optional package belongs to, and the line that installs it."""
+"""Where Secateur's own packages are found, and which extra brings an optional one.
+
+The current folder belongs to the user and may hold folders called `tasks/` or `flows/` too. The command `secateur`
+needs its own; `import secateur` alone leaves Python's search for modules as it is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
 
+PACKAGES = ("secateur", "flows", "tasks", "pruning", "zoo")
+HOME = Path(__file__).resolve().parent.parent
 EXTRAS = {
     "pipeline": (
         *("dvc", "dvc_data", "fastapi", "matplotlib", "mlflow", "onnx", "onnxruntime", "onnxscript", "PIL", "prefect"),
@@ -13,6 +24,20 @@ EXTRAS = {
     "postgresql": ("psycopg",),
 }
 """Extra -> the packages that it installs, by their import names."""
+
+
+class _OwnPackages(MetaPathFinder):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        del path, target
+        return PathFinder.find_spec(fullname, [str(HOME)]) if fullname in PACKAGES else None
+
+
+def find_own_packages_first() -> None:
+    """Make Python find Secateur's packages before the user's folders of the same names."""
+    if not any(isinstance(finder, _OwnPackages) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _OwnPackages())
 
 
 def advice(missing: str | None) -> str | None:
