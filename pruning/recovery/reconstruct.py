@@ -100,7 +100,8 @@ def reconstruct(
     found = []
     with state_copied_once():
         whole, now = (_Passes(one, groups, [batch for part in parts for batch in part]) for one in (model, dense))
-        layers = find_layers(dense, take(inputs, slice(1), device), parts=True)
+        # two, because what parameters alone make, such as positions, has the shape of a batch of one
+        layers = find_layers(dense, take(inputs, slice(2), device), parts=True)
         for index, layer in enumerate(layers):
             found.append(refit(layer))
             if progress is not None:

@@ -216,3 +216,17 @@ def test_channels_that_are_zero_already_are_proven_by_those_that_stay() -> None:
     assert torch.equal(first(x), masked(x))
     assert pruning.narrow(model, plan, torch.randn(2, 6), groups=groups)(x).shape == (5, 3)
     assert torch.allclose(pruning.narrow(model, plan, x, groups=groups)(x), first(x), atol=1e-6)
+
+
+def test_reconstruction_makes_up_for_most_of_a_stream_and_takes_positions_for_no_branch() -> None:
+    torch.manual_seed(0)
+    model, inputs, others = Transformer().eval(), torch.randn(256, 7, 6), torch.randn(64, 7, 6)
+    groups = pruning.find_groups(model, X, allow_mixed=True)
+    limits = pruning.Limits(min_channels=1)
+    plan = pruning.make_plan(groups, "structured_obs", pruning.ChannelSparsity(0.25), samples=inputs, limits=limits)
+    assert plan.removed[_streams(groups)[0].name]
+    dense = pruning.narrow(model, plan, X, groups=groups)
+    with torch.no_grad():
+        before = (dense(others) - model(others)).norm()
+        pruning.reconstruct(dense, model, plan, groups, inputs)
+        assert (dense(others) - model(others)).norm() < 0.7 * before
