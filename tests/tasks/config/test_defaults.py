@@ -35,6 +35,12 @@ OF_ONE_RECIPE: tuple[Place, ...] = (
 )
 """What the recipes of the shipped list differ in can't be the default of both."""
 
+BY_THE_MODEL: tuple[Place, ...] = (
+    *(("baseline", "recipe", "learning_rate"), ("baseline", "recipe", "optimizer")),
+    *(("prune", "recipes"), ("prune", "recipes", 0, "learning_rate"), ("prune", "recipes", 1, "learning_rate")),
+)
+"""What that file named as numbers is `auto` by default; for the shipped network it comes to the same."""
+
 
 def _places(value: Any, place: Place = ()) -> Iterator[Place]:
     """List every key, outer ones first."""
@@ -69,7 +75,7 @@ def test_a_key_that_is_left_out_has_the_shipped_value_or_is_asked_for(tmp_path: 
                 other.add(place)
         except ValidationError:
             refused.add(place)
-    assert other == {OF_THE_FACTORY, *OF_ONE_RECIPE}
+    assert other == {OF_THE_FACTORY, *OF_ONE_RECIPE, *BY_THE_MODEL}
     required: set[Place] = {("data",), ("data", "factory"), ("model",), ("model", "factory")}
     required |= {("baseline",), ("baseline", "recipe")}
     required |= {("prune",), ("prune", "target")}

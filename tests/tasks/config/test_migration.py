@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import nn
 
 from pruning.errors import SettingsError
+from pruning.training.recipe import Recipe, recipe_for
 from tasks.config.migration import migrate
 from tasks.config.schema import load
 from tasks.config.yaml_io import read_mapping
 from tasks.environment import REPOSITORY
+from zoo.models import resnet20
 
 OLD = Path(__file__).parent / "old_params"
 CHANGES = {
@@ -65,11 +69,26 @@ def test_values_are_kept_and_those_that_had_another_form_mean_the_same(tmp_path:
 def test_the_last_file_that_named_every_setting_says_what_the_short_one_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So the shipped recipe is the default of the schema."""
+    """So the shipped recipe is the default of the schema; what is `auto` there comes to the numbers of that file."""
     path = _old("before_the_names", tmp_path)
     migrate(path)
     monkeypatch.chdir(REPOSITORY)
-    assert load(path) == load(Path("params.yaml"))
+    old, new = load(path), load(Path("params.yaml"))
+    model = resnet20()
+    assert old.baseline.recipe is not None
+    assert new.baseline.recipe is not None
+    assert _filled(old.baseline.recipe, model) == _filled(new.baseline.recipe, model)
+    assert [_filled(one, model) for one in old.prune.recipes] == [_filled(one, model) for one in new.prune.recipes]
+    recipes = {"recipes": new.prune.recipes}
+    baseline = old.baseline.model_copy(update={"recipe": new.baseline.recipe})
+    assert old.model_copy(update={"baseline": baseline, "prune": old.prune.model_copy(update=recipes)}) == new
+
+
+def _filled(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
+    """Return what a recipe comes to for a model, numbers in place of `auto`."""
+    found = recipe_for(recipe, model)
+    numbers = {"learning_rate": found.peak_rate, "warmup_epochs": found.rise, "gradient_clip": found.largest_gradient}
+    return found.model_dump() | numbers
 
 
 HEAD = "data: {factory: 'zoo.datasets:digits'}\nmodel: {factory: 'zoo.models:resnet20'}\nbaseline: {recipe: {}}\n"
