@@ -43,9 +43,12 @@ def compress(params: SettingsFile = "params.yaml", trial: Trial | None = None) -
     """
     with holding():
         asked = accept(params, trial)
-        settings = load(asked.params)
-        if not say_again(asked.params, Workspace(asked.workspace), asked.commit):
-            run_pipeline(Run.begin(str(asked.params), str(asked.workspace), asked.commit))
+        if say_again(asked.params, Workspace(asked.workspace), asked.commit):
+            settings = load(asked.params)
+        else:
+            run = Run.begin(str(asked.params), str(asked.workspace), asked.commit)
+            settings = run.settings
+            run_pipeline(run)
     if asked.commit and (version := promotion.undecided(settings)) is not None:
         send_event(REGISTERED, f"secateur.model.{settings.tracking.model_name}", {"version": version})
 
