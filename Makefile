@@ -43,7 +43,7 @@ wheel: install ## build the package that pip installs into dist/
 	$(BIN)/python -m pip wheel --no-deps --quiet --wheel-dir dist .
 
 ui: install ## show Prefect's and MLflow's pages until Ctrl-C
-	$(BIN)/python -m flows.pages
+	$(BIN)/python -m flows.servers
 
 serve: install ## run by the schedule of prefect.yaml, with servers and a worker, until Ctrl-C
 	$(BIN)/python -m flows.serve

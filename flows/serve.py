@@ -16,8 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from flows.pages import show_pages, until_interrupted
-from flows.servers import Programs, ServiceError, installed
+from flows.servers import Programs, ServiceError, installed, show_pages, until_interrupted
 from flows.worker import POOL
 from tasks.config.schema import Settings
 from tasks.environment import REPOSITORY, is_installed

@@ -1,5 +1,7 @@
 """Prefect's and MLflow's servers and the worker, as child processes: start them, wait for them, end them.
 
+`python -m flows.servers` shows the pages of both servers until Ctrl-C.
+
 The password of Prefect's server is created once, in a file below PREFECT_HOME that only its owner can read. The
 pipeline's commands find it there by themselves (`tasks.environment`), and so does the worker.
 """
@@ -13,7 +15,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +24,13 @@ from urllib.parse import urlsplit
 import psutil
 from filelock import BaseFileLock
 
+from flows import signals
+from flows.command import FAULT, bare_parser
 from pruning.errors import SecateurError, SettingsError
-from tasks.config.schema import Settings
+from tasks.config.schema import Settings, load
 from tasks.environment import password_file
 from tasks.registry.mlflow_client import absolute, is_server, open_store
+from tasks.workspace import DEFAULT_PARAMS
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
@@ -70,6 +75,7 @@ PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 LONGEST_START_S = 180.0
 PATIENCE_S = 15.0
 _POLL_S = 0.5
+_LONGEST_END_S = 60.0  # for servers, a worker and its runs, one after the other
 
 
 class ServiceError(SecateurError):
@@ -239,3 +245,53 @@ def _family(pid: int) -> list[psutil.Process]:
         return [*parent.children(recursive=True), parent]
     except psutil.NoSuchProcess:
         return []
+
+
+def show_pages(settings: Settings, started: Programs) -> str:
+    """Start both servers and print where their pages are; return the address of Prefect's API."""
+    sys.stderr.write("starting; this takes up to a minute\n")
+    sys.stderr.flush()
+    api = prefect_server(started)
+    mlflow = mlflow_server(started, settings)
+    sys.stdout.write(f"{'Prefect':<8} {api.removesuffix('/api')}{how_to_log_in()}\n{'MLflow':<8} {mlflow}\n")
+    sys.stdout.flush()
+    return api
+
+
+def until_interrupted(
+    name: str, summary: str, run: Callable[[Settings, Programs], object], arguments: Sequence[str] | None = None
+) -> None:
+    """Start programs and keep them until Ctrl-C or until one ends by itself, which is a fault.
+
+    Args:
+        name: The command's.
+        summary: What it does, for its help.
+        run: Starts the programs.
+        arguments: Of the command line; None for the process's own.
+    """
+    options = bare_parser(name, summary).parse_args(arguments)
+    signals.watch(name, patience_s=_LONGEST_END_S)
+    try:
+        settings = load(DEFAULT_PARAMS)
+        with programs() as started:
+            run(settings, started)
+            sys.stdout.write("Ctrl-C ends all of it\n")
+            sys.stdout.flush()
+            started.watch()
+    except SystemExit:
+        if not signals.asked():
+            raise
+    except (SecateurError, OSError) as fault:
+        if options.debug:
+            raise
+        sys.stderr.write(f"{name}: {fault}\n")
+        sys.exit(FAULT)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run it from the command line."""
+    until_interrupted("servers", "Show Prefect's and MLflow's pages until Ctrl-C.", show_pages, arguments)
+
+
+if __name__ == "__main__":
+    main()

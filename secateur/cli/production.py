@@ -96,7 +96,7 @@ def cleanup(cache: bool, dry_run: bool, params: Path, prefect: bool, debug: bool
 def ui(debug: bool) -> None:
     """Show the pages of Prefect and MLflow until Ctrl-C."""
     watch_signals("ui")
-    from flows.pages import main
+    from flows.servers import main
 
     main(_given(debug))
 

@@ -28,8 +28,16 @@ from tasks.determinism import begin
 from tasks.fingerprint import trajectory
 from tasks.loop.ledger import FILE, FOLDER, OUTCOME, Ledger, LoopOutcome, Row, forget_aside, open_ledger
 from tasks.loop.measurements import baseline_ms, read_profile
-from tasks.loop.methods import Step, StepContext, take_step
-from tasks.loop.targets import LATENCY, Goals, LatencyEstimate, clock_warning, estimate_latency, goals_of
+from tasks.loop.methods import Step, take_step
+from tasks.loop.targets import (
+    LATENCY,
+    Goals,
+    LatencyEstimate,
+    StepContext,
+    clock_warning,
+    estimate_latency,
+    goals_of,
+)
 from tasks.models import (
     ModelMetrics,
     augmentation,

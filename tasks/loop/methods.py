@@ -7,7 +7,7 @@ input other channels, chosen by gates (dynamic).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -18,72 +18,29 @@ import torch
 from torch import Tensor, nn
 
 import pruning
-from pruning.allocation.budget import Budget, BudgetSolver, Measure, joined
-from pruning.allocation.hardware_widths import find_kernel_widths, plan_for_latency, rounded
-from pruning.allocation.knapsack import allocate, search
-from pruning.allocation.selection import Scope, choose, free_groups
 from pruning.dynamic.gates import GatedModel, GateTraining, add_gates, calibrate_gates
 from pruning.errors import TargetError
-from pruning.evaluation import evaluate
 from pruning.graph.groups import Groups
-from pruning.importance import Ranking, needs_of
-from pruning.latency.profile import LatencyCost
-from pruning.plan.constraints import Limits, find_tied_groups, within_first
 from pruning.plan.plan import Cost, Plan
 from pruning.recovery.batch_norm import recalibrate
 from pruning.recovery.fold import fold
 from pruning.recovery.least_squares import MEAN_ALONE
 from pruning.recovery.reconstruct import reconstruct
-from pruning.statistics.collect import Statistics, collect
+from pruning.statistics.collect import Statistics
 from pruning.training.recipe import Recipe
 from pruning.unstructured.criteria import WeightCriterion
 from pruning.unstructured.masks import WeightMasks, enforce_masks, sparsity_of, zero_weights
 from pruning.unstructured.select import WeightScope, choose_n_of_m, choose_weights
-from tasks.config.prune_schema import Dynamic, NOfM, Structured, Unstructured
-from tasks.config.schema import Settings
+from tasks.config.prune_schema import Dynamic, NOfM, Unstructured
 from tasks.config.target_schema import Kind
 from tasks.data import read_inputs, read_split, spread
-from tasks.loop.ledger import Ledger
-from tasks.loop.measurements import latency_cost, read_curves
-from tasks.loop.targets import LATENCY
+from tasks.loop.channels import choose_channels, structured
+from tasks.loop.targets import StepContext
 from tasks.models import chosen_criterion, loss_and_metric, sparsity_training
 from tasks.terminal import shown
-from tasks.workspace import Workspace
-
-__all__ = ["Step", "StepContext", "take_step"]
 
 Train = Callable[..., None]
 """(model, **hooks): fine-tune it by the recipe at hand; hooks are fields of `pruning.training.trainer.Callbacks`."""
-
-
-@dataclass(frozen=True)
-class StepContext:
-    """Where an attempt starts.
-
-    Attributes:
-        settings: Of the run.
-        workspace: Data and curves lie in it.
-        ledger: What came before.
-        goal: The reduction to reach, against the baseline.
-        reductions: The same for each kind of target.
-        model: The last accepted one, or one of the original's shape where channels may come back; it is left as it is.
-        plan: From the original to it.
-        example: One sample [1, ...].
-        reference: A model of the shape of `model` whose layers' outputs are to be kept: itself, or the baseline if
-            channels may come back that weren't trained in the meantime.
-        start: A model of the original shape whose weights the next training begins with; None keeps the present ones.
-    """
-
-    settings: Settings
-    workspace: Workspace
-    ledger: Ledger
-    goal: float
-    reductions: Mapping[str, float]
-    model: nn.Module
-    plan: Plan
-    example: Tensor
-    reference: nn.Module
-    start: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -107,139 +64,6 @@ class Step:
     relaxed: str | None = None
 
 
-def _structured(context: StepContext) -> Structured:
-    assert isinstance(context.settings.prune, Structured), "`take_step` goes by the kind"
-    return context.settings.prune
-
-
-_JUDGED_ON = 512  # validation samples that tell one candidate of a search from another
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which channels go.
-
-    Attributes:
-        plan: Says it.
-        unrounded: What each group would keep without rounding; None if nothing was rounded, or if finding it would need
-            another search.
-    """
-
-    plan: Plan
-    unrounded: Mapping[str, int] | None = None
-
-
-def choose_channels(context: StepContext, groups: Groups) -> tuple[Choice, Limits, Statistics]:
-    """Choose which channels go, by the criterion, and how many, by the allocation.
-
-    Returned are the choice, the limits that it keeps, and the statistics that were used.
-
-    Raises:
-        TargetError: The goal can't be met.
-    """
-    settings, chosen = context.settings, _structured(context)
-    criteria = [chosen_criterion(name) for name in (chosen.criterion, chosen.fallback)]
-    loss, _ = loss_and_metric(settings)
-    seen = spread(read_split(context.workspace, "train"), chosen.criterion_samples)
-    with shown("statistics: batches") as progress:
-        needs = needs_of(criteria)
-        statistics = collect(groups, needs, seen, loss, seed=settings.run.seed, progress=progress)
-    ranking = Ranking(groups, criteria, statistics)
-    choice, limits = within_first(chosen.limits, partial(_choose_within, context, ranking))
-    return choice, limits, statistics
-
-
-def _choose_within(context: StepContext, ranking: Ranking, limits: Limits) -> Choice:
-    """Choose within some limits.
-
-    Widths are rounded to what the runtime rewards, see `pruning.allocation.hardware_widths`. A latency is come down to
-    by the widths that gain speed; the ratio of measured to predicted latency that the loop found last corrects it.
-
-    Raises:
-        TargetError: The goal can't be met.
-    """
-    chosen, groups = _structured(context), ranking.groups
-    sizes = context.plan.sizes  # of the original model; a group that isn't in it has lost nothing
-    round_to = chosen.round_to if isinstance(chosen.round_to, int) else 1
-    bundles = find_tied_groups(groups, limits, ignore=chosen.ignore, round_to=round_to, original_sizes=sizes)
-    latency = latency_cost(context.workspace, groups)
-    targets, latency_name, at_most_ms = _targets(context, Cost(groups), latency)
-    whole = BudgetSolver(bundles, joined(targets)) if targets else None
-    met = whole is None or whole.met([0] * len(bundles))
-    is_slow = latency is not None and latency.predict({}) > at_most_ms
-    choose_by = partial(_choose_by, context, ranking)
-    if latency is not None and is_slow:
-        return Choice(plan_for_latency(bundles, latency, at_most_ms, latency_name, choose_by, targets))
-    if whole is None or met:
-        return Choice(Plan.of(groups, {}))
-    if chosen.round_to != "auto":
-        return Choice(choose_by(whole))
-    plan = choose_by(rounded(bundles, whole.budget, find_kernel_widths(chosen.round_for), sizes))
-    if chosen.allocation.strategy == "search":
-        return Choice(plan)
-    kept = choose_by(whole).kept_sizes(groups)
-    return Choice(plan, {group.name: kept.get(group.name, group.size) for group in groups})
-
-
-def _choose_by(context: StepContext, ranking: Ranking, solver: BudgetSolver) -> Plan:
-    """Divide a target among the groups by the strategy of the settings."""
-    allocation, groups = _structured(context).allocation, ranking.groups
-    if allocation.strategy in ("local", "global", "scoped"):
-        return choose(ranking, solver, Scope(allocation.strategy, allocation.normalise, allocation.scopes))
-    orders = ranking.orders(free_groups(solver.bundles))
-    if allocation.strategy == "search":
-        return _search(context, groups, solver, orders)
-    return allocate(groups, solver, read_curves(context.workspace), orders)
-
-
-def _targets(context: StepContext, cost: Cost, latency: LatencyCost | None) -> tuple[list[Budget], str, float]:
-    """Return what is to come down how far, but for the latency; its name, and its milliseconds (infinite if not asked).
-
-    A latency longer than predicted by a ratio needs a prediction that is as much shorter.
-    """
-    ledger, baseline = context.ledger, context.ledger.baseline
-    measures: dict[str, tuple[Measure, float]] = {
-        "mac_reduction": (cost.macs, baseline.macs),
-        "parameter_reduction": (cost.parameters, baseline.parameters),
-        "size_bytes": (cost.size_bytes, baseline.size_bytes),
-    }
-    targets, name, at_most_ms = [], "", float("inf")
-    for kind, reduction in context.reductions.items():
-        called = f"a reduction of {reduction:.4f} ({kind})"
-        if kind in LATENCY:
-            assert latency is not None, "the loop was opened with a profile"
-            name, at_most_ms = called, (1 - reduction) * latency.profile.whole_ms / ledger.latency_ratio
-        else:
-            quantity, whole = measures[kind]
-            targets.append(Budget(called, quantity, (1 - reduction) * whole))
-    return targets, name, at_most_ms
-
-
-def _search(context: StepContext, groups: Groups, solver: BudgetSolver, orders: Mapping[str, Sequence[int]]) -> Plan:
-    """Judge random allocations by their loss after the batch norms were measured again."""
-    settings, chosen = context.settings, _structured(context)
-    loss, metric = loss_and_metric(settings)
-    train = read_split(context.workspace, "train")
-    judged_on = spread(read_split(context.workspace, "validation"), _JUDGED_ON)
-    batch_size = settings.training.batch_size
-
-    def judge(plan: Plan) -> float:
-        narrowed = pruning.narrow(groups.model, plan, context.example, groups=groups, verify=False)
-        recalibrate(narrowed, train, num_samples=chosen.recover.num_samples, batch_size=batch_size)
-        return -evaluate(narrowed, judged_on, loss=loss, metric=metric, batch_size=batch_size).loss
-
-    with shown("search: candidates") as progress:
-        return search(
-            groups,
-            solver,
-            orders,
-            judge,
-            candidates=chosen.allocation.candidates,
-            seed=settings.run.seed,
-            progress=progress,
-        )
-
-
 def recover(narrowed: nn.Module, chosen: Plan, groups: Groups, statistics: Statistics, context: StepContext) -> None:
     """Recover a narrowed model in place, by the settings' method.
 
@@ -250,7 +74,7 @@ def recover(narrowed: nn.Module, chosen: Plan, groups: Groups, statistics: Stati
         statistics: What the criterion looked at; its solution is folded from them.
         context: Names settings and data.
     """
-    settings, training = _structured(context), context.settings.training
+    settings, training = structured(context), context.settings.training
     method, num_samples = settings.recover.method, settings.recover.num_samples
     samples = read_split(context.workspace, "train")
     if method == "recalibrate":
@@ -288,7 +112,7 @@ def narrow_channels(context: StepContext) -> Step:
         sparsity = sparsity_training(recipe, model, example, settings.prune.ignore)
         finetune(model, after_step=sparsity, memory=sparsity)
 
-    relaxed = None if limits == _structured(context).limits[0] else str(limits)
+    relaxed = None if limits == structured(context).limits[0] else str(limits)
     return Step(narrowed, chosen, train, unrounded=choice.unrounded, relaxed=relaxed)
 
 

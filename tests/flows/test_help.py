@@ -22,7 +22,7 @@ COMMANDS = [
         and "__main__" in path.read_text(encoding="utf-8")
     ),
 ]
-WITHOUT_WORKSPACE = ("cleanup", "pages", "rollback", "serve", "worker")
+WITHOUT_WORKSPACE = ("cleanup", "rollback", "serve", "servers", "worker")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
