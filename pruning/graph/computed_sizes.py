@@ -126,7 +126,12 @@ def calling_frame() -> FrameType:
 
 def line_of(frame: FrameType) -> str:
     """File and line of a frame, as reports name it."""
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+    return f"{_name_of(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
+@functools.cache
+def _name_of(path: str) -> str:
+    return Path(path).name
 
 
 @functools.cache

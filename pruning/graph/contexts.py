@@ -7,7 +7,7 @@ import gc
 import logging
 import random
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType
@@ -25,6 +25,8 @@ _CODE = (ModuleType, FunctionType, BuiltinFunctionType, CodeType, FrameType, typ
 
 # Every fake tensor that the passes of one search made.
 _made: ContextVar[list[weakref.ref[Tensor]]] = ContextVar("made")
+
+_keepers: list[weakref.ref[Any]] = []  # the caches that kept a tensor of some pass: most likely to keep one of the next
 
 
 def remember(tensor: Tensor) -> None:
@@ -50,13 +52,22 @@ def no_leftovers() -> Iterator[None]:
         _made.reset(token)
         if any(tensor() is not None for tensor in made):
             gc.collect()
+        if any(tensor() is not None for tensor in made):
+            _clear_caches(made, [cache for keeper in _keepers if (cache := keeper()) is not None])
         if apart:
             gc.unfreeze()
-        kept = {id(found) for tensor in made if (found := tensor()) is not None}
-        if kept:
-            for thing in gc.get_objects():
-                if type(thing) is functools._lru_cache_wrapper and _may_keep(thing) and _reaches(thing, kept):
-                    thing.cache_clear()
+        if any(tensor() is not None for tensor in made):
+            caches = [thing for thing in gc.get_objects() if type(thing) is functools._lru_cache_wrapper]
+            _keepers.extend(weakref.ref(cache) for cache in _clear_caches(made, caches))
+
+
+def _clear_caches(made: Sequence[weakref.ref[Tensor]], caches: Sequence[Any]) -> list[Any]:
+    """Empty the caches that keep a tensor, and return them."""
+    kept = {id(tensor) for reference in made if (tensor := reference()) is not None}
+    keepers = [cache for cache in caches if _may_keep(cache) and _reaches(cache, kept)]
+    for cache in keepers:
+        cache.cache_clear()
+    return keepers
 
 
 def _reaches(cache: Any, wanted: set[int]) -> bool:

@@ -134,7 +134,53 @@ def _on_meta(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         args, kwargs = tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, (args, kwargs))
     elif func._schema.name == "aten::batch_norm" and all(t.shape == tensors[0].shape[1:2] for t in tensors[1:]):
         return torch.empty_like(tensors[0])  # PyTorch takes it apart here, which is slow
-    return func(*args, **kwargs)
+    return _called_once(func, args, kwargs)
+
+
+_MOST_KNOWN = 20_000  # results, a few hundred bytes each
+_known: dict[Any, tuple[type[Any] | None, list[tuple[torch.Size, tuple[int, ...], torch.dtype] | None]]] = {}
+_PLAIN = (int, float, complex, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+
+
+def _called_once(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Call an operator on tensors without values, or give what it gave for arguments of the same shapes.
+
+    PyTorch works shapes out in Python, which is most of the time of a pass; and passes differ in a few axes.
+    """
+    described = None if func._schema.is_mutable else _described((tuple(args), kwargs))
+    if described is None:
+        return func(*args, **kwargs)
+    key = (func, torch.get_default_dtype(), described)
+    if key in _known:
+        container, shapes = _known[key]
+        made = [s and torch.empty_strided(s[0], s[1], dtype=s[2], device="meta") for s in shapes]
+        return container(made) if container else made[0]
+    result = func(*args, **kwargs)
+    results = list(result) if isinstance(result, list | tuple) else [result]
+    if any(one is not None and (type(one) is not Tensor or not one.is_meta) for one in results):
+        return result
+    read, made = ([one.untyped_storage()._cdata for one in tensors_in(some)] for some in ((args, kwargs), result))
+    if read and len({*made}) == len(made) and set(read).isdisjoint(made):  # no view of what it was given
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        shapes = [one if one is None else (one.shape, one.stride(), one.dtype) for one in results]
+        _known[key] = (type(result) if isinstance(result, list | tuple) else None, shapes)
+    return result
+
+
+def _described(value: Any) -> Any:
+    """What the shapes of an operator's results depend on, hashable; None if that can't be told."""
+    kind = type(value)
+    if kind in (Tensor, nn.Parameter):
+        plain = value.is_meta and value.layout == torch.strided and not (value.is_conj() or value.is_neg())
+        return (value.shape, value.stride(), value.dtype) if plain else None
+    if kind in (tuple, list, torch.Size):
+        parts = tuple(map(_described, value))
+        return None if None in parts else (kind, parts)
+    if kind is dict:
+        parts = tuple((name, _described(inner)) for name, inner in value.items())
+        return None if any(part is None for _, part in parts) else parts
+    return (kind, value) if kind in _PLAIN else None
 
 
 def _convert(tensor: Tensor, device: torch.device, mode: FakeTensorMode | None) -> Tensor:

@@ -256,9 +256,10 @@ def _rehearse(groups: Groups, lost: Mapping[str, int]) -> Deviation | None:
 
 def _compare(groups: Groups, traced: Trace, plan: Plan, last: int | None = None) -> Deviation | None:
     sizes = {groups.atom(name): size for name, size in plan.kept_sizes(groups).items()}
-    model = rebuild(groups.model, groups, plan, shapes_only=traced.tensors != "real")
-    with no_leftovers():  # what one pass keeps would change the path of the next
-        return Comparison(traced, sizes, last).run(model, groups)
+    with no_leftovers():  # what one pass keeps would change the path of the next; what the copy keeps goes with it
+        return Comparison(traced, sizes, last).run(
+            rebuild(groups.model, groups, plan, shapes_only=traced.tensors != "real"), groups
+        )
 
 
 def _plan(groups: Groups, lost: Mapping[str, int]) -> Plan:

@@ -1,8 +1,9 @@
-"""A model too large for the machine's memory is analysed from its configuration alone."""
+"""Passes on tensors without values: of models too large for the machine's memory, and of shapes known before."""
 
 from __future__ import annotations
 
 import resource
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,11 @@ from torch import Tensor, nn
 
 import pruning
 from pruning.errors import ModelError
+from pruning.graph import dispatch
+from pruning.graph.dispatch import Listeners, watch
+from pruning.graph.rules.call import tensors_in
+from tests.pruning.graph.rules.samples import SAMPLES, Sample
+from tests.pruning.graph.rules.test_laws import Operator
 from tests.pruning.graph.test_computed_sizes import layers_with_groups, plan_of
 
 
@@ -54,3 +60,42 @@ def test_eight_billion_parameters_are_analysed_on_the_meta_device_in_little_memo
     assert sum(p.numel() for p in dense.parameters()) == pruning.count_parameters(groups, plan) < 6e9
     with pytest.raises(ModelError, match=r"meta device.*verify=False"):
         pruning.narrow(model, plan, tokens, groups=groups)
+
+
+def seen(sample: Sample) -> list[Any]:
+    """What a pass on tensors without values shows: what each operator gives, and how it lies in memory."""
+    found: list[Any] = []
+
+    def on_call(func: Any, args: Any, kwargs: Any, result: Any, _place: Any) -> None:
+        memory = [tensor.untyped_storage()._cdata for tensor in tensors_in(args, kwargs)]
+        lies = [
+            (t.shape, t.stride(), t.dtype, t.device, t.untyped_storage()._cdata in memory) for t in tensors_in(result)
+        ]
+        found.append((func, type(result), lies))
+
+    try:
+        watch(Operator(sample), (), Listeners(on_call), "meta")
+    except Exception as fault:  # noqa: BLE001 - some need values, or a type that samples don't have
+        found.append(type(fault))
+    return found
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_shapes_worked_out_before_are_those_that_the_operator_gives(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(dispatch, "_called_once", lambda func, args, kwargs: func(*args, **kwargs))
+        expected = seen(sample)
+    assert seen(sample) == expected
+    assert seen(sample) == expected  # by now each is known
+
+
+def test_a_known_shape_is_found_again_only_for_the_same_numbers() -> None:
+    x = torch.empty(3, 4, dtype=torch.int64, device="meta")
+    add = torch.ops.aten.add.Tensor
+    for number, dtype in ((2, torch.int64), (2.0, torch.float32), (True, torch.int64), (2, torch.int64)):
+        assert dispatch._called_once(add, (x, number), {}).dtype == dtype
+    for _ in range(2):  # it gives what it was given
+        y = x.float()
+        assert dispatch._called_once(torch.ops.aten.dropout.default, (y, 0.5, False), {}) is y
