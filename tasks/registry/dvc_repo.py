@@ -76,10 +76,10 @@ class DvcRepo:
         """
         if INSIDE in os.environ:
             raise WorkspaceError("DVC commits the stages that it runs; a command can't commit from inside one")
-        logging.getLogger("dvc").setLevel(logging.CRITICAL)
         from dvc.exceptions import NotDvcRepoError
         from dvc.scm import SCMError
 
+        _silence()
         try:
             self._open()
         except NotDvcRepoError as error:
@@ -169,7 +169,7 @@ class DvcRepo:
 
         def remove(repository: Any) -> int:
             with repository.lock:
-                logging.getLogger("dvc").setLevel(logging.CRITICAL)  # it warns of each commit before the first result
+                _silence()  # it warns of each commit before the first result
                 used = set().union(*repository.used_objs(all_commits=True, force=True).values())
                 return int(gc(cache, used | kept, dry=dry_run))
 
@@ -200,6 +200,15 @@ class DvcRepo:
             raise WorkspaceError("DVC is busy in another process; run again when that has ended") from error
         except DvcException as error:
             raise WorkspaceError(f"DVC can't go on: {error}; mend it, or add --no-commit") from error
+
+
+def _silence() -> None:
+    """Keep DVC from writing to the terminal: what fails is raised, and the rest is in `dvc.lock`.
+
+    Importing DVC turns its messages on.
+    """
+    for name in ("dvc", "dvc_objects", "dvc_data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _files_of(cache: Any, folder: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,16 @@ def test_stage_is_changed_until_it_is_committed_and_again_when_its_settings_chan
     assert versions.changed() == frozenset()
     (repository / "params.yaml").write_text("one: {a: 2}\n", encoding="utf-8")
     assert versions.changed() == {"first"}
+
+
+def test_dvc_writes_nothing_to_the_terminal(repository: Path) -> None:
+    """In a process of its own: importing DVC turns its messages on."""
+    write(repository / "out", "1")
+    code = (
+        "from tasks.registry.dvc_repo import DvcRepo; r = DvcRepo(); r.commit('first'); r.changed(); r.commit('first')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_output_that_changed_makes_its_stage_changed(repository: Path) -> None:
