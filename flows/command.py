@@ -115,11 +115,23 @@ def _message(fault: SecateurError | OSError, workspace: Path | None) -> str:
 
 
 class _Terminal(logging.Handler):
-    """Writes messages to the standard error of the moment, which tests and Prefect replace."""
+    """Writes messages to the standard error of the moment, which tests and Prefect replace.
+
+    A warning of the library is written once: the loop plans anew at each attempt, and the library warns each time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warned = set[str]()
 
     def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if record.name.startswith("pruning."):
+            if text in self.warned:
+                return
+            self.warned.add(text)
         try:
-            sys.stderr.write(f"{self.format(record)}\n")
+            sys.stderr.write(f"{text}\n")
         except OSError:
             self.handleError(record)
 
@@ -128,6 +140,7 @@ _TERMINAL = _Terminal()
 
 
 def _say_on_terminal() -> None:
+    _TERMINAL.warned.clear()
     for logger, level in ((log, logging.INFO), (logging.getLogger("pruning"), logging.WARNING)):
         logger.addHandler(_TERMINAL)  # a handler that is there already isn't added again
         logger.setLevel(level)

@@ -185,7 +185,7 @@ def _bundle(
     )
     counts = tuple(sorted(allowed))
     obstacle = _obstacle(min(sizes), limits, round_to)
-    if len(counts) == 1:
+    if len(counts) == 1 and all(original_sizes.get(group.name, group.size) == group.size for group in members):
         _log.warning("group %s (%d channels) stays whole: %s", names[0], sizes[0], obstacle)
     return TiedGroups(names, sizes, counts, obstacle)
 

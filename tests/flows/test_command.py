@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import shutil
@@ -261,3 +262,14 @@ def test_mlflows_run_says_how_it_ended_and_goes_on(
     assert found() == "RUNNING"
     assert shop.register() == "1"
     assert found() == "FINISHED"
+
+
+def test_a_warning_of_the_library_is_written_once_in_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    def twice() -> None:
+        for _ in range(2):
+            logging.getLogger("pruning.plan").warning("group g stays whole")
+            logging.getLogger("secateur").info("prune: attempt")
+
+    for _ in range(2):
+        command.execute("stage", argparse.Namespace(debug=False), twice)
+        assert capsys.readouterr().err.splitlines() == ["group g stays whole", "prune: attempt", "prune: attempt"]

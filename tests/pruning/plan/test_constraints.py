@@ -52,6 +52,12 @@ def test_group_below_the_multiple_stays_whole_and_says_so(caplog: pytest.LogCapt
     assert "0.weight:0 (6 channels) stays whole: not above round_to = 8" in caplog.text
 
 
+def test_group_that_has_lost_channels_already_does_not_stay_whole(caplog: pytest.LogCaptureFixture) -> None:
+    (bundle,) = find_tied_groups(mlp(2, 6, 3), Limits(min_channels=6), original_sizes={"0.weight:0": 16})
+    assert bundle.counts == (0,)
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize("entry", ["0", "0.weight", "0*", "[01].weight"])
 def test_names_prefixes_and_patterns_are_ignored(entry: str) -> None:
     first, second = find_tied_groups(mlp(2, 5, 4, 3), Limits(max_group_rate=1.0), ignore=(entry,))
