@@ -31,6 +31,8 @@ def _follows(fault: ErrorDetails, faults: list[ErrorDetails]) -> bool:
 
 def _line(fault: ErrorDetails, root: type[BaseModel]) -> str:
     path, text = _path(_at(root, fault["loc"]).keys), _text(fault, root)
+    if not fault["loc"] and fault["type"] == "value_error":  # about several sections, which the text names
+        return text
     if fault["type"] == "union_tag_invalid":
         path += f".{KIND}"
     return f"{path} {text}" if text.startswith("is ") else f"{path}: {text}"

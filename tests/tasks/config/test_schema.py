@@ -80,7 +80,7 @@ FAULTS: list[tuple[Callable[[Settings], object], str]] = [
         "unknown loss 'cross_entropi'; did you mean 'cross_entropy'",
     ),
     (lambda s: s["run"].update(device="abacus"), "can't compute on it"),
-    (lambda s: s["baseline"].update(recipe=None), "baseline.recipe and model.weights are both null"),
+    (lambda s: s["baseline"].update(recipe=None), "a fault:\n  baseline.recipe and model.weights are both null"),
 ]
 
 
