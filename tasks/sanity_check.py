@@ -25,6 +25,7 @@ from pruning.errors import (
 )
 from pruning.evaluation import Loss, Metric, described, losses_of_each, mean_loss, restored_modes, values_of_each
 from pruning.graph.groups import Groups
+from pruning.graph.unwrapping import unwrap
 from pruning.importance import find_criterion, order_channels
 from pruning.io.onnx import check_parity, export_onnx
 from pruning.io.weights import load_weights
@@ -100,11 +101,9 @@ def _build(settings: Settings, data: Description) -> nn.Module:
     """Build the model, and see that the factory builds another one each time: what one learns, another must not."""
     make = make_factory(settings, data)
     model, other = make(), make()
-    if unsized := [name for name, tensor in model.state_dict().items() if nn.parameter.is_lazy(tensor)]:
-        raise SettingsError(
-            f"model.factory {settings.model.factory!r} gives a lazy layer: {unsized[0]!r} has no size yet; run the "
-            "model on a sample inside the function before it is returned, or give the layer its size"
-        )
+    _called(
+        lambda: unwrap(model), f"model.factory {settings.model.factory!r}"
+    )  # a lazy layer has no weights to compare
     known = {id(parameter) for parameter in model.parameters()}
     shared = [name for name, parameter in other.named_parameters() if id(parameter) in known]
     if shared or model is other:

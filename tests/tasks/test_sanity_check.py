@@ -219,7 +219,7 @@ CASES: list[tuple[Change, str]] = [
     (model("model_of_width", width="8"), "raised TypeError"),
     (model("built_once"), "gives the same parameter"),
     (model("built_in_part"), "gives the same parameter '0."),
-    (model("without_sizes"), "gives a lazy layer: '1.weight' has no size yet"),
+    (model("without_sizes"), "model[1] is a lazy layer that has not run, and so has no size yet"),
     (model("works_in_place"), "writes into its inputs"),
     (model("too_few"), "outputs of shape [16, 5], but the data have 10 classes"),
     (model("other_input"), "can't be run on inputs [16, 1, 8, 8] of float32"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import tarfile
 import zlib
@@ -15,7 +14,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from zoo.datasets.splits import Samples, Splits, stratified_split
+from zoo.datasets.splits import Samples, Splits, check_md5, stratified_split
 
 IMAGE_SHAPE = (3, 32, 32)
 IMAGE_BYTES = 3 * 32 * 32
@@ -128,10 +127,9 @@ def _read_files(release: Release, place: Path, verify: bool, checksums: Mapping[
     wanted = (*release.num_records, release.names)
     archive = place / release.archive if place.is_dir() else place
     if archive.is_file():
-        expected = checksums.get(archive.name, release.archive_md5 if verify else None)
-        with archive.open("rb") as file:
-            _compare(archive, hashlib.file_digest(file, "md5").hexdigest(), expected)
-        content = _read_archive(archive, wanted)
+        packed = archive.read_bytes()
+        check_md5(str(archive), packed, checksums.get(archive.name, release.archive_md5 if verify else None))
+        content = _unpack(archive, packed, wanted)
     elif place.is_dir():
         content = {name: (place / name).read_bytes() for name in wanted if (place / name).is_file()}
     else:
@@ -150,15 +148,15 @@ def _read_files(release: Release, place: Path, verify: bool, checksums: Mapping[
             f" or {release.archive} itself"
         )
     for name, data in content.items():
-        _compare(place / name, hashlib.md5(data, usedforsecurity=False).hexdigest(), checksums.get(name))
+        check_md5(str(place / name), data, checksums.get(name))
     return content
 
 
-def _read_archive(archive: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
+def _unpack(archive: Path, packed: bytes, wanted: tuple[str, ...]) -> dict[str, bytes]:
     content = {}
     try:
         # unpacked as a whole, so that gzip's own checksum is read: tarfile takes a damaged header for the end
-        unpacked = io.BytesIO(gzip.decompress(archive.read_bytes()))
+        unpacked = io.BytesIO(gzip.decompress(packed))
         with tarfile.open(fileobj=unpacked) as members:
             for member in members:
                 name = PurePosixPath(member.name).name
@@ -168,11 +166,6 @@ def _read_archive(archive: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise ValueError(f"{archive} can't be read as a .tar.gz archive ({error}); fetch it again") from error
     return content
-
-
-def _compare(path: Path, found: str, expected: str | None) -> None:
-    if expected is not None and found != expected.lower():
-        raise ValueError(f"{path} has MD5 {found}, expected {expected}; it is damaged or another file, fetch it again")
 
 
 def _decode(release: Release, name: str, data: bytes, place: Path, verify: bool) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from zoo.datasets.splits import Samples, Splits, stratified_split
+from zoo.datasets.splits import Samples, Splits, check_md5, stratified_split
 
 IMAGE_SHAPE = (1, 28, 28)
 IMAGES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
@@ -135,9 +134,7 @@ def _values(path: Path, num_axes: int, md5: str | None) -> Tensor:
             content = gzip.decompress(content)
         except (zlib.error, EOFError, OSError) as error:
             raise ValueError(f"{path} can't be unpacked ({error}); fetch it again") from error
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if md5 is not None and found != md5:
-        raise ValueError(f"{path}, unpacked, has MD5 {found}, expected {md5}; it is damaged or another file")
+    check_md5(f"{path}, unpacked,", content, md5)
     head = 4 + 4 * num_axes
     shape = numpy.frombuffer(content[4:head], dtype=">u4").tolist() if len(content) >= head else []
     if content[:4] != _HEADS[num_axes] or len(content) - head != numpy.prod(shape, dtype=object):

@@ -1,4 +1,4 @@
-"""What a data set is: three splits of samples, checked once, with a fingerprint."""
+"""What a data set is: three splits of samples, checked once, with a fingerprint; and how files are checked."""
 
 from __future__ import annotations
 
@@ -213,3 +213,19 @@ def _divide(total: int, shares: list[Fraction], behind: list[Fraction]) -> list[
         counts[counts.index(max(counts))] -= 1
         counts[counts.index(0)] += 1
     return counts
+
+
+def check_md5(name: str, content: bytes, expected: str | None) -> None:
+    """Compare what was read with the MD5 that was published for it.
+
+    Args:
+        name: Of the file, for the message.
+        content: All of it.
+        expected: The MD5 in hexadecimal, of either case; None to compare nothing.
+
+    Raises:
+        ValueError: They differ.
+    """
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if expected is not None and found != expected.lower():
+        raise ValueError(f"{name} has MD5 {found}, expected {expected}; it is damaged or another file, fetch it again")
