@@ -224,7 +224,7 @@ def _latency_line(before: benchmark.Row, after: benchmark.Row) -> Line:
         f"{before['median_ms']:.3f} ms",
         f"{after['median_ms']:.3f} ms",
         f"{before['median_ms'] / after['median_ms']:.2f} × as fast",
-        f"{predicted[0] / predicted[1]:.2f} × predicted" if predicted[0] and predicted[1] else "",
+        f"predicted: {predicted[0] / predicted[1]:.2f} × as fast" if predicted[0] and predicted[1] else "",
         "better" if low > 1 else "worse" if high < 1 else "same",
         ("quartiles", as_quartiles(quartiles[0]), as_quartiles(quartiles[1]), f"[{low:.2f}, {high:.2f}]"),
     )

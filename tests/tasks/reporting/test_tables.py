@@ -107,7 +107,7 @@ def test_spread_of_a_latency_stands_wherever_it_is_shown(workspace: Workspace) -
     lines = latency(workspace, row("baseline", 6.0, 0.5, predicted=3.0), row("dense", 1.0, 0.5, predicted=1.5))
     page = render(Report("net on data", PASSED, lines))
     for text in (as_text(lines), as_markdown(lines), page.replace("\N{NO-BREAK SPACE}", " ")):
-        for shown in ("1.000 ms", "[0.500, 1.50]", "6.00 × as fast", "[2.00, 18.00]", "2.00 × predicted"):
+        for shown in ("1.000 ms", "[0.500, 1.50]", "6.00 × as fast", "[2.00, 18.00]", "predicted: 2.00 × as fast"):
             assert shown in text
 
 
