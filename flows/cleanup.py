@@ -53,13 +53,13 @@ def cleanup(params: str = "params.yaml", cache: bool = False, dry_run: bool = Fa
         command.log.info("files of DVC's cache %s: %d", verb, files)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the flow from the command line."""
+def main(arguments: Sequence[str] | None = None, name: str = NAME) -> None:
+    """Run the flow from the command line; its messages are signed with the name."""
     given = command.parser(NAME, "Remove trials and runs that are older than cleanup.keep_days.")
     given.add_argument("--cache", action="store_true", help="DVC's cache too; not where other projects share it")
     given.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     options = given.parse_args(arguments)
-    command.execute(NAME, options, lambda: cleanup(str(options.params), options.cache, options.dry_run))
+    command.execute(name, options, lambda: cleanup(str(options.params), options.cache, options.dry_run))
 
 
 if __name__ == "__main__":

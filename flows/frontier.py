@@ -101,8 +101,8 @@ def _conclude(settings: Settings, shared: Workspace, workspaces: dict[str, Works
     sys.stdout.write(f"\n{text}\n{root / 'frontier.html'}\n")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the flow from the command line."""
+def main(arguments: Sequence[str] | None = None, name: str = NAME) -> None:
+    """Run the flow from the command line; its messages are signed with the name."""
     given = command.parser(NAME, "Run the pipeline for every target of frontier.targets, and compare.")
     command.takes_workspace(given)
     given.add_argument("--into", type=Path, default=FRONTIER, metavar="DIR", help="where it is written (%(default)s/)")
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         load(options.params)
         frontier(str(options.params), str(options.workspace), str(options.into))
 
-    command.execute(NAME, options, checked)
+    command.execute(name, options, checked)
 
 
 if __name__ == "__main__":

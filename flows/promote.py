@@ -105,8 +105,8 @@ def _show(case: Case) -> None:
         sys.stdout.flush()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the flow from the command line: exit code 0 promoted, 1 refused, 2 a fault."""
+def main(arguments: Sequence[str] | None = None, name: str = NAME) -> None:
+    """Run the flow from the command line, its messages signed with the name: 0 promoted, 1 refused, 2 a fault."""
     given = command.parser(NAME, SUMMARY)
     command.takes_workspace(given)
     given.add_argument("--approve", action="store_true", help="say yes, where promote.require_approval asks a person")
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not promote(str(options.params), str(options.workspace), options.approve):
             sys.exit(command.REFUSED)
 
-    command.execute(NAME, options, checked)
+    command.execute(name, options, checked)
 
 
 if __name__ == "__main__":

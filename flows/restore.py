@@ -57,8 +57,8 @@ def restore(
     log.info("code: %s", back.code)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the flow from the command line."""
+def main(arguments: Sequence[str] | None = None, name: str = NAME) -> None:
+    """Run the flow from the command line; its messages are signed with the name."""
     given = command.parser(NAME, "Bring back the exact files of a registered version, every hash compared.")
     command.takes_workspace(given)
     which = given.add_mutually_exclusive_group(required=True)
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.add_argument("--without", action="append", default=[], choices=restoring.PARTS, help="leave this out")
     options = given.parse_args(arguments)
     command.execute(
-        NAME,
+        name,
         options,
         lambda: restore(
             options.into,

@@ -39,12 +39,12 @@ def put_back(params: str, version: str | None = None) -> None:
     log.info("version %s is in production again; version %s is not", decision.version, decision.instead_of)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the flow from the command line."""
+def main(arguments: Sequence[str] | None = None, name: str = NAME) -> None:
+    """Run the flow from the command line; its messages are signed with the name."""
     given = command.parser(NAME, "Put back what was in production before.")
     given.add_argument("--version", metavar="N", help="this version instead of `previous`")
     options = given.parse_args(arguments)
-    command.execute(NAME, options, lambda: put_back(str(options.params), options.version))
+    command.execute(name, options, lambda: put_back(str(options.params), options.version))
 
 
 if __name__ == "__main__":

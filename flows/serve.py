@@ -16,12 +16,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from flows.command import bare_parser
 from flows.servers import Programs, ServiceError, installed, show_pages, until_interrupted
 from flows.worker import POOL
 from tasks.config.schema import Settings
 from tasks.environment import REPOSITORY, is_installed
 from tasks.registry.dvc_repo import DvcRepo
 
+NAME = "serve"
 JOB_TEMPLATE = Path(__file__).with_name("work-pool.json")
 _LONGEST_SETUP_S = 180
 
@@ -88,11 +90,10 @@ def _set_up(command: list[str], environment: dict[str, str]) -> None:
         raise ServiceError(f"`{' '.join(command)}` failed: {(done.stderr or done.stdout).strip()}")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run it from the command line."""
-    until_interrupted(
-        "serve", "Run what prefect.yaml deploys, with servers and a worker, until Ctrl-C.", serve, arguments
-    )
+def main(arguments: Sequence[str] | None = None, name: str = NAME) -> None:
+    """Run it from the command line; its messages are signed with the name."""
+    given = bare_parser(NAME, "Run what prefect.yaml deploys, with servers and a worker, until Ctrl-C.")
+    until_interrupted(name, given.parse_args(arguments), serve)
 
 
 if __name__ == "__main__":

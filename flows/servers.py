@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -70,6 +71,7 @@ def _make(place: Path) -> None:
         beside.unlink()
 
 
+NAME = "servers"
 HOST = "127.0.0.1"
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 LONGEST_START_S = 180.0
@@ -258,18 +260,14 @@ def show_pages(settings: Settings, started: Programs) -> str:
     return api
 
 
-def until_interrupted(
-    name: str, summary: str, run: Callable[[Settings, Programs], object], arguments: Sequence[str] | None = None
-) -> None:
+def until_interrupted(name: str, options: Namespace, run: Callable[[Settings, Programs], object]) -> None:
     """Start programs and keep them until Ctrl-C or until one ends by itself, which is a fault.
 
     Args:
-        name: The command's.
-        summary: What it does, for its help.
+        name: The command's, which its messages are signed with.
+        options: Of the command line.
         run: Starts the programs.
-        arguments: Of the command line; None for the process's own.
     """
-    options = bare_parser(name, summary).parse_args(arguments)
     signals.watch(name, patience_s=_LONGEST_END_S)
     try:
         settings = load(DEFAULT_PARAMS)
@@ -288,9 +286,10 @@ def until_interrupted(
         sys.exit(FAULT)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run it from the command line."""
-    until_interrupted("servers", "Show Prefect's and MLflow's pages until Ctrl-C.", show_pages, arguments)
+def main(arguments: Sequence[str] | None = None, name: str = NAME) -> None:
+    """Run it from the command line; its messages are signed with the name."""
+    given = bare_parser(NAME, "Show Prefect's and MLflow's pages until Ctrl-C.")
+    until_interrupted(name, given.parse_args(arguments), show_pages)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,13 @@ def commands() -> None:
 @click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print the completion script of a SHELL: add `eval "$(secateur completion bash)"` to ~/.bashrc."""
+    """Print the completion script of a SHELL.
+
+    \b
+    bash  add to ~/.bashrc: eval "$(secateur completion bash)"
+    zsh   add to ~/.zshrc: eval "$(secateur completion zsh)"
+    fish  secateur completion fish > ~/.config/fish/completions/secateur.fish
+    """  # noqa: D301  # a backspace tells Click to keep the lines
     found = get_completion_class(shell)
     assert found is not None
     click.echo(found(context.find_root().command, {}, "secateur", "_SECATEUR_COMPLETE").source())

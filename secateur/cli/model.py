@@ -139,6 +139,7 @@ def init(
                 asked = "File with trained weights (empty: train from scratch)"
                 weights = Path(given) if (given := click.prompt(asked, default="", show_default=False)) else None
         except click.Abort:
+            click.echo(err=True)  # ends the line of the question
             raise click.UsageError("the input ended before all was answered; give --model, --data and --yes") from None
     if model is None or data is None:
         raise click.UsageError("with --yes nothing is asked, so --model and --data have to be given")

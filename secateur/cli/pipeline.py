@@ -218,4 +218,5 @@ def frontier(into: Path, params: Path, workspace: Path, prefect: bool, debug: bo
     from flows.frontier import main
 
     arguments = ["--params", str(params), "--workspace", str(workspace), "--into", str(into)]
-    main([*arguments, *(["--debug"] if debug else []), *(["--prefect"] if prefect else [])])
+    given = [*arguments, *(["--debug"] if debug else []), *(["--prefect"] if prefect else [])]
+    main(given, "secateur frontier")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
 from secateur.cli.terminal import debug_option, params_option, prefect_option, reads_settings, watch_signals
 
@@ -21,6 +22,10 @@ def _given(debug: bool, prefect: bool = False, **options: str | Path | None) -> 
     return found
 
 
+def _complete_alias(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    return [CompletionItem(alias) for alias in ALIASES if alias.startswith(begun)]
+
+
 @click.command(short_help="Put the candidate into production, if it may.")
 @click.option("--approve", is_flag=True, help="Say yes, where promote.require_approval asks a person.")
 @prefect_option
@@ -33,7 +38,10 @@ def promote(approve: bool, prefect: bool, params: Path, workspace: Path, debug: 
     watch_signals("promote")
     from flows.promote import main
 
-    main([*_given(debug, prefect, params=params, workspace=workspace), *(["--approve"] if approve else [])])
+    main(
+        [*_given(debug, prefect, params=params, workspace=workspace), *(["--approve"] if approve else [])],
+        "secateur promote",
+    )
 
 
 @click.command(short_help="Put back what was in production before.")
@@ -46,20 +54,28 @@ def rollback(version: str | None, params: Path, prefect: bool, debug: bool) -> N
     watch_signals("rollback")
     from flows.rollback import main
 
-    main(_given(debug, prefect, params=params, version=version))
+    main(_given(debug, prefect, params=params, version=version), "secateur rollback")
 
 
 @click.command(short_help="Bring back the files of a version.")
 @click.option("--version", metavar="N", help="A version's number.")
-@click.option("--alias", metavar="NAME", help=f"Its alias instead: {', '.join(ALIASES)}.")
-@click.option("--into", required=True, metavar="DIR", help="A folder that doesn't exist yet, or is empty.")
+@click.option(
+    "--alias", metavar="NAME", shell_complete=_complete_alias, help=f"Its alias instead: {', '.join(ALIASES)}."
+)
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="A folder that doesn't exist yet, or is empty.",
+)
 @click.option("--without", multiple=True, type=click.Choice(PARTS), help="Leave this out; may be repeated.")
 @prefect_option
 @reads_settings
 def restore(
     version: str | None,
     alias: str | None,
-    into: str,
+    into: Path,
     without: tuple[str, ...],
     prefect: bool,
     params: Path,
@@ -73,7 +89,7 @@ def restore(
     from flows.restore import main
 
     given = _given(debug, prefect, params=params, workspace=workspace, version=version, alias=alias, into=into)
-    main([*given, *(word for part in without for word in ("--without", part))])
+    main([*given, *(word for part in without for word in ("--without", part))], "secateur restore")
 
 
 @click.command(short_help="Remove old trials and runs.")
@@ -88,7 +104,10 @@ def cleanup(cache: bool, dry_run: bool, params: Path, prefect: bool, debug: bool
     from flows.cleanup import main
 
     flags = {"--cache": cache, "--dry-run": dry_run}
-    main([*_given(debug, prefect, params=params), *(flag for flag, is_given in flags.items() if is_given)])
+    main(
+        [*_given(debug, prefect, params=params), *(flag for flag, is_given in flags.items() if is_given)],
+        "secateur cleanup",
+    )
 
 
 @click.command(short_help="Show the pages of Prefect and MLflow.")
@@ -98,7 +117,7 @@ def ui(debug: bool) -> None:
     watch_signals("ui")
     from flows.servers import main
 
-    main(_given(debug))
+    main(_given(debug), "secateur ui")
 
 
 @click.command(short_help="Run what prefect.yaml deploys.")
@@ -108,4 +127,4 @@ def serve(debug: bool) -> None:
     watch_signals("serve")
     from flows.serve import main
 
-    main(_given(debug))
+    main(_given(debug), "secateur serve")

@@ -71,6 +71,7 @@ def test_shells_are_told_how_to_complete() -> None:
         [sys.executable, "-m", "secateur"], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
     )
     assert done.stdout.split() == ["plain,prepare", "plain,profile", "plain,prune"]
+    assert [call("completion", shell).exit_code for shell in ("bash", "zsh", "fish")] == [0, 0, 0]
 
 
 def test_wrong_stage_names_the_nearest_one() -> None:
@@ -117,6 +118,27 @@ def test_schema_for_editors_takes_the_shipped_file() -> None:
     for wrong in ({**shipped["prune"], "creterion": "x"}, {**shipped["prune"], "gates": {}}, {**sparse, "recover": {}}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate({**shipped, "prune": wrong}, schema)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("promote",),
+        ("rollback",),
+        ("restore", "--version", "1", "--into", "x"),
+        ("cleanup",),
+        ("frontier",),
+        ("ui",),
+        ("serve",),
+    ],
+)
+def test_faults_are_signed_with_the_command_that_was_called(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = call(*arguments)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"secateur {arguments[0]}: there is no settings file params.yaml")
 
 
 def test_status_and_explain_say_how_stages_stand_and_why(write_params: Write) -> None:
