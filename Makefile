@@ -4,10 +4,10 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all check docs repro wheel ui serve clean
+.PHONY: help install run test test-thorough test-all check docs repro wheel ui serve clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## make the environment in .venv/
 
@@ -19,10 +19,13 @@ $(STAMP): pyproject.toml constraints.txt
 run: install ## compress the model that params.yaml names, from the data to the report
 	$(BIN)/python -m flows.compress
 
-test: install ## run the tests that take seconds, two at a time
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+test: install ## run the quick tests, two at a time
+	$(BIN)/python -m pytest -m "not thorough and not slow" -n 2 --dist loadfile
 
-test-all: install ## run every test
+test-thorough: install ## run whole runs, kills, hostile files and more random networks, seconds each
+	$(BIN)/python -m pytest -m "thorough and not slow" -n 2 --dist loadfile
+
+test-all: install ## run every test, those of minutes and of real servers too
 	$(BIN)/python -m pytest
 
 check: install ## ruff, mypy --strict, import-linter, pins with known vulnerabilities, links of the documentation

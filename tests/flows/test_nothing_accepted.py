@@ -12,6 +12,8 @@ from tasks.registry import mlflow_client, mlflow_models
 from tests.shop import Shop
 from tests.tasks.test_pipeline import WILD
 
+pytestmark = pytest.mark.thorough
+
 
 def test_where_every_recipe_diverges_nothing_is_registered(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
     client = mlflow_client.open_store(shop.settings.tracking.uri)

@@ -21,6 +21,8 @@ from pruning.errors import WorkspaceError
 from tasks.loop.ledger import read_ledger
 from tasks.registry import mlflow_client, mlflow_models
 
+pytestmark = pytest.mark.thorough
+
 AT_ONCE_S = 5.0
 
 

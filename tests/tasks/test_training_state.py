@@ -21,6 +21,8 @@ from tasks.training_state import UNFINISHED, EpochCheckpointer
 from tests.tasks.test_pipeline import BEFORE_THE_LOOP, Project, made, make
 from zoo.datasets import Samples
 
+pytestmark = pytest.mark.thorough
+
 Writer = Callable[..., Path]
 
 

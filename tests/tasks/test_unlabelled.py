@@ -16,6 +16,8 @@ from tasks.reporting.tables import as_text, compare
 from tasks.stage_table import NAMES
 from tests.tasks.test_pipeline import Project, make
 
+pytestmark = pytest.mark.thorough
+
 Writer = Callable[..., Path]
 
 

@@ -69,6 +69,7 @@ def test_branch_by_hand_goes_and_leaves_the_identity() -> None:
     assert pruning.count_macs(pruning.find_groups(shallow, inputs)) == pruning.count_macs(groups) - 96
 
 
+@pytest.mark.thorough
 def test_attention_and_mlp_go_apart_or_both_in_any_order() -> None:
     model, inputs = network(Scaled(), Scaled()), values(2, 6, 5)
     blocks = find_blocks(model, inputs)
@@ -89,6 +90,7 @@ def test_attention_and_mlp_go_apart_or_both_in_any_order() -> None:
     assert torch.equal(one_by_one(inputs), at_once(inputs))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_torch_transformer_layers_lose_any_of_their_branches(norm_first: bool) -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, norm_first=norm_first, batch_first=True)
@@ -119,6 +121,7 @@ def test_resnet_without_blocks_is_the_masked_one_in_both_modes() -> None:
     assert not torch.allclose(model.eval()(inputs), shallow.eval()(inputs), atol=1e-3)
 
 
+@pytest.mark.thorough
 def test_channels_go_after_blocks_in_one_plan(tmp_path: Path) -> None:
     def made() -> nn.Module:
         built: nn.Module = network(Residual(8), Residual(8))

@@ -94,6 +94,7 @@ class Attention(nn.Module):
         return out
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["Residual", "DenselyConnected", "ChunkedBlocks", "UNet", "attention"])
 def test_what_comes_before_a_layer_is_run_once_for_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
@@ -162,6 +163,7 @@ def residual() -> tuple[nn.Module, Tensor, Plan]:
     return model, inputs, make_plan(find_groups(model, inputs[:1]), channel_sparsity=0.4)
 
 
+@pytest.mark.thorough
 def test_batches_of_any_size_give_the_same_weights() -> None:
     model, inputs, plan = residual()
     assert plan.groups is not None

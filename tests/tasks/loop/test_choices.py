@@ -117,6 +117,7 @@ def test_every_criterion_goes_through_the_whole_pipeline(go_on: GoOn, criterion:
     assert _accepted(go_on({"criterion": criterion})) > 0.5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CHOICES)
 def test_every_choice_ends_in_a_proven_model(go_on: GoOn, name: str) -> None:
     project = go_on(CHOICES[name], "report" if name in TO_THE_END else "transform")

@@ -25,6 +25,8 @@ from tasks.reporting.tables import compare_latency
 from tasks.stages import benchmark
 from tests.tasks.test_pipeline import Project, made, make
 
+pytestmark = pytest.mark.thorough
+
 Writer = Callable[..., Path]
 WHOLE = ModelMetrics(accuracy=1, loss=0, macs=1000, parameters=500, size_bytes=2000)
 

@@ -22,6 +22,8 @@ from tasks.registry import decisions, mlflow_models, promote, restore
 from tasks.registry.mlflow_client import open_store
 from tests.shop import Shop, open_shop
 
+pytestmark = pytest.mark.thorough
+
 OWN_EVIL = "from pathlib import Path\nPath('ran').touch()\ndef make(*_, **__):\n    Path('ran').touch()\n"
 
 

@@ -20,6 +20,8 @@ from tasks.registry import mlflow_client, mlflow_runs, register
 from tasks.stage_table import STAGES, body_of
 from tasks.workspace import Workspace, seal
 
+pytestmark = pytest.mark.thorough
+
 
 @dataclass(frozen=True)
 class Tracked:

@@ -15,6 +15,8 @@ from pruning.io.atomic import replace_file
 from tasks.registry import decisions, mlflow_models, promote
 from tasks.registry.promote import Case
 
+pytestmark = pytest.mark.thorough
+
 
 def number(shop: Any, alias: str) -> str | None:
     found = mlflow_models.at(shop.settings, alias)

@@ -18,6 +18,8 @@ from tasks.registry.dvc_repo import DvcRepo
 from tasks.registry.manifest import Record, make_record
 from tasks.registry.register import register
 
+pytestmark = pytest.mark.thorough
+
 STAGES = """
 stages:
   prepare:
