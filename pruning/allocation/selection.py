@@ -1,11 +1,17 @@
-"""Choose which channels go: a criterion's order within each group, and one target over all of them."""
+"""Choose which channels go: a criterion's order within each group, and one target over all of them.
+
+Or several such choices, tried, of which the best is taken.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Literal, Unpack, get_args
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from pruning.allocation.budget import (
     Budget,
@@ -29,8 +35,8 @@ from pruning.allocation.thresholds import (
     thresholds_by_set,
 )
 from pruning.containers import Inputs
-from pruning.errors import SettingsError, TargetError, unknown_name
-from pruning.evaluation import Samples
+from pruning.errors import ModelError, SettingsError, TargetError, unknown_name
+from pruning.evaluation import Progress, Samples, interval_of_mean
 from pruning.graph.groups import Groups
 from pruning.importance import Criteria, Ranking, needs_of
 from pruning.latency.profile import LatencyCost, Profile
@@ -45,7 +51,7 @@ def free_groups(bundles: Sequence[TiedGroups]) -> list[str]:
 
 
 ScopeName = Literal["local", "global", "scoped"]
-Normalise = Literal["mean", "max", "none", "macs"]
+Normalise = Literal["mean", "max", "none", "macs", "lamp"]
 Rounding = int | str | Profile
 """What kept counts are rounded to: multiples of a number, the name of a table of `kernel_widths` ("auto": the portable
 one), or a profile, whose runtime's widths are taken."""
@@ -250,3 +256,89 @@ def _common_share(solver: BudgetSolver) -> list[int]:
     below, enough = solver.scale(levels_at)
     on_the_border = [index for index, level in enumerate(enough) if level > below[index]]
     return solver.settle(solver.give_back(enough, among=on_the_border), share_after)
+
+
+class Tried(BaseModel):
+    """What came of one allocation that was tried. JSON by `model_dump`.
+
+    Attributes:
+        name: Of the allocation.
+        loss: The mean over the samples that it was last judged on; None where it could not be judged.
+        num_samples: How many these are.
+        worse_by: The 95 % interval of its loss minus that of the best of its round, from the samples' differences; None
+            for the best itself.
+        same_as: An allocation before it that gives the same plan, and so was judged for it.
+        fault: Why it could not be judged.
+        chosen: Whether it was taken.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    loss: float | None = None
+    num_samples: int = 0
+    worse_by: tuple[float, float] | None = None
+    same_as: str | None = None
+    fault: str | None = None
+    chosen: bool = False
+
+
+JudgeEach = Callable[[Plan], Tensor]
+"""plan -> the loss of each sample in the model that it leaves, [N] float64; the samples are the same for every plan."""
+
+
+def choose_by_trial(
+    plans: Mapping[str, Plan], judges: Sequence[JudgeEach], *, progress: Progress | None = None
+) -> tuple[Tried, ...]:
+    """Try several plans for the same target, and take the first that can't be told from the best.
+
+    Each judge has a round. A plan whose loss is above the lowest of the round by more than chance explains (sample by
+    sample, 95 %) drops out; the others go on to the next judge, which should look at more, and so costs more. Of those
+    that are left after the last round the first is taken, so put the one that you would take unseen in front. As soon
+    as a single one is left, no more is asked.
+
+    Args:
+        plans: Name of an allocation -> its plan. Equal plans are judged once.
+        judges: One at least. A `ModelError` of theirs (no finite loss, say) drops the plan.
+        progress: Told after each plan of a round.
+
+    Returns:
+        What came of each allocation, in order; exactly one is chosen.
+
+    Raises:
+        ModelError: No plan could be judged.
+        SettingsError: There are no plans or no judges.
+    """
+    if not plans or not judges:
+        raise SettingsError("there is nothing to try; expected one plan and one judge at least")
+    first: dict[Plan, str] = {}  # a plan -> the allocation that gave it first
+    found = {}
+    for name, plan in plans.items():
+        same = first.setdefault(plan, name)
+        found[name] = Tried(name=name, same_as=same if same != name else None)
+    left = list(first.values())
+    for judge in judges:
+        losses: dict[str, Tensor] = {}
+        for number, name in enumerate(left):
+            try:
+                losses[name] = judge(plans[name])
+            except ModelError as error:
+                found[name] = Tried(name=name, fault=str(error))
+            if progress is not None:
+                progress(number + 1, len(left))
+        if not losses:
+            raise ModelError("; ".join(f"{name}: {found[name].fault}" for name in left))
+        best = min(losses, key=lambda name: float(losses[name].mean()))
+        for name, each in losses.items():
+            worse = None if name == best else interval_of_mean(each - losses[best])
+            found[name] = Tried(name=name, loss=float(each.mean()), num_samples=len(each), worse_by=worse)
+        left = [name for name in losses if (interval := found[name].worse_by) is None or interval[0] <= 0]
+        if len(left) == 1:
+            break
+    chosen = left[0]
+    for name, one in found.items():
+        if one.same_as is not None:
+            twin = found[one.same_as]
+            found[name] = twin.model_copy(update={"name": name, "same_as": one.same_as})
+    found[chosen] = found[chosen].model_copy(update={"chosen": True})
+    return tuple(found.values())

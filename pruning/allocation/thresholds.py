@@ -10,10 +10,11 @@ from torch import Tensor
 from pruning.allocation.budget import BudgetSolver
 from pruning.errors import SettingsError, unknown_name
 from pruning.graph.groups import Groups
+from pruning.importance.norms import over_larger
 from pruning.plan.constraints import TiedGroups, groups_in
 from pruning.plan.plan import Cost
 
-NORMALISATIONS = ("mean", "max", "none", "macs")
+NORMALISATIONS = ("mean", "max", "none", "macs", "lamp")
 
 Step = tuple[float, int, int]
 """(score, bundle, level): the step of a bundle to that level."""
@@ -26,6 +27,8 @@ def normalised(scores: Mapping[str, Tensor], groups: Groups, rule: str) -> dict[
         max     divided by the largest magnitude of the group's scores
         none    as they are
         macs    divided by the share of the model's MACs that one channel of the group saves
+        lamp    divided by the sum of those of the group that are at least as large (Lee et al. 2020, arXiv 2010.07611);
+                for scores that are squares or squared errors, and not negative
 
     Args:
         scores: [size] per group.
@@ -40,6 +43,8 @@ def normalised(scores: Mapping[str, Tensor], groups: Groups, rule: str) -> dict[
     if rule == "none":
         return dict(scores)
     tiny = torch.finfo(torch.float64).tiny
+    if rule == "lamp":
+        return {name: over_larger(values) for name, values in scores.items()}
     if rule == "macs":
         cost = Cost(groups)
         whole = cost.macs({})

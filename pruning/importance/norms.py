@@ -44,7 +44,11 @@ def lamp(group: Group, statistics: Statistics) -> Tensor:
 
     Source: Lee et al. 2020, arXiv 2010.07611, which scores single weights; ours scores whole filters.
     """
-    squares = torch.stack([rows.square().sum(dim=1) for rows in filters(group, statistics)]).sum(dim=0)
+    return over_larger(torch.stack([rows.square().sum(dim=1) for rows in filters(group, statistics)]).sum(dim=0))
+
+
+def over_larger(squares: Tensor) -> Tensor:
+    """Divide each of some squares, [size], by the sum of all that are at least as large: LAMP's normalisation."""
     remaining = torch.where(squares[None, :] >= squares[:, None], squares[None, :], 0.0).sum(dim=1)
     return squares / remaining.clamp(min=torch.finfo(torch.float64).tiny)
 
