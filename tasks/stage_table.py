@@ -70,7 +70,7 @@ STAGES = (
         folder="analysis",
         needs=("prepare", "baseline"),
         sections=("run", "model", "training", "analyze"),
-        facts=("measures_curves",),
+        facts=("measures_curves", "offers_streams"),
     ),
     Stage(
         "profile",
@@ -79,6 +79,7 @@ STAGES = (
         folder="profile",
         needs=("prepare",),
         sections=("run", "model", "profile"),
+        facts=("offers_streams",),
         persist=True,
     ),
     Stage(

@@ -20,7 +20,7 @@ from pruning.errors import SettingsError
 from pruning.evaluation import Evaluation, Forward, Loss, Metric, Samples, cross_entropy, evaluate, top1, whole_pass
 from pruning.graph.groups import Groups
 from pruning.plan.constraints import tied_names
-from pruning.plan.masks import masked_copy, parameter_masks
+from pruning.plan.masks import apply_masks, masked_copy, parameter_masks
 from pruning.plan.plan import Plan
 
 Sweep = Literal["knee", "full"]
@@ -188,6 +188,8 @@ class Sensitivity:
         return Point(rate=rate, removed=count, accuracy=found.accuracy, loss=found.loss, margin=margin)
 
     def _evaluate(self, plan: Plan) -> Evaluation:
+        if any(self._groups[name].mixed for name in plan.removed):
+            return self._score(apply_masks(self._model, plan, groups=self._groups))  # its norms see what is kept alone
         masks = parameter_masks(self._groups, plan)
         if self._first is not None:
             try:

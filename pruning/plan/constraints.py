@@ -48,24 +48,41 @@ class Limits:
         return f"max_group_rate {self.max_group_rate:g} and min_channels {self.min_channels}"
 
 
+@dataclass(frozen=True)
+class Freedom:
+    """What a plan may do.
+
+    Attributes:
+        limits: what it may not break.
+        streams: whether channels of residual streams may go too (`find_groups(..., allow_mixed=True)`).
+    """
+
+    limits: Limits
+    streams: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.limits}{', residual streams included' if self.streams else ''}"
+
+
+Allowed = TypeVar("Allowed", Limits, Freedom)
 Made = TypeVar("Made")
 
 
-def within_first(limits: Sequence[Limits], make: Callable[[Limits], Made]) -> tuple[Made, Limits]:
-    """Make something within the first limits that let its target be met.
+def within_first(freedoms: Iterable[Allowed], make: Callable[[Allowed], Made]) -> tuple[Made, Allowed]:
+    """Make something within the first limits, or the first freedom, that let its target be met.
 
     Args:
-        limits: one at least; each is tried where the target is out of reach of those before it.
-        make: within some limits.
+        freedoms: one at least; each is tried where the target is out of reach of those before it.
+        make: within one of them.
 
     Returns:
-        What was made, and within which limits; where they aren't the first, a warning says so.
+        What was made, and within which; where it isn't the first, a warning says so.
 
     Raises:
         OutOfReachError: the target is out of reach of all; the text says how far each of them gets.
     """
     failed: list[str] = []
-    for tried in limits:
+    for tried in freedoms:
         try:
             made = make(tried)
         except OutOfReachError as fault:
@@ -77,7 +94,7 @@ def within_first(limits: Sequence[Limits], make: Callable[[Limits], Made]) -> tu
             return made, tried
     if len(failed) == 1:
         raise last
-    raise OutOfReachError(f"{last}. Relaxing the limits was not enough: {'; '.join(failed)}", last.least)
+    raise OutOfReachError(f"{last}. Nothing that is allowed was enough: {'; '.join(failed)}", last.least)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ that stay, as the narrowed one does: each such operator, known by where the code
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,13 @@ from pruning.plan.dry_run import find_groups
 from pruning.plan.plan import Plan
 
 
+def find_groups_of(names: Iterable[str], model: nn.Module, example_inputs: Inputs) -> Groups:
+    """Find groups of these names in a model: with residual streams only where one of the names is not found without."""
+    groups = find_groups(model, example_inputs)
+    found = all(name in groups for name in names)
+    return groups if found else find_groups(model, example_inputs, allow_mixed=True)
+
+
 def groups_for(model: nn.Module, plan: Plan, example_inputs: Inputs | None, groups: Groups | None) -> Groups:
     """The groups by which to read a plan for a model: those given, those traced anew, or those the plan was made for.
 
@@ -37,9 +44,7 @@ def groups_for(model: nn.Module, plan: Plan, example_inputs: Inputs | None, grou
     if groups is None:
         if example_inputs is None:
             raise PlanError("a plan that was read from JSON needs example_inputs, to trace what its names stand for")
-        groups = find_groups(model, example_inputs)
-        if any(name not in groups for name, gone in plan.removed.items() if gone):
-            groups = find_groups(model, example_inputs, allow_mixed=True)
+        groups = find_groups_of(plan.removed, model, example_inputs)
     found = {name: tuple(p.shape) for name, p in model.named_parameters()}
     expected = {name: tuple(p.shape) for name, p in groups.model.named_parameters()}
     for name in sorted(found.keys() | expected.keys()):

@@ -19,40 +19,12 @@ from pydantic import (
 
 from pruning.allocation.hardware_widths import PORTABLE
 from pruning.allocation.schedule import ScheduleSettings
-from pruning.allocation.selection import Normalise
 from pruning.importance import FALLBACK, find_criterion
-from pruning.plan.constraints import Limits
+from pruning.plan.constraints import Freedom, Limits
 from pruning.recovery.reconstruct import RIDGE
 from pruning.training.recipe import Recipe
-from tasks.config.target_schema import RELAXED, TARGETS, Kind, RelaxedLimits, Target
+from tasks.config.target_schema import RELAXED, TARGETS, Allocation, Kind, RelaxedLimits, Target
 from tasks.config.types import KIND, CriterionName, RoundFor, RoundTo, Section, Share, WeightCriterionName
-
-
-class Allocation(Section):
-    """How the reduction is divided among the groups."""
-
-    strategy: Literal["sensitivity", "local", "global", "scoped", "search"] = "global"
-    """global: one threshold on all scores. sensitivity: least predicted loss by the curves of analyze. local: the same
-    share of each group. scoped: one threshold for each of the scopes. search: the best of random candidates.
-    """
-    normalise: Normalise = "mean"
-    """For global and scoped: what makes scores of different groups comparable."""
-    scopes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """For scoped: named sets of modules such as {early: ["layer1.*"]}; all other modules form one more set."""
-    candidates: StrictInt = Field(default=50, ge=1, le=100_000)
-    """For search: how many random candidates are judged on validation samples, each after its batch norms were measured
-    again.
-    """
-
-    @model_validator(mode="after")
-    def _scopes_are_given_where_they_are_used(self) -> Self:
-        if bool(self.scopes) != (self.strategy == "scoped"):
-            raise ValueError(
-                f"scopes are {'given' if self.scopes else 'missing'} and strategy is {self.strategy!r}; "
-                "expected scopes, named sets of modules such as {early: [layer1.*], late: [layer2.*]}, "
-                "where strategy is 'scoped' and only there"
-            )
-        return self
 
 
 class Recover(Section):
@@ -186,6 +158,11 @@ class Prune(Section):
         return False
 
     @property
+    def offers_streams(self) -> bool:
+        """Whether channels of residual streams may go."""
+        return False
+
+    @property
     def measures_latency(self) -> bool:
         """Whether accepted steps are timed."""
         return False
@@ -266,6 +243,11 @@ class Structured(_ByScores):
     """Where a target is out of reach within max_group_rate and min_channels, the same two are taken from here, one
     entry after another; the log and the report say which. []: such a target is refused.
     """
+    residual_streams: Literal["never", "when_needed", "always"] = "when_needed"
+    """Whether channels of residual streams go, over which a norm computes its statistics: a transformer's hidden size,
+    a stage of ConvNeXt. when_needed: where a target is out of reach within all limits, the limits are tried again with
+    them. The norms then take their statistics over the channels that stay; log and report say so.
+    """
     round_to: RoundTo = "auto"
     """Numbers of kept channels are multiples of this; 1: any number. auto: the numbers at which the kernels of
     round_for are fast, for a latency target those at which its profile is fast.
@@ -300,6 +282,17 @@ class Structured(_ByScores):
         if self.start.weights != "keep" and self.reversible:
             raise ValueError(f"start.weights is {self.start.weights!r}; expected reversible false")
         return self
+
+    @property
+    def freedoms(self) -> tuple[Freedom, ...]:
+        """What a plan may do to meet its target, in the order in which it is tried."""
+        streams = {"never": (False,), "when_needed": (False, True), "always": (True,)}[self.residual_streams]
+        return tuple(Freedom(limits, streams=taken) for taken in streams for limits in self.limits)
+
+    @property
+    def offers_streams(self) -> bool:
+        """Whether channels of residual streams may go."""
+        return self.residual_streams != "never"
 
     @property
     def limits(self) -> tuple[Limits, ...]:

@@ -291,6 +291,11 @@ class Settings(Section):
         return bool(self.analyze.rates) and (self.prune.reads_curves or self.analyze.for_report)
 
     @property
+    def offers_streams(self) -> bool:
+        """Whether channels of residual streams may go, and so are measured."""
+        return self.prune.offers_streams
+
+    @property
     def goes_by(self) -> list[str]:
         """Which measurements the loop goes by."""
         asked = {"curves": self.prune.reads_curves, "profile": self.prune.reads_profile}

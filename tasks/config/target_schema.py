@@ -1,4 +1,4 @@
-"""What is to be saved, which targets each kind of pruning has, and what gives way where a target is out of reach."""
+"""What is to be saved: targets of each kind of pruning, how they are shared, what gives way if one is out of reach."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, StrictFloat, StrictInt, WithJsonSchema, model_validator
 
+from pruning.allocation.selection import Normalise
 from tasks.config.types import Section, Share, as_pattern
 
 
@@ -73,6 +74,33 @@ class Target(Section):
             if (share := getattr(self, name)) is not None:
                 found[name] = share
         return found
+
+
+class Allocation(Section):
+    """How the reduction is divided among the groups."""
+
+    strategy: Literal["sensitivity", "local", "global", "scoped", "search"] = "global"
+    """global: one threshold on all scores. sensitivity: least predicted loss by the curves of analyze. local: the same
+    share of each group. scoped: one threshold for each of the scopes. search: the best of random candidates.
+    """
+    normalise: Normalise = "mean"
+    """For global and scoped: what makes scores of different groups comparable."""
+    scopes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """For scoped: named sets of modules such as {early: ["layer1.*"]}; all other modules form one more set."""
+    candidates: StrictInt = Field(default=50, ge=1, le=100_000)
+    """For search: how many random candidates are judged on validation samples, each after its batch norms were measured
+    again.
+    """
+
+    @model_validator(mode="after")
+    def _scopes_are_given_where_they_are_used(self) -> Self:
+        if bool(self.scopes) != (self.strategy == "scoped"):
+            raise ValueError(
+                f"scopes are {'given' if self.scopes else 'missing'} and strategy is {self.strategy!r}; "
+                "expected scopes, named sets of modules such as {early: [layer1.*], late: [layer2.*]}, "
+                "where strategy is 'scoped' and only there"
+            )
+        return self
 
 
 class RelaxedLimits(Section):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 
 import pruning
 from pruning.allocation.budget import Budget, BudgetSolver, Measure, joined
@@ -13,9 +13,9 @@ from pruning.allocation.knapsack import allocate, search
 from pruning.allocation.selection import Scope, choose, free_groups
 from pruning.evaluation import evaluate
 from pruning.graph.groups import Groups
-from pruning.importance import Ranking, needs_of
+from pruning.importance import Criterion, Ranking, needs_of
 from pruning.latency.profile import LatencyCost
-from pruning.plan.constraints import Limits, find_tied_groups, within_first
+from pruning.plan.constraints import Freedom, Limits, find_tied_groups, within_first
 from pruning.plan.plan import Cost, Plan
 from pruning.recovery.batch_norm import recalibrate
 from pruning.statistics.collect import Statistics, collect
@@ -27,6 +27,38 @@ from tasks.models import chosen_criterion, loss_and_metric
 from tasks.terminal import shown
 
 _JUDGED_ON = 512  # validation samples that tell one candidate of a search from another
+
+
+class Offered:
+    """The channels that may go, and what they are worth; statistics are gathered when they are first asked for.
+
+    Attributes:
+        groups: Of the model at hand.
+    """
+
+    def __init__(self, context: StepContext, streams: bool) -> None:
+        self.groups = pruning.find_groups(context.model, context.example, allow_mixed=streams)
+        self._context = context
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """What the criteria look at."""
+        settings, samples = self._context.settings, structured(self._context).criterion_samples
+        loss, _ = loss_and_metric(settings)
+        seen = spread(read_split(self._context.workspace, "train"), samples)
+        with shown("statistics: batches") as progress:
+            needs = needs_of(self._criteria)
+            return collect(self.groups, needs, seen, loss, seed=settings.run.seed, progress=progress)
+
+    @cached_property
+    def ranking(self) -> Ranking:
+        """Which channels of a group go first."""
+        return Ranking(self.groups, self._criteria, self.statistics)
+
+    @property
+    def _criteria(self) -> list[str | Criterion]:
+        chosen = structured(self._context)
+        return [chosen_criterion(name) for name in (chosen.criterion, chosen.fallback)]
 
 
 @dataclass(frozen=True)
@@ -43,27 +75,31 @@ class Choice:
     unrounded: Mapping[str, int] | None = None
 
 
-def choose_channels(context: StepContext, groups: Groups) -> tuple[Choice, Limits, Statistics]:
+def choose_channels(context: StepContext) -> tuple[Choice, Offered, Freedom]:
     """Choose which channels go, by the criterion, and how many, by the allocation.
 
-    Returned are the choice, the limits that it keeps, and the statistics that were used.
+    Returned are the choice, what it was made from, and what it was free to do: the first of the settings' freedoms that
+    lets the goal be met.
 
     Raises:
         TargetError: The goal can't be met.
     """
-    settings, chosen = context.settings, structured(context)
-    criteria = [chosen_criterion(name) for name in (chosen.criterion, chosen.fallback)]
-    loss, _ = loss_and_metric(settings)
-    seen = spread(read_split(context.workspace, "train"), chosen.criterion_samples)
-    with shown("statistics: batches") as progress:
-        needs = needs_of(criteria)
-        statistics = collect(groups, needs, seen, loss, seed=settings.run.seed, progress=progress)
-    ranking = Ranking(groups, criteria, statistics)
-    choice, limits = within_first(chosen.limits, partial(_choose_within, context, ranking))
-    return choice, limits, statistics
+    allowed, offered = structured(context).freedoms, cache(partial(Offered, context))
+
+    def freedoms() -> Iterator[Freedom]:
+        for freedom in allowed:
+            was_tried = freedom.streams and replace(freedom, streams=False) in allowed
+            if not was_tried or any(group.mixed for group in offered(streams=True).groups):
+                yield freedom  # in a model without residual streams the same groups were tried before
+
+    def choose_within(freedom: Freedom) -> Choice:
+        return _choose_within(context, offered(streams=freedom.streams), freedom.limits)
+
+    choice, freedom = within_first(freedoms(), choose_within)
+    return choice, offered(streams=freedom.streams), freedom
 
 
-def _choose_within(context: StepContext, ranking: Ranking, limits: Limits) -> Choice:
+def _choose_within(context: StepContext, offered: Offered, limits: Limits) -> Choice:
     """Choose within some limits.
 
     Widths are rounded to what the runtime rewards, see `pruning.allocation.hardware_widths`. A latency is come down to
@@ -72,7 +108,7 @@ def _choose_within(context: StepContext, ranking: Ranking, limits: Limits) -> Ch
     Raises:
         TargetError: The goal can't be met.
     """
-    chosen, groups = structured(context), ranking.groups
+    chosen, groups = structured(context), offered.groups
     sizes = context.plan.sizes  # of the original model; a group that isn't in it has lost nothing
     round_to = chosen.round_to if isinstance(chosen.round_to, int) else 1
     bundles = find_tied_groups(groups, limits, ignore=chosen.ignore, round_to=round_to, original_sizes=sizes)
@@ -81,7 +117,7 @@ def _choose_within(context: StepContext, ranking: Ranking, limits: Limits) -> Ch
     whole = BudgetSolver(bundles, joined(targets)) if targets else None
     met = whole is None or whole.met([0] * len(bundles))
     is_slow = latency is not None and latency.predict({}) > at_most_ms
-    choose_by = partial(_choose_by, context, ranking)
+    choose_by = partial(_choose_by, context, offered)
     if latency is not None and is_slow:
         return Choice(plan_for_latency(bundles, latency, at_most_ms, latency_name, choose_by, targets))
     if whole is None or met:
@@ -95,9 +131,10 @@ def _choose_within(context: StepContext, ranking: Ranking, limits: Limits) -> Ch
     return Choice(plan, {group.name: kept.get(group.name, group.size) for group in groups})
 
 
-def _choose_by(context: StepContext, ranking: Ranking, solver: BudgetSolver) -> Plan:
+def _choose_by(context: StepContext, offered: Offered, solver: BudgetSolver) -> Plan:
     """Divide a target among the groups by the strategy of the settings."""
-    allocation, groups = structured(context).allocation, ranking.groups
+    solver.lowest()  # says that the target is out of reach before anything is gathered
+    allocation, groups, ranking = structured(context).allocation, offered.groups, offered.ranking
     if allocation.strategy in ("local", "global", "scoped"):
         return choose(ranking, solver, Scope(allocation.strategy, allocation.normalise, allocation.scopes))
     orders = ranking.orders(free_groups(solver.bundles))

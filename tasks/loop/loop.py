@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-import pruning
 from pruning.allocation.schedule import Attempt, ScheduleSettings, Stop
 from pruning.errors import DataError, ModelError, TargetError, WorkspaceError
 from pruning.evaluation import evaluate
 from pruning.io.checkpoint import check_checkpoint, save_checkpoint
+from pruning.plan.masks import find_groups_of
 from pruning.plan.narrow import expand
 from pruning.training.recipe import Recipe
 from pruning.training.trainer import Callbacks, History, finetune
@@ -254,6 +254,7 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, goals: Goa
         failed=failed,
         unrounded=dict(taken.unrounded) if taken.unrounded else None,
         relaxed=taken.relaxed,
+        streams=taken.streams,
         predicted_ms=latency.predicted_ms if latency else None,
         latency_ratio=latency.ratio if latency else None,
     )
@@ -262,7 +263,7 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, goals: Goa
     name = f"{len(ledger.accepted) + 1:02d}"
     digest = save_model(iterations / name, best.model, plan.then(taken.plan), best.measured, data.fingerprint)
     if settings.prune.channels_may_return:
-        whole = expand(best.model, taken.plan, pruning.find_groups(model, example))
+        whole = expand(best.model, taken.plan, find_groups_of(taken.plan.removed, model, example))
         save_checkpoint(iterations / name / WHOLE, whole, plan)
     return row.model_copy(update={"checkpoint": name, "weights_sha256": digest})
 
@@ -370,4 +371,6 @@ def describe(row: Row) -> str:
     if row.measured is None:
         why = row.refused or "; ".join(f"{recipe}: {fault}" for recipe, fault in row.failed.items())
         return f"{what}, {row.verdict}: {why}"
-    return f"{what}, reached {row.reached:.1%}, accuracy {row.measured.accuracy:.2%} by {row.recipe}: {row.verdict}"
+    streams = f", residual streams narrowed ({', '.join(row.streams)})" if row.streams else ""
+    found = f"reached {row.reached:.1%}, accuracy {row.measured.accuracy:.2%} by {row.recipe}"
+    return f"{what}, {found}{streams}: {row.verdict}"

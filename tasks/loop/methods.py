@@ -20,13 +20,11 @@ from torch import Tensor, nn
 import pruning
 from pruning.dynamic.gates import GatedModel, GateTraining, add_gates, calibrate_gates
 from pruning.errors import TargetError
-from pruning.graph.groups import Groups
 from pruning.plan.plan import Cost, Plan
 from pruning.recovery.batch_norm import recalibrate
 from pruning.recovery.fold import fold
 from pruning.recovery.least_squares import MEAN_ALONE
 from pruning.recovery.reconstruct import reconstruct
-from pruning.statistics.collect import Statistics
 from pruning.training.recipe import Recipe
 from pruning.unstructured.criteria import WeightCriterion
 from pruning.unstructured.masks import WeightMasks, enforce_masks, sparsity_of, zero_weights
@@ -34,7 +32,7 @@ from pruning.unstructured.select import WeightScope, choose_n_of_m, choose_weigh
 from tasks.config.prune_schema import Dynamic, NOfM, Unstructured
 from tasks.config.target_schema import Kind
 from tasks.data import read_inputs, read_split, spread
-from tasks.loop.channels import choose_channels, structured
+from tasks.loop.channels import Offered, choose_channels, structured
 from tasks.loop.targets import StepContext
 from tasks.models import chosen_criterion, loss_and_metric, sparsity_training
 from tasks.terminal import shown
@@ -53,7 +51,8 @@ class Step:
         train: Trains a copy of `model` by a recipe, keeping removed parts removed.
         reached: Its reduction; None if that has to be measured.
         unrounded: Channels that each group would have kept, had its count not been rounded; None where none was.
-        relaxed: The limits that were taken, if the goal is out of reach within the first ones.
+        relaxed: What was allowed, if the goal is out of reach within what is allowed first.
+        streams: The residual streams that lose channels, by the names of their groups.
     """
 
     model: nn.Module
@@ -62,16 +61,16 @@ class Step:
     reached: float | None = None
     unrounded: Mapping[str, int] | None = None
     relaxed: str | None = None
+    streams: tuple[str, ...] = ()
 
 
-def recover(narrowed: nn.Module, chosen: Plan, groups: Groups, statistics: Statistics, context: StepContext) -> None:
+def recover(narrowed: nn.Module, chosen: Plan, offered: Offered, context: StepContext) -> None:
     """Recover a narrowed model in place, by the settings' method.
 
     Args:
         narrowed: What `chosen` leaves of the model that the groups were found on.
         chosen: Which channels are gone.
-        groups: Found on the model before; read for what they join alone.
-        statistics: What the criterion looked at; its solution is folded from them.
+        offered: Its groups were found on the model before; the criterion's solution is folded from its statistics.
         context: Names settings and data.
     """
     settings, training = structured(context), context.settings.training
@@ -80,12 +79,12 @@ def recover(narrowed: nn.Module, chosen: Plan, groups: Groups, statistics: Stati
     if method == "recalibrate":
         recalibrate(narrowed, samples, num_samples=num_samples, batch_size=training.batch_size)
     elif method == "fold":
-        fold(narrowed, chosen, groups, statistics, chosen_criterion(settings.criterion))
+        fold(narrowed, chosen, offered.groups, offered.statistics, chosen_criterion(settings.criterion))
     elif method in ("absorb_means", "reconstruct"):
         ridge = MEAN_ALONE if method == "absorb_means" else settings.recover.ridge
         inputs = spread(samples, num_samples).inputs
         with shown("reconstruction: layers") as progress:
-            reconstruct(narrowed, context.reference, chosen, groups, inputs, ridge=ridge, progress=progress)
+            reconstruct(narrowed, context.reference, chosen, offered.groups, inputs, ridge=ridge, progress=progress)
 
 
 _VERIFIED_ON, _BATCH = 64, 16  # samples, where verifying on the example shows nothing
@@ -98,22 +97,22 @@ def narrow_channels(context: StepContext) -> Step:
         TargetError: The goal can't be met.
     """
     settings, example = context.settings, context.example
-    groups = pruning.find_groups(context.model, example)
-    choice, limits, statistics = choose_channels(context, groups)
-    chosen = choice.plan
+    choice, offered, freedom = choose_channels(context)
+    chosen, groups = choice.plan, offered.groups
     if context.start is None:
         narrowed = pruning.narrow(context.model, chosen, example, groups=groups, samples=_batches(context))
     else:
         whole = context.plan.then(chosen)
         narrowed = pruning.narrow(context.start, whole, example, samples=_batches(context))
-    recover(narrowed, chosen, groups, statistics, context)
+    recover(narrowed, chosen, offered, context)
 
     def train(model: nn.Module, recipe: Recipe, finetune: Train) -> None:
         sparsity = sparsity_training(recipe, model, example, settings.prune.ignore)
         finetune(model, after_step=sparsity, memory=sparsity)
 
-    relaxed = None if limits == structured(context).limits[0] else str(limits)
-    return Step(narrowed, chosen, train, unrounded=choice.unrounded, relaxed=relaxed)
+    relaxed = None if freedom == structured(context).freedoms[0] else str(freedom)
+    streams = tuple(name for name in chosen.removed if groups[name].mixed)
+    return Step(narrowed, chosen, train, unrounded=choice.unrounded, relaxed=relaxed, streams=streams)
 
 
 def _batches(context: StepContext) -> Iterator[Tensor]:

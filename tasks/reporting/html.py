@@ -201,7 +201,9 @@ def _attempt_cells(row: Row) -> list[str]:
         *(f"{name}: {why}" for name, why in row.failed.items()),
     ]
     if row.relaxed is not None:
-        reasons.append(f"out of reach within the limits; planned within {row.relaxed}")
+        reasons.append(f"out of reach within what is allowed first; planned within {row.relaxed}")
+    if row.streams:
+        reasons.append(f"residual streams lost channels: {', '.join(row.streams)}")
     verdict = f'<span class="{_SHADES[row.verdict]}">{row.verdict}</span>'
     return [
         str(row.attempt + 1),

@@ -14,10 +14,10 @@ from typing import cast
 
 from torch import nn
 
-import pruning
 from pruning.dynamic.gates import GatedModel
 from pruning.io.atomic import replace_file
 from pruning.latency.runner import cpu_name
+from pruning.plan.masks import find_groups_of
 from tasks.config.schema import Settings
 from tasks.data import SPLITS, Description, read_description, read_split
 from tasks.determinism import begin
@@ -129,9 +129,9 @@ def report(settings: Settings, workspace: Workspace) -> None:
     data = read_description(workspace)
     example = example_inputs(workspace, settings)
     test = read_split(workspace, "test")
-    models, found, values = {}, {}, {}
+    models, plans, found, values = {}, {}, {}, {}
     for name in ("baseline", "dense"):
-        models[name], _, _ = load_model(workspace.folder(name), settings, data, example)
+        models[name], plans[name], _ = load_model(workspace.folder(name), settings, data, example)
         found[name], values[name] = measure_each(models[name], test, settings, example)
     ledger, outcome, curves = (
         read_ledger(workspace.folder("iterations")),
@@ -147,10 +147,10 @@ def report(settings: Settings, workspace: Workspace) -> None:
     for name in models:
         summary[name]["accuracy_interval"] = list(interval_of(values[name]))
     if any(row.unrounded for row in ledger.accepted):
-        groups, dense = (pruning.find_groups(models[name], example) for name in ("baseline", "dense"))
-        kept = {group.name: dense[group.name].size for group in groups if group.name in dense}
+        last, plan = ledger.accepted[-1], plans["dense"]
+        groups = find_groups_of((*plan.removed, *(last.unrounded or ())), models["baseline"], example)
         latency = latency_cost(workspace, groups, "profile")
-        summary["rounding"] = rounding_of(ledger.accepted[-1], kept, groups, latency)
+        summary["rounding"] = rounding_of(last, plan.kept_sizes(groups), groups, latency)
     figures = {
         "attempts.png": draw_attempts(ledger, outcome["floor"]),
         "widths.png": draw_widths(widths(models["baseline"], models["dense"])),
@@ -167,7 +167,7 @@ def report(settings: Settings, workspace: Workspace) -> None:
             lines=[*compare(cast(Summary, summary)), *compare_latency(workspace)],
             rows=ledger.rows,
             pictures={PICTURES[name]: as_svg(figures[name]) for name in PICTURES if name in figures},
-            notes=_notes(summary, outcome, warning),
+            notes=_notes(summary, outcome, ledger, warning),
             tried=_tried(summary, outcome),
             origin=origin_of_report(settings, workspace, data),
             settings=list(flat(settings.unlike_default)),
@@ -230,9 +230,11 @@ def _num_outputs(model: nn.Module, name: str) -> int:
     return weight.shape[1] if isinstance(owner, nn.Embedding | nn.EmbeddingBag) else len(weight)
 
 
-def _notes(summary: Json, outcome: LoopOutcome, warning: str | None) -> list[str]:
+def _notes(summary: Json, outcome: LoopOutcome, ledger: Ledger, warning: str | None) -> list[str]:
+    streams = dict.fromkeys(name for row in ledger.accepted for name in row.streams)
     return [
         *([describe_rounding(summary["rounding"])] if summary.get("rounding") else ()),
+        *([_STREAMS.format(", ".join(streams))] if streams else ()),
         *([warning] if warning else ()),
         *_TRUTH.get(outcome["kind"], ()),
     ]
@@ -246,6 +248,11 @@ def _tried(summary: Json, outcome: LoopOutcome) -> str:
     )
 
 
+_STREAMS = (
+    "Residual streams lost channels: {}. Their norms compute means and variances over the channels that stay, in the "
+    "masked model that the dense one was compared with as well; so the channels that stay are scaled otherwise than in "
+    "the original, which reconstruction and training make up for."
+)
 _SPARSE = (
     "Single weights were set to zero; the shapes are the same. A dense runtime computes the zeros too, so the MACs "
     "are unchanged and latency gains nothing. Effective MACs are those of a runtime that skips zero weights. "

@@ -118,7 +118,7 @@ class _Bench:
         example = example_inputs(workspace, settings)
         folder, data = workspace.folder("baseline"), read_description(workspace)
         self._model, _, _ = load_model(folder, settings, data, example)
-        self.groups = pruning.find_groups(self._model, example)
+        self.groups = pruning.find_groups(self._model, example, allow_mixed=settings.offers_streams)
         self._positions = {group.name: position for position, group in enumerate(self.groups)}
         self.place = workspace.root / UNFINISHED / fingerprint(find_stage("analyze"), settings, workspace)[:16]
 

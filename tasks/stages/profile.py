@@ -39,7 +39,8 @@ def profile(settings: Settings, workspace: Workspace) -> None:
     begin(settings)
     chosen = settings.profile
     model = make_factory(settings, read_description(workspace))()
-    groups = pruning.find_groups(model, example_inputs(workspace, settings).cpu())
+    example = example_inputs(workspace, settings).cpu()
+    groups = pruning.find_groups(model, example, allow_mixed=settings.offers_streams)
     place = workspace.folder(FOLDER)
     with writing(place) as folder:
         if chosen.path is None and not chosen.batch_sizes:

@@ -14,7 +14,7 @@ import pruning
 from pruning.dynamic.gates import GatedModel, run_masked
 from pruning.errors import VerificationError
 from pruning.evaluation import TensorSamples, device_of
-from pruning.plan.masks import keep_removed
+from pruning.plan.masks import find_groups_of, keep_removed
 from pruning.plan.narrow import expand
 from pruning.plan.verification import TOLERANCE, difference_on, relative_difference
 from tasks.config.schema import Settings
@@ -63,7 +63,7 @@ def transform(settings: Settings, workspace: Workspace) -> None:
         difference, num_samples, proven = relative_difference([expected], [found]), len(inputs), True
     else:
         original = make_factory(settings, data)().to(settings.run.device)
-        groups = pruning.find_groups(original, example)
+        groups = find_groups_of(plan.removed, original, example)
         masked = pruning.apply_masks(expand(dense, plan, groups), plan, groups=groups)
         batch_size = settings.training.batch_size
         difference = max(differences_by_batch(masked, dense, validation, batch_size), default=0.0)

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pruning import find_groups
+from pruning import find_groups, narrow
 from pruning.allocation.sensitivity import Curve, Sensitivity, next_to_measure
 from pruning.errors import SettingsError
 from pruning.evaluation import evaluate
 from pruning.importance import find_criterion, order_channels
-from pruning.plan.masks import apply_masks
+from pruning.plan.masks import apply_masks, masked_copy, parameter_masks
 from pruning.plan.plan import Plan
 from pruning.statistics.collect import collect
 from zoo.datasets.splits import Samples
@@ -152,3 +152,38 @@ def test_knee_is_bracketed(knee: int) -> None:
         assert index is not None
         measured[index] = rises[index]
     assert min(abs(index - knee) for index in measured) <= 1
+
+
+class Stream(nn.Module):
+    """A residual stream behind a layer norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.inner, self.outer = (
+            nn.Linear(4, 10),
+            nn.LayerNorm(10),
+            nn.Linear(10, 6),
+            nn.Linear(6, 10),
+        )
+        self.last, self.head = nn.LayerNorm(10), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.outer(self.inner(self.norm(x)).relu())
+        out: Tensor = self.head(self.last(x))
+        return out
+
+
+def test_the_norms_behind_a_residual_stream_see_what_is_kept(samples: Samples) -> None:
+    torch.manual_seed(0)
+    model = Stream().eval()
+    groups = find_groups(model, samples.inputs[:1], allow_mixed=True)
+    orders = {group.name: range(group.size) for group in groups}
+    measured = Sensitivity(model, groups, orders, [0.4], samples, sweep="full")
+    (point,) = measured.curve("stem.weight:0").points
+    plan = Plan.of(groups, {"stem.weight:0": range(4)})
+    expected = evaluate(narrow(model, plan, samples.inputs[:1], groups=groups), samples)
+    assert point.removed == 4
+    assert point.loss == pytest.approx(expected.loss, abs=1e-5)
+    zeroed = evaluate(masked_copy(model, parameter_masks(groups, plan)), samples)
+    assert abs(zeroed.loss - expected.loss) > 1e-2, "zeros that count in the norms give another loss"
