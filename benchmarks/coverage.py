@@ -14,6 +14,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -26,6 +27,7 @@ from benchmarks.table import as_json, as_markdown
 
 ENGINES: dict[str, Callable[[Architecture, bool], Measurement]] = {
     "secateur": measure,
+    "secateur-streams": partial(measure, streams=True),
     "torch-pruning": measure_peer,
 }
 
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not names:
         print(f"no architecture matches {options.only}; see benchmarks/architectures/")
         return 1
-    engines = ["secateur", *([options.peer] if options.peer else [])]
+    engines = ["secateur-streams" if options.streams else "secateur", *([options.peer] if options.peer else [])]
     rows: list[Measurement] = []
     for row in _measure_all(names, engines, options):
         rows.append(row)
@@ -64,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         "--only", nargs="+", metavar="PATTERN", help="names, parts of names or shell patterns of architectures"
     )
     parser.add_argument("--peer", choices=["torch-pruning"], help="try this tool too")
+    parser.add_argument("--streams", action="store_true", help="offer residual streams behind norms, too")
     parser.add_argument("--speed", action="store_true", help="large models instead: time and memory of trace and plan")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was seen")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")

@@ -58,9 +58,15 @@ class Measurement:
         return asdict(self)
 
 
-def measure(architecture: Architecture, fast: bool = False) -> Measurement:
-    """Try the engine on one architecture; a fast try traces it once instead of twice."""
-    row = Measurement(architecture.name)
+def measure(architecture: Architecture, fast: bool = False, streams: bool = False) -> Measurement:
+    """Try the engine on one architecture.
+
+    Args:
+        architecture: Which.
+        fast: Whether to trace it once instead of twice.
+        streams: Whether residual streams are offered too.
+    """
+    row = Measurement(architecture.name, "secateur-streams" if streams else "secateur")
     step = "the model itself fails"
     try:
         model = architecture.make()
@@ -74,13 +80,13 @@ def measure(architecture: Architecture, fast: bool = False) -> Measurement:
         step = "find_groups raised"
         reset_peak()
         begin = time.perf_counter()
-        groups = pruning.find_groups(model, example)
+        groups = pruning.find_groups(model, example, allow_mixed=streams)
         plan = random_plan(groups)
         row.seconds_first = time.perf_counter() - begin
         row.peak_mb = peak_mb()
         if not fast:
             begin = time.perf_counter()
-            random_plan(pruning.find_groups(model, example))
+            random_plan(pruning.find_groups(model, example, allow_mixed=streams))
             row.seconds_second = time.perf_counter() - begin
         _describe(row, model, groups)
         if not len(groups):
