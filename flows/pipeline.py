@@ -10,7 +10,10 @@ from flows.stage_runner import Run, planned, recorded_end
 from flows.stages import run_as_flow
 from pruning.errors import TargetError
 from tasks import last_run
+from tasks.config.schema import Settings
 from tasks.file_cache import edited
+from tasks.loop.measurements import baseline_ms
+from tasks.loop.targets import check_latency
 from tasks.registry.git_snapshot import Source, snapshot
 from tasks.registry.mlflow_client import hash_of_content
 from tasks.reporting.tables import Line, Summary, as_markdown, as_text, compare, compare_latency, nothing_accepted
@@ -23,6 +26,7 @@ from tasks.workspace import digest, locked
 
 log = logging.getLogger("secateur")
 
+PROFILE = "profile"
 _TRIES = 2
 
 
@@ -67,17 +71,25 @@ def _run_stages(run: Run) -> None:
     bar = ProgressBar("compress-progress", "stages that are done")
     changed = run.changed()
     checked = _is_done(run, STAGES[0], changed)  # where the data were there, `_nothing_to_run` has tried it
-    for position, stage in enumerate(STAGES):
+    for position, stage in enumerate(_in_order(run.settings)):
         bar.update(position / len(STAGES))
         if _is_done(run, stage, changed):
             log.info("%s: is current", stage.name)
-            continue
-        if not checked and "prepare" in stage.needs:
-            call_as_task(sanity_check, "sanity-check", run.settings, run.workspace)
-            checked = True
-        run_as_flow(run, stage.name)  # what this changes for later stages, their own records show
+        else:
+            if not checked and "prepare" in stage.needs:
+                call_as_task(sanity_check, "sanity-check", run.settings, run.workspace)
+                checked = True
+            run_as_flow(run, stage.name)  # what this changes for later stages, their own records show
+        if stage.name == PROFILE:
+            check_latency(run.settings.prune.target, baseline_ms(run.workspace, PROFILE))
     bar.update(1.0)
     publish_markdown("compress-result", as_markdown(_lines(run)), "baseline against pruned model")
+
+
+def _in_order(settings: Settings) -> list[Stage]:
+    """Return the stages in order; for a latency, the profile before the training, which may be for nothing."""
+    early = (STAGES[0].name, PROFILE) if settings.prune.target.names_latency else ()
+    return sorted(STAGES, key=lambda stage: stage.name not in early)
 
 
 def _nothing_to_run(run: Run) -> bool:

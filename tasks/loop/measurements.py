@@ -66,7 +66,7 @@ def latency_cost(workspace: Workspace, groups: Groups, stage: str = NAME) -> Lat
     return LatencyCost(groups, found[0]) if found else None
 
 
-def baseline_ms(workspace: Workspace) -> float | None:
-    """Return the predicted latency of the baseline; None if the loop doesn't use a profile."""
-    found = read_profile(workspace).profiles
+def baseline_ms(workspace: Workspace, stage: str = NAME) -> float | None:
+    """Return the predicted latency of the baseline; None if there is no profile or the loop doesn't use one."""
+    found = read_profile(workspace, stage).profiles
     return found[0].whole_ms if found else None

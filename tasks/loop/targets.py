@@ -70,23 +70,37 @@ def goals_of(target: Target, baseline: ModelMetrics, baseline_ms: float | None) 
         SettingsError: The target is no reduction of this baseline, or names a latency and there is no profile.
     """
     asked = dict(target.shares)
+    check_latency(target, baseline_ms)
     if target.size_bytes is not None:
         asked["size_bytes"] = 1 - target.size_bytes / baseline.size_bytes
+        if asked["size_bytes"] <= 0:
+            raise _met_already(f"size_bytes is {target.size_bytes:,}", f"{baseline.size_bytes:,} bytes")
+    if target.latency_ms is not None and baseline_ms is not None:
+        asked["latency_ms"] = 1 - target.latency_ms / baseline_ms
+    return Goals(asked)
+
+
+def check_latency(target: Target, baseline_ms: float | None) -> None:
+    """Check that a latency that is asked for is below the baseline's, which a profile tells before anything is trained.
+
+    Args:
+        target: Of the settings.
+        baseline_ms: The baseline's predicted latency; None without a profile.
+
+    Raises:
+        SettingsError: The baseline meets it already, or there is no profile.
+    """
     if target.names_latency and baseline_ms is None:
         raise SettingsError(
             "prune.target names a latency, but there is no profile to predict it from; give profile.batch_sizes, or a "
             f"profile.path (the log of {command_line('run profile')} says why none could be measured)"
         )
-    if target.latency_ms is not None and baseline_ms is not None:
-        asked["latency_ms"] = 1 - target.latency_ms / baseline_ms
-    for kind, share in asked.items():
-        if share <= 0:
-            found = f"{baseline.size_bytes:,} bytes" if kind == "size_bytes" else f"{baseline_ms:.4g} ms"
-            raise SettingsError(
-                f"prune.target.{kind} is {getattr(target, kind):,}, but the baseline takes {found} already; "
-                "ask for less"
-            )
-    return Goals(asked)
+    if target.latency_ms is not None and baseline_ms is not None and target.latency_ms >= baseline_ms:
+        raise _met_already(f"latency_ms is {target.latency_ms:,}", f"{baseline_ms:.4g} ms")
+
+
+def _met_already(asked: str, found: str) -> SettingsError:
+    return SettingsError(f"prune.target.{asked}, but the baseline takes {found} already; ask for less")
 
 
 _HOW = {

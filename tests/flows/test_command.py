@@ -264,6 +264,17 @@ def test_mlflows_run_says_how_it_ended_and_goes_on(
     assert found() == "FINISHED"
 
 
+def test_a_latency_that_the_baseline_meets_is_refused_before_it_is_trained(write_params: Write, capsys: Any) -> None:
+    def change(settings: dict[str, Any]) -> None:
+        settings["profile"] = {"batch_sizes": [1], "threads": [1]}
+        settings["prune"].update(target={"latency_ms": 10_000.0})
+
+    write_params(change)
+    assert "latency_ms is 10,000.0, but the baseline takes" in fails(capsys, compress)
+    assert Path("artifacts/profile").is_dir()
+    assert not Path("artifacts/baseline").exists()
+
+
 def test_a_warning_of_the_library_is_written_once_in_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     def twice() -> None:
         for _ in range(2):
