@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import select
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +20,7 @@ from tasks.workspace import DEFAULT_PARAMS, DEFAULT_ROOT
 
 REFUSED = 1
 FAULT = 2
+CLOSED_PIPE = 128 + signal.SIGPIPE
 
 FlowFunction = Callable[[str, str, bool], object]
 
@@ -60,7 +64,10 @@ def execute(name: str, options: argparse.Namespace, action: Callable[[], object]
     try:
         with holding():
             action()
+        sys.stdout.flush()
     except (SecateurError, OSError) as fault:
+        if isinstance(fault, BrokenPipeError) and _reader_has_enough():
+            sys.exit(CLOSED_PIPE)
         if options.debug:
             raise
         if not signals.asked():
@@ -102,6 +109,17 @@ def _commits(options: argparse.Namespace) -> bool:
         return True
     log.info("this run is not committed: DVC versions only what %s asks for, in %s/", DEFAULT_PARAMS, DEFAULT_ROOT)
     return False
+
+
+def _reader_has_enough() -> bool:
+    """Say whether standard output is a pipe that nobody reads any more, as in `secateur params | head`; end it then."""
+    output = sys.stdout.fileno()
+    poller = select.poll()
+    poller.register(output, 0)
+    if not any(event & select.POLLERR for _, event in poller.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # for what Python writes at its end
+    return True
 
 
 def _message(fault: SecateurError | OSError, workspace: Path | None) -> str:

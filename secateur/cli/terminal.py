@@ -5,10 +5,10 @@ Tables are as wide as the terminal, 80 columns in a pipe, without colours if NO_
 
 from __future__ import annotations
 
-import shutil
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -79,11 +79,6 @@ def watch_signals(name: str) -> None:
     signals.watch(f"secateur {name}", patience_s=0)
 
 
-def columns() -> int:
-    """Return the width to write to: the terminal's, 80 where there is none."""
-    return shutil.get_terminal_size((80, 24)).columns
-
-
 def say(text: str) -> None:
     """Write a line to standard output."""
     sys.stdout.write(f"{text}\n")
@@ -105,38 +100,43 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: 
         table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
-    _console().print(table)
+    with _console() as console:
+        console.print(table)
 
 
 def print_settings(rows: Iterable[Row]) -> None:
     """Print settings: path, type and default on one line, the meaning below it."""
     from rich.text import Text
 
-    console = _console()
-    for row in rows:
-        bounds = f", {row.bounds}" if row.bounds else ""
-        default = f"; {row.default}" if row.default else ""
-        of = f"; of kind {', '.join(row.kinds)}" if row.kinds else ""
-        what = f"{row.path}: {row.kind}{bounds}{default}{of}"
-        head, *more = wrap(what, console.width, subsequent_indent="    ")
-        console.print(Text.assemble((row.path, "bold"), head.removeprefix(row.path)), soft_wrap=True)
-        more += wrap(row.meaning, console.width, initial_indent="    ", subsequent_indent="    ")
-        console.print(*map(Text, more), sep="\n", soft_wrap=True)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(highlight=False, emoji=False)
+    with _console() as console:
+        for row in rows:
+            bounds = f", {row.bounds}" if row.bounds else ""
+            default = f"; {row.default}" if row.default else ""
+            of = f"; of kind {', '.join(row.kinds)}" if row.kinds else ""
+            what = f"{row.path}: {row.kind}{bounds}{default}{of}"
+            head, *more = wrap(what, console.width, subsequent_indent="    ")
+            console.print(Text.assemble((row.path, "bold"), head.removeprefix(row.path)), soft_wrap=True)
+            more += wrap(row.meaning, console.width, initial_indent="    ", subsequent_indent="    ")
+            console.print(*map(Text, more), sep="\n", soft_wrap=True)
 
 
 def print_lines(lines: Iterable[str]) -> None:
     """Print lines, broken at the terminal's width where they are longer."""
     from rich.text import Text
 
-    console = _console()
-    for line in lines:
-        indent = line[: len(line) - len(line.lstrip())]
-        console.print(
-            Text("\n".join(wrap(line, console.width, subsequent_indent=f"{indent}    ")) or ""), soft_wrap=True
-        )
+    with _console() as console:
+        for line in lines:
+            indent = line[: len(line) - len(line.lstrip())]
+            wrapped = wrap(line, console.width, subsequent_indent=f"{indent}    ")
+            console.print(Text("\n".join(wrapped)), soft_wrap=True)
+
+
+@contextmanager
+def _console() -> Iterator[Console]:
+    """Give a console to print to; its lines are written at the end, without the blanks that fill a table's columns."""
+    from rich.console import Console
+
+    console = Console(highlight=False, emoji=False)
+    with console.capture() as captured:
+        yield console
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -72,6 +73,16 @@ def test_shells_are_told_how_to_complete() -> None:
     )
     assert done.stdout.split() == ["plain,prepare", "plain,profile", "plain,prune"]
     assert [call("completion", shell).exit_code for shell in ("bash", "zsh", "fish")] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("arguments", [("params", "--all"), ("params", "--json-schema")])
+def test_a_reader_that_has_enough_ends_the_command_as_the_signal_would(arguments: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "secateur", *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_wrong_stage_names_the_nearest_one() -> None:
