@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 _CLOSE = 1e-9
 
 Reason = Literal["target reached", "smallest step reached", "attempts used up"]
+REACHED: Reason = "target reached"
 
 
 class ScheduleSettings(BaseModel):
@@ -123,7 +124,7 @@ def next_step(settings: ScheduleSettings, history: Sequence[Outcome]) -> Attempt
     """
     accepted, cap = _replay(settings, history)
     if accepted >= settings.target - _CLOSE:
-        return Stop("target reached")
+        return Stop(REACHED)
     if cap < settings.smallest_step - _CLOSE:
         return Stop("smallest step reached")
     if len(history) >= settings.max_attempts:

@@ -281,8 +281,11 @@ class Settings(Section):
 
     @property
     def subject(self) -> str:
-        """What is pruned, as people read it: the registered name, and those of the model's and the data's factories."""
-        model, data = (factory.partition(":")[2] for factory in (self.model.factory, self.data.factory))
+        """What is pruned, as people read it: the registered name, and the factories of model and data."""
+        model, data = (
+            factory.partition(":")[2] if factory.startswith("zoo.") else factory
+            for factory in (self.model.factory, self.data.factory)
+        )
         return f"{self.tracking.model_name} ({model} on {data})"
 
     @property

@@ -37,8 +37,8 @@ th, td { padding: .5rem .7rem .5rem 0; border-bottom: 1px solid var(--line); tex
 th { font-weight: 600; color: var(--quiet); font-size: .88rem; }
 th, td { overflow-wrap: break-word; } td span { display: block; }
 .better { color: var(--good); } .worse, .warning { color: var(--bad); }
-.card .better::before { content: "\\25B2\\00A0"; font-size: .7em; }
-.card .worse::before { content: "\\25BC\\00A0"; font-size: .7em; }
+.card .better::after, .card .worse::after { font-size: .6em; font-weight: 400; }
+.card .better::after { content: " better"; } .card .worse::after { content: " worse"; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 2rem 1.5rem;
          align-items: start; margin-top: 1.2rem; }
 svg { width: 100%; height: auto; display: block; }
@@ -72,7 +72,7 @@ WORDS = {
 
 
 _LEGEND = (
-    "Green with ▲ is better, red with ▼ is worse; the rest is within chance or the noise of the clock. "
+    "Green is better, red is worse; what has no colour is unchanged, or within chance or the noise of the clock. "
     "In brackets: the 95 % interval of an accuracy, the quartiles of a time."
 )
 
@@ -185,7 +185,7 @@ _SHADES = {"accepted": "better", "rejected": "worse", "training failed": "worse"
 def _attempt_cells(row: Row) -> list[str]:
     found = row.measured
     recipes = [
-        f"{name} {accuracy:.2%}{' (taken on)' if name == row.recipe and len(row.recipes) > 1 else ''}"
+        f"{name} {accuracy:.2%}{' (chosen)' if name == row.recipe and len(row.recipes) > 1 else ''}"
         for name, accuracy in sorted(row.recipes.items(), key=lambda one: -one[1])
     ]
     costs = (

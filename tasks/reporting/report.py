@@ -66,7 +66,7 @@ def commit() -> str:
     """Return Git's commit that is checked out, and whether files were edited since."""
     found, edited = (_git(*command) for command in (("rev-parse", "HEAD"), ("status", "--porcelain")))
     if not found:
-        return "not in a Git repository, or without a commit"
+        return "not committed" if _git("rev-parse", "--git-dir") else "not in a Git repository"
     count = len((edited or "").splitlines())
     return f"commit {found[:12]}" + (f", {count} file{'s' * (count > 1)} edited since" if count else "")
 

@@ -219,12 +219,16 @@ def _latency_line(before: benchmark.Row, after: benchmark.Row) -> Line:
     quartiles = [quartiles_of(row) for row in (before, after)]
     low, high = quartiles[0][0] / quartiles[1][1], quartiles[0][1] / quartiles[1][0]
     predicted = before["predicted_ms"], after["predicted_ms"]
+    remarks = [
+        *([f"predicted: {predicted[0] / predicted[1]:.2f} × as fast"] if predicted[0] and predicted[1] else ()),
+        *(["measured: no difference beyond the noise of the clock"] if low <= 1 <= high else ()),
+    ]
     return Line(
         latency_name(after["batch_size"], after["threads"]),
         f"{before['median_ms']:.3f} ms",
         f"{after['median_ms']:.3f} ms",
         f"{before['median_ms'] / after['median_ms']:.2f} × as fast",
-        f"predicted: {predicted[0] / predicted[1]:.2f} × as fast" if predicted[0] and predicted[1] else "",
+        "; ".join(remarks),
         "better" if low > 1 else "worse" if high < 1 else "same",
         ("quartiles", as_quartiles(quartiles[0]), as_quartiles(quartiles[1]), f"[{low:.2f}, {high:.2f}]"),
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from textwrap import wrap
 
+from pruning.allocation.schedule import REACHED
 from pruning.plan.verification import TOLERANCE
 from tasks.config.schema import Promote
 from tasks.reporting.intervals import Interval, Paired, describe_pairs
@@ -208,6 +209,8 @@ def decide(summary: Summary, latencies: Sequence[tuple[Row, Row]], limits: Promo
         if failed
         else f"Ready to ship: {', '.join(shorts[:-1])}, and {shorts[-1]}"
     )
+    if (reason := summary["stopped_because"]) != REACHED:
+        sentence += f". But the target was not reached ({reason})"
     return Verdict(sentence, checks)
 
 
@@ -254,8 +257,8 @@ def _promotion(summary: Summary, latencies: Sequence[tuple[Row, Row]], limits: P
         "Promotion gates",
         not failed,
         f"it {summarise(gates)}",
-        f"{'; '.join(failed) or 'each passes: ' + '; '.join(gate.name for gate in gates)}. Compared with its own "
-        "baseline; promote measures it again, side by side with what is in production.",
+        f"{'; '.join(failed) or '; '.join(gate.name for gate in gates) + ': each within its limit'}. Compared with its "
+        "own baseline; promote measures it again, side by side with what is in production.",
     )
 
 

@@ -60,10 +60,8 @@ def analyze(settings: Settings, workspace: Workspace, fan_out: FanOut | None = N
     """
     if not settings.measures_curves:
         _write((), workspace)
-        log.info(
-            "analyze: nothing is measured, since neither prune.allocation nor analyze.for_report asks for curves, or "
-            "analyze.rates is empty"
-        )
+        why = "neither prune.allocation nor analyze.for_report asks for them"
+        log.info("analyze: no curves are measured: %s", why if settings.analyze.rates else "analyze.rates is empty")
         return
     bench = _Bench(settings, workspace)
     wanted = [name for name in bench.sensitivity.in_order() if not bench.is_measured(name)]

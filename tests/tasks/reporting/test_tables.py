@@ -146,7 +146,7 @@ def test_page_says_what_was_tried_and_why_it_was_refused() -> None:
         "no plan reaches &lt;50 %&gt;",
         "wild: the loss became nan",
         "distil 85.00%",
-        "plain 90.00% (taken on)",
+        "plain 90.00% (chosen)",
     ):
         assert text in page
     assert page.index("plain 90.00%") < page.index("distil 85.00%"), "the best first"

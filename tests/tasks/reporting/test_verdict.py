@@ -84,6 +84,12 @@ def test_latency_fails_by_the_first_number_of_threads_and_noise_is_called_so() -
     assert judged(1.5, 0.01).endswith("it fails 1 of 5 promotion gates (latency, batch 1)")
 
 
+def test_a_target_that_was_not_reached_is_said_with_the_verdict() -> None:
+    sentence = decide(summary(stopped_because="attempts used up"), [], Promote()).sentence
+    assert sentence.startswith("Ready to ship: ")
+    assert sentence.endswith(". But the target was not reached (attempts used up)")
+
+
 @pytest.mark.parametrize("attempts", [0, 2])
 def test_where_nothing_was_pruned_there_is_nothing_to_ship(attempts: int) -> None:
     found = decide(summary(accepted=0, attempts=attempts, stopped_because="attempts used up"), [], Promote())
