@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pruning.allocation.budget import ChannelSparsity, LatencyMs, LatencyReduction, MacReduction, ParameterReduction
+    from pruning.allocation.depth import choose_depth, score_blocks
     from pruning.allocation.selection import Scope, make_plan
     from pruning.dynamic.gates import add_gates
     from pruning.graph.groups import Group, Groups, Slice
-    from pruning.importance.block_scores import score_blocks
     from pruning.plan.blocks import Block, Blocks, find_blocks
     from pruning.plan.constraints import Limits
     from pruning.plan.dry_run import find_groups
@@ -50,6 +50,7 @@ __all__ = [
     "add_gates",
     "apply_masks",
     "calibrate",
+    "choose_depth",
     "choose_n_of_m",
     "choose_weights",
     "collect",
@@ -75,11 +76,11 @@ _ELSEWHERE = {
         "MacReduction",
         "ParameterReduction",
     ),
+    "pruning.allocation.depth": ("choose_depth", "score_blocks"),
     "pruning.allocation.selection": ("Scope", "make_plan"),
     "pruning.dynamic.gates": ("add_gates",),
     "pruning.graph.groups": ("Group", "Groups", "Slice"),
     "pruning.plan.constraints": ("Limits",),
-    "pruning.importance.block_scores": ("score_blocks",),
     "pruning.plan.blocks": ("Block", "Blocks", "find_blocks"),
     "pruning.plan.dry_run": ("find_groups",),
     "pruning.plan.masks": ("apply_masks",),

@@ -98,6 +98,12 @@ class _InPlace(_Hollow):
         return tree_map(lambda leaf: make(leaf.number) if isinstance(leaf, _Dims) else leaf, self._result)
 
 
+def removed_tensors(model: nn.Module) -> set[str]:
+    """Return the names of the parameters and buffers that blocks had which are gone from a model."""
+    hollow = ((path, module) for path, module in model.named_modules() if isinstance(module, _Hollow))
+    return {f"{path}.{name}" for path, module in hollow for name in module._parameters}
+
+
 @dataclass(frozen=True)
 class _Dims:
     """Stands for a tensor in what a module returned."""

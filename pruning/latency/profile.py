@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pruning.errors import ProfileError
 from pruning.graph.axes import Axis, count, leaves
 from pruning.graph.groups import Groups
+from pruning.graph.module_copy import removed_tensors
 from pruning.io.json_files import read_json
 
 GRANULE = 8
@@ -251,6 +252,7 @@ class SurfaceTimes:
 
 @dataclass(frozen=True)
 class _Call:
+    weight: str
     times: SurfaceTimes
     inputs: Axis
     outputs: Axis
@@ -268,6 +270,8 @@ class LatencyCost:
     is worth no more than to keep 64. So it never rises when channels go, and a plan whose single steps are given back
     while the target stays met ends on the widths that the profile rewards. `predict` says what a plan takes as it is.
 
+    The layers of blocks that are gone from the model take no time, nor does what followed them.
+
     Args:
         groups: of the network that was profiled, or of one that was narrowed from it.
         profile: its times.
@@ -284,7 +288,10 @@ class LatencyCost:
         self.profile = profile
         self._atoms = {group.name: groups.atom(group.name) for group in groups}
         self._calls: list[_Call] = []
+        gone = removed_tensors(groups.model)
         for layer in profile.layers:
+            if layer.weight in gone:
+                continue
             surface, axes = profile.surfaces[layer.surface], groups.trace.parameters.get(layer.weight, [])
             widest = (surface.inputs[-1], surface.outputs[-1])
             if len(axes) < 2:
@@ -295,7 +302,7 @@ class LatencyCost:
                     f"the profile is of another network: its {layer.weight} has at most {widest[0]} input and "
                     f"{widest[1]} output channels, that of {model} has {inputs.size} and {outputs.size}"
                 )
-            self._calls.append(_Call(times[layer.surface], inputs, outputs, layer.positions))
+            self._calls.append(_Call(layer.weight, times[layer.surface], inputs, outputs, layer.positions))
         layers = sum(profile.surfaces[one.surface].ms[-1][-1] for one in profile.layers)
         values = sum(profile.surfaces[one.surface].outputs[-1] * one.positions for one in profile.layers)
         self._overhead = profile.overhead_ms
@@ -331,11 +338,18 @@ class LatencyCost:
                 due += call.times.at(*whole) * prod(now) / prod(whole)
         return taken / due if due else 1.0
 
+    def of_layers(self, weights: Collection[str]) -> float:
+        """Return the milliseconds per batch of these layers, and of what follows them, at the widths that they have."""
+        return self._time([call for call in self._calls if call.weight in weights], {}, envelope=False)
+
     def _total(self, kept: Mapping[str, int], *, envelope: bool) -> float:
+        return self._overhead + self._time(self._calls, kept, envelope=envelope)
+
+    def _time(self, calls: Sequence[_Call], kept: Mapping[str, int], *, envelope: bool) -> float:
         sizes = {self._atoms[name]: number for name, number in kept.items()}
         layers, values = 0.0, 0
-        for call in self._calls:
+        for call in calls:
             inputs, outputs = count(call.inputs, sizes), count(call.outputs, sizes)
             layers += call.times.lowest(inputs, outputs) if envelope else call.times.at(inputs, outputs)
             values += outputs * call.positions
-        return self._overhead + self._scale * layers + self._per_value * values
+        return self._scale * layers + self._per_value * values

@@ -81,6 +81,9 @@ class Blocks(Mapping[str, Block]):
             raise PlanError(f"{unknown_name('block', name, self._blocks)} (of {type(self.model).__name__})")
         return self._blocks[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._blocks
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._blocks)
 

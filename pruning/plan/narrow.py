@@ -17,6 +17,7 @@ from pruning.graph.axes import kept
 from pruning.graph.dispatch import examples_of
 from pruning.graph.groups import Groups
 from pruning.graph.kept_statistics import run_alike
+from pruning.graph.module_copy import copy_whole
 from pruning.graph.unwrapping import unwrap
 from pruning.plan.blocks import find_blocks
 from pruning.plan.example_variants import Call, optional_arguments, other_calls, other_value, other_values
@@ -250,24 +251,29 @@ class _Sight:
         return keep_removed(self.model, self.plan, self.groups)
 
 
-def expand(dense: nn.Module, plan: Plan, groups: Groups) -> nn.Module:
+def expand(dense: nn.Module, plan: Plan, groups: Groups, model: nn.Module | None = None) -> nn.Module:
     """Return a model of the original shape that holds a narrowed model's weights where channels were kept.
 
     Masked by the plan, it computes what the narrowed one computes. Unmasked, the channels that went are back as the
-    original had them: so a later plan may keep them.
+    original had them, and so are the blocks: a later plan may keep them.
 
     Args:
         dense: What `plan` left of the original, trained on since.
         plan: From the original to the narrowed model.
-        groups: Found on the original, which stays as it is; its values fill the places of the channels that went.
+        groups: Found on the original, without the blocks that the plan removes. It stays as it is; its values fill the
+            places of what went.
+        model: The original, where the plan removes blocks; by default that of the groups.
 
     Raises:
-        PlanError: The plan removes blocks.
+        PlanError: The plan removes blocks, and the original isn't given.
     """
-    if plan.blocks:
-        raise PlanError(f"the plan removes {', '.join(plan.blocks)}; a model comes back to shape only from channels")
+    if plan.blocks and model is None:
+        raise PlanError(
+            f"the plan removes {', '.join(plan.blocks)}; give the original model, which holds their weights"
+        )
+    original = groups.model if model is None else model
     masks = plan.masks(groups)
-    wide = {name: tensor.clone() for name, tensor in groups.model.state_dict().items()}
+    wide = {name: tensor.clone() for name, tensor in original.state_dict().items()}
     for name, tensor in dense.state_dict().items():
         axes = groups.trace.parameters.get(name, [])
         if axes:
@@ -275,6 +281,6 @@ def expand(dense: nn.Module, plan: Plan, groups: Groups) -> nn.Module:
             wide[name][torch.meshgrid(*indices, indexing="ij")] = tensor
         else:
             wide[name].copy_(tensor)
-    twin = apply_masks(groups.model, Plan(removed={}, sizes={}), groups=groups)
+    twin = copy_whole(original)
     twin.load_state_dict(wide)
     return twin

@@ -23,7 +23,7 @@ from pydantic import (
 from torch import Tensor
 
 from pruning.errors import PlanError
-from pruning.graph.axes import Atom, Axis, Sum, resolve
+from pruning.graph.axes import Atom, Axis, Sum, kept, resolve
 from pruning.graph.groups import Groups
 
 
@@ -151,7 +151,8 @@ class Plan(BaseModel):
         if other.blocks and self.removed:
             raise PlanError(
                 f"blocks go before channels: the second plan removes {', '.join(other.blocks)}, the first has removed "
-                "channels already; make a plan of the blocks on the model that still has all channels"
+                "channels already; make a plan of the blocks on the model that still has all channels, or renumber the "
+                "first plan by first.with_blocks(second.blocks, …)"
             )
         removed, sizes = dict(self.removed), dict(self.sizes)
         for name, indices in other.removed.items():
@@ -172,6 +173,51 @@ class Plan(BaseModel):
         )
         plan._groups = self._groups
         return plan
+
+    def with_blocks(self, blocks: Sequence[str], before: Groups, after: Groups) -> Plan:
+        """Return a plan that removes the same channels and some blocks too.
+
+        Without a block other channels have to go together, so that groups have other names and sizes.
+
+        Args:
+            blocks: Names of the blocks, which this plan leaves.
+            before: Groups of the original model without the blocks that this plan removes.
+            after: Groups of the original model without these blocks too.
+
+        Raises:
+            PlanError: A block is removed already, the groups are those of two architectures, or without the blocks the
+                same channels are in no groups that could lose them.
+        """
+        if twice := sorted(set(blocks) & set(self.blocks)):
+            raise PlanError(f"the plan removes block {twice[0]!r} already")
+        for name, axes in after.trace.parameters.items():
+            if [axis.size for axis in axes] != [axis.size for axis in before.trace.parameters.get(name, ())]:
+                raise PlanError(f"the groups are those of two architectures: parameter {name!r} differs between them")
+        masks = self.masks(before)
+        removed: dict[str, set[int]] = {}
+        for group in after:
+            for piece in group.slices:
+                gone = ~kept(before.trace.parameters[piece.parameter][piece.axis], masks)
+                found = {channel for channel in piece.channels()[gone].tolist() if channel >= 0}
+                if found:
+                    removed.setdefault(group.name, set()).update(found)
+        try:
+            plan = Plan.of(after, removed)
+        except PlanError as fault:
+            raise PlanError(f"{self._not_without(blocks)}: {fault}") from fault
+        masks_after = plan.masks(after)
+        for name, axes in after.trace.parameters.items():
+            for position, axis in enumerate(axes):
+                if not torch.equal(kept(axis, masks_after), kept(before.trace.parameters[name][position], masks)):
+                    raise PlanError(
+                        f"{self._not_without(blocks)}: axis {position} of {name} can't lose the same channels"
+                    )
+        plan = plan.model_copy(update={"blocks": (*self.blocks, *blocks)})
+        plan._groups = after
+        return plan
+
+    def _not_without(self, blocks: Sequence[str]) -> str:
+        return f"the channels that are gone can't go from the model without {', '.join(blocks)}"
 
 
 _Monomial = tuple[int, tuple[int, ...]]

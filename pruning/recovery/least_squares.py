@@ -233,7 +233,7 @@ class LayerSeen(Observer):
             if not self._layer.summed:
                 self._have(self.calls[-1].outputs)
 
-    def on_sum(self, weight: str, _total: Tensor) -> None:
+    def on_sum(self, weight: str, _total: Tensor, _place: str) -> None:
         """Keep the sum that its outputs go into."""
         if self._layer.summed and weight == self._layer.weight:
             self._have(_total.clone())

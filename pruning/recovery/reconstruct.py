@@ -6,6 +6,7 @@ No labels and no gradients: a few hundred inputs and one linear system per layer
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from pruning.evaluation import Progress, device_of, whole_pass
 from pruning.graph.axes import kept
 from pruning.graph.dispatch import Under, state_copied_once, state_of
 from pruning.graph.groups import Groups
+from pruning.graph.trace import Trace, trace
 from pruning.graph.unwrapping import unwrap
 from pruning.plan.plan import Plan
 from pruning.recovery.least_squares import Fit, LayerSeen, Refit
@@ -51,7 +53,7 @@ def reconstruct(
     `MEAN_ALONE`; a layer that no fit serves stays as it is. In the end all inputs are fitted. The mean m goes into the
     layer's bias, or the running mean of the batch norm that reads the layer; where there is neither, no mean is fitted.
     Where the layer's outputs go into a sum (a residual connection), r is the residual of the sum, so that the layer
-    makes up for what the other branch lost.
+    makes up for what the other branch lost: all of it where the plan removes blocks, which the original still has.
 
     Layers are all calls of convolutions (grouped, depthwise, transposed) and linear layers, by modules or functions.
     Memory holds one layer's normal equations, one batch, and of each model at most 512 MiB of what its layers gave.
@@ -63,7 +65,7 @@ def reconstruct(
         dense: `narrow(model, plan, ...)`; its weights, biases and batch norms' running means change.
         model: the model that the plan was made for; untouched.
         plan: what was removed.
-        groups: found on `model`.
+        groups: found on `model`, without the blocks that the plan removes.
         inputs: [N, ...], unlabelled; a few hundred. A tuple or dict where the model takes several.
         ridge: least strength of the pull, relative to the mean variance of the layer's inputs; `MEAN_ALONE` absorbs
             means and leaves the weights.
@@ -99,9 +101,16 @@ def reconstruct(
 
     found = []
     with state_copied_once():
-        whole, now = (_Passes(one, groups, [batch for part in parts for batch in part]) for one in (model, dense))
+        of_model = trace(model, take(inputs, slice(1), device)) if plan.blocks else groups.trace
+        whole, now = (
+            _Passes(one, traced, [batch for part in parts for batch in part])
+            for one, traced in ((model, of_model), (dense, groups.trace))
+        )
         # two, because what parameters alone make, such as positions, has the shape of a batch of one
-        layers = find_layers(dense, take(inputs, slice(2), device), parts=True)
+        few = take(inputs, slice(2), device)
+        layers = find_layers(dense, few, parts=True)
+        if plan.blocks:
+            layers = _with_sums_alike(layers, find_layers(model, few, parts=True))
         for index, layer in enumerate(layers):
             found.append(refit(layer))
             if progress is not None:
@@ -118,10 +127,10 @@ class _Passes:
     `FirstLayers`; so all layers together cost little more than one pass over the inputs.
     """
 
-    def __init__(self, model: nn.Module, groups: Groups, batches: Sequence[Inputs]) -> None:
+    def __init__(self, model: nn.Module, traced: Trace, batches: Sequence[Inputs]) -> None:
         self._model, self._batches = model, batches
         self._observers: list[LayerSeen] = []
-        self._first = FirstLayers(model, groups.trace, batches, run=self._run)
+        self._first = FirstLayers(model, traced, batches, run=self._run)
 
     def look(self, batch: int, layer: Layer, observer: Callable[[], LayerSeen]) -> LayerSeen:
         """Run a batch as far as a layer, and return what was seen of it."""
@@ -151,6 +160,14 @@ def _parts(inputs: Inputs) -> tuple[Inputs, ...]:
         return (inputs,)
     held_out = torch.arange(number) % 4 == 3
     return take(inputs, ~held_out), take(inputs, held_out)
+
+
+def _with_sums_alike(layers: Sequence[Layer], originals: Sequence[Layer]) -> tuple[Layer, ...]:
+    """Keep to a layer's own outputs where its sum is another one in the original: that of a block that is gone."""
+    sums = {layer.weight: layer.sums for layer in originals}
+    return tuple(
+        layer if layer.sums == sums.get(layer.weight) else replace(layer, sums=(), summed=False) for layer in layers
+    )
 
 
 def _check_narrowed(dense: nn.Module, plan: Plan, groups: Groups) -> None:

@@ -61,8 +61,11 @@ class Observer:
     def on_norm(self, weight: str, running_mean: str) -> None:
         """Be told that a batch norm reads what the layer with these weights gave."""
 
-    def on_sum(self, weight: str, _total: Tensor) -> None:
-        """Be told of a sum of what a layer gave, or the batch norm after it, with something else of that shape."""
+    def on_sum(self, weight: str, _total: Tensor, _place: str) -> None:
+        """Be told of a sum of what a layer gave, or the batch norm after it, with something else of that shape.
+
+        The place is the path of the module that adds.
+        """
 
     def on_rectifier(self, index: int, outputs: Tensor) -> None:
         """Be told of the outputs of the index-th rectifier of the pass."""
@@ -116,7 +119,7 @@ class _Watcher:
         for name, tensor in state.items():
             self._names.setdefault(id(tensor), name)
 
-    def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any, _place: Place) -> None:
+    def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any, place: Place) -> None:
         name = operator_name(func)
         call = None
         if name in RECTIFIERS:
@@ -126,7 +129,7 @@ class _Watcher:
         elif name == "batch_norm":
             self._on_norm(args, result)
         elif name == "add":
-            self._on_sum(args, result)
+            self._on_sum(args, result, place.module)
         elif name not in IDENTITIES:
             if self._with_parts and name == "linear":
                 self._name_parts([given for given in args[1:] if isinstance(given, Tensor)])
@@ -158,14 +161,14 @@ class _Watcher:
             for observer in self._observers:
                 observer.on_norm(weight, running_mean)
 
-    def _on_sum(self, args: Sequence[Any], result: Tensor) -> None:
+    def _on_sum(self, args: Sequence[Any], result: Tensor, place: str) -> None:
         addends = [term for term in args[:2] if isinstance(term, Tensor)]
         if len(addends) == 2 and addends[0].shape == addends[1].shape:
             for addend in addends:
                 weight = self._maker(addend)
                 if weight is not None:
                     for observer in self._observers:
-                        observer.on_sum(weight, result)
+                        observer.on_sum(weight, result, place)
 
     def _remember(self, tensor: Tensor, weight: str) -> None:
         self._made_by[id(tensor)] = (weakref.ref(tensor), weight)
@@ -202,6 +205,7 @@ class Layer:
         num_calls: how often it was called.
         running_mean: of the batch norm that reads all it gives; None if there is none.
         summed: whether all that it gives, or that batch norm, goes into a sum with something of the same shape.
+        sums: paths of the modules that add these sums.
     """
 
     weight: str
@@ -210,6 +214,7 @@ class Layer:
     num_calls: int
     running_mean: str | None
     summed: bool
+    sums: tuple[str, ...] = ()
 
 
 class _Census(Observer):
@@ -217,7 +222,7 @@ class _Census(Observer):
         self.first: dict[str, LayerCall] = {}
         self.calls: Counter[str] = Counter()
         self.norms: dict[str, list[str]] = {}
-        self.sums: Counter[str] = Counter()
+        self.sums: dict[str, list[str]] = {}
 
     def on_layer(self, call: LayerCall) -> None:
         self.first.setdefault(call.weight, call)
@@ -226,8 +231,8 @@ class _Census(Observer):
     def on_norm(self, weight: str, running_mean: str) -> None:
         self.norms.setdefault(weight, []).append(running_mean)
 
-    def on_sum(self, weight: str, _total: Tensor) -> None:
-        self.sums[weight] += 1
+    def on_sum(self, weight: str, _total: Tensor, place: str) -> None:
+        self.sums.setdefault(weight, []).append(place)
 
 
 def find_layers(model: nn.Module, inputs: Inputs, *, parts: bool = False) -> tuple[Layer, ...]:
@@ -239,8 +244,9 @@ def find_layers(model: nn.Module, inputs: Inputs, *, parts: bool = False) -> tup
     for weight, count in census.calls.items():
         means = census.norms.get(weight, [])
         alone = len(means) == count and len(set(means)) == 1 and uses[means[0]] == count
-        call, summed = census.first[weight], census.sums[weight] == count and (alone or not means)
-        layers.append(Layer(weight, call.bias, call.geometry, count, means[0] if alone else None, summed))
+        call, sums = census.first[weight], tuple(census.sums.get(weight, ()))
+        summed = len(sums) == count and (alone or not means)
+        layers.append(Layer(weight, call.bias, call.geometry, count, means[0] if alone else None, summed, sums))
     return tuple(layers)
 
 

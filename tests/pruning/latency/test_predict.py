@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from pruning import find_groups, make_plan
 from pruning.allocation.budget import Budget, BudgetSolver, LatencyMs, LatencyReduction, Target
@@ -29,6 +29,7 @@ from pruning.latency.profile import (
     SurfaceTimes,
     read_profiles,
 )
+from pruning.plan.blocks import find_blocks
 from pruning.plan.constraints import Limits, find_tied_groups
 from pruning.statistics.collect import collect
 
@@ -219,3 +220,36 @@ def test_counts_are_rounded_by_a_profile_where_the_target_is_no_latency() -> Non
     groups = network()
     rounded = make_plan(groups, mac_reduction=0.5, round_to=synthetic()).kept_sizes(groups)
     assert all(number % 16 == 0 for number in rounded.values()), rounded
+
+
+class _Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer(x)  # type: ignore[no-any-return]
+
+
+def test_block_that_is_gone_takes_no_time_and_another_network_is_still_refused() -> None:
+    model, example = nn.Sequential(nn.Linear(16, 16), _Residual(), _Residual()), torch.zeros(1, 16)
+    profile = Profile(
+        runtime=THERE,
+        granule=BLOCK,
+        period=BLOCK,
+        surfaces={"layer": surface((16,), (16,), lambda _i, _o: 2.0)},
+        layers=tuple(
+            LayerProfile(weight=weight, surface="layer", input_axis=1, positions=1)
+            for weight in ("0.weight", "1.layer.weight", "2.layer.weight")
+        ),
+        whole_ms=3 * 2.0 + 3 * 1.0 + 0.5,
+        overhead_ms=0.5,
+    )
+    blocks = find_blocks(model, example)
+    whole, shallow = (LatencyCost(find_groups(one, example), profile) for one in (model, blocks.without(["1.layer"])))
+    assert whole.predict({}) == pytest.approx(9.5)
+    assert whole.of_layers(blocks["1.layer"].parameters) == pytest.approx(3.0)
+    assert shallow.predict({}) == pytest.approx(6.5)
+    assert shallow({}) == pytest.approx(6.5)
+    with pytest.raises(ProfileError, match=r"no layer 1\.layer\.weight"):
+        LatencyCost(find_groups(nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16)), example), profile)

@@ -236,3 +236,58 @@ def test_unknown_block_is_named_with_the_nearest() -> None:
     blocks = find_blocks(network(Residual(8)), values(2, 5))
     with pytest.raises(PlanError, match=r"1\.down"):
         blocks.plan(["1.donw"])
+
+
+def test_blocks_go_after_channels_once_the_channels_are_put_into_their_numbering() -> None:
+    torch.manual_seed(0)
+    model, inputs = resnet20(width=4).eval(), values(2, 3, 16, 16)
+    whole = pruning.find_groups(model, inputs)
+    first = pruning.Plan.of(whole, {group.name: [0, 2] for group in whole})
+    narrowed = pruning.narrow(model, first, inputs, groups=whole)
+    names = ["stage1.1.conv2", "stage2.2.conv2"]
+    without = pruning.find_groups(find_blocks(model, inputs).without(names), inputs)
+    both = first.with_blocks(names, whole, without)
+    assert both.blocks == tuple(names)
+    dense = pruning.narrow(model, both, inputs, groups=without)
+    shallow = pruning.narrow(narrowed, find_blocks(narrowed, inputs).plan(names), inputs)
+    assert dense.state_dict().keys() == shallow.state_dict().keys()
+    assert all(torch.equal(value, dense.state_dict()[name]) for name, value in shallow.state_dict().items())
+    further = pruning.find_groups(find_blocks(model, inputs).without([*names, "stage3.1.conv2"]), inputs)
+    again = both.with_blocks(["stage3.1.conv2"], without, further)
+    pruning.narrow(model, again, inputs, groups=further)
+    with pytest.raises(PlanError, match=r"removes block 'stage1\.1\.conv2' already"):
+        both.with_blocks(names, without, without)
+
+
+class _Sorted(Residual):
+    def forward(self, x: Tensor) -> Any:
+        return x + self.down(self.up(x).sort(-1)[0])
+
+
+def test_channels_that_could_not_go_without_a_block_are_refused() -> None:
+    model, inputs = network(Residual(8), Residual(8)), values(2, 5)
+    groups = pruning.find_groups(model, inputs)
+    first = pruning.Plan.of(groups, {"1.up.weight:0": [1]})
+    frozen, narrower = (pruning.find_groups(network(one, Residual(8)), inputs) for one in (_Sorted(8), Residual(8, 4)))
+    with pytest.raises(PlanError, match=r"can't go from the model without 2\.down: axis 0 of 1\.up\.weight"):
+        first.with_blocks(["2.down"], groups, frozen)
+    with pytest.raises(PlanError, match=r"two architectures: parameter '1\.up\.weight'"):
+        first.with_blocks(["2.down"], groups, narrower)
+
+
+def test_model_without_blocks_comes_back_to_shape_with_the_blocks_as_they_were() -> None:
+    model, inputs = network(Residual(8), Residual(8)), values(2, 5)
+    shallow = find_blocks(model, inputs).without(["1.down"])
+    groups = pruning.find_groups(shallow, inputs)
+    channels = pruning.make_plan(groups, mac_reduction=0.3)
+    plan = Plan(removed={}, sizes={}, blocks=("1.down",)).then(channels)
+    dense = pruning.narrow(model, plan, inputs, groups=groups)
+    with torch.no_grad():
+        for parameter in dense.parameters():
+            parameter.mul_(1.5)
+    with pytest.raises(PlanError, match="give the original model"):
+        pruning.expand(dense, plan, groups)
+    wide = pruning.expand(dense, plan, groups, model)
+    assert torch.equal(wide.get_parameter("1.up.weight"), model.get_parameter("1.up.weight"))
+    masked = pruning.apply_masks(wide, plan, inputs, groups=groups)
+    torch.testing.assert_close(masked(inputs), dense(inputs), rtol=1e-5, atol=1e-6)

@@ -9,6 +9,7 @@ from pruning.allocation.prefix_cache import FirstLayers, _Resumed
 from pruning.errors import CriterionError, DataError, PlanError
 from pruning.evaluation import restored_modes
 from pruning.graph.layers import LayerCall
+from pruning.plan.blocks import find_blocks
 from pruning.statistics.layer_hooks import Observer, observe
 from tests.pruning.networks import make
 
@@ -241,3 +242,28 @@ def test_calibrate_goes_from_a_model_and_inputs_to_a_smaller_model_that_answers_
     again = calibrate(model, inputs, mac_reduction=0.4, batch_size=16)
     for key, tensor in result.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[key])
+
+
+class _Adds(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer(x)  # type: ignore[no-any-return]
+
+
+def test_what_a_block_added_that_is_gone_is_made_up_for_by_the_next_one() -> None:
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(nn.Linear(3, 4), _Adds(), _Adds(), nn.Linear(4, 2)).eval(), torch.randn(100, 3)
+    blocks = find_blocks(model, inputs[:1])
+    plan = blocks.plan(["1.layer"])
+    groups = find_groups(blocks.without(plan.blocks), inputs[:1])
+    dense = narrow(model, plan, inputs[:1], groups=groups)
+    assert error(model, dense, inputs) > 1e-2
+    reconstruct(dense, model, plan, groups, inputs, ridge=1e-9)
+    # Everything is linear, so that nothing has to be lost. The first layer gives what it gave: the sum that it goes
+    # into is the second block's now, and the first one's was another.
+    torch.testing.assert_close(dense(inputs), model(inputs), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(dense.get_parameter("0.weight"), model.get_parameter("0.weight"), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(dense.get_parameter("2.layer.weight"), model.get_parameter("2.layer.weight"), atol=1e-2)

@@ -1,19 +1,32 @@
-"""What whole blocks are worth: what the model loses without each, or how far each turns what it is added to."""
+"""Depth: what whole blocks are worth, and how many of them go before channels do.
+
+    0 blocks    ──► channels to the target ──► loss
+    1 block     ──► channels to the target ──► loss      the least loss wins; the search ends once it rises
+    2 blocks    ──► channels to the target ──► loss
+    …
+
+A block that goes leaves more of the target to the channels that stay. Which of the two costs less can't be told from
+scores, which are of blocks or of channels; so both are tried, and judged by the model that comes of it.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from pruning.containers import Inputs, as_call, count_samples, find_tensors, in_batches, take
-from pruning.errors import DataError, SettingsError, unknown_name
+from pruning.errors import DataError, OutOfReachError, SettingsError, TargetError, unknown_name
 from pruning.evaluation import Loss, Samples, cross_entropy, device_of, evaluate, restored_modes
 from pruning.graph.dispatch import Listeners, Place, watch
 from pruning.graph.rules.call import operator_name, tensors_in
-from pruning.plan.blocks import Blocks
+from pruning.plan.blocks import Block, Blocks, find_blocks
 
+Made = TypeVar("Made")
 Measure = Literal["loss", "output_error", "block_influence"]
 
 
@@ -124,3 +137,113 @@ def _by_influence(blocks: Blocks, batches: list[Any]) -> dict[str, float]:
 def _cosine(before: Tensor, after: Tensor) -> Tensor:
     """Return the cosine of each sample's values, [N]."""
     return nn.functional.cosine_similarity(before.double().flatten(1), after.double().flatten(1), dim=1)
+
+
+@dataclass(frozen=True)
+class Depth(Generic[Made]):
+    """What came of a model without some blocks.
+
+    Attributes:
+        blocks: Their names, in the order in which they went.
+        loss: Of what was made; infinite where the target is out of reach.
+        made: What `attempt` returned; None where it didn't.
+        fault: Why it didn't.
+    """
+
+    blocks: tuple[str, ...]
+    loss: float = inf
+    made: Made | None = None
+    fault: TargetError | None = None
+
+    def __str__(self) -> str:
+        gone = f"{len(self.blocks) or 'no'} block{'' if len(self.blocks) == 1 else 's'} gone"
+        return f"{gone}, {f'loss {self.loss:.4g}' if self.fault is None else _least(self.fault)}"
+
+
+def _least(fault: TargetError) -> str:
+    return fault.least if isinstance(fault, OutOfReachError) else str(fault)
+
+
+def saved_macs(blocks: Blocks) -> dict[str, float]:
+    """Return the MACs that go with each block."""
+    return {name: float(block.macs) for name, block in blocks.items()}
+
+
+_PATIENCE = 2
+
+
+def choose_depth(
+    model: nn.Module,
+    example_inputs: Inputs,
+    attempt: Callable[[nn.Module, tuple[str, ...]], tuple[Made, float]],
+    score: Callable[[Blocks], Mapping[str, float]],
+    *,
+    saved: Callable[[Blocks], Mapping[str, float]] = saved_macs,
+    may_go: Callable[[Block], bool] = lambda _block: True,
+    patience: int = _PATIENCE,
+    watch: Callable[[Depth[Made]], object] = lambda _depth: None,
+) -> Depth[Made]:
+    """Remove 0, 1, 2, … blocks, reach the target by channels each time, and return the best.
+
+    The next block to go is the one of the least score for each unit of cost that it saves, of the model without those
+    before it: scores of blocks that go together don't add up. One without which nothing is lost goes at once, and of
+    several such the one that saves most.
+
+    Source: one by one, each time scored anew: Song et al. 2024, SLEB, arXiv 2402.09025. Blocks and widths weighed
+    against each other by the loss of the result is ours.
+
+    Args:
+        model: Any module; it is left as it was.
+        example_inputs: As for `find_groups`.
+        attempt: (model without some blocks, their names) -> what channels have to go from it (a plan, a narrowed
+            model), and the loss of the result, without training. It raises `TargetError` where the target is out of
+            reach.
+        score: Of each block of a model, such as `score_blocks` with samples.
+        saved: What goes with each block of a model, in whatever unit the target has; by default MACs.
+        may_go: Says which blocks may go at all.
+        patience: How many numbers of blocks in a row may be no better than the best before, till the search ends.
+        watch: Told of each number of blocks.
+
+    Raises:
+        OutOfReachError: The target is out of reach with any number of blocks; the text says how far it is without.
+        ModelError: The model can't be run on these inputs.
+    """
+    gone: tuple[str, ...] = ()
+    shallow, tried = model, list[Depth[Made]]()
+    while True:
+        tried.append(_try(attempt, shallow, gone))
+        watch(tried[-1])
+        best = min(tried, key=lambda one: one.loss)
+        if best.made is not None and len(tried) - 1 - tried.index(best) >= patience:
+            return best
+        blocks = find_blocks(shallow, example_inputs)
+        offered = [name for name, block in blocks.items() if may_go(block)]
+        if not offered:
+            break
+        cheapest = _cheapest(offered, score(blocks), saved(blocks))
+        shallow, gone = blocks.without([cheapest]), (*gone, cheapest)
+    if best.made is not None:
+        return best
+    first, last = tried[0].fault, tried[-1].fault
+    assert first, "nothing was made of any, so that each has its fault"
+    assert last, "likewise"
+    reasons = "; ".join(dict.fromkeys(blocks.refused.values())) or "none is found that may"
+    further = f"Removing blocks was not enough: {tried[-1]}" if gone else f"No block can go: {reasons}"
+    raise OutOfReachError(f"{first}. {further}", _least(last)) from last
+
+
+def _try(
+    attempt: Callable[[nn.Module, tuple[str, ...]], tuple[Made, float]], shallow: nn.Module, gone: tuple[str, ...]
+) -> Depth[Made]:
+    try:
+        made, loss = attempt(shallow, gone)
+    except TargetError as fault:
+        return Depth(gone, fault=fault)
+    return Depth(gone, loss, made)
+
+
+def _cheapest(offered: Sequence[str], scores: Mapping[str, float], saved: Mapping[str, float]) -> str:
+    def price(name: str) -> tuple[float, float]:
+        return max(scores[name], 0.0) / max(saved[name], 1e-12), -saved[name]
+
+    return min(offered, key=price)
