@@ -56,7 +56,7 @@ class Row(BaseModel):
         kept_epochs: Recipes whose last epochs were undone, and after which epoch the model is; 0: as before training.
         failed: Recipes without a model, and why: training diverged, or missed its sparsity.
         unrounded: Channels that each group would have kept in the last step, had its count not been rounded.
-        relaxed: What was allowed for it, if the goal is out of reach within what is allowed first.
+        relaxed: What was allowed for it, if the goal is out of reach within the first limits.
         streams: The residual streams that lost channels, by the names of their groups.
         predicted_ms: The latency that the profile predicts, if the target names one.
         latency_ratio: If latency was measured: its share of the baseline's latency over the predicted share.

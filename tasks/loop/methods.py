@@ -51,7 +51,7 @@ class Step:
         train: Trains a copy of `model` by a recipe, keeping removed parts removed.
         reached: Its reduction; None if that has to be measured.
         unrounded: Channels that each group would have kept, had its count not been rounded; None where none was.
-        relaxed: What was allowed, if the goal is out of reach within what is allowed first.
+        relaxed: What was allowed, if the goal is out of reach within the first limits.
         streams: The residual streams that lose channels, by the names of their groups.
     """
 

@@ -44,7 +44,8 @@ th, td { overflow-wrap: break-word; } td span { display: block; }
 svg { width: 100%; height: auto; display: block; }
 svg text { fill: var(--ink); } figure { margin: 0; }
 dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .35rem 1.2rem; margin: .6rem 0; }
-dd { margin: 0; } summary { cursor: pointer; margin: .8rem 0; }
+dd { margin: 0; } summary { cursor: pointer; margin: .8rem 0; } td summary { margin: 0; }
+@media (min-width: 60rem) { .attempts td:nth-child(4), .attempts td:nth-child(5) { min-width: 11rem; } }
 @media (max-width: 40rem) {
   body { padding-top: 1.4rem; } h1 { font-size: 1.45rem; }
   thead { display: none; } tr { display: block; border-bottom: 1px solid var(--line); padding: .6rem 0; }
@@ -124,7 +125,7 @@ def render(report: Report) -> str:
         *(f"<p>{escape(note)}</p>" for note in report.notes),
         "<h2>What was tried</h2>",
         *([f"<p>{escape(report.tried)}</p>"] if report.tried else ()),
-        _table(_ATTEMPT_HEAD, [_attempt_cells(row) for row in report.rows]),
+        f'<div class="attempts">{_table(_ATTEMPT_HEAD, [_attempt_cells(row) for row in report.rows])}</div>',
         *(["<h2>Plots</h2>", plots(report.pictures)] if report.pictures else ()),
         "<h2>Where it comes from</h2>",
         _list(report.origin),
@@ -201,7 +202,7 @@ def _attempt_cells(row: Row) -> list[str]:
         *(f"{name}: {why}" for name, why in row.failed.items()),
     ]
     if row.relaxed is not None:
-        reasons.append(f"out of reach within what is allowed first; planned within {row.relaxed}")
+        reasons.append(f"out of reach within the first limits; planned within {row.relaxed}")
     if row.streams:
         reasons.append(f"residual streams lost channels: {', '.join(row.streams)}")
     verdict = f'<span class="{_SHADES[row.verdict]}">{row.verdict}</span>'
@@ -211,8 +212,16 @@ def _attempt_cells(row: Row) -> list[str]:
         f"{row.reached:.1%}" if found else "–",
         _spans(recipes or ["–"]),
         _spans(costs),
-        f"<div>{verdict}{_spans(reasons)}</div>",
+        f"<div>{verdict}{''.join(map(_folded, reasons))}</div>",
     ]
+
+
+def _folded(reason: str) -> str:
+    """Show the first sentence of a reason, and the rest where the reader asks for it."""
+    first, stop, rest = reason.partition(". ")
+    if not stop:
+        return f"<span>{escape(reason)}</span>"
+    return f"<details><summary>{escape(first)}.</summary>{escape(rest)}</details>"
 
 
 def _spans(texts: Sequence[str]) -> str:

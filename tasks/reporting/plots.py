@@ -182,9 +182,10 @@ def draw_attempts(ledger: Ledger, floor: float) -> Figure:
             axes.annotate(
                 str(row.attempt + 1),
                 (x, y),
-                xytext=(0, 8),
+                xytext=(0, 8 if accepted else -8),  # above and below, as they are often close together
                 textcoords="offset points",
                 ha="center",
+                va="bottom" if accepted else "top",
                 fontsize=SMALL,
                 color=INK,
             )
@@ -328,12 +329,12 @@ def _legend_above(axes: Axes) -> None:
     axes.legend(
         frameon=False,
         fontsize=SMALL,
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
+        loc="lower right",  # to the left there is the room of the axis' numbers too
+        bbox_to_anchor=(1, 1),
         ncols=4,
         borderaxespad=0.3,
-        columnspacing=1.2,
-        handletextpad=0.4,
+        columnspacing=1.0,
+        handletextpad=0.3,
         labelcolor=INK,
     )
 

@@ -130,6 +130,7 @@ def test_page_says_what_was_tried_and_why_it_was_refused() -> None:
     figures = ModelMetrics(accuracy=0.9, loss=1, macs=10**6, parameters=9, size_bytes=36)
     rows = [
         Row(attempt=0, goal=0.5, reached=0, accepted=False, refused="no plan reaches <50 %>"),
+        Row(attempt=3, goal=0.5, reached=0, accepted=False, refused="0.9 can't be met. In the way: g keeps 8 of 32"),
         Row(attempt=1, goal=0.2, reached=0, accepted=False, failed={"wild": "the loss became nan"}),
         Row(
             attempt=2,
@@ -144,6 +145,7 @@ def test_page_says_what_was_tried_and_why_it_was_refused() -> None:
     page = render(Report("net on data", PASSED, [], rows))
     for text in (
         "no plan reaches &lt;50 %&gt;",
+        "<summary>0.9 can&#x27;t be met.</summary>In the way: g keeps 8 of 32</details>",
         "wild: the loss became nan",
         "distil 85.00%",
         "plain 90.00% (chosen)",
