@@ -41,7 +41,7 @@ def inspect(
     """Say what could be pruned in the model of params.yaml.
 
     Groups of channels, the share of MACs and parameters that can go, what stays whole and why, and what is left at 30,
-    50 and 70 % less MACs. One sample is enough, and nothing is trained: it takes seconds.
+    50 and 70 % fewer MACs. One sample is enough, and nothing is trained: it takes seconds.
     """
     if model is None and (data or shape or weights):
         raise click.UsageError("--data, --input and --weights go with --model")
@@ -93,9 +93,9 @@ def _show(found: Inspection, everything: bool) -> None:
         if isinstance(size, str):
             unmet.setdefault(size.partition("can't be met: ")[2] or size, []).append(f"{share:.0%}")
         else:
-            rows.append((f"{share:.0%} less MACs", *_cells(size, found.size)))
+            rows.append((f"{share:.0%} fewer MACs", *_cells(size, found.size)))
     print_table(("predicted", "MACs", "parameters", "bytes"), rows, numbers=("MACs", "parameters", "bytes"))
-    print_lines([line for why, shares in unmet.items() for line in ("", f"{', '.join(shares)} less MACs: {why}")])
+    print_lines([line for why, shares in unmet.items() for line in ("", f"{', '.join(shares)} fewer MACs: {why}")])
     if everything:
         print_lines([""])
         print_table(("group", "channels"), [(n, f"{s:,}") for n, s in found.groups.items()], numbers=("channels",))

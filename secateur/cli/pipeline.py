@@ -76,7 +76,7 @@ def run(
 ) -> None:
     """Run the pipeline, or one STAGE of it: what isn't current, from the data to the report.
 
-    A run that was killed goes on where it was.
+    A run that was killed goes on where it was. Exit code 1 if no attempt was accepted.
     """
     watch_signals("run")
     from flows import command
@@ -202,7 +202,6 @@ def _migrate(path: Path) -> None:
 
 
 @click.command(short_help="Compare several targets.")
-@reads_settings
 @click.option(
     "--into",
     type=click.Path(path_type=Path),
@@ -212,8 +211,13 @@ def _migrate(path: Path) -> None:
     help="Where the workspaces and the comparison are written.",
 )
 @prefect_option
+@reads_settings
 def frontier(into: Path, params: Path, workspace: Path, prefect: bool, debug: bool) -> None:
-    """Run the pipeline for every target of frontier.targets, and compare accuracy, MACs and latency."""
+    """Run the pipeline for every target of frontier.targets, and compare accuracy, MACs and latency.
+
+    Data, baseline, analysis and profile are taken from the workspace if they are current. Exit code 1 if no attempt was
+    accepted for any target.
+    """
     watch_signals("frontier")
     from flows.frontier import main
 

@@ -46,7 +46,7 @@ workspace_option = click.option(
     default=WORKSPACE,
     show_default=True,
     metavar="DIR",
-    help="Where everything is written.",
+    help="Where a run writes everything.",
 )
 
 
