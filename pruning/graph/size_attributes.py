@@ -32,6 +32,7 @@ class _Place:
     tensor: int  # which tensor, inputs first
     position: int  # which of its axes
     expression: int  # which expression within that axis
+    stays: bool = False  # whether that keeps its size
 
 
 def proposals(
@@ -39,13 +40,21 @@ def proposals(
 ) -> Iterator[list[Count | Argument]]:
     """Propose numbers to bind for one operation, and for the same line of code in other modules; likelier ones first.
 
-    Attributes of modules come first, then what the code works out: an attribute says what a number means.
+    Attributes of modules come first, then what the code works out: an attribute says what a number means. Last, what
+    the code works out for an axis that keeps its size: the width of a head that stays, as the width of the stream over
+    the number of heads.
     """
     operation = operations[index]
     alike = [o for o in operations if o.name == operation.name and o.place.line == operation.place.line]
     found = list(_candidates(model, operation, prunable, facts))
-    for own in (False, True):
-        for places in islice(_ways([place for place in found if (place.above == _OWN) == own]), _TRIES):
+    own = [place for place in found if place.above == _OWN]
+    ways = [
+        _ways([place for place in found if place.above != _OWN]),
+        _ways([place for place in own if not place.stays], together=True),
+        _ways(own) if any(place.stays for place in own) else iter(()),
+    ]
+    for kind in ways:
+        for places in islice(kind, _TRIES):
             located = (_locate(model, other, place, prunable, facts) for other in alike for place in places)
             yield _for_all_calls({c.place: c for c in located if c is not None}.values(), alike)
 
@@ -62,8 +71,7 @@ def _for_all_calls(counts: Iterable[Count | Argument], alike: Sequence[Operation
     settled: dict[tuple[object, ...], Count | Argument] = {}
     for bound in counts:
         if isinstance(bound, Argument):
-            line, function, _, index = bound.spot
-            found.setdefault((bound.module, line, function, index), []).append(bound)
+            found.setdefault(bound.argument, []).append(bound)
         else:
             settled[bound.place] = bound
     for same in found.values():
@@ -98,10 +106,10 @@ def conflicts(model: nn.Module, operation: Operation, facts: Facts) -> list[Axis
     ]
 
 
-def _ways(found: Sequence[_Place]) -> Iterator[list[_Place]]:
-    """Choose numbers, and one of the expressions of its size for each: one, two, …; but all of a call's first."""
+def _ways(found: Sequence[_Place], *, together: bool = False) -> Iterator[list[_Place]]:
+    """Choose numbers, and one of the expressions of its size for each: one, two, …; all of them first on demand."""
     holders = list(dict.fromkeys((place.above, place.name) for place in found))
-    if len(holders) > 1 and holders[0][0] == _OWN:
+    if len(holders) > 1 and together:
         yield _in_turn([[place for place in found if (place.above, place.name) == holder] for holder in holders])
     for number in range(1, len(holders) + 1):
         for chosen in combinations(holders, number):
@@ -128,9 +136,16 @@ def _candidates(model: nn.Module, operation: Operation, prunable: set[Atom], fac
                 for number, expression in enumerate(_expressions(axis)):
                     atoms = tuple(leaves(expression))
                     key = (above, name, atoms)
-                    if expression.size == value and key not in seen and any(atom in prunable for atom in atoms):
-                        seen.add(key)
-                        yield _Place(above, name, tensor, position, number)
+                    stays = not any(atom in prunable for atom in atoms)
+                    if expression.size != value or key in seen or (stays and not _may_stay(operation, above, tensor)):
+                        continue
+                    seen.add(key)
+                    yield _Place(above, name, tensor, position, number, stays)
+
+
+def _may_stay(operation: Operation, above: int, tensor: int) -> bool:
+    """Whether a number may be that of an axis that keeps its size: the code works it out for an axis of an output."""
+    return above == _OWN and tensor >= len(operation.inputs)
 
 
 def _numbers(model: nn.Module, operation: Operation, facts: Facts) -> Iterator[tuple[int, str | int, int]]:
@@ -156,14 +171,15 @@ def _locate(
     if place.expression >= len(expressions) or expressions[place.expression].size != value:
         return None
     axis = expressions[place.expression]
-    if not any(atom in prunable for atom in leaves(axis)):
+    if place.stays == any(atom in prunable for atom in leaves(axis)):
         return None
     if isinstance(place.name, str):
         return Count(dict(_owners(operation))[place.above], place.name, axis)
     written = operation.place.written
     assert written is not None  # it holds the number that was found
     spot = (operation.place.line, written.function, written.ordinal, place.name)
-    return Argument(operation.place.module, spot, axis)
+    argument = Argument(operation.place.module, spot, axis)
+    return None if argument.argument in facts.moving else argument
 
 
 def _owners(operation: Operation) -> list[tuple[int, str]]:

@@ -60,12 +60,22 @@ def find_groups(
         ModelError: The model can't be run on these inputs, or carries what has to be removed first.
     """
     model = unwrap(model)
-    traced = trace(model, example_inputs)
-    traced.allow_mixed, traced.ignore_unused = allow_mixed, ignore_unused
-    groups = confirm(Groups(model, traced.example, traced))
-    while allow_mixed and _freeze_alike(groups):
-        groups = confirm(Groups(model, traced.example, traced))
-    return groups
+    whole: dict[str, str] = {}
+    while True:
+        traced = trace(model, example_inputs)
+        traced.allow_mixed, traced.ignore_unused = allow_mixed, ignore_unused
+        offered = Groups(model, traced.example, traced)
+        for name, reason in whole.items():
+            offered.atom(name).frozen = reason
+        groups = confirm(Groups(model, traced.example, traced) if whole else offered)
+        while allow_mixed and _freeze_alike(groups):
+            groups = confirm(Groups(model, traced.example, traced))
+        lost = [group for group in offered if group.name not in groups and group.name not in whole]
+        streams = {group.name: offered.atom(group.name).frozen for group in lost if group.mixed}
+        failed = {name: reason for name, reason in streams.items() if reason}
+        if not failed or len(failed) == len(lost):
+            return groups
+        whole |= failed  # what was lost with a stream that can't go is looked at again without it
 
 
 def _freeze_alike(groups: Groups) -> bool:
@@ -107,6 +117,7 @@ def confirm(groups: Groups) -> Groups:
             return groups
         for traced in groups.trace.passes:
             traced.facts.counts[:] = [count for count in traced.facts.counts if count not in moving]
+            traced.facts.moving.update(argument.argument for argument in moving)
         for argument in moving:
             line = argument.spot[0]
             freeze(argument.axis, f"the code at {line} works out another size where the inputs have another size")

@@ -99,6 +99,12 @@ class Argument:
         """What tells it from others."""
         return (self.module, *self.spot)
 
+    @property
+    def argument(self) -> tuple[str, str, str, int]:
+        """Which argument it is, in any call of its line: module, line, function, position."""
+        line, function, _, index = self.spot
+        return (self.module, line, function, index)
+
 
 @dataclass
 class Facts:
@@ -113,6 +119,7 @@ class Facts:
         operations: Number of operators seen so far.
         counts: Numbers in the model's own code that follow an axis.
         constant: Attributes, with the class of their module, that code uses for more than sizes.
+        moving: Numbers, by module, line, function and argument, that code works out from the sizes of its inputs.
         unmasked: Axes of parameters along which zeros would be divided by.
         summed: Axes over which an operator sums or computes a statistic: what lies there, the pass has read.
         cuts: For each slice of a tensor that was computed from parameters alone: which tensor and axis, what lies along
@@ -128,6 +135,7 @@ class Facts:
     unmasked: set[tuple[str, int]] = field(default_factory=set)
     counts: list[Count | Argument] = field(default_factory=list)
     constant: set[tuple[type, str]] = field(default_factory=set)
+    moving: set[tuple[str, str, str, int]] = field(default_factory=set)
     summed: list[Axis] = field(default_factory=list)
     cuts: list[tuple[tuple[int, int], Axis, Axis]] = field(default_factory=list)
 

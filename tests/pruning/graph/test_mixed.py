@@ -230,3 +230,52 @@ def test_reconstruction_makes_up_for_most_of_a_stream_and_takes_positions_for_no
         before = (dense(others) - model(others)).norm()
         pruning.reconstruct(dense, model, plan, groups, inputs)
         assert (dense(others) - model(others)).norm() < 0.7 * before
+
+
+class ChannelAttention(nn.Module):
+    """Attention among the channels of a head, whose width is worked out from the stream's and stays: XCiT's."""
+
+    def __init__(self, width: int = 24, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.first, self.norm, self.last = nn.Linear(6, width), nn.LayerNorm(width), nn.Linear(width, 5)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        b, n, c = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 4, 1).unbind(0)
+        mixed = (q @ k.transpose(-2, -1) / n).softmax(-1) @ v
+        out: Tensor = self.last(x + self.out(mixed.permute(0, 3, 1, 2).reshape(b, n, c)))
+        return out
+
+
+def test_a_number_worked_out_from_a_stream_stays_where_its_axis_does() -> None:
+    """The number of tokens, which moves with the inputs, is none of these: other lengths are verified too."""
+    torch.manual_seed(0)
+    groups = _exact(ChannelAttention(), X)
+    assert {group.size for group in groups} == {24, 4}, "the stream, and the heads"
+
+
+class OneOfTwo(nn.Module):
+    """A stream whose width the code insists on, at a line that reads another group too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.inner = nn.Linear(6, 24), nn.LayerNorm(24), nn.Linear(24, 24)
+        self.last, self.other = nn.Linear(24, 5), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x))
+        inner = self.inner(x).relu()
+        if x.shape[-1] != 24:
+            inner = inner[..., :5]
+        out: Tensor = self.last(x) + self.other(inner)
+        return out
+
+
+def test_a_stream_that_cannot_go_takes_no_other_group_along() -> None:
+    alone, both = (pruning.find_groups(OneOfTwo(), torch.randn(3, 6), allow_mixed=mixed) for mixed in (False, True))
+    assert [group.name for group in alone] == ["inner.weight:0"]
+    assert [group.name for group in both] == ["inner.weight:0"]
+    assert "was written for its size" in str(both.report()["norm.weight"])
