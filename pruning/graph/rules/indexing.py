@@ -32,15 +32,18 @@ def select(call: Call) -> list[list[Axis]]:
 
 @rule("index_select", "gather", "take_along_dim")
 def pick(call: Call) -> list[list[Axis]]:
-    """Positions given by an index: the axis stays whole."""
+    """Positions given by an index: the axis stays whole. An index for each channel has the same channels."""
     x = call["self"]
     axes = list(call.axes(x))
     dim = call.dim(x, call["dim"])
     if call.name == "index_select":
         freeze(axes[dim], PICKED)
     else:
-        freeze_all(axes, PICKED)
-        freeze_all(call.axes(call.inputs[1]), PICKED)
+        for place, (axis, other) in enumerate(zip(axes, call.axes(call.inputs[1]), strict=True)):
+            if place == dim or axis.size != other.size:
+                freeze_all([axis, other], PICKED)
+            else:
+                unify(axis, other)
     shape = call.outputs[0].shape
     return [[Atom(n, PICKED) if i == dim or axes[i].size != n else axes[i] for i, n in enumerate(shape)]]
 
@@ -53,9 +56,16 @@ def index(call: Call) -> list[list[Axis]]:
 
 @rule("index_put")
 def index_put(call: Call) -> list[list[Axis]]:
-    """x[i, :, j] = v"""
-    x = call["self"]
-    broadcast_axes(_indexed(call, x, call["indices"]), call.axes(call["values"]))
+    """x[i, :, j] = v, and x[mask] = v: what the mask lies over stays whole, as does the axis of what it picks."""
+    x, values = call["self"], call.axes(call["values"])
+    first = call["indices"][0]
+    if first is not None and not first.dtype.is_signed and not any(i is not None for i in call["indices"][1:]):
+        behind = call.axes(x)[first.ndim :]
+        picked = max(0, len(values) - len(behind))
+        freeze_all([*call.axes(x)[: first.ndim], *call.axes(first), *values[:picked]], PICKED)
+        broadcast_axes(behind, values[picked:])
+    else:
+        broadcast_axes(_indexed(call, x, call["indices"]), values)
     call.zero = call.typed(x).zero and call.typed(call["values"]).zero
     return [call.axes(x)]
 
