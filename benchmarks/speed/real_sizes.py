@@ -76,11 +76,9 @@ def measure(network: str, images: int, pixels: int, threads: int, share: float, 
 
     groups = timed("groups", lambda: pruning.find_groups(model, inputs[:1]))
     statistics = timed("statistics", lambda: collect(groups, {"moments"}, inputs, batch_size=batch_size))
-    plan = timed(
-        "plan",
-        lambda: pruning.make_plan(groups, "structured_obs", pruning.MacReduction(share), samples=statistics),
-    )
-    del statistics
+    target = pruning.MacReduction(share)
+    plan = timed("plan", lambda: pruning.make_plan(groups, "structured_obs", target, samples=statistics))
+    statistics = None
     dense = timed("narrow", lambda: pruning.narrow(model, plan, inputs[:1], groups=groups))
     timed("reconstruct", lambda: pruning.reconstruct(dense, model, plan, groups, inputs, batch_size=batch_size))
     return found

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from contextlib import nullcontext
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning.containers import Inputs, as_call, find_tensors
 from pruning.evaluation import restored_modes
-from pruning.graph.dispatch import Under, state_of
+from pruning.graph.dispatch import state_of
 from pruning.graph.rules.call import operator_name
 
 
@@ -75,39 +74,24 @@ class PassOrder:
         return 0
 
 
-Run = Callable[[nn.Module, Inputs, Under | None], Any]
-"""(model, inputs, what makes the mode that its operators are called in) -> outputs: how a pass is run."""
-
-
-def run_plainly(model: nn.Module, inputs: Inputs, under: Under | None) -> Any:
-    """Run a pass by calling the model."""
-    args, kwargs = as_call(inputs)
-    with nullcontext() if under is None else under(state_of(model), find_tensors(inputs)):
-        return model(*args, **kwargs)
-
-
-def read_order(model: nn.Module, inputs: Inputs, run: Run = run_plainly) -> PassOrder:
+def read_order(model: nn.Module, inputs: Inputs) -> PassOrder:
     """Run one pass in evaluation mode and note its operators.
 
     Args:
         model: Left as it was.
         inputs: Of a few samples, [N, ...], on the model's device.
-        run: How a pass is run.
 
     Raises:
         Unsuitable: An operator gives numbers, at which code may look; or it writes into what was there before the pass;
             or memory has no address.
     """
-    recorders: list[_Recorder] = []
-
-    def record(state: Mapping[str, Tensor], given: list[Tensor]) -> TorchDispatchMode:
-        recorders.append(_Recorder(state, given))
-        return recorders[-1]
-
+    recorder = _Recorder(state_of(model), find_tensors(inputs))
+    args, kwargs = as_call(inputs)
     with torch.no_grad(), restored_modes(model):
         model.eval()
-        outputs = find_tensors(run(model, inputs, record))
-    return recorders[-1].order(outputs)
+        with recorder:
+            outputs = model(*args, **kwargs)
+    return recorder.order(find_tensors(outputs))
 
 
 def address(tensor: Tensor) -> int:

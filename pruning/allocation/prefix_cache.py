@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils import deterministic
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pruning.allocation.dataflow import PassOrder, Run, Unsuitable, address, read_order, run_plainly, tensors_of
+from pruning.allocation.dataflow import PassOrder, Unsuitable, address, read_order, tensors_of
 from pruning.containers import Inputs, count_samples, find_tensors, take
 from pruning.evaluation import Forward, device_of, restored_modes, whole_pass
 from pruning.graph.trace import Trace
@@ -47,7 +47,6 @@ class FirstLayers:
         batches: Sequence[Inputs],
         *,
         max_bytes: int = MAX_BYTES,
-        run: Run = run_plainly,
     ) -> None:
         """Look at the order of the model's operators.
 
@@ -56,9 +55,8 @@ class FirstLayers:
             traced: The engine's trace of it: where it had to look at values, so may the model's code.
             batches: What the models will be run on.
             max_bytes: What may be kept; more, and the cut lies further left.
-            run: How a pass is run.
         """
-        self._model, self._batches, self._max_bytes, self._run = model, batches, max_bytes, run
+        self._model, self._batches, self._max_bytes = model, batches, max_bytes
         self._num_samples = sum(map(count_samples, batches))
         self._cut = 0
         self._kept: dict[int, _Kept] = {}
@@ -68,7 +66,7 @@ class FirstLayers:
         try:
             if any(one.tensors == "real" for one in traced.passes):
                 raise Unsuitable("its code looks at values")
-            self._order = read_order(model, self._inputs(_PROOF), run)
+            self._order = read_order(model, self._inputs(_PROOF))
         except Unsuitable as reason:
             self.give_up(reason)
 
@@ -110,7 +108,7 @@ class FirstLayers:
         inputs = self._inputs(_PROOF)
         with restored_modes(self._model):
             self._model.eval()
-            whole = find_tensors(self._run(self._model, inputs, None))
+            whole = find_tensors(whole_pass(self._model, _PROOF, inputs))
             for _ in ("the cut is moved", "a pass begins there"):
                 shared = find_tensors(self._resume(self._model, _PROOF, inputs))
                 if not whole or len(whole) != len(shared) or not all(map(torch.equal, whole, shared)):
@@ -119,7 +117,7 @@ class FirstLayers:
     def _resume(self, model: nn.Module, batch: int, inputs: Inputs) -> Any:
         assert self._order is not None
         resumed = _Resumed(self._order, self._kept[batch], self._cut)
-        outputs = resumed.run(model, inputs, self._run)
+        outputs = resumed.run(model, inputs)
         self._kept[batch] = resumed.taken
         return outputs
 
@@ -186,8 +184,9 @@ class _Resumed(TorchDispatchMode):
         self.hollow: list[Tensor] = []  # they live as long as the pass, so that no other gets their address
         self.addresses: set[int] = set()
 
-    def run(self, model: nn.Module, inputs: Inputs, run: Run) -> Any:
-        outputs = run(model, inputs, lambda _state, _inputs: self)
+    def run(self, model: nn.Module, inputs: Inputs) -> Any:
+        with self:
+            outputs = whole_pass(model, _PROOF, inputs)
         if self.index < self.cut:
             raise Unsuitable(f"a pass called {self.index} operators, {self.cut} were expected before the cut")
         if self.index == self.cut:

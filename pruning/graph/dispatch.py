@@ -257,6 +257,11 @@ def _copied(tensor: Tensor) -> Tensor:
     return known[id(tensor)].copy
 
 
+def copied_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the copies of a model's parameters and buffers that passes on real tensors run on, tied ones the same."""
+    return {name: _copied(tensor) for name, tensor in state_of(model).items()}
+
+
 @dataclass(frozen=True)
 class Listeners:
     """What is told of a pass.
@@ -274,8 +279,11 @@ class Listeners:
     on_module: OnModule = lambda _called, _caller, _values: None
 
 
-Under = Callable[[Mapping[str, Tensor], list[Tensor]], TorchDispatchMode]
-"""(state and input tensors that a pass runs on) -> a mode that its operators are called in."""
+@contextmanager
+def below_autograd() -> Iterator[None]:
+    """Call operators as a watched pass does, so that the same calls give the same bits."""
+    with no_attention_fastpath(), whole_operators(), torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
+        yield
 
 
 def watch(
@@ -287,7 +295,6 @@ def watch(
     devices: Mapping[str, torch.device] | None = None,
     training: bool = False,
     steady: bool = True,
-    under: Under | None = None,
 ) -> list[Tensor]:
     """Run one forward pass, in eval mode unless `training`, without autograd, and tell listeners of each operator.
 
@@ -300,7 +307,6 @@ def watch(
         training: Run in training mode.
         steady: Where tensors have values, let what may draw random numbers give one half. Dropout and attention do too:
             only what control flow depends on is right then, and no value may be looked at.
-        under: Gives a mode that carries the operators out, once they were told of.
 
     Returns:
         The tensors that the outputs hold.
@@ -312,11 +318,9 @@ def watch(
     args, kwargs = as_call(example)
     with ExitStack() as stack:
         stack.enter_context(in_mode(model, training))
-        stack.enter_context(no_attention_fastpath())
         stack.enter_context(narrowable(model))
         stack.enter_context(quiet("torch._subclasses.fake_tensor"))  # refusing a shape is an answer here
         stack.enter_context(seeded())
-        stack.enter_context(whole_operators())
         path: list[str] = []
         calls: list[Calls] = []
         stack.enter_context(module_paths(model, path, calls, listeners.on_module))
@@ -335,13 +339,10 @@ def watch(
         if mode is not None:
             stack.enter_context(mode)
         listeners.begin(state, find_tensors((args, kwargs)))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch._C._AutoDispatchBelowAutograd())
+        stack.enter_context(below_autograd())
         listen = stack.enter_context(
             Listen(calls, lambda tensor, line: listeners.on_leaving(tensor, Place(path[-1] if path else "", line)))
         )
-        if under is not None:
-            stack.enter_context(under(state, find_tensors((args, kwargs))))
         stack.enter_context(Watch(listeners.on_call, tensors, path, listen, steady))
         state = {f"model.{name}": tensor for name, tensor in state.items()}
         found: list[Tensor] = torch.func.functional_call(_Outputs(model), state, (args, kwargs))

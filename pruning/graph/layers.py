@@ -22,6 +22,7 @@ from pruning.graph.groups import Group, Slice
 from pruning.graph.rules.call import arguments_of, operator_name
 
 _CHUNK = 1 << 23  # unfolded values at a time
+_WIDE_CHUNK = 1 << 25  # where there are many columns: products of few rows take less time than adding them up
 _PRODUCTS = {"linear": (0, 1, 2), "addmm": (1, 2, 0), "mm": (0, 1, None), "matmul": (0, 1, None)}
 
 
@@ -82,7 +83,10 @@ class LayerCall:
         if self.inputs.ndim <= len(self.geometry.kernel) + 1:
             yield slice(None), unfold(_batched(self.inputs, self.geometry), self.geometry)
             return
-        step = max(1, _CHUNK // max(1, self.inputs[:1].numel() * prod(self.geometry.kernel)))
+        values = self.inputs[:1].numel() * prod(self.geometry.kernel)
+        channels = self.inputs.shape[1] // self.geometry.groups if self.geometry.kernel else self.inputs.shape[-1]
+        columns = channels * prod(self.geometry.kernel)
+        step = max(1, max(_CHUNK, min(columns**2, _WIDE_CHUNK)) // max(1, values))
         for start in range(0, len(self.inputs), step):
             here = slice(start, start + step)
             yield here, unfold(self.inputs[here], self.geometry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -69,22 +70,32 @@ class Equations:
             self.target_squared + other.target_squared,
         )
 
+    @cached_property
+    def second(self) -> Tensor:
+        """The mean of u uᵀ, [groups, columns, columns]: worked out once for all ridges that are tried."""
+        return self.moments.covariance(centred=False)
+
+    @cached_property
+    def covariance(self) -> Tensor:
+        """The same about the mean."""
+        return self.moments.covariance()
+
     def solution(self, ridge: float, shifted: bool) -> tuple[Tensor, Tensor]:
         """Return the change of the weights, [groups, columns, outputs], and of the mean, [groups, outputs]."""
         rows, mean = max(1, self.moments.num_rows), self.moments.mean()
         mean_residual, cross = self.residual / rows, self.cross / rows
         if shifted:
             cross = cross - mean[:, :, None] * mean_residual[:, None, :]
-        power = self.moments.covariance(centred=False).diagonal(dim1=-2, dim2=-1).mean(dim=-1)
-        change = solve(damped(self.moments.covariance(centred=shifted), ridge, _ROUNDING * power), cross)
+        power = self.second.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
+        change = solve(damped(self.covariance if shifted else self.second, ridge, _ROUNDING * power), cross)
         missing = mean_residual - (change * mean[:, :, None]).sum(dim=1)
         return change, missing if shifted else torch.zeros_like(missing)
 
     def error(self, change: Tensor, missing: Tensor) -> float:
         """Return the mean of ‖r − Δ u − m‖², summed over outputs."""
         rows, mean = max(1, self.moments.num_rows), self.moments.mean()
-        mean_residual, second = self.residual / rows, self.moments.covariance(centred=False)
-        fitted = (change * (second @ change)).sum(dim=1) - 2 * (change * self.cross / rows).sum(dim=1)
+        mean_residual = self.residual / rows
+        fitted = (change * (self.second @ change)).sum(dim=1) - 2 * (change * self.cross / rows).sum(dim=1)
         shift = missing * (missing - 2 * mean_residual + 2 * (change * mean[:, :, None]).sum(dim=1))
         return float((self.residual_squared / rows + fitted + shift).sum())
 
@@ -140,10 +151,6 @@ class Fit:
         groups, _, columns = to_matrix(state[layer.weight], layer.geometry).shape
         none = Equations.none(groups, columns, len(outputs) // groups)
         self._fitted, self._held_out = none, none
-
-    def observer(self) -> LayerSeen:
-        """Return what sees the layer in a pass of either model."""
-        return LayerSeen(self._layer)
 
     def see(self, whole: LayerSeen, now: LayerSeen, *, held_out: bool = False) -> bool:
         """Add the rows of a batch, to those that are fitted or to those that judge the fit.

@@ -5,30 +5,39 @@ No labels and no gradients: a few hundred inputs and one linear system per layer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
 
 from pruning.allocation.dataflow import Unsuitable
-from pruning.allocation.prefix_cache import FirstLayers
-from pruning.containers import Inputs, count_samples, in_batches, take
+from pruning.allocation.tape import Replay, Tape, record
+from pruning.containers import Inputs, as_call, count_samples, find_tensors, in_batches, take
 from pruning.errors import DataError, PlanError
-from pruning.evaluation import Progress, device_of, whole_pass
+from pruning.evaluation import Progress, device_of
 from pruning.graph.axes import kept
-from pruning.graph.dispatch import Under, state_copied_once, state_of
+from pruning.graph.dispatch import copied_state, state_copied_once, state_of
 from pruning.graph.groups import Groups
 from pruning.graph.trace import Trace, trace
 from pruning.graph.unwrapping import unwrap
 from pruning.plan.plan import Plan
 from pruning.recovery.least_squares import Fit, LayerSeen, Refit
-from pruning.statistics.layer_hooks import Layer, find_layers, observe, parameter_of
+from pruning.statistics.layer_hooks import Enough, Layer, Watcher, find_layers, observe, parameter_of
 from pruning.statistics.readers import readers_of
 
 RIDGE = 1e-3
+MAX_BYTES = 2**31
+"""Of what is kept of both models between two layers: 2 GiB. What is more lies in files of the temporary folder."""
+
 _FEWEST = 16  # inputs from which on some are held out
+_FEW = 2  # with a single one PyTorch goes ways of its own
+
+_log = logging.getLogger(__name__)
 
 
 def reconstruct(
@@ -56,7 +65,8 @@ def reconstruct(
     makes up for what the other branch lost: all of it where the plan removes blocks, which the original still has.
 
     Layers are all calls of convolutions (grouped, depthwise, transposed) and linear layers, by modules or functions.
-    Memory holds one layer's normal equations, one batch, and of each model at most 512 MiB of what its layers gave.
+    Each layer runs twice in each model. Memory holds one layer's normal equations, one batch, and at most `MAX_BYTES`
+    of what is read behind the layer; the rest lies in files of the temporary folder.
 
     Source: He et al. 2017, arXiv 1707.06168, for the least squares against the original's outputs; ours
     adds the ridge towards the old weights, the mean, and the other branch's residual.
@@ -93,19 +103,18 @@ def reconstruct(
             return Refit(layer.weight, skipped="it is a transposed convolution with groups")
         fit = Fit(layer, _tensors_of(layer, state_of(dense)), outputs.to(device))
         if all(
-            fit.see(*(one.look(batch, layer, fit.observer) for one in (whole, now)), held_out=judges)
+            fit.see(*(one.look(batch, layer) for one in (whole, now)), held_out=judges)
             for batch, judges in enumerate(held_out)
         ):
             return fit.write(ridge)
         return Refit(layer.weight, skipped="what it reads one by one has lost channels too")
 
     found = []
-    with state_copied_once():
+    with state_copied_once(), TemporaryDirectory(prefix="secateur-") as folder:
+        batches, half = [batch for part in parts for batch in part], MAX_BYTES // 2
         of_model = trace(model, take(inputs, slice(1), device)) if plan.blocks else groups.trace
-        whole, now = (
-            _Passes(one, traced, [batch for part in parts for batch in part])
-            for one, traced in ((model, of_model), (dense, groups.trace))
-        )
+        whole = _Passes(model, of_model, batches, Path(folder, "whole"), half)
+        now = _Passes(dense, groups.trace, batches, Path(folder, "now"), half)
         # two, because what parameters alone make, such as positions, has the shape of a batch of one
         few = take(inputs, slice(2), device)
         layers = find_layers(dense, few, parts=True)
@@ -113,6 +122,7 @@ def reconstruct(
             layers = _with_sums_alike(layers, find_layers(model, few, parts=True))
         for index, layer in enumerate(layers):
             found.append(refit(layer))
+            now.refresh()
             if progress is not None:
                 progress(index + 1, len(layers))
     seen = {parameter_of(layer.weight)[0] for layer in layers}
@@ -121,36 +131,88 @@ def reconstruct(
 
 
 class _Passes:
-    """Passes of one model over all batches, each of which begins where the layer at hand is called.
+    """Passes of one model over all batches, which go on from layer to layer.
 
-    Layers are looked at in forward order. What is before a layer has been run for the layer before it and is kept, see
-    `FirstLayers`; so all layers together cost little more than one pass over the inputs.
+    Each layer is run twice: it is looked at, and once it has been refitted, passed. What is alive of a batch in between
+    is kept, in memory up to a bound and in files beyond it. Where the model's code may look at values (`Unsuitable`),
+    the whole model is run for each layer.
     """
 
-    def __init__(self, model: nn.Module, traced: Trace, batches: Sequence[Inputs]) -> None:
-        self._model, self._batches = model, batches
-        self._observers: list[LayerSeen] = []
-        self._first = FirstLayers(model, traced, batches, run=self._run)
+    def __init__(
+        self, model: nn.Module, traced: Trace, batches: Sequence[Inputs], folder: Path, max_bytes: int
+    ) -> None:
+        """Begin nothing yet.
 
-    def look(self, batch: int, layer: Layer, observer: Callable[[], LayerSeen]) -> LayerSeen:
-        """Run a batch as far as a layer, and return what was seen of it."""
-        forward = self._first.forward({parameter_of(layer.weight)[0]})
-        inputs = take(self._batches[batch], slice(None), device_of(self._model))
-        self._observers = [observer()]
+        Args:
+            model: What is run.
+            traced: The engine's trace of it.
+            batches: What it is run on.
+            folder: For files; made if it is needed.
+            max_bytes: What may be kept in memory.
+        """
+        self._model, self._batches, self._folder, self._max_bytes = model, batches, folder, max_bytes
+        self._state = copied_state(model)
+        self._tapes: dict[object, Tape] = {}
+        self._runs: dict[int, Replay] = {}
+        self._held: dict[int, int] = {}
+        self._whole = True
         try:
-            if forward is whole_pass:
-                observe(self._model, inputs, self._observers, parts=True)
-            else:
-                forward(self._model, batch, inputs)
-            return self._observers[0]
+            if any(one.tensors == "real" for one in traced.passes):
+                raise Unsuitable("its code looks at values")
+            self._prove()
+            self._whole = False
         except Unsuitable as reason:
-            self._first.give_up(reason)
-            return self.look(batch, layer, observer)
-        finally:
-            self._observers = []
+            _log.info("the whole model is run for each layer: %s", reason)
 
-    def _run(self, model: nn.Module, inputs: Inputs, under: Under | None) -> Any:
-        return observe(model, inputs, self._observers, parts=True, under=under)
+    def look(self, batch: int, layer: Layer) -> LayerSeen:
+        """Run a batch as far as a layer, and return what was seen of it. Ask for the layers in their order."""
+        seen = LayerSeen(layer)
+        if self._whole:
+            observe(self._model, take(self._batches[batch], slice(None), device_of(self._model)), [seen], parts=True)
+            return seen
+        run = self._runs.get(batch) or self._begin(batch)
+        reads = run.tape.first_reads
+        start = min((reads[name] for name in layer.parameters if name in reads), default=len(run.tape.calls))
+        if run.at > start:  # something before has read of what this layer's refit changes
+            run = self._begin(batch)
+        self._runs[batch] = run
+        run.unpark()
+        run.advance(start)
+        watcher = Watcher([seen], parts=True)
+        watcher.begin(self._state)
+        with suppress(Enough):
+            run.look_ahead(watcher.on_call)
+        self._held[batch] = run.num_bytes
+        if sum(self._held.values()) > self._max_bytes:
+            self._folder.mkdir(exist_ok=True)
+            run.park(self._folder / str(batch))
+            self._held[batch] = 0
+        return seen
+
+    def refresh(self) -> None:
+        """Learn that parameters or buffers of the model have other values now."""
+        self._state.update(copied_state(self._model))
+
+    def _begin(self, batch: int) -> Replay:
+        tensors, taken = self._tensors(self._batches[batch])
+        key = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
+        if key not in self._tapes:
+            self._tapes[key] = record(self._model, taken)
+        return Replay(self._tapes[key], self._state, tensors)
+
+    def _tensors(self, inputs: Inputs) -> tuple[list[Tensor], Inputs]:
+        taken = take(inputs, slice(None), device_of(self._model))
+        return [tensor.clone() for tensor in find_tensors(as_call(taken))], taken
+
+    def _prove(self) -> None:
+        """Run a tape of a few samples on a few others: the outputs are those of the model, to the last bit."""
+        few, others = (self._tensors(take(self._batches[at], slice(_FEW))) for at in (0, -1))
+        if [tensor.shape for tensor in few[0]] != [tensor.shape for tensor in others[0]]:
+            others = few
+        expected = observe(self._model, others[1], [])
+        found = Replay(record(self._model, few[1]), self._state, others[0]).outputs()
+        if len(expected) != len(found) or not all(map(torch.equal, expected, found)):
+            raise Unsuitable("its outputs would not be the same")
 
 
 def _parts(inputs: Inputs) -> tuple[Inputs, ...]:

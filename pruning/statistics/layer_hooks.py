@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pruning.containers import Inputs
-from pruning.graph.dispatch import Listeners, Place, Under, watch
+from pruning.graph.dispatch import Listeners, Place, watch
 from pruning.graph.groups import Slice
 from pruning.graph.layers import Geometry, LayerCall, read_call
 from pruning.graph.rules.call import operator_name, tensors_in
@@ -77,7 +77,6 @@ def observe(
     observers: Sequence[Observer],
     *,
     parts: bool = False,
-    under: Under | None = None,
 ) -> list[Tensor]:
     """Run one forward pass in evaluation mode, without gradients, and tell the observers.
 
@@ -89,21 +88,25 @@ def observe(
         observers: what to tell.
         parts: tell of layers whose weights are an equal part of a parameter's rows too, by `name[index/count]`, such as
             the query's third of a packed projection.
-        under: see `watch`.
 
     Returns:
         The tensors that the outputs hold; none where the pass was ended.
     """
-    watcher = _Watcher(observers, parts)
+    watcher = Watcher(observers, parts)
     try:
-        return watch(
-            model, inputs, Listeners(watcher.on_call, watcher.begin), tensors="real", steady=False, under=under
-        )
+        return watch(model, inputs, Listeners(watcher.on_call, watcher.begin), tensors="real", steady=False)
     except Enough:
         return []
 
 
-class _Watcher:
+class Watcher:
+    """Tells observers of the calls of a pass, once it knows the state that the pass runs on.
+
+    Args:
+        observers: What to tell.
+        parts: See `observe`.
+    """
+
     def __init__(self, observers: Sequence[Observer], parts: bool) -> None:
         self._observers = observers
         self._with_parts = parts
@@ -114,12 +117,14 @@ class _Watcher:
         self._rectifiers = 0
         self._calls: Counter[str] = Counter()
 
-    def begin(self, state: dict[str, Tensor], _inputs: list[Tensor]) -> None:
+    def begin(self, state: dict[str, Tensor], _inputs: Sequence[Tensor] = ()) -> None:
+        """Learn the names of the state's tensors."""
         self._state = state  # kept alive: a name belongs to the identity of a tensor
         for name, tensor in state.items():
             self._names.setdefault(id(tensor), name)
 
     def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any, place: Place) -> None:
+        """Be told of a call."""
         name = operator_name(func)
         call = None
         if name in RECTIFIERS:
@@ -215,6 +220,11 @@ class Layer:
     running_mean: str | None
     summed: bool
     sums: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The parameters that hold its weights and bias, and the running mean, of what there is."""
+        return tuple(parameter_of(name)[0] for name in (self.weight, self.bias, self.running_mean) if name is not None)
 
 
 class _Census(Observer):

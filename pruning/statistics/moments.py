@@ -93,7 +93,9 @@ def damped(covariance: Tensor, ridge: float, least: Tensor | float = 0.0) -> Ten
     """
     level = (ridge * covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1)).clamp(min=least)
     level = torch.where(level > 0, level, 1.0)
-    return covariance + level[..., None, None] * torch.eye(covariance.shape[-1], dtype=covariance.dtype)
+    added = covariance.clone()
+    added.diagonal(dim1=-2, dim2=-1).add_(level[..., None])
+    return added
 
 
 def solve(matrix: Tensor, right: Tensor) -> Tensor:

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pruning import Plan, calibrate, count_macs, find_groups, make_plan, narrow, reconstruct
-from pruning.allocation.prefix_cache import FirstLayers, _Resumed
+from pruning.allocation.dataflow import Unsuitable
+from pruning.allocation.tape import Replay
 from pruning.errors import CriterionError, DataError, PlanError
 from pruning.evaluation import restored_modes
 from pruning.graph.layers import LayerCall
 from pruning.plan.blocks import find_blocks
+from pruning.recovery.reconstruct import _Passes
 from pruning.statistics.layer_hooks import Observer, observe
 from tests.pruning.networks import make
 
@@ -96,31 +102,89 @@ class Attention(nn.Module):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", ["Residual", "DenselyConnected", "ChunkedBlocks", "UNet", "attention"])
-def test_what_comes_before_a_layer_is_run_once_for_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+class InPlace(nn.Module):
+    """What a layer gives is written into before its sum, by a layer that comes later, and read once more at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1, bias=False))
+        self.norm, self.out = nn.BatchNorm2d(8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        early = self.a(x).relu_()
+        late = self.b(early)
+        early.mul_(2)
+        late += self.norm(self.c(early))
+        early.clamp_(max=1)
+        out: Tensor = self.out((late.relu_() + early).mean((2, 3)))
+        return out
+
+
+class Tied(nn.Module):
+    """Two layers share their weights, and the bias of the last one is read before all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.a, self.b = nn.Linear(8, 12), nn.Linear(12, 6), nn.Linear(12, 6, bias=False)
+        self.b.weight = self.a.weight
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.out.bias.abs().mean()
+        x = self.first(x).relu()
+        out: Tensor = self.out((self.a(x) * scale + self.b(x.roll(1, 1))).relu())
+        return out
+
+
+SHARING: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "attention": (Attention(), (5, 8)),
+    "in place": (InPlace(), (3, 16, 16)),
+    "tied": (Tied(), (5, 8)),
+    **{name: (make(name), (3, 16, 16)) for name in ("Residual", "DenselyConnected", "ChunkedBlocks", "UNet")},
+}
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_each_layer_is_run_twice_for_the_bits_of_whole_passes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    model = Attention().eval() if name == "attention" else make(name)
-    inputs = torch.randn(40, 5, 8) if name == "attention" else torch.randn(40, 3, 16, 16)
-    groups = find_groups(model, inputs[:1])
+    model, shape = SHARING[name]
+    inputs = torch.randn(44, *shape)
+    groups = find_groups(model.eval(), inputs[:1])
     plan = make_plan(groups, channel_sparsity=0.3)
-    given = 0
-    give = _Resumed._give
+    calls: Counter[str] = Counter()
+    carry_out, park = Replay._carry_out, Replay.park
 
-    def count(self: _Resumed, index: int) -> object:
-        nonlocal given
-        given += 1
-        return give(self, index)
+    def count(self: Replay, *args: Any) -> None:
+        calls["operators"] += 1
+        carry_out(self, *args)
 
-    monkeypatch.setattr(_Resumed, "_give", count)
+    def parked(self: Replay, file: Path) -> None:
+        park(self, file)
+        calls["files"] += 1
+        assert file.stat().st_size > 0
+        assert self.num_bytes == 0
+
+    monkeypatch.setattr(Replay, "_carry_out", count)
+    monkeypatch.setattr(Replay, "park", parked)
     states = []
-    for shares in (True, False):
-        if not shares:
-            assert given > 10 * len(groups), "operators that weren't run again"
-            monkeypatch.setattr(FirstLayers, "cut", lambda _self, _changed: 0)
+    for way in ("memory", "files", "whole"):
+        if way == "files":
+            assert calls["files"] == 0
+            assert 0 < calls["operators"] < 3 * 2 * 4 * len(groups.trace.operations)  # two models, four batches
+            monkeypatch.setattr("pruning.recovery.reconstruct.MAX_BYTES", 1)
+        if way == "whole":
+            assert calls["files"] > 2 * 4
+            calls.clear()
+            monkeypatch.setattr(_Passes, "_prove", refuse)
         dense = narrow(model, plan, inputs[:1], groups=groups)
         reconstruct(dense, model, plan, groups, inputs, batch_size=16)
         states.append(dense.state_dict())
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
+    assert not calls
+    assert all(torch.equal(states[0][key], other[key]) for other in states[1:] for key in other)
+
+
+def refuse(_self: object) -> None:
+    raise Unsuitable("for the sake of comparing")
 
 
 @pytest.mark.parametrize("seed", range(4))
