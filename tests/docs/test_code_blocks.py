@@ -18,6 +18,7 @@ import runpy
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,8 @@ def parse(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> bool:
     match words:
         case ["secateur", name, *rest] if name not in ("--help", "--version"):
             assert name in commands.commands, f"secateur has no command {name}"
-            commands.commands[name].make_context(name, [*rest])
+            with suppress(click.exceptions.Exit):  # it shows its help
+                commands.commands[name].make_context(name, [*rest])
         case ["secateur", *_]:
             pass
         case ["python", "-m", module, *rest] if module.partition(".")[0] in ("flows", "benchmarks"):
