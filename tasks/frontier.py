@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from html import escape
 from itertools import chain
 from pathlib import Path
+from textwrap import wrap
 
 from pruning.errors import WorkspaceError
 from pruning.io.atomic import replace_file
@@ -20,7 +21,16 @@ from tasks.reporting import report
 from tasks.reporting.html import document, plots, table
 from tasks.reporting.intervals import Interval
 from tasks.reporting.plots import Mark, as_png, as_svg, draw_frontier
-from tasks.reporting.tables import Summary, as_interval, as_ms, ended_because, latency_name, markdown_table
+from tasks.reporting.tables import (
+    WIDTH,
+    Summary,
+    as_interval,
+    as_ms,
+    ended_because,
+    latency_name,
+    markdown_table,
+    text_table,
+)
 from tasks.stage_table import STAGES, Stage
 from tasks.stages import benchmark
 from tasks.workspace import DEFAULT_PARAMS, Workspace, is_current, write_json, writing
@@ -191,6 +201,22 @@ def write_frontier(points: Sequence[Point], title: str, measure: str, folder: Pa
         table(head, rows),
     ]
     replace_file(folder / "frontier.html", document(title, parts).encode())
+
+
+def as_text(points: Sequence[Point], measure: str) -> str:
+    """Lay the targets out for a terminal: MACs and the first latency; the files have all of them.
+
+    Args:
+        points: Of all targets, the baseline first.
+        measure: What the share of right answers is called.
+    """
+    costs = list(points[0].costs)[:2]
+    rows = [("", measure, *costs, "ended because")]
+    for one in points:
+        shares = (f"{one.costs[cost]:.1%}{' *' if one.dominated[cost] else ''}" for cost in costs)
+        rows.append((one.name, f"{one.accuracy:.2%}", *shares, one.stopped_because))
+    remark = "Costs are shares of the baseline's. *: another is at least as accurate at no higher cost."
+    return "\n".join([text_table(rows), "", *wrap(remark, WIDTH)])
 
 
 def _cells(points: Sequence[Point], measure: str) -> tuple[list[str], list[list[str]]]:

@@ -9,7 +9,17 @@ from pruning.errors import SettingsError, WorkspaceError
 from tasks import frontier as subject
 from tasks.config.schema import load
 from tasks.config.target_schema import Target
-from tasks.frontier import BASELINE, MACS, Point, mark_dominated, name_of, read_points, take_over, write_frontier
+from tasks.frontier import (
+    BASELINE,
+    MACS,
+    Point,
+    as_text,
+    mark_dominated,
+    name_of,
+    read_points,
+    take_over,
+    write_frontier,
+)
 from tasks.stage_table import find_stage
 from tasks.workspace import Workspace, contents
 from tests.shop import Shop
@@ -62,6 +72,13 @@ def test_page_and_table_name_every_target_and_star_the_dominated(tmp_path: Path)
     assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
     found = json.loads((tmp_path / "frontier.json").read_text(encoding="utf-8"))
     assert [one["name"] for one in found["points"]] == [one.name for one in POINTS]
+
+
+def test_the_terminal_shows_a_line_for_each_target_in_80_columns() -> None:
+    lines = as_text(mark_dominated(POINTS), "accuracy").splitlines()
+    assert lines[0].split("  ")[-1] == "ended because"
+    assert "a         97.00%    70.0%     110.0% *" in lines[2]
+    assert max(map(len, lines)) <= 80
 
 
 def test_a_target_has_a_name_that_can_be_a_folder() -> None:
