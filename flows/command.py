@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def execute(name: str, options: argparse.Namespace, action: Callable[[], object]
         if isinstance(fault, BrokenPipeError) and _reader_has_enough():
             sys.exit(CLOSED_PIPE)
         if options.debug:
-            raise
+            traceback.print_exc()
         if not signals.asked():
             sys.stderr.write(f"{name}: {_message(fault, getattr(options, 'workspace', None))}\n")
             sys.exit(REFUSED if isinstance(fault, TargetError) else FAULT)

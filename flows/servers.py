@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 import time
+import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -281,9 +282,10 @@ def until_interrupted(name: str, options: Namespace, run: Callable[[Settings, Pr
             raise
     except (SecateurError, OSError) as fault:
         if options.debug:
-            raise
+            traceback.print_exc()
         sys.stderr.write(f"{name}: {fault}\n")
         sys.exit(FAULT)
+    signals.end_if_asked()
 
 
 def main(arguments: Sequence[str] | None = None, name: str = NAME) -> None:

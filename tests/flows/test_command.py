@@ -99,10 +99,27 @@ def test_file_error_of_the_system_is_one_message(write_params: Write, capsys: An
     assert "What was finished before is kept" in message
 
 
-def test_debug_shows_the_traceback(write_params: Write) -> None:
+def test_debug_shows_the_traceback_and_ends_with_the_same_code(write_params: Write, capsys: Any) -> None:
     write_params(None)
-    with pytest.raises(Exception, match="secateur run prepare"):
+    with pytest.raises(SystemExit) as ended:
         command.main("stage", baseline, "", ["--debug", "--no-commit"])
+    assert ended.value.code == command.FAULT
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback")
+    assert "secateur run prepare" in shown.splitlines()[-1]
+
+
+def test_servers_end_with_the_signals_number(write_params: Write) -> None:
+    write_params(None)
+    code = (
+        "import argparse, os, signal; from flows.servers import until_interrupted\n"
+        "end = lambda settings, started: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "until_interrupted('serve', argparse.Namespace(debug=False), end)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert done.stderr.count("serve: ended by SIGTERM") == 1
 
 
 @pytest.fixture(scope="module")
