@@ -7,12 +7,13 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import pruning
 from benchmarks.contest.terms import Entry, Pruned, Terms, accuracy, macs
-from pruning.allocation.selection import Scope, make_plan
+from pruning.allocation.selection import Scope, choose_by_trial, make_plan
 from pruning.errors import TargetError
+from pruning.evaluation import evaluate
 from pruning.importance import criterion_names, find_criterion
 from pruning.plan.constraints import Limits
 from pruning.plan.plan import Plan
@@ -23,6 +24,7 @@ from pruning.statistics.collect import collect
 from pruning.training.recipe import Recipe
 from tasks.config.prune_schema import Structured
 from tasks.config.schema import load
+from tasks.config.target_schema import Allocation
 from tasks.environment import REPOSITORY
 
 TOOL = "secateur"
@@ -44,7 +46,9 @@ def entries() -> list[Entry]:
 # The default of params.yaml, and what becomes of it without one of its parts.
 _DEFAULT: dict[str, dict[str, Any]] = {
     "default": {},
-    "default, the same share of every group": {"scope": "local"},
+    "default, the same share of every group": {"tried": ("local",)},
+    "default, one threshold on the error per MAC": {"tried": ("macs",)},
+    "default, allocation by trial": {"tried": Allocation().tried},
     "default, batch norms recalibrated alone": {"reconstructed": False},
     "default, not distilled": {"distilled": False},
 }
@@ -57,14 +61,25 @@ def _default(change: dict[str, Any], terms: Terms, baseline: nn.Module, seed: in
     example = terms.data.test.inputs[:1]
     groups = pruning.find_groups(baseline, example)
     statistics = collect(groups, find_criterion(settings.criterion).needs, terms.seen, seed=seed)
-    plan = make_plan(
-        groups,
-        settings.criterion,
-        mac_reduction=reduction,
-        scope=Scope(change.get("scope", settings.allocation.strategy), settings.allocation.normalise),
-        samples=statistics,
-        limits=settings.limits,
-    )
+
+    def plan_by(allocation: Allocation) -> Plan:
+        assert allocation.strategy in ("local", "global")
+        return make_plan(
+            groups,
+            settings.criterion,
+            mac_reduction=reduction,
+            scope=Scope(allocation.strategy, allocation.normalise),
+            samples=statistics,
+            limits=settings.limits,
+        )
+
+    note = ""
+    if "tried" in change:
+        ways = Allocation(strategy="trial", tried=change["tried"]).candidates_tried()
+        plans = {name: plan_by(one) for name, one in ways.items()}
+        judges = [partial(_losses, terms, baseline, groups, share * len(terms.unlabelled) // 4) for share in (1, 4)]
+        note = next(one.name for one in choose_by_trial(plans, judges) if one.chosen)
+    plan = plans[note] if note else plan_by(settings.allocation)
     dense = pruning.narrow(baseline, plan, example, groups=groups)
     narrowed = deepcopy(dense)
     if change.get("reconstructed", True):
@@ -74,7 +89,16 @@ def _default(change: dict[str, Any], terms: Terms, baseline: nn.Module, seed: in
     recipe = distilling(terms)
     if not change.get("distilled", True):
         recipe = recipe.model_copy(update={"distillation": 0.0})
-    return Pruned(dense, narrowed, recipe=recipe, teacher=baseline if recipe.distillation else None)
+    return Pruned(dense, narrowed, recipe=recipe, teacher=baseline if recipe.distillation else None, note=note)
+
+
+def _losses(terms: Terms, baseline: nn.Module, groups: pruning.Groups, num_samples: int, plan: Plan) -> Tensor:
+    """The loss of each validation image in the model that a plan leaves, reconstructed and not trained."""
+    dense = pruning.narrow(baseline, plan, terms.data.test.inputs[:1], groups=groups)
+    reconstruct(dense, baseline, plan, groups, terms.unlabelled[:num_samples])
+    losses = evaluate(dense, terms.data.validation, batch_size=256, each=True).losses
+    assert losses is not None, "it was asked for"
+    return losses
 
 
 def distilling(terms: Terms) -> Recipe:

@@ -265,6 +265,7 @@ class Tried(BaseModel):
         name: Of the allocation.
         loss: The mean over the samples that it was last judged on; None where it could not be judged.
         num_samples: How many these are.
+        rounds: How many rounds it was judged in.
         worse_by: The 95 % interval of its loss minus that of the best of its round, from the samples' differences; None
             for the best itself.
         same_as: An allocation before it that gives the same plan, and so was judged for it.
@@ -277,6 +278,7 @@ class Tried(BaseModel):
     name: str
     loss: float | None = None
     num_samples: int = 0
+    rounds: int = 0
     worse_by: tuple[float, float] | None = None
     same_as: str | None = None
     fault: str | None = None
@@ -299,14 +301,15 @@ def choose_by_trial(
 
     Args:
         plans: Name of an allocation -> its plan. Equal plans are judged once.
-        judges: One at least. A `ModelError` of theirs (no finite loss, say) drops the plan.
+        judges: One at least; none is asked where all plans are equal. A `ModelError` of theirs (no finite loss, say)
+            drops the plan.
         progress: Told after each plan of a round.
 
     Returns:
         What came of each allocation, in order; exactly one is chosen.
 
     Raises:
-        ModelError: No plan could be judged.
+        TargetError: No plan could be judged.
         SettingsError: There are no plans or no judges.
     """
     if not plans or not judges:
@@ -317,7 +320,9 @@ def choose_by_trial(
         same = first.setdefault(plan, name)
         found[name] = Tried(name=name, same_as=same if same != name else None)
     left = list(first.values())
-    for judge in judges:
+    for number_of_round, judge in enumerate(judges, 1):
+        if len(left) == 1:
+            break
         losses: dict[str, Tensor] = {}
         for number, name in enumerate(left):
             try:
@@ -327,14 +332,15 @@ def choose_by_trial(
             if progress is not None:
                 progress(number + 1, len(left))
         if not losses:
-            raise ModelError("; ".join(f"{name}: {found[name].fault}" for name in left))
+            faults = "; ".join(f"{name}: {found[name].fault}" for name in left)
+            raise TargetError(f"none of the allocations that were tried leaves a model that can be judged: {faults}")
         best = min(losses, key=lambda name: float(losses[name].mean()))
         for name, each in losses.items():
             worse = None if name == best else interval_of_mean(each - losses[best])
-            found[name] = Tried(name=name, loss=float(each.mean()), num_samples=len(each), worse_by=worse)
+            found[name] = Tried(
+                name=name, loss=float(each.mean()), num_samples=len(each), rounds=number_of_round, worse_by=worse
+            )
         left = [name for name in losses if (interval := found[name].worse_by) is None or interval[0] <= 0]
-        if len(left) == 1:
-            break
     chosen = left[0]
     for name, one in found.items():
         if one.same_as is not None:

@@ -307,7 +307,7 @@ class Structured(_ByScores):
     @property
     def reads_curves(self) -> bool:
         """Whether what goes depends on how much accuracy each group costs."""
-        return self.allocation.strategy == "sensitivity"
+        return self.allocation.reads_curves
 
     @property
     def measures_latency(self) -> bool:

@@ -340,9 +340,7 @@ class Settings(Section):
     @model_validator(mode="after")
     def _allocation_has_what_it_needs(self) -> Self:
         if not self.analyze.rates and self.prune.reads_curves:
-            raise ValueError(
-                "prune.allocation.strategy is 'sensitivity' but analyze.rates is empty; give rates to measure"
-            )
+            raise ValueError("prune.allocation goes by sensitivity but analyze.rates is empty; give rates to measure")
         if (epoch := self.prune.begins_with.epoch) is not None and epoch not in self.baseline.keep_epochs:
             kept = ", ".join(map(str, self.baseline.keep_epochs)) or "none"
             raise ValueError(

@@ -76,12 +76,20 @@ class Target(Section):
         return found
 
 
+TriedName = Normalise | Literal["local", "sensitivity"]
+
+
+def _as_strategy(name: TriedName) -> dict[str, str]:
+    return {"strategy": name} if name in ("local", "sensitivity") else {"strategy": "global", "normalise": name}
+
+
 class Allocation(Section):
     """How the reduction is divided among the groups."""
 
-    strategy: Literal["sensitivity", "local", "global", "scoped", "search"] = "global"
+    strategy: Literal["sensitivity", "local", "global", "scoped", "search", "trial"] = "global"
     """global: one threshold on all scores. sensitivity: least predicted loss by the curves of analyze. local: the same
-    share of each group. scoped: one threshold for each of the scopes. search: the best of random candidates.
+    share of each group. scoped: one threshold for each of the scopes. search: the best of random candidates. trial: the
+    best of those named in tried.
     """
     normalise: Normalise = "mean"
     """For global and scoped: what makes scores of different groups comparable."""
@@ -91,6 +99,27 @@ class Allocation(Section):
     """For search: how many random candidates are judged on validation samples, each after its batch norms were measured
     again.
     """
+    tried: tuple[TriedName, ...] = Field(default=("macs", "mean", "none", "lamp", "local"), min_length=1)
+    """For trial: allocations that are tried in every step. Each is narrowed and recovered, and judged by its loss on
+    validation samples, without training; the first that can't be told from the best is taken. mean, max, none, macs and
+    lamp: global with this normalisation.
+    """
+
+    @property
+    def reads_curves(self) -> bool:
+        """Whether sensitivity curves are needed."""
+        return self.strategy == "sensitivity" or (self.strategy == "trial" and "sensitivity" in self.tried)
+
+    def candidates_tried(self) -> dict[str, Allocation]:
+        """Return the allocations of a trial by their names, in order."""
+        return {name: self.model_copy(update=_as_strategy(name)) for name in self.tried}
+
+    @model_validator(mode="after")
+    def _each_is_tried_once(self) -> Self:
+        twice = sorted({name for name in self.tried if self.tried.count(name) > 1})
+        if twice:
+            raise ValueError(f"tried names {', '.join(twice)} twice; expected each allocation once")
+        return self
 
     @model_validator(mode="after")
     def _scopes_are_given_where_they_are_used(self) -> Self:

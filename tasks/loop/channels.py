@@ -1,4 +1,7 @@
-"""Which channels go, for structured pruning: scored by the criterion, shared out by the allocation, within limits."""
+"""Which channels go, for structured pruning: scored by the criterion, shared out by the allocation, within limits.
+
+And the model that they leave, recovered without training: that is how allocations are tried.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 
+import torch
+from torch import Tensor, nn
+
 import pruning
 from pruning.allocation.budget import Budget, BudgetSolver, Measure, joined
 from pruning.allocation.hardware_widths import find_kernel_widths, plan_for_latency, rounded
 from pruning.allocation.knapsack import allocate, search
-from pruning.allocation.selection import Scope, choose, free_groups
+from pruning.allocation.selection import Scope, Tried, choose, choose_by_trial, free_groups
+from pruning.errors import TargetError
 from pruning.evaluation import evaluate
 from pruning.graph.groups import Groups
 from pruning.importance import Criterion, Ranking, needs_of
@@ -18,8 +25,12 @@ from pruning.latency.profile import LatencyCost
 from pruning.plan.constraints import Freedom, Limits, find_tied_groups, within_first
 from pruning.plan.plan import Cost, Plan
 from pruning.recovery.batch_norm import recalibrate
+from pruning.recovery.fold import fold
+from pruning.recovery.least_squares import MEAN_ALONE
+from pruning.recovery.reconstruct import reconstruct
 from pruning.statistics.collect import Statistics, collect
 from tasks.config.prune_schema import Structured
+from tasks.config.target_schema import Allocation
 from tasks.data import read_split, spread
 from tasks.loop.measurements import latency_cost, read_curves
 from tasks.loop.targets import LATENCY, StepContext
@@ -69,10 +80,12 @@ class Choice:
         plan: Says it.
         unrounded: What each group would keep without rounding; None if nothing was rounded, or if finding it would need
             another search.
+        tried: What came of each allocation, where several were tried.
     """
 
     plan: Plan
     unrounded: Mapping[str, int] | None = None
+    tried: tuple[Tried, ...] = ()
 
 
 def choose_channels(context: StepContext) -> tuple[Choice, Offered, Freedom]:
@@ -92,15 +105,62 @@ def choose_channels(context: StepContext) -> tuple[Choice, Offered, Freedom]:
             if not was_tried or any(group.mixed for group in offered(streams=True).groups):
                 yield freedom  # in a model without residual streams the same groups were tried before
 
+    allocation = structured(context).allocation
+
     def choose_within(freedom: Freedom) -> Choice:
-        return _choose_within(context, offered(streams=freedom.streams), freedom.limits)
+        found, limits = offered(streams=freedom.streams), freedom.limits
+        if allocation.strategy == "trial":
+            return _choose_by_trial(context, found, limits)
+        return _choose_within(context, found, limits, allocation)
 
     choice, freedom = within_first(freedoms(), choose_within)
     return choice, offered(streams=freedom.streams), freedom
 
 
-def _choose_within(context: StepContext, offered: Offered, limits: Limits) -> Choice:
-    """Choose within some limits.
+def _choose_by_trial(context: StepContext, offered: Offered, limits: Limits) -> Choice:
+    """Choose within some limits by several allocations, and take the first that can't be told from the best.
+
+    Each is narrowed and recovered, and judged by its loss on validation samples without training; at first after a
+    recovery that looks at a quarter of the samples.
+
+    Raises:
+        TargetError: The goal can't be met by any of them, or none leaves a model that can be judged.
+    """
+    choices: dict[str, Choice] = {}
+    refused: dict[str, TargetError] = {}
+    for name, allocation in structured(context).allocation.candidates_tried().items():
+        try:
+            choices[name] = _choose_within(context, offered, limits, allocation)
+        except TargetError as fault:
+            refused[name] = fault
+    if not choices:
+        raise next(iter(refused.values()))
+    num_samples = structured(context).recover.num_samples
+    with shown("trial: allocations") as progress:
+        judges = [
+            partial(_losses_after, context, offered, samples, judged)
+            for samples, judged in ((max(2, num_samples // 4), _JUDGED_ON), (num_samples, 4 * _JUDGED_ON))
+        ]
+        tried = choose_by_trial({name: choice.plan for name, choice in choices.items()}, judges, progress=progress)
+    chosen = next(one.name for one in tried if one.chosen)
+    faults = (Tried(name=name, fault=str(fault)) for name, fault in refused.items())
+    return replace(choices[chosen], tried=(*tried, *faults))
+
+
+def _losses_after(context: StepContext, offered: Offered, num_samples: int, num_judged: int, plan: Plan) -> Tensor:
+    """Return the loss of each of some validation samples in the model that a plan leaves, recovered, not trained."""
+    loss, metric = loss_and_metric(context.settings)
+    model = narrow_by(plan, offered, context, verify=False)
+    recover(model, plan, offered, context, num_samples)
+    judged_on = spread(read_split(context.workspace, "validation"), num_judged)
+    batch_size = context.settings.training.batch_size
+    losses = evaluate(model, judged_on, loss=loss, metric=metric, batch_size=batch_size, each=True).losses
+    assert losses is not None, "it was asked for"
+    return losses
+
+
+def _choose_within(context: StepContext, offered: Offered, limits: Limits, allocation: Allocation) -> Choice:
+    """Choose within some limits, by one allocation.
 
     Widths are rounded to what the runtime rewards, see `pruning.allocation.hardware_widths`. A latency is come down to
     by the widths that gain speed; the ratio of measured to predicted latency that the loop found last corrects it.
@@ -117,7 +177,7 @@ def _choose_within(context: StepContext, offered: Offered, limits: Limits) -> Ch
     whole = BudgetSolver(bundles, joined(targets)) if targets else None
     met = whole is None or whole.met([0] * len(bundles))
     is_slow = latency is not None and latency.predict({}) > at_most_ms
-    choose_by = partial(_choose_by, context, offered)
+    choose_by = partial(_choose_by, context, offered, allocation)
     if latency is not None and is_slow:
         return Choice(plan_for_latency(bundles, latency, at_most_ms, latency_name, choose_by, targets))
     if whole is None or met:
@@ -125,16 +185,16 @@ def _choose_within(context: StepContext, offered: Offered, limits: Limits) -> Ch
     if chosen.round_to != "auto":
         return Choice(choose_by(whole))
     plan = choose_by(rounded(bundles, whole.budget, find_kernel_widths(chosen.round_for), sizes))
-    if chosen.allocation.strategy == "search":
+    if allocation.strategy == "search":
         return Choice(plan)
     kept = choose_by(whole).kept_sizes(groups)
     return Choice(plan, {group.name: kept.get(group.name, group.size) for group in groups})
 
 
-def _choose_by(context: StepContext, offered: Offered, solver: BudgetSolver) -> Plan:
-    """Divide a target among the groups by the strategy of the settings."""
+def _choose_by(context: StepContext, offered: Offered, allocation: Allocation, solver: BudgetSolver) -> Plan:
+    """Divide a target among the groups by an allocation's strategy."""
     solver.lowest()  # says that the target is out of reach before anything is gathered
-    allocation, groups, ranking = structured(context).allocation, offered.groups, offered.ranking
+    groups, ranking = offered.groups, offered.ranking
     if allocation.strategy in ("local", "global", "scoped"):
         return choose(ranking, solver, Scope(allocation.strategy, allocation.normalise, allocation.scopes))
     orders = ranking.orders(free_groups(solver.bundles))
@@ -189,6 +249,50 @@ def _search(context: StepContext, groups: Groups, solver: BudgetSolver, orders: 
             seed=settings.run.seed,
             progress=progress,
         )
+
+
+_VERIFIED_ON, _BATCH = 64, 16  # samples, where verifying on the example shows nothing
+
+
+def narrow_by(plan: Plan, offered: Offered, context: StepContext, *, verify: bool = True) -> nn.Module:
+    """Return the model that a plan leaves: the last one narrowed, or what training is to begin with."""
+    model, example = context.model, context.example
+    samples = _batches(context) if verify else ()
+    if context.start is None:
+        return pruning.narrow(model, plan, example, groups=offered.groups, samples=samples, verify=verify)
+    return pruning.narrow(context.start, context.plan.then(plan), example, samples=samples, verify=verify)
+
+
+def _batches(context: StepContext) -> Iterator[Tensor]:
+    """Training samples, read only if verifying on the example shows nothing."""
+    samples = spread(read_split(context.workspace, "train"), _VERIFIED_ON)
+    yield from torch.split(samples.inputs.to(context.example.device), _BATCH)
+
+
+def recover(
+    narrowed: nn.Module, chosen: Plan, offered: Offered, context: StepContext, num_samples: int | None = None
+) -> None:
+    """Recover a narrowed model in place, by the settings' method.
+
+    Args:
+        narrowed: What `chosen` leaves of the model that the groups were found on.
+        chosen: Which channels are gone.
+        offered: Its groups were found on the model before; the criterion's solution is folded from its statistics.
+        context: Names settings and data.
+        num_samples: Samples that are looked at; as the settings say, if not given.
+    """
+    settings, training = structured(context), context.settings.training
+    method, num_samples = settings.recover.method, num_samples or settings.recover.num_samples
+    samples = read_split(context.workspace, "train")
+    if method == "recalibrate":
+        recalibrate(narrowed, samples, num_samples=num_samples, batch_size=training.batch_size)
+    elif method == "fold":
+        fold(narrowed, chosen, offered.groups, offered.statistics, chosen_criterion(settings.criterion))
+    elif method in ("absorb_means", "reconstruct"):
+        ridge = MEAN_ALONE if method == "absorb_means" else settings.recover.ridge
+        inputs = spread(samples, num_samples).inputs
+        with shown("reconstruction: layers") as progress:
+            reconstruct(narrowed, context.reference, chosen, offered.groups, inputs, ridge=ridge, progress=progress)
 
 
 def structured(context: StepContext) -> Structured:

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from typing_extensions import TypedDict  # pydantic reads those of `typing` from Python 3.12 on
 
 from pruning.allocation.schedule import Attempt, Outcome, ScheduleSettings, Stop, next_step
+from pruning.allocation.selection import Tried
 from pruning.errors import WorkspaceError
 from pruning.io.json_files import parse_json, read_bytes
 from tasks.fingerprint import changes
@@ -58,6 +59,7 @@ class Row(BaseModel):
         unrounded: Channels that each group would have kept in the last step, had its count not been rounded.
         relaxed: What was allowed for it, if the goal is out of reach within the first limits.
         streams: The residual streams that lost channels, by the names of their groups.
+        tried: What came of each allocation, where several were tried for it.
         predicted_ms: The latency that the profile predicts, if the target names one.
         latency_ratio: If latency was measured: its share of the baseline's latency over the predicted share.
     """
@@ -79,6 +81,7 @@ class Row(BaseModel):
     unrounded: dict[str, int] | None = None
     relaxed: str | None = None
     streams: tuple[str, ...] = ()
+    tried: tuple[Tried, ...] = ()
     predicted_ms: float | None = None
     latency_ratio: float | None = None
 

@@ -255,6 +255,7 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, goals: Goa
         unrounded=dict(taken.unrounded) if taken.unrounded else None,
         relaxed=taken.relaxed,
         streams=taken.streams,
+        tried=taken.tried,
         predicted_ms=latency.predicted_ms if latency else None,
         latency_ratio=latency.ratio if latency else None,
     )
@@ -373,4 +374,5 @@ def describe(row: Row) -> str:
         return f"{what}, {row.verdict}: {why}"
     streams = f", residual streams narrowed ({', '.join(row.streams)})" if row.streams else ""
     found = f"reached {row.reached:.1%}, accuracy {row.measured.accuracy:.2%} by {row.recipe}"
-    return f"{what}, {found}{streams}: {row.verdict}"
+    taken = next((f", allocated by {one.name}" for one in row.tried if one.chosen), "")
+    return f"{what}, {found}{taken}{streams}: {row.verdict}"

@@ -7,24 +7,20 @@ input other channels, chosen by gates (dynamic).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from math import floor
 from typing import cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 import pruning
+from pruning.allocation.selection import Tried
 from pruning.dynamic.gates import GatedModel, GateTraining, add_gates, calibrate_gates
 from pruning.errors import TargetError
 from pruning.plan.plan import Cost, Plan
-from pruning.recovery.batch_norm import recalibrate
-from pruning.recovery.fold import fold
-from pruning.recovery.least_squares import MEAN_ALONE
-from pruning.recovery.reconstruct import reconstruct
 from pruning.training.recipe import Recipe
 from pruning.unstructured.criteria import WeightCriterion
 from pruning.unstructured.masks import WeightMasks, enforce_masks, sparsity_of, zero_weights
@@ -32,10 +28,9 @@ from pruning.unstructured.select import WeightScope, choose_n_of_m, choose_weigh
 from tasks.config.prune_schema import Dynamic, NOfM, Unstructured
 from tasks.config.target_schema import Kind
 from tasks.data import read_inputs, read_split, spread
-from tasks.loop.channels import Offered, choose_channels, structured
+from tasks.loop.channels import choose_channels, narrow_by, recover, structured
 from tasks.loop.targets import StepContext
 from tasks.models import chosen_criterion, loss_and_metric, sparsity_training
-from tasks.terminal import shown
 
 Train = Callable[..., None]
 """(model, **hooks): fine-tune it by the recipe at hand; hooks are fields of `pruning.training.trainer.Callbacks`."""
@@ -53,6 +48,7 @@ class Step:
         unrounded: Channels that each group would have kept, had its count not been rounded; None where none was.
         relaxed: What was allowed, if the goal is out of reach within the first limits.
         streams: The residual streams that lose channels, by the names of their groups.
+        tried: What came of each allocation, where several were tried.
     """
 
     model: nn.Module
@@ -62,32 +58,7 @@ class Step:
     unrounded: Mapping[str, int] | None = None
     relaxed: str | None = None
     streams: tuple[str, ...] = ()
-
-
-def recover(narrowed: nn.Module, chosen: Plan, offered: Offered, context: StepContext) -> None:
-    """Recover a narrowed model in place, by the settings' method.
-
-    Args:
-        narrowed: What `chosen` leaves of the model that the groups were found on.
-        chosen: Which channels are gone.
-        offered: Its groups were found on the model before; the criterion's solution is folded from its statistics.
-        context: Names settings and data.
-    """
-    settings, training = structured(context), context.settings.training
-    method, num_samples = settings.recover.method, settings.recover.num_samples
-    samples = read_split(context.workspace, "train")
-    if method == "recalibrate":
-        recalibrate(narrowed, samples, num_samples=num_samples, batch_size=training.batch_size)
-    elif method == "fold":
-        fold(narrowed, chosen, offered.groups, offered.statistics, chosen_criterion(settings.criterion))
-    elif method in ("absorb_means", "reconstruct"):
-        ridge = MEAN_ALONE if method == "absorb_means" else settings.recover.ridge
-        inputs = spread(samples, num_samples).inputs
-        with shown("reconstruction: layers") as progress:
-            reconstruct(narrowed, context.reference, chosen, offered.groups, inputs, ridge=ridge, progress=progress)
-
-
-_VERIFIED_ON, _BATCH = 64, 16  # samples, where verifying on the example shows nothing
+    tried: tuple[Tried, ...] = ()
 
 
 def narrow_channels(context: StepContext) -> Step:
@@ -99,11 +70,7 @@ def narrow_channels(context: StepContext) -> Step:
     settings, example = context.settings, context.example
     choice, offered, freedom = choose_channels(context)
     chosen, groups = choice.plan, offered.groups
-    if context.start is None:
-        narrowed = pruning.narrow(context.model, chosen, example, groups=groups, samples=_batches(context))
-    else:
-        whole = context.plan.then(chosen)
-        narrowed = pruning.narrow(context.start, whole, example, samples=_batches(context))
+    narrowed = narrow_by(chosen, offered, context)
     recover(narrowed, chosen, offered, context)
 
     def train(model: nn.Module, recipe: Recipe, finetune: Train) -> None:
@@ -112,13 +79,15 @@ def narrow_channels(context: StepContext) -> Step:
 
     relaxed = None if freedom == structured(context).freedoms[0] else str(freedom)
     streams = tuple(name for name in chosen.removed if groups[name].mixed)
-    return Step(narrowed, chosen, train, unrounded=choice.unrounded, relaxed=relaxed, streams=streams)
-
-
-def _batches(context: StepContext) -> Iterator[Tensor]:
-    """Training samples, read only if verifying on the example shows nothing."""
-    samples = spread(read_split(context.workspace, "train"), _VERIFIED_ON)
-    yield from torch.split(samples.inputs.to(context.example.device), _BATCH)
+    return Step(
+        narrowed,
+        chosen,
+        train,
+        unrounded=choice.unrounded,
+        relaxed=relaxed,
+        streams=streams,
+        tried=choice.tried,
+    )
 
 
 def zero_share(context: StepContext) -> Step:

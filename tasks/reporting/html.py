@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+from pruning.allocation.selection import Tried
 from tasks.loop.ledger import Row
 from tasks.reporting.tables import Line, as_bytes
 from tasks.reporting.verdict import Verdict, mark
@@ -205,6 +206,7 @@ def _attempt_cells(row: Row) -> list[str]:
         reasons.append(f"out of reach within the first limits; planned within {row.relaxed}")
     if row.streams:
         reasons.append(f"residual streams lost channels: {', '.join(row.streams)}")
+    reasons += [f"allocation {_of_trial(one)}" for one in row.tried]
     verdict = f'<span class="{_SHADES[row.verdict]}">{row.verdict}</span>'
     return [
         str(row.attempt + 1),
@@ -222,6 +224,21 @@ def _folded(reason: str) -> str:
     if not stop:
         return f"<span>{escape(reason)}</span>"
     return f"<details><summary>{escape(first)}.</summary>{escape(rest)}</details>"
+
+
+def _of_trial(one: Tried) -> str:
+    """Say what came of an allocation that was tried."""
+    found = []
+    if one.loss is not None:
+        samples = f"{one.num_samples} validation samples, round {one.rounds}"
+        found.append(f"loss before training {one.loss:.4f} ({samples})")
+    if one.fault is not None:
+        found.append(one.fault)
+    if one.same_as is not None:
+        found = [f"the same plan as {one.same_as}"]
+    elif one.worse_by is not None:
+        found.append("above the lowest by {:+.4f} to {:+.4f}".format(*one.worse_by))
+    return f"{one.name}{' (taken)' if one.chosen else ''}: {', '.join(found) or 'the only plan'}"
 
 
 def _spans(texts: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pruning.allocation.selection import JudgeEach, choose_by_trial
-from pruning.errors import ModelError, SettingsError
+from pruning.errors import ModelError, SettingsError, TargetError
 from pruning.plan.plan import Plan
 
 PLANS = {name: Plan(removed={"g": (index,)}, sizes={"g": 8}) for index, name in enumerate(("a", "b", "c"))}
@@ -52,6 +52,7 @@ def test_a_round_drops_what_is_worse_and_the_next_judge_sees_the_others_alone() 
     assert [(one.name, one.chosen) for one in found] == [("a", False), ("b", False), ("c", True)]
     assert found[0].loss == pytest.approx(3)
     assert found[1].worse_by == pytest.approx((1, 1))
+    assert [one.rounds for one in found] == [1, 2, 2]
 
 
 def test_no_more_is_asked_once_one_is_left() -> None:
@@ -71,12 +72,17 @@ def test_equal_plans_are_judged_once_and_say_so() -> None:
     assert [one.chosen for one in found] == [True, False, False]
 
 
+def test_where_all_plans_are_equal_nothing_is_judged() -> None:
+    found = choose_by_trial({"a": PLANS["a"], "again": PLANS["a"]}, [judge({}, [])])
+    assert [(one.chosen, one.loss, one.same_as) for one in found] == [(True, None, None), (False, None, "a")]
+
+
 def test_a_plan_whose_model_has_no_loss_is_dropped_and_if_none_has_it_is_an_error() -> None:
     fault = ModelError("not finite")
     found = choose_by_trial(PLANS, [judge({"a": fault, "b": NOISE, "c": NOISE + 1}, [])])
     assert found[0].fault == "not finite"
     assert found[1].chosen
-    with pytest.raises(ModelError, match="a: not finite; b: not finite; c: not finite"):
+    with pytest.raises(TargetError, match="a: not finite; b: not finite; c: not finite"):
         choose_by_trial(PLANS, [judge(dict.fromkeys(PLANS, fault), [])])
 
 

@@ -45,6 +45,10 @@ CHOICES: dict[str, dict[str, Any]] = {
     "global": {"allocation": {"strategy": "global", "normalise": "macs"}},
     "scoped": {"allocation": {"strategy": "scoped", "scopes": {"first": ["0"], "second": ["3"]}}},
     "search": {"allocation": {"strategy": "search", "candidates": 4}},
+    "trial": {
+        "allocation": {"strategy": "trial", "tried": ["mean", "lamp", "local", "sensitivity"]},
+        "recover": {"method": "reconstruct", "num_samples": 64},
+    },
     "nothing recovered": {"recover": {"method": "none"}},
     "means absorbed": {"recover": {"method": "absorb_means", "num_samples": 64}},
     "folded": {"recover": {"method": "fold"}, "criterion": "lasso"},
@@ -126,6 +130,34 @@ def test_every_choice_ends_in_a_proven_model(go_on: GoOn, name: str) -> None:
     assert row.recipe == ("no training" if name == "calibrated" else "plain")
 
 
+def test_what_was_tried_is_in_the_ledger_and_the_report_and_the_first_that_is_not_worse_goes_on(go_on: GoOn) -> None:
+    project = go_on(CHOICES["trial"])
+    (row,) = read_ledger(project.workspace.folder("iterations")).rows
+    assert [one.name for one in row.tried] == ["mean", "lamp", "local", "sensitivity"]
+    (taken,) = [one for one in row.tried if one.chosen]
+    judged = [one for one in row.tried if one.loss is not None and one.same_as is None]
+    assert len(judged) > 1
+    last = [one for one in judged if one.rounds == max(one.rounds for one in judged)]
+    assert taken == next(one for one in last if one.worse_by is None or one.worse_by[0] <= 0)
+    for one in judged:
+        if one.rounds < taken.rounds:
+            assert one.worse_by is not None
+            assert one.worse_by[0] > 0
+    page = (project.workspace.folder("report") / "report.html").read_text(encoding="utf-8")
+    for one in row.tried:
+        assert f"allocation {one.name}{' (taken)' if one.chosen else ''}: " in page
+    data, example = read_description(project.workspace), example_inputs(project.workspace, project.settings)
+    iterations = project.workspace.folder("iterations")
+    _, plan, _ = load_model(iterations / str(row.checkpoint), project.settings, data, example)
+    alone = go_on({"allocation": _as_one(taken.name), "recover": CHOICES["trial"]["recover"]}, "prune")
+    again = load_model(alone.workspace.folder("iterations") / "01", alone.settings, data, example)[1]
+    assert again.removed == plan.removed
+
+
+def _as_one(name: str) -> dict[str, str]:
+    return {"strategy": name} if name in ("local", "sensitivity") else {"strategy": "global", "normalise": name}
+
+
 def test_the_whole_model_lies_beside_one_whose_channels_may_come_back(
     go_on: GoOn,
 ) -> None:
@@ -158,6 +190,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"start": {"weights": "random"}, "recover": {"method": "reconstruct"}}, "would be undone"),
     ({"start": {"weights": "random"}, "reversible": True}, "reversible false"),
     ({"allocation": {"strategy": "scoped"}}, "scopes are missing"),
+    ({"allocation": {"strategy": "trial", "tried": ["macs", "local", "macs"]}}, "tried names macs twice"),
     (
         {"kind": "unstructured", "target": {"weight_sparsity": 0.5}, "reversible": True},
         "prune.reversible is a key of kind structured; kind is unstructured: remove it",
