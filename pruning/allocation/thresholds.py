@@ -10,7 +10,7 @@ from torch import Tensor
 from pruning.allocation.budget import BudgetSolver
 from pruning.errors import SettingsError, unknown_name
 from pruning.graph.groups import Groups
-from pruning.importance.norms import over_larger
+from pruning.importance.filters import over_larger
 from pruning.plan.constraints import TiedGroups, groups_in
 from pruning.plan.plan import Cost
 

@@ -24,7 +24,7 @@ from tests.tasks.test_pipeline import make
 def test_each_stage_depends_on_what_it_computes_with_and_on_nothing_more() -> None:
     found = {stage.name: set(code_of((stage.module,), ()).modules) for stage in STAGES}
     assert "pruning.allocation.schedule" in found["prune"]
-    assert "pruning.importance.norms" in found["prune"], "registered by being imported"
+    assert "pruning.importance.filters" in found["prune"], "registered by being imported"
     assert not {"pruning.allocation.schedule", "pruning.allocation.selection"} & found["baseline"]
     assert "tasks.loop.ledger" in found["report"]
     choosing = {"tasks.loop.loop", "tasks.loop.methods", "tasks.loop.channels"}
