@@ -17,6 +17,7 @@ from tasks.config.overrides import write_trial
 from tasks.config.schema import Settings, load
 from tasks.data import read_description
 from tasks.frontier import FRONTIER, SHARED, as_text, name_of, read_points, take_over, write_frontier, write_settings
+from tasks.models import measure_of
 from tasks.workspace import DEFAULT_ROOT, Workspace, locked
 
 log = logging.getLogger("secateur")
@@ -95,7 +96,7 @@ def frontier(params: str = "params.yaml", workspace: str = "artifacts", into: st
 def _conclude(settings: Settings, shared: Workspace, workspaces: dict[str, Workspace], root: Path) -> None:
     points = read_points(workspaces)
     title = f"{settings.subject}: the frontier"
-    measure = read_description(shared).measure
+    measure = measure_of(settings, read_description(shared))
     write_frontier(points, title, measure, root)
     publish_markdown("frontier", (root / "frontier.md").read_text(encoding="utf-8"), title)
     sys.stdout.write(f"\n{title}\n\n{as_text(points, measure)}\n\nall figures      {root / 'frontier.html'}\n")

@@ -93,8 +93,10 @@ def _title(case: Case) -> str:
 def _verdict(case: Case) -> str:
     """Print the verdict, then the figures."""
     sentence = f"Version {case.version} {summarise(case.gates)}."
-    accuracy = next((gate for gate in case.gates if gate.name == "accuracy"), None)
-    return f"{sentence} Accuracy: {accuracy.remark}." if accuracy and accuracy.remark else sentence
+    score = case.gates[0] if case.gates else None
+    return (
+        f"{sentence} {score.name[:1].upper()}{score.name[1:]}: {score.remark}." if score and score.remark else sentence
+    )
 
 
 def _show(case: Case) -> None:

@@ -58,7 +58,9 @@ def _loop(run: Run) -> None:
             _track(run, loop)
 
     loop = body_of(PRUNE)(run.settings, run.workspace, call=call_as_task, watch=watch)
-    publish_table("prune-attempts", [_cells(row) for row in loop.ledger.rows], "every attempt of the loop")
+    publish_table(
+        "prune-attempts", [_cells(row, loop.measure.name) for row in loop.ledger.rows], "every attempt of the loop"
+    )
 
 
 def _track(run: Run, loop: Loop) -> None:
@@ -73,13 +75,13 @@ def _track(run: Run, loop: Loop) -> None:
         log.warning("the loop goes on without MLflow for now: %s", fault)
 
 
-def _cells(row: Row) -> dict[str, str | float | int | None]:
+def _cells(row: Row, score: str) -> dict[str, str | float | int | None]:
     found = row.measured
     return {
         "attempt": row.attempt + 1,
         "goal": round(row.goal, 4),
         "reached": round(row.reached, 4),
-        "accuracy": round(found.accuracy, 4) if found else None,
+        score: round(found.score, 4) if found else None,
         "macs": found.macs if found else None,
         "recipe": row.recipe,
         "verdict": row.verdict,

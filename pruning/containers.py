@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from numbers import Number
 from types import CodeType, FrameType, FunctionType, MemberDescriptorType, ModuleType
 from typing import Any, Literal
@@ -22,6 +22,7 @@ Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 
 Iterators = Literal["consume", "leave", "refuse"]
 
+_FIRST_NAMES = ("logits", "out", "output", "predictions")
 _DEEPEST = 100  # containers within each other
 _MOST = 1_000_000  # values
 
@@ -65,6 +66,39 @@ def outputs_in(model: nn.Module, result: Any, *, by_value: bool = False) -> list
             "whole as an output, and nothing compared. Let forward return its tensors, in whatever container"
         )
     return found
+
+
+def main_output(outputs: Any) -> Tensor:
+    """Return the tensor that a loss reads: the outputs themselves, their `logits` or `out`, or the first of several.
+
+    Args:
+        outputs: A tensor, a mapping or dataclass (as the models of transformers and torchvision give them), or a tuple.
+
+    Raises:
+        ModelError: It holds none by these rules.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs
+    parts: Mapping[str, Any] = {}
+    if isinstance(outputs, Mapping):
+        parts = outputs
+    elif is_dataclass(outputs) and not isinstance(outputs, type):
+        parts = {field.name: getattr(outputs, field.name) for field in fields(outputs)}
+    elif hasattr(outputs, "_asdict"):  # a namedtuple
+        parts = outputs._asdict()
+    elif isinstance(outputs, Sequence) and outputs and isinstance(outputs[0], Tensor):
+        return outputs[0]
+    for name in _FIRST_NAMES:
+        if isinstance(found := parts.get(name), Tensor):
+            return found
+    tensors = [value for value in parts.values() if isinstance(value, Tensor)]
+    if len(tensors) == 1 or (tensors and hasattr(outputs, "_asdict")):
+        return tensors[0]
+    held = f"{type(outputs).__name__} of {', '.join(map(str, parts)) or 'no tensors'}"
+    raise ModelError(
+        f"the model returned a {held}; the loss reads one tensor: one named {', '.join(_FIRST_NAMES)}, or the first of "
+        "a tuple. Name a task of your own, whose loss and predict pick it"
+    )
 
 
 def with_tensors(value: Any, replace: Callable[[Tensor], Tensor]) -> Any:

@@ -1,4 +1,4 @@
-"""Measure a model on samples: accuracy and loss, in evaluation mode, changing nothing."""
+"""Measure a model on samples: score and loss, in evaluation mode, changing nothing."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from pruning.containers import Inputs, as_call, count_samples, take
 from pruning.errors import DataError, ModelError, pass_on
+from pruning.metrics import MeanOf, Measure, Metric, StatefulMetric, described, measure_of, score_of
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""(outputs, targets) -> scalar: the mean over the samples."""
-
-Metric = Callable[[Tensor, Tensor], Tensor]
-"""(outputs, targets) -> [N] float: one value per sample; their mean is called the accuracy."""
+Loss = Callable[[Any, Any], Any]
+"""(outputs, targets) -> scalar: the mean over the samples; or (sum, number of what was summed over), such as the tokens
+that count, so that the mean over many batches is exact. A `pruning.task.Task` is one.
+"""
 
 NORMAL_95 = 1.96
 """Standard deviations of a normal distribution between its mean and either end of the middle 95 %."""
@@ -38,16 +39,20 @@ class Samples(Protocol):
         """What the model is given: a tensor [N, ...], or a tuple or dict of several."""
 
     @property
-    def targets(self) -> Tensor:
-        """What the loss and the metric compare with, [N, ...]."""
+    def targets(self) -> Any:
+        """What the loss and the metric compare with: a tensor [N, ...], or a tuple or dict of several."""
 
 
-class TensorSamples(Samples, Protocol):
+class TensorSamples(Protocol):
     """Samples for models of one input."""
 
     @property
     def inputs(self) -> Tensor:
         """What the model is given, [N, ...]."""
+
+    @property
+    def targets(self) -> Tensor:
+        """What the loss and the metric compare with, [N, ...]."""
 
 
 @dataclass(frozen=True)
@@ -55,23 +60,49 @@ class Evaluation:
     """What a model scored.
 
     Attributes:
-        accuracy: mean of the metric over the samples, a fraction in [0, 1] for the built-in metric.
-        loss: mean of the loss over the samples.
+        score: the metric over all samples; for the built-in one the accuracy, in [0, 1].
+        loss: mean of the loss over the samples, or over what it counts.
         num_samples: how many samples were seen.
-        losses: the loss of each sample by itself, [N] float64, where it was asked for.
-        values: the metric of each sample, [N] float64 on the CPU; their mean is the accuracy.
+        losses: what each sample adds to the loss, [N] float64, where it was asked for; their mean is the loss.
+        values: the metric of each sample, [N] float64 on the CPU; None where the score is no mean of such values.
     """
 
-    accuracy: float
+    score: float
     loss: float
     num_samples: int
     losses: Tensor | None = field(default=None, compare=False, repr=False)
-    values: Tensor = field(default_factory=lambda: torch.empty(0), compare=False, repr=False)
+    values: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return the mean cross entropy of logits [N, classes, ...] against class indices [N, ...]."""
     return nn.functional.cross_entropy(outputs, targets)
+
+
+def distillation_loss(outputs: Tensor, teacher_outputs: Tensor, temperature: float) -> Tensor:
+    """Return T² · KL(softmax(teacher/T) ‖ softmax(student/T)), the mean over samples (and positions, if any).
+
+    The factor T² keeps the gradient's size independent of T.
+
+    Source: Hinton, Vinyals & Dean 2015, arXiv 1503.02531.
+
+    Args:
+        outputs: the student's logits, [N, classes, ...].
+        teacher_outputs: the teacher's, of the same shape.
+        temperature: T, above 0.
+
+    Raises:
+        ModelError: the two differ in shape.
+    """
+    if outputs.shape != teacher_outputs.shape:
+        raise ModelError(
+            f"the student's outputs are {tuple(outputs.shape)}, the teacher's {tuple(teacher_outputs.shape)}; "
+            "distillation needs both of one shape: set distillation to 0 or bring another teacher"
+        )
+    student = torch.log_softmax(outputs / temperature, dim=1)
+    teacher = torch.log_softmax(teacher_outputs / temperature, dim=1)
+    divergence = (teacher.exp() * (teacher - student)).sum(dim=1)
+    return divergence.mean() * temperature**2
 
 
 def top1(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -83,43 +114,60 @@ def top1(outputs: Tensor, targets: Tensor) -> Tensor:
     return hits if hits.ndim == 1 else hits.flatten(1).mean(dim=1)
 
 
-def mean_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the loss of a batch, and hold it to its contract.
+def mean_loss(loss: Loss, outputs: Any, targets: Any) -> Tensor:
+    """Return the loss of a batch as a mean, and hold it to its contract.
 
     Raises:
         ModelError: it isn't one number that gradients can flow through.
     """
-    value: Any = loss(outputs, targets)
+    total, count = _pair(loss(outputs, targets), targets)
+    return total if count is None else total / count.clamp(min=1)
+
+
+def _pair(value: Any, targets: Any) -> tuple[Tensor, Tensor | None]:
+    """Return what a loss gave: a mean and None, or a sum and the number of what was summed over."""
+    if isinstance(value, tuple) and len(value) == 2:
+        total, count = value[0], torch.as_tensor(value[1])
+        if isinstance(total, Tensor) and not total.ndim and total.is_floating_point() and not count.ndim:
+            return total, count
     if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
+        samples = f" for {len(targets)} samples" if isinstance(targets, Tensor) else ""
         raise ModelError(
-            f"the loss gave {described(value)} for {len(targets)} samples; expected a tensor [] of floating point: the "
-            "mean over the samples, as losses with reduction='mean' give it"
+            f"the loss gave {described(value)}{samples}; expected a tensor [] of floating point: the "
+            "mean over the samples, as losses with reduction='mean' give it, or a pair (sum, number of what was summed)"
         )
-    return value
+    return value, None
 
 
-def losses_of_each(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+def _counted(loss: Loss) -> Loss:
+    """Return what gives (sum, count) where the loss can: a task's own loss; called as a loss, a task gives the mean."""
+    own: Loss = getattr(loss, "sum_and_count", loss)
+    return own
+
+
+def losses_of_each(loss: Loss, outputs: Any, targets: Any) -> Tensor:
     """Return the loss of each sample by itself, [N]: in one call where that works, to the bits of one for each."""
+    sums, counts = sums_of_each(loss, outputs, targets)
+    return sums / counts.clamp(min=1)
+
+
+def sums_of_each(loss: Loss, outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
+    """Return each sample's sum and number of what was summed over, [N] both; a mean counts as one."""
+    own = _counted(loss)
+
+    def of_one(one: Any, target: Any) -> tuple[Tensor, Tensor]:
+        total, count = _pair(own(one, target), target)
+        return total, torch.ones((), device=total.device) if count is None else count.to(total.device)
+
     try:
-        return torch.vmap(loss)(outputs.unsqueeze(1), targets.unsqueeze(1))
+        first, second = (tree_map(lambda tensor: tensor.unsqueeze(1), part) for part in (outputs, targets))
+        found: tuple[Tensor, Tensor] = torch.vmap(of_one)(first, second)
+        return found
     except Exception as fault:  # noqa: BLE001 - a loss that looks at values or draws random numbers isn't vectorised
         pass_on(fault)
-        return torch.stack([mean_loss(loss, outputs[i : i + 1], targets[i : i + 1]) for i in range(len(targets))])
-
-
-def values_of_each(metric: Metric, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the metric of each sample, [N], and hold it to its contract.
-
-    Raises:
-        ModelError: it isn't one value per sample.
-    """
-    values: Any = metric(outputs, targets)
-    if not isinstance(values, Tensor) or values.shape != (len(targets),):
-        raise ModelError(
-            f"the metric gave {described(values)} for {len(targets)} samples; expected a tensor [{len(targets)}]: one "
-            "value per sample"
-        )
-    return values
+        here = [slice(i, i + 1) for i in range(count_samples(targets))]
+        pairs = [of_one(take(outputs, one), take(targets, one)) for one in here]
+        return torch.stack([total for total, _ in pairs]), torch.stack([count for _, count in pairs])
 
 
 def interval_of_mean(values: Tensor) -> tuple[float, float]:
@@ -131,13 +179,6 @@ def interval_of_mean(values: Tensor) -> tuple[float, float]:
     mean = float(values.double().mean())
     half = NORMAL_95 * float(values.double().std(correction=0)) / math.sqrt(len(values))
     return mean - half, mean + half
-
-
-def described(value: Any) -> str:
-    """Say what a value is: the shape and type of a tensor, the class of anything else."""
-    if isinstance(value, Tensor):
-        return f"a tensor {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
-    return f"a {type(value).__name__}"
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -158,13 +199,50 @@ def restored_modes(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+class Scorer:
+    """A metric of what a task predicts, for `evaluate`."""
+
+    def __init__(self, metric: Metric | StatefulMetric, predict: Callable[[Any], Any], key: str | None = None) -> None:
+        """Take a metric, what is predicted of outputs, and which of several figures counts.
+
+        A function of one value per sample is given the outputs as the model returns them; an object what is predicted.
+        """
+        is_object = isinstance(metric, StatefulMetric)
+        self._predict = predict if is_object else lambda outputs: outputs
+        self.inner: StatefulMetric = metric if isinstance(metric, StatefulMetric) else MeanOf(metric)
+        self.key = key
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        """Add a batch."""
+        self.inner.update(self._predict(outputs), targets)
+
+    def compute(self) -> Any:
+        """Return the figure of all batches."""
+        return self.inner.compute()
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self.inner.reset()
+
+    def measure(self, reference: str) -> Measure:
+        """Return how the figure is to be read; see `measure_of`."""
+        inner = self.inner.of_each if isinstance(self.inner, MeanOf) else self.inner
+        return measure_of(inner, reference)
+
+    @property
+    def values(self) -> Tensor | None:
+        """The value of each sample, [N]; None where the figure is no mean of such values."""
+        found: Tensor | None = getattr(self.inner, "values", None) if isinstance(self.inner, MeanOf) else None
+        return found
+
+
 def check_samples(samples: Samples) -> int:
     """Return the number of samples.
 
     Raises:
         DataError: there are none, or inputs and targets differ in number.
     """
-    num_inputs, num_targets = count_samples(samples.inputs), len(samples.targets)
+    num_inputs, num_targets = count_samples(samples.inputs), count_samples(samples.targets)
     if num_inputs != num_targets:
         raise DataError(f"{num_inputs} inputs but {num_targets} targets; each input needs one target")
     if num_inputs == 0:
@@ -184,7 +262,7 @@ def evaluate(
     samples: Samples,
     *,
     loss: Loss = cross_entropy,
-    metric: Metric = top1,
+    metric: Metric | StatefulMetric = top1,
     batch_size: int = 256,
     each: bool = False,
     forward: Forward = whole_pass,
@@ -195,8 +273,9 @@ def evaluate(
     Args:
         model: run in evaluation mode on its own device; its modes are restored.
         samples: moved to the model's device batch by batch.
-        loss: mean loss of a batch.
-        metric: one value per sample.
+        loss: of a batch; (sum, count) of one is added up exactly, however many count in each batch.
+        metric: one value per sample, or an object with update(outputs, targets), compute and reset, which holds what it
+            needs of the batches: outputs are never collected.
         batch_size: samples per forward pass.
         each: whether to give the loss of each sample by itself too.
         forward: runs the model on a batch.
@@ -208,31 +287,37 @@ def evaluate(
     """
     num_samples, device = check_samples(samples), device_of(model)
     num_batches = -(-num_samples // batch_size)
-    total_loss, total_metric = 0.0, 0.0
-    losses, scores = [], []
+    total_loss, total_count = 0.0, 0.0
+    sums, counts = list[Tensor](), list[Tensor]()
+    scored = metric if isinstance(metric, StatefulMetric) else MeanOf(metric)
+    scored.reset()
+    own = _counted(loss)
     with restored_modes(model):
         model.eval()
         for index in range(num_batches):
             here = slice(index * batch_size, (index + 1) * batch_size)
-            targets = samples.targets[here].to(device)
+            targets = take(samples.targets, here, device)
             outputs = forward(model, index, take(samples.inputs, here, device))
-            scores.append(values_of_each(metric, outputs, targets).to(torch.float64))
-            total_metric += scores[-1].sum().item()
-            total_loss += mean_loss(loss, outputs, targets).item() * len(targets)
+            scored.update(outputs, targets)
+            total, count = _pair(own(outputs, targets), targets)
+            size = min(batch_size, num_samples - index * batch_size)
+            total_loss += total.item() * (size if count is None else 1)
+            total_count += size if count is None else count.item()
             if each:
-                losses.append(losses_of_each(loss, outputs, targets).to("cpu", torch.float64))
+                for kept, one in zip((sums, counts), sums_of_each(loss, outputs, targets), strict=True):
+                    kept.append(one.to("cpu", torch.float64))
             if progress is not None:
                 progress(index + 1, num_batches)
-    average = total_loss / num_samples
-    if not torch.tensor([average, total_metric]).isfinite().all():
+    average = total_loss / max(1.0, total_count)
+    if not math.isfinite(average):
         raise ModelError(
             f"evaluation gave loss {average} over {num_samples} samples; expected a finite number: "
             "look for inf or nan in the inputs and the weights"
         )
     return Evaluation(
-        accuracy=total_metric / num_samples,
+        score=score_of(scored, getattr(scored, "key", None)),
         loss=average,
         num_samples=num_samples,
-        losses=torch.cat(losses) if each else None,
-        values=torch.cat([one.cpu() for one in scores]),
+        losses=torch.cat(sums) * (num_samples / float(torch.cat(counts).sum().clamp(min=1))) if each else None,
+        values=getattr(scored, "values", None),
     )

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from pruning.io.weights import load_weights
     from pruning.latency.measure import profile
     from pruning.recovery.batch_norm import recalibrate
+    from pruning.task import Task
     from pruning.training.recipe import Recipe
     from pruning.training.trainer import finetune
     from zoo.datasets.splits import Samples, Splits
@@ -69,6 +70,7 @@ _ELSEWHERE = {
     "pruning.io.onnx": ("check_parity", "export_onnx"),
     "pruning.io.weights": ("load_weights",),
     "pruning.recovery.batch_norm": ("recalibrate",),
+    "pruning.task": ("Task",),
     "pruning.latency.measure": ("profile",),
     "pruning.training.trainer": ("finetune",),
     "pruning.training.recipe": ("Recipe",),
@@ -95,6 +97,7 @@ __all__ = [
     "Scope",
     "Slice",
     "Splits",
+    "Task",
     "__version__",
     "add_gates",
     "apply_masks",

@@ -108,10 +108,10 @@ def unlisted(loaded: Mapping[str, ModuleType], listed: Iterable[str]) -> list[st
     found = []
     for module in loaded.values():
         named = getattr(module, "__file__", None)
-        if not isinstance(named, str) or not named.endswith(".py") or _is_installed(Path(named)):
+        if not isinstance(named, str) or not named.endswith(".py") or is_installed_file(Path(named)):
             continue  # before links are resolved, which takes long for the thousands that are installed
         file = Path(named).resolve()
-        if file.is_relative_to(here) and not _is_installed(file) and file not in known and file.is_file():
+        if file.is_relative_to(here) and not is_installed_file(file) and file not in known and file.is_file():
             inside = file.relative_to(here)  # `torch.ops` says "_ops.py", which is no file of the user's
             if inside.parts[0] not in {*_NO_CODE, *OURS, "secateur"}:
                 found.append(str(inside))
@@ -257,7 +257,7 @@ class _Search:
             return None
         file = Path(spec.origin) if spec.origin and spec.has_location else None
         folders = tuple(Path(folder) for folder in spec.submodule_search_locations or ())
-        if any(_is_installed(path) for path in (file, *folders) if path is not None):
+        if any(is_installed_file(path) for path in (file, *folders) if path is not None):
             return None
         return _Place(file, folders)
 
@@ -293,7 +293,8 @@ def _within(folders: Iterable[Path], name: str) -> _Place | None:
     return _Place(None, tuple(bare)) if bare else None
 
 
-def _is_installed(path: Path) -> bool:
+def is_installed_file(path: Path) -> bool:
+    """Say whether a file belongs to an installed package or to Python."""
     return {"site-packages", "dist-packages"} & set(path.parts) != set() or any(
         path.is_relative_to(folder) for folder in _INSTALLED
     )

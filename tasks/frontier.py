@@ -13,6 +13,7 @@ from textwrap import wrap
 
 from pruning.errors import WorkspaceError
 from pruning.io.atomic import replace_file
+from pruning.metrics import ACCURACY, Measure
 from tasks.config.schema import Settings, load
 from tasks.config.target_schema import Target
 from tasks.config.yaml_io import read_mapping, write_mapping
@@ -29,6 +30,7 @@ from tasks.reporting.tables import (
     ended_because,
     latency_name,
     markdown_table,
+    measure_in,
     text_table,
 )
 from tasks.stage_table import STAGES, Stage
@@ -46,27 +48,27 @@ _GLUE = "\N{NO-BREAK SPACE}"
 
 @dataclass(frozen=True)
 class Point:
-    """A model's accuracy and costs: one point of the plot.
+    """A model's score and costs: one point of the plot.
 
     Attributes:
         name: Of its target and workspace; the baseline's for the baseline.
-        accuracy: On the test set.
+        score: On the test set.
         costs: Name of the cost (MACs, latency at each batch size) -> its share of the baseline's.
         macs: Of one sample.
         latency_ms: By batch size: median, lower and upper quartile.
-        dominated: For each cost, whether another model is at least as accurate at no higher cost, and better in one.
+        dominated: For each cost, whether another model is at least as good at no higher cost, and better in one.
         stopped_because: How its loop ended.
-        accuracy_interval: Of the accuracy, 95 %.
+        score_interval: Of the score, 95 %; None where it is no mean over samples.
     """
 
     name: str
-    accuracy: float
+    score: float
     costs: Mapping[str, float]
     macs: int
     latency_ms: Mapping[str, tuple[float, float, float]]
     dominated: Mapping[str, bool]
     stopped_because: str
-    accuracy_interval: Interval | None = None
+    score_interval: Interval | None = None
 
 
 def name_of(target: Target) -> str:
@@ -122,6 +124,7 @@ def read_points(workspaces: Mapping[str, Workspace]) -> list[Point]:
         WorkspaceError: A target hasn't finished.
     """
     points: list[Point] = []
+    measure = ACCURACY
     for name, workspace in workspaces.items():
         summary = workspace.read_json(report.FOLDER, report.SUMMARY, "report", Summary)
         taken: dict[str, dict[str, tuple[float, float, float]]] = {}
@@ -135,57 +138,58 @@ def read_points(workspaces: Mapping[str, Workspace]) -> list[Point]:
             points.append(
                 Point(
                     name=point,
-                    accuracy=figures[model]["accuracy"],
+                    score=figures[model]["score"],
                     costs=costs,
                     macs=figures[model]["macs"],
                     latency_ms=taken[model],
                     dominated={},
                     stopped_because="" if model == "baseline" else ended_because(summary),
-                    accuracy_interval=figures[model]["accuracy_interval"],
+                    score_interval=figures[model].get("score_interval"),
                 )
             )
-    return mark_dominated(points)
+            measure = measure_in(summary)
+    return mark_dominated(points, measure)
 
 
-def mark_dominated(points: Sequence[Point]) -> list[Point]:
+def mark_dominated(points: Sequence[Point], measure: Measure = ACCURACY) -> list[Point]:
     """Mark for each cost which points are dominated."""
 
     def beaten(point: Point, cost: str) -> bool:
         return any(
-            other.accuracy >= point.accuracy
+            measure.gain(point.score, other.score) >= 0
             and other.costs[cost] <= point.costs[cost]
-            and (other.accuracy > point.accuracy or other.costs[cost] < point.costs[cost])
+            and (measure.gain(point.score, other.score) > 0 or other.costs[cost] < point.costs[cost])
             for other in points
         )
 
     return [replace(point, dominated={cost: beaten(point, cost) for cost in point.costs}) for point in points]
 
 
-def write_frontier(points: Sequence[Point], title: str, measure: str, folder: Path) -> None:
+def write_frontier(points: Sequence[Point], title: str, measure: Measure, folder: Path) -> None:
     """Write `frontier.json`, `frontier.png`, `frontier.md` and `frontier.html`.
 
     Args:
         points: Of all targets, the baseline first.
         title: What was pruned.
-        measure: What the share of right answers is called.
+        measure: What the score is.
         folder: Where to write them.
     """
     numbers = [BASELINE, *map(str, range(1, len(points)))]
     marks = {
         cost: [
-            Mark(number, one.costs[cost], one.accuracy, one.dominated[cost])
+            Mark(number, one.costs[cost], one.score, one.dominated[cost])
             for number, one in zip(numbers, points, strict=True)
         ]
         for cost in points[0].costs
     }
-    up = f"{measure} (test)"
+    up = replace(measure, name=f"{measure.name} (test)")
     head, rows = _cells(points, measure)
     remark = (
         "Numbers are those of the plot. Costs are shares of the baseline's; a star marks a model that is dominated: "
-        "another is at least as accurate at no higher cost, and better in one of the two. Times are medians with "
-        "their quartiles, accuracies have their 95 % interval."
+        "another is at least as good at no higher cost, and better in one of the two. Times are medians with "
+        "their quartiles, scores have their 95 % interval."
     )
-    write_json(folder / "frontier.json", {"measure": measure, "points": [asdict(point) for point in points]})
+    write_json(folder / "frontier.json", {"measure": measure.name, "points": [asdict(point) for point in points]})
     replace_file(folder / "frontier.png", as_png(draw_frontier(marks, up, BASELINE)))
     replace_file(folder / "frontier.md", (f"# {title}\n\n{remark}\n\n{markdown_table(head, rows)}\n").encode())
     parts = [
@@ -193,7 +197,9 @@ def write_frontier(points: Sequence[Point], title: str, measure: str, folder: Pa
         f'<p class="quiet">{escape(remark)}</p>',
         plots(
             {
-                f"Accuracy against {cost}": as_svg(draw_frontier({cost: some}, up, BASELINE))
+                f"{measure.name[:1].upper()}{measure.name[1:]} against {cost}": as_svg(
+                    draw_frontier({cost: some}, up, BASELINE)
+                )
                 for cost, some in marks.items()
             }
         ),
@@ -203,34 +209,34 @@ def write_frontier(points: Sequence[Point], title: str, measure: str, folder: Pa
     replace_file(folder / "frontier.html", document(title, parts).encode())
 
 
-def as_text(points: Sequence[Point], measure: str) -> str:
+def as_text(points: Sequence[Point], measure: Measure) -> str:
     """Lay the targets out for a terminal: MACs and the first latency; the files have all of them.
 
     Args:
         points: Of all targets, the baseline first.
-        measure: What the share of right answers is called.
+        measure: What the score is.
     """
     costs = list(points[0].costs)[:2]
-    rows = [("", measure, *costs, "ended because")]
+    rows = [("", measure.name, *costs, "ended because")]
     for one in points:
         shares = (f"{one.costs[cost]:.1%}{' *' if one.dominated[cost] else ''}" for cost in costs)
-        rows.append((one.name, f"{one.accuracy:.2%}", *shares, one.stopped_because))
-    remark = "Costs are shares of the baseline's. *: another is at least as accurate at no higher cost."
+        rows.append((one.name, measure.show(one.score), *shares, one.stopped_because))
+    remark = "Costs are shares of the baseline's. *: another is at least as good at no higher cost."
     return "\n".join([text_table(rows), "", *wrap(remark, WIDTH)])
 
 
-def _cells(points: Sequence[Point], measure: str) -> tuple[list[str], list[list[str]]]:
+def _cells(points: Sequence[Point], measure: Measure) -> tuple[list[str], list[list[str]]]:
     def cell(point: Point, cost: str) -> str:
         star = f"{_GLUE}*" if point.dominated[cost] else ""
         ms = f", {as_ms(*point.latency_ms[cost])}".replace(" ms", f"{_GLUE}ms") if cost in point.latency_ms else ""
         return f"{point.costs[cost]:.1%}{star}{ms}"
 
-    head = ["no.", "target", measure, *points[0].costs, "ended because"]
+    head = ["no.", "target", measure.name, *points[0].costs, "ended because"]
     rows = [
         [
             str(number or "–"),
             one.name,
-            f"{one.accuracy:.2%} {as_interval(one.accuracy_interval) if one.accuracy_interval else ''}".strip(),
+            f"{measure.show(one.score)} {as_interval(one.score_interval) if one.score_interval else ''}".strip(),
             *(cell(one, cost) for cost in one.costs),
             one.stopped_because or "–",
         ]

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 import pruning
+from pruning.containers import main_output
 from pruning.dynamic.gates import GatedModel, macs_of_samples
 from pruning.errors import CheckpointError, SettingsError
-from pruning.evaluation import Loss, Metric, TensorSamples, evaluate
+from pruning.evaluation import Scorer, TensorSamples, evaluate, restored_modes
 from pruning.importance import Criterion
 from pruning.io.checkpoint import load_checkpoint, save_checkpoint
+from pruning.metrics import Measure
 from pruning.plan.plan import Cost, Plan, count_effective_macs
+from pruning.task import Task
 from pruning.training.recipe import Recipe
 from pruning.training.sparsity import SparsityTraining
 from pruning.training.trainer import Augment
 from pruning.unstructured.masks import packed_bytes
 from tasks.config import import_strings
 from tasks.config.schema import Settings
-from tasks.data import Description, read_example
+from tasks.data import Description, on_device, read_example, task_of
 from tasks.workspace import Json, Workspace
 
 
@@ -32,7 +37,7 @@ class ModelMetrics(BaseModel):
     """What a model scored and what it costs.
 
     Attributes:
-        accuracy: Mean of the metric, a fraction in [0, 1].
+        score: The metric over all samples; the accuracy, in [0, 1], unless the settings say otherwise.
         loss: Mean of the loss over the same samples.
         macs: Of one sample; where gates choose by the sample, the mean over the samples of what is open.
         parameters: How many, zeros among them.
@@ -43,7 +48,7 @@ class ModelMetrics(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    accuracy: float
+    score: float
     loss: float
     macs: int = Field(gt=0)
     parameters: int = Field(gt=0)
@@ -116,17 +121,17 @@ def measure(model: nn.Module, samples: TensorSamples, settings: Settings, exampl
 
 def measure_each(
     model: nn.Module, samples: TensorSamples, settings: Settings, example: Tensor
-) -> tuple[ModelMetrics, Tensor]:
+) -> tuple[ModelMetrics, Tensor | None]:
     """Evaluate a model and count its costs.
 
     Args:
         model: Any model, narrowed or not.
-        samples: Accuracy and loss are measured on these.
+        samples: Score and loss are measured on these.
         settings: Loss, metric and batch size.
         example: One sample [1, ...]; MACs are counted for it.
 
     Returns:
-        The figures, and the metric of each sample, [N].
+        The figures, and the metric of each sample, [N]; None where the score is no mean of such values.
     """
     loss, metric = loss_and_metric(settings)
     batch_size = settings.training.batch_size
@@ -140,7 +145,7 @@ def measure_each(
     zeros, stored = sum(int((weight == 0).sum()) for weight in weights), size_bytes(model)
     sparse = stored < size_bytes(model, packed=False)
     figures = ModelMetrics(
-        accuracy=found.accuracy,
+        score=found.score,
         loss=found.loss,
         macs=macs,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -162,13 +167,47 @@ def size_bytes(model: nn.Module, *, packed: bool = True) -> int:
     return sum(packed_bytes(t) if packed else t.numel() * t.element_size() for t in tensors.values())
 
 
-def loss_and_metric(settings: Settings) -> tuple[Loss, Metric]:
-    """Import the loss and the metric; tensors that they hold go to the device of the run."""
-    loss, metric = (import_strings.made(reference) for reference in (settings.training.loss, settings.training.metric))
-    for found in (loss, metric):
-        if isinstance(found, nn.Module):
-            found.to(settings.run.device)
-    return loss, metric
+def loss_and_metric(settings: Settings) -> tuple[Task, Scorer]:
+    """Make the task, which is the loss too, and what scores; tensors that they hold go to the device of the run."""
+    task, chosen = task_of(settings), settings.training
+    metric = None if chosen.metric is None else on_device(import_strings.made(chosen.metric), settings)
+    scorer = Scorer(task.metric() if metric is None else metric, task.predict, chosen.metric_key)
+    on_device(scorer.inner, settings)
+    return task, scorer
+
+
+def name_of_metric(settings: Settings) -> str:
+    """Return what messages call the metric."""
+    chosen = settings.training.metric
+    return f"the metric of task {settings.task.name!r}" if chosen is None else f"training.metric {chosen!r}"
+
+
+def measure_of(settings: Settings, data: Description) -> Measure:
+    """Return what the score is called, which way is up, and how it is written.
+
+    Raises:
+        SettingsError: The metric doesn't say which way is up.
+    """
+    found = loss_and_metric(settings)[1].measure(name_of_metric(settings))
+    if data.labelled:
+        return found
+    name = "agreement with the baseline" if found.name == "accuracy" else f"{found.name} against the baseline"
+    return replace(found, name=name)
+
+
+def with_one_output(model: nn.Module, example: Tensor) -> nn.Module:
+    """Return what is exported: the model; where it returns several tensors, one that returns what the task reads."""
+    with torch.no_grad(), restored_modes(model):
+        return model if isinstance(model.eval()(example), Tensor) else _OneOutput(model)
+
+
+class _OneOutput(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return main_output(self.model(inputs))
 
 
 def augmentation(settings: Settings) -> Augment | None:

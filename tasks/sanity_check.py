@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import pruning
+from pruning.containers import main_output
 from pruning.errors import (
     DataError,
     ExportError,
@@ -23,15 +24,17 @@ from pruning.errors import (
     SettingsError,
     UnscoredGroupError,
 )
-from pruning.evaluation import Loss, Metric, described, losses_of_each, mean_loss, restored_modes, values_of_each
+from pruning.evaluation import Loss, Scorer, losses_of_each, restored_modes
 from pruning.graph.groups import Groups
 from pruning.graph.unwrapping import unwrap
 from pruning.importance import find_criterion, order_channels
 from pruning.io.onnx import check_parity, export_onnx
 from pruning.io.weights import load_weights
 from pruning.latency.microbenchmarks import check_provider
+from pruning.metrics import described, score_of
 from pruning.plan.constraints import groups_in
 from pruning.statistics.collect import collect
+from pruning.task import Task
 from pruning.training.recipe import Recipe
 from tasks.config.schema import Settings
 from tasks.config.types import LOSSES, METRICS
@@ -43,8 +46,10 @@ from tasks.models import (
     example_inputs,
     loss_and_metric,
     make_factory,
+    name_of_metric,
     size_bytes,
     sparsity_training,
+    with_one_output,
 )
 from tasks.workspace import Workspace
 from zoo.datasets.splits import Samples
@@ -83,16 +88,17 @@ def sanity_check(settings: Settings, workspace: Workspace, *, exports: bool = Fa
     if settings.model.weights is not None:
         load_weights(model, settings.model.weights)
     inputs, labels = _first_batch(workspace, data)
+    task, metric = loss_and_metric(settings)
     with torch.no_grad(), restored_modes(model):
-        outputs = _run(model.eval(), inputs.to(settings.run.device), settings, data)
-    targets = outputs.argmax(1) if labels is None else labels.to(outputs.device)
-    loss, metric = loss_and_metric(settings)
+        outputs = _run(model.eval(), inputs.to(settings.run.device), settings)
+        targets = task.answers(outputs) if labels is None else labels.to(settings.run.device)
+    _check_outputs(task, outputs, targets, settings, data)
     _check_metric(metric, outputs, targets, settings)
     _check_augmentation(inputs, settings)
     trains = settings.baseline.recipe is not None or bool(settings.prune.recipes)
-    _check_loss(loss, model, inputs.to(settings.run.device), targets, settings, data, trains=trains)
+    _check_loss(task, model, inputs.to(settings.run.device), targets, settings, trains=trains)
     groups = pruning.find_groups(model, example_inputs(workspace, settings))
-    _check_pruning(model, groups, Samples(inputs, targets.cpu()), loss, settings)
+    _check_pruning(model, groups, Samples(inputs, targets.cpu()), task, settings)
     if exports:
         _check_export(model, inputs, settings)
 
@@ -140,22 +146,21 @@ def _first_batch(workspace: Workspace, data: Description) -> tuple[Tensor, Tenso
     return read_inputs(workspace, "train")[:_NUM_SAMPLES], None
 
 
-def _run(model: nn.Module, inputs: Tensor, settings: Settings, data: Description) -> Tensor:
+def _run(model: nn.Module, inputs: Tensor, settings: Settings) -> Any:
     """Run the model on a batch, and check that loss, metric and export can take its outputs."""
     factory = f"model.factory {settings.model.factory!r}"
     shown = f"{list(inputs.shape)} of {str(inputs.dtype).removeprefix('torch.')}"
     given = inputs.clone()
-    outputs = _called(lambda: model(given), f"{factory}: the model can't be run on inputs {shown}", ModelError)
+    found = _called(lambda: model(given), f"{factory}: the model can't be run on inputs {shown}", ModelError)
     if not torch.allclose(given, inputs, rtol=0, atol=0, equal_nan=True):
         raise ModelError(
             f"{factory}: the model writes into its inputs, so the data would differ at the next pass; look for "
             "in-place operations (x -= mean, x[...] = 0, a first layer with inplace=True), or begin with x = x.clone()"
         )
-    if not isinstance(outputs, Tensor):
-        raise ModelError(
-            f"{factory}: the model returned {_listed(outputs)}; expected one tensor. Wrap it in a module whose forward "
-            "returns the one that the loss and the metric read, and name that one's factory"
-        )
+    try:
+        outputs = main_output(found)
+    except ModelError as fault:
+        raise ModelError(f"{factory}: {fault}") from fault
     what, count = f"{factory}: the model gave outputs", len(inputs)
     if not outputs.is_floating_point():
         raise ModelError(f"{what} {described(outputs).removeprefix('a tensor ')}; expected floating point")
@@ -163,33 +168,43 @@ def _run(model: nn.Module, inputs: Tensor, settings: Settings, data: Description
         raise ModelError(
             f"{what} of shape {list(outputs.shape)} for {count} samples; expected the samples on the first axis"
         )
-    built_in = settings.training.loss in LOSSES.values() or settings.training.metric in METRICS.values()
-    if built_in and (outputs.ndim != 2 or outputs.shape[1] < len(data.classes)):
-        raise ModelError(
-            f"{what} of shape {list(outputs.shape)}, but the data have {len(data.classes)} classes and the built-in "
-            f"loss and metric take logits [N, {len(data.classes)}]; mend model.kwargs, or name a loss and a metric "
-            "of your own"
-        )
+    if not bool(outputs.isfinite().all()):
+        raise ModelError(f"{what} that are not finite; look for inf or nan in the weights and the inputs")
+    return found
+
+
+def _check_outputs(task: Task, found: Any, targets: Tensor, settings: Settings, data: Description) -> None:
+    """See that the outputs are those of the task, unless both loss and metric are the user's own."""
+    chosen, outputs = settings.training, main_output(found)
+    what = f"model.factory {settings.model.factory!r}: the model gave outputs"
+    if not {chosen.loss, chosen.metric}.isdisjoint({None, *LOSSES.values(), *METRICS.values()}):
+        try:
+            task.check_outputs(outputs, targets, data.classes)
+        except ModelError as fault:
+            raise ModelError(f"{what} {fault}") from fault
     distils = [recipe.name for recipe in settings.prune.recipes if recipe.distillation > 0]
-    if distils and (outputs.ndim < 2 or outputs.shape[1] < 2):
+    if distils and task.by_class and (outputs.ndim < 2 or outputs.shape[1] < 2):
         raise ModelError(
             f"{what} of shape {list(outputs.shape)}, and recipe {distils[0]!r} distils, which needs logits "
             "[N, classes, ...]; set its distillation to 0"
         )
-    if not bool(outputs.isfinite().all()):
-        raise ModelError(f"{what} that are not finite; look for inf or nan in the weights and the inputs")
-    return outputs
 
 
-def _check_metric(metric: Metric, outputs: Tensor, targets: Tensor, settings: Settings) -> None:
-    name = f"training.metric {settings.training.metric!r}"
+def _check_metric(metric: Scorer, outputs: Any, targets: Tensor, settings: Settings) -> None:
+    name = name_of_metric(settings)
+    metric.measure(name)
     with torch.no_grad():
-        values = _called(lambda: values_of_each(metric, outputs, targets), _on(name, outputs, targets), ModelError)
-    low, high = values.double().min().item(), values.double().max().item()
+        metric.reset()
+        _called(lambda: metric.update(outputs, targets), _on(name, outputs, targets), ModelError)
+    if metric.values is None:
+        _called(lambda: score_of(metric, metric.key), name, ModelError)
+        return
+    low, high = metric.values.min().item(), metric.values.max().item()
     if not (low >= 0 and high <= 1):
         raise ModelError(
             f"{name} gave values from {low:g} to {high:g}; expected them in [0, 1], where 1 is right: their mean is "
-            "shown as percent, and floors and drops are in its unit"
+            "shown as percent, and floors and drops are in its unit. Anything else is a class with update, compute, "
+            "reset and higher_is_better"
         )
 
 
@@ -207,28 +222,28 @@ def _check_augmentation(inputs: Tensor, settings: Settings) -> None:
 
 
 def _check_loss(
-    loss: Loss,
-    model: nn.Module,
-    inputs: Tensor,
-    targets: Tensor,
-    settings: Settings,
-    data: Description,
-    *,
-    trains: bool,
+    task: Task, model: nn.Module, inputs: Tensor, targets: Tensor, settings: Settings, *, trains: bool
 ) -> None:
     """See that the loss is one finite number, the mean over the samples, and that its gradient reaches the model."""
-    name = f"training.loss {settings.training.loss!r}"
+    chosen = settings.training.loss
+    name = f"the loss of task {settings.task.name!r}" if chosen is None else f"training.loss {chosen!r}"
     model.train(trains)
-    outputs = _run(model, inputs, settings, data)
+    outputs = _run(model, inputs, settings)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Using a target size")  # torch would stretch one over the other
-        value = _called(lambda: mean_loss(loss, outputs, targets), _on(name, outputs, targets), ModelError)
+        value = _called(lambda: task(outputs, targets), _on(name, outputs, targets), ModelError)
     if not bool(value.isfinite()):
         raise ModelError(f"{name} gave {value.item():g} on the model's first outputs; expected a finite number")
     with torch.no_grad():
-        total = _called(lambda: losses_of_each(loss, outputs, targets), _on(name, outputs[:1], targets[:1]), ModelError)
+        total = _called(lambda: losses_of_each(task, outputs, targets), _on(name, outputs, targets), ModelError)
+        is_mean = not isinstance(task.loss(outputs, targets), tuple)
     whole, total = value.detach().double(), total.double().sum()
-    if len(targets) > 1 and bool((whole - total).abs() <= _CLOSE * whole.abs()) and bool(whole.abs() > _CLOSE):
+    if (
+        is_mean
+        and len(targets) > 1
+        and bool((whole - total).abs() <= _CLOSE * whole.abs())
+        and bool(whole.abs() > _CLOSE)
+    ):
         raise ModelError(
             f"{name} gave the sum over the samples, {whole.item():.4g} for {len(targets)}; expected their mean "
             "(reduction='mean'): steps and figures would depend on the size of a batch"
@@ -283,6 +298,7 @@ def _check_export(model: nn.Module, inputs: Tensor, settings: Settings) -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = Path(folder) / "untrained.onnx"
+            model = with_one_output(model, inputs)
             export_onnx(model, inputs, path, opset=settings.export.opset, optimize=False)
             check_parity(path, model, inputs)
         except ExportError as fault:
@@ -309,17 +325,6 @@ def _first_line(fault: Exception) -> str:
     return lines[0] if lines else "no message"
 
 
-def _on(name: str, outputs: Tensor, targets: Tensor) -> str:
+def _on(name: str, outputs: Any, targets: Tensor) -> str:
     shown = (described(one).removeprefix("a tensor ") for one in (outputs, targets))
     return "{}, called with outputs {} and targets {}".format(name, *shown)
-
-
-def _listed(outputs: Any) -> str:
-    """Describe outputs that are not one tensor, with the tensors in them."""
-    if isinstance(outputs, Mapping):
-        parts = [f"{key} {described(part).removeprefix('a tensor ')}" for key, part in outputs.items()]
-    elif isinstance(outputs, list | tuple):
-        parts = [described(part).removeprefix("a tensor ") for part in outputs]
-    else:
-        return described(outputs)
-    return f"a {type(outputs).__name__} of {len(parts)}: {', '.join(parts[:8])}"

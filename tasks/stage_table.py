@@ -53,7 +53,7 @@ STAGES = (
         module="tasks.stages.prepare",
         folder="data",
         needs=(),
-        sections=("run", "data"),
+        sections=("run", "data", "task"),
     ),
     Stage(
         "baseline",
@@ -61,15 +61,15 @@ STAGES = (
         module="tasks.stages.baseline",
         folder="baseline",
         needs=("prepare",),
-        sections=("run", "model", "training", "baseline"),
+        sections=("run", "model", "task", "training", "baseline"),
     ),
     Stage(
         "analyze",
-        "Measure how much accuracy each channel group costs.",
+        "Measure how much each channel group costs.",
         module="tasks.stages.analyze",
         folder="analysis",
         needs=("prepare", "baseline"),
-        sections=("run", "model", "training", "analyze"),
+        sections=("run", "model", "task", "training", "analyze"),
         facts=("measures_curves", "offers_streams"),
     ),
     Stage(
@@ -98,7 +98,7 @@ STAGES = (
         module="tasks.loop.loop",
         folder="iterations",
         needs=("prepare", "baseline", "measurements"),
-        sections=("run", "model", "training", "prune"),
+        sections=("run", "model", "task", "training", "prune"),
         persist=True,
     ),
     Stage(
@@ -107,7 +107,7 @@ STAGES = (
         module="tasks.stages.transform",
         folder="dense",
         needs=("prepare", "baseline", "prune"),
-        sections=("run", "model", "training"),
+        sections=("run", "model", "task", "training"),
     ),
     Stage(
         "export",
@@ -115,7 +115,7 @@ STAGES = (
         module="tasks.stages.export",
         folder="onnx",
         needs=("prepare", "baseline", "transform"),
-        sections=("run", "model", "export"),
+        sections=("run", "model", "task", "export"),
     ),
     Stage(
         "benchmark",
@@ -131,7 +131,7 @@ STAGES = (
         module="tasks.reporting.report",
         folder="report",
         needs=("prepare", "baseline", "analyze", "profile", "prune", "transform", "export", "benchmark"),
-        sections=("run", "model", "training", "promote"),
+        sections=("run", "model", "task", "training", "promote"),
         facts=("shaped_by_the_clock", "unlike_default"),
     ),
 )

@@ -181,7 +181,7 @@ class Result:
 
 def accuracy(model: nn.Module, samples: Samples) -> float:
     """Share of the samples that are classified right."""
-    return evaluate(model, samples, batch_size=256).accuracy
+    return evaluate(model, samples, batch_size=256).score
 
 
 def macs(model: nn.Module, terms: Terms) -> float:

@@ -121,14 +121,14 @@ def compare(name: str, cache: Path, epochs: int) -> list[Found]:
         plan = allocate(groups, solver, curves, orders)
         dense = pruning.narrow(model, plan, example, groups=groups)
         reconstruct(dense, model, plan, groups, seen.inputs)
-        refitted = evaluate(dense, data.test).accuracy
+        refitted = evaluate(dense, data.test).score
         recipe = Recipe(
             name="distil", epochs=epochs, learning_rate=0.02, batch_size=64, distillation=0.7, temperature=4
         )
         tuned = []
         for seed in range(_SEEDS):
             finetune(trained := deepcopy(dense), data.train, recipe, seed=seed, teacher=model)
-            tuned.append(evaluate(trained, data.test).accuracy)
+            tuned.append(evaluate(trained, data.test).score)
         found.append(
             Found(
                 name,
@@ -136,7 +136,7 @@ def compare(name: str, cache: Path, epochs: int) -> list[Found]:
                 len(groups),
                 measuring.num_evaluations,
                 seconds,
-                evaluate(model, data.test).accuracy,
+                evaluate(model, data.test).score,
                 pruning.count_macs(groups, plan) / whole,
                 refitted,
                 fmean(tuned),

@@ -31,7 +31,7 @@ def train(model: nn.Module, epochs: int, learning_rate: float) -> None:
 
 def show(stage: str, model: nn.Module) -> None:
     """Print what the model scores and costs."""
-    accuracy = secateur.evaluate(model, data.test).accuracy
+    accuracy = secateur.evaluate(model, data.test).score
     macs = secateur.count_macs(secateur.find_groups(model, example))
     print(f"{stage:11} {accuracy:6.1%} of {len(data.test)} test scans right, {macs:9,} MACs")
 

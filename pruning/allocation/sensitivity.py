@@ -17,8 +17,9 @@ from pruning.allocation.dataflow import Unsuitable
 from pruning.allocation.prefix_cache import FirstLayers
 from pruning.containers import in_batches
 from pruning.errors import SettingsError
-from pruning.evaluation import Evaluation, Forward, Loss, Metric, Samples, cross_entropy, evaluate, top1, whole_pass
+from pruning.evaluation import Evaluation, Forward, Loss, Samples, cross_entropy, evaluate, top1, whole_pass
 from pruning.graph.groups import Groups
+from pruning.metrics import Metric, StatefulMetric
 from pruning.plan.constraints import tied_names
 from pruning.plan.masks import apply_masks, masked_copy, parameter_masks
 from pruning.plan.plan import Plan
@@ -36,7 +37,7 @@ class Point(BaseModel):
     Attributes:
         rate: the share asked for.
         removed: channels masked, 1 at least.
-        accuracy: of the masked model.
+        score: of the masked model.
         loss: of the masked model.
         margin: half the width of the 95 % interval of the loss above the whole model's: 1.96 · s / √N, s being the
             standard deviation of the differences on N samples, each with itself; None where it wasn't measured.
@@ -46,7 +47,7 @@ class Point(BaseModel):
 
     rate: float
     removed: int = Field(ge=1)
-    accuracy: float
+    score: float
     loss: float
     margin: float | None = Field(default=None, ge=0)
 
@@ -58,7 +59,7 @@ class Curve(BaseModel):
         group: name of the group.
         measured_with: the groups masked together with it because they lose equal counts; its own name is among them.
         size: its channels when it was measured.
-        baseline_accuracy: of the whole model.
+        baseline_score: of the whole model.
         baseline_loss: of the whole model.
         points: by rising number of channels; none where no rate removes a channel, so that "nothing was removed" is
             never taken for "insensitive".
@@ -69,7 +70,7 @@ class Curve(BaseModel):
     group: str
     measured_with: tuple[str, ...]
     size: int
-    baseline_accuracy: float
+    baseline_score: float
     baseline_loss: float
     points: tuple[Point, ...]
 
@@ -91,7 +92,7 @@ class Sensitivity:
         *,
         sweep: Sweep = "knee",
         loss: Loss = cross_entropy,
-        metric: Metric = top1,
+        metric: Metric | StatefulMetric = top1,
         batch_size: int = 256,
         share: bool = True,
     ) -> None:
@@ -105,7 +106,7 @@ class Sensitivity:
             samples: to evaluate on; not the test split.
             sweep: whether to measure a third of the rates, where the loss rises most, or all of them.
             loss: mean loss of a batch.
-            metric: one value per sample.
+            metric: one value per sample, or an object that adds up batches.
             batch_size: samples per forward pass.
             share: whether the layers before a group's first are run once for all of its rates; the same numbers.
 
@@ -158,7 +159,7 @@ class Sensitivity:
             group=group_name,
             measured_with=names,
             size=size,
-            baseline_accuracy=self.whole.accuracy,
+            baseline_score=self.whole.score,
             baseline_loss=self.whole.loss,
             points=tuple(points[index] for index in sorted(points)),
         )
@@ -185,7 +186,7 @@ class Sensitivity:
         assert self.whole.losses is not None
         spread = float((found.losses - self.whole.losses).std(correction=0))
         margin = _NORMAL_95 * spread / sqrt(found.num_samples)
-        return Point(rate=rate, removed=count, accuracy=found.accuracy, loss=found.loss, margin=margin)
+        return Point(rate=rate, removed=count, score=found.score, loss=found.loss, margin=margin)
 
     def _evaluate(self, plan: Plan) -> Evaluation:
         if any(self._groups[name].mixed for name in plan.removed):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from pruning.containers import Inputs, count_samples, take
 from pruning.errors import CriterionError, DataError, UnscoredGroupError, unknown_name
-from pruning.evaluation import Loss, Progress, Samples, check_samples, cross_entropy, device_of
+from pruning.evaluation import Loss, Progress, Samples, check_samples, cross_entropy, device_of, mean_loss
 from pruning.graph.dispatch import state_copied_once, state_of
 from pruning.graph.groups import Group, Groups, Slice
 from pruning.graph.layers import rows_of
@@ -44,7 +45,7 @@ class Statistics:
         contributions: likewise, of the groups that something else than a layer reads: G [size, size] of
             `pruning.statistics.contributions`, or why it can't be told. None where moments weren't asked for.
         gains: likewise, of the groups that layers and other things read: what the errors of each reader, a layer by its
-            weights, are weighed by (`pruning.statistics.output_gains`).
+            weights, are weighed by (`pruning.statistics.contributions`).
         worked_out: what `once` keeps.
     """
 
@@ -124,7 +125,7 @@ def collect(
         needs: any of `NEEDS`.
         samples: shuffled into minibatches by the seed; inputs alone where no need looks at the loss (a tensor, or a
             tuple or dict of several as the model is given, [N, ...] each); None where only weights are needed.
-        loss: mean loss of a batch.
+        loss: of a batch: the mean, or (sum, count).
         batch_size: samples per minibatch.
         seed: of the minibatches, and of whatever draws random numbers.
         progress: told after each minibatch.
@@ -144,7 +145,7 @@ def collect(
         what = "samples (and the loss)" if set(asked) & set(_WITH_LOSS) else "samples (inputs alone will do)"
         raise CriterionError(f"the criterion needs {', '.join(asked)}: pass {what} to gather them on")
     with state_copied_once():
-        gatherers = _gatherers(groups, asked, loss)
+        gatherers = _gatherers(groups, asked, partial(mean_loss, loss))
         _pass_over(groups, samples, gatherers, batch_size, seed, progress)
     gathered = {need: found for gatherer in gatherers for need, found in gatherer.compute().items()}
     layers = next((one for one in gatherers if isinstance(one, second_moments.MomentGatherer)), None)
@@ -190,7 +191,7 @@ def _pass_over(
     own = [torch.Generator().manual_seed(seed) for _ in gatherers]  # so that none depends on which others there are
     batches = torch.split(torch.randperm(number, generator=generator), batch_size)
     for index, batch in enumerate(batches):
-        labels = None if targets is None else targets[batch].to(device)
+        labels = None if targets is None else take(targets, batch, device)
         for gatherer, drawn in zip(gatherers, own, strict=True):
             gatherer.update(Batch(take(inputs, batch, device), labels, drawn))
         if progress is not None:

@@ -57,7 +57,8 @@ class SquaredProducts:
         def loss_of(parameters: Mapping[str, Tensor], sample: list[Tensor], target: Tensor) -> Tensor:
             alone = {id(tensor): one[None] for tensor, one in zip(tensors, sample, strict=True)}
             call = as_call(with_tensors(inputs, lambda tensor: alone[id(tensor)]))
-            return self._loss(functional_call(self._model, dict(parameters), *call), target[None])
+            value: Tensor = self._loss(functional_call(self._model, dict(parameters), *call), target[None])
+            return value
 
         of_one = grad(loss_of)
         if self._vectorised:

@@ -12,56 +12,36 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from pruning.containers import as_call, count_samples, take, with_tensors
 from pruning.errors import ModelError, SettingsError
 from pruning.evaluation import (
     Loss,
     Progress,
-    TensorSamples,
+    Samples,
     check_samples,
     cross_entropy,
     device_of,
+    distillation_loss,
     interval_of_mean,
     mean_loss,
     restored_modes,
 )
+from pruning.task import Task
 from pruning.training.recipe import Recipe, learning_rate_at, make_optimizer, recipe_for
 
 _log = logging.getLogger(__name__)
 
 
-def distillation_loss(outputs: Tensor, teacher_outputs: Tensor, temperature: float) -> Tensor:
-    """Return T² · KL(softmax(teacher/T) ‖ softmax(student/T)), the mean over samples (and positions, if any).
+Augment = Callable[[Any, torch.Generator], Any]
+"""(inputs, generator) -> inputs of the same shapes, changed at random."""
 
-    The factor T² keeps the gradient's size independent of T.
-
-    Source: Hinton, Vinyals & Dean 2015, arXiv 1503.02531.
-
-    Args:
-        outputs: the student's logits, [N, classes, ...].
-        teacher_outputs: the teacher's, of the same shape.
-        temperature: T, above 0.
-
-    Raises:
-        ModelError: the two differ in shape.
-    """
-    if outputs.shape != teacher_outputs.shape:
-        raise ModelError(
-            f"the student's outputs are {tuple(outputs.shape)}, the teacher's {tuple(teacher_outputs.shape)}; "
-            "distillation needs both of one shape: set distillation to 0 or bring another teacher"
-        )
-    student = torch.log_softmax(outputs / temperature, dim=1)
-    teacher = torch.log_softmax(teacher_outputs / temperature, dim=1)
-    divergence = (teacher.exp() * (teacher - student)).sum(dim=1)
-    return divergence.mean() * temperature**2
-
-
-Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""(inputs, generator) -> inputs of the same shape, changed at random."""
+Distillation = Callable[[Any, Any, float], Tensor]
+"""(outputs, teacher's outputs, temperature) -> scalar: how far the two are from each other."""
 
 Penalty = Callable[[], Tensor]
 """() -> a scalar that is added to the loss of the step whose forward pass has just run."""
@@ -141,9 +121,10 @@ class _Run:
     """What stays the same from epoch to epoch; but `best`, which is told how each ended."""
 
     model: nn.Module
-    samples: TensorSamples
+    samples: Samples
     recipe: Recipe
     loss: Loss
+    distillation: Distillation
     optimizer: torch.optim.Optimizer
     seed: int
     teacher: nn.Module | None
@@ -154,7 +135,7 @@ class _Run:
 
 def finetune(
     model: nn.Module,
-    samples: TensorSamples,
+    samples: Samples,
     recipe: Recipe,
     *,
     loss: Loss = cross_entropy,
@@ -178,7 +159,7 @@ def finetune(
         samples: shuffled anew each epoch; a last batch of a single sample joins the one before it (batch norms
             can't train on one value).
         recipe: the knobs; `auto` is filled in by the model, see `recipe_for`.
-        loss: mean loss of a batch.
+        loss: of a batch; a `pruning.task.Task` knows its distillation and its smoothed labels too.
         seed: of the order of the samples, of dropout and of `augment`.
         teacher: needed where the recipe distils; run in evaluation mode.
         augment: applied to each batch of inputs on the CPU.
@@ -197,13 +178,9 @@ def finetune(
         raise SettingsError(f"recipe {recipe.name!r} names sparsity but no after_step was given that brings it about")
     if recipe.distillation > 0 and teacher is None:
         raise SettingsError(f"recipe {recipe.name!r} distils (weight {recipe.distillation:g}) but no teacher was given")
-    if recipe.label_smoothing > 0 and loss is not cross_entropy:
-        raise SettingsError(
-            f"recipe {recipe.name!r} sets label_smoothing, which only the built-in cross entropy knows: "
-            "set it to 0 and smooth inside your own loss"
-        )
+    distillation = loss.distillation if isinstance(loss, Task) else distillation_loss
     if recipe.label_smoothing > 0:
-        loss = partial(nn.functional.cross_entropy, label_smoothing=recipe.label_smoothing)
+        loss = _smoothed(loss, recipe)
     if recipe.optimizer == "auto":
         recipe = recipe_for(recipe, model)
         _log.info(
@@ -213,7 +190,7 @@ def finetune(
     optimizer = make_optimizer(recipe, model.parameters())
     followed = teacher if recipe.distillation else None
     best = None if callbacks.judge is None else _Best(model, callbacks.judge, memory)
-    run = _Run(model, samples, recipe, loss, optimizer, seed, followed, augment, callbacks, best)
+    run = _Run(model, samples, recipe, loss, distillation, optimizer, seed, followed, augment, callbacks, best)
     device = device_of(model)
     devices = [device] if device.type == "cuda" else []
     also = model if teacher is None else teacher
@@ -244,6 +221,18 @@ def finetune(
         )
         best.restore_first(model)
     return History(recipe.name, tuple(losses), tuple(best.scores), best.at)
+
+
+def _smoothed(loss: Loss, recipe: Recipe) -> Loss:
+    amount = recipe.label_smoothing
+    known = partial(nn.functional.cross_entropy, label_smoothing=amount) if loss is cross_entropy else None
+    found = loss.smoothed(amount) if isinstance(loss, Task) else known
+    if found is None:
+        raise SettingsError(
+            f"recipe {recipe.name!r} sets label_smoothing, which only the built-in cross entropy knows: "
+            "set it to 0 and smooth inside your own loss"
+        )
+    return found
 
 
 class _Best:
@@ -313,7 +302,7 @@ def _run_epoch(run: _Run, epoch: int) -> float:
     """Train one epoch and return its mean loss."""
     generator = torch.Generator().manual_seed(run.seed * 1_000_003 + epoch)
     torch.manual_seed(run.seed * 1_000_003 + epoch)
-    batches = _batches(len(run.samples.inputs), run.recipe.batch_size, generator)
+    batches = _batches(count_samples(run.samples.inputs), run.recipe.batch_size, generator)
     total = 0.0
     for index, batch in enumerate(batches):
         value = _run_step(run, batch, generator, epoch * len(batches) + index, len(batches))
@@ -326,23 +315,24 @@ def _run_epoch(run: _Run, epoch: int) -> float:
         total += value * len(batch)
         if (progress := run.callbacks.progress) is not None:
             progress(epoch * len(batches) + index + 1, run.recipe.epochs * len(batches))
-    return total / len(run.samples.inputs)
+    return total / count_samples(run.samples.inputs)
 
 
 def _run_step(run: _Run, batch: Tensor, generator: torch.Generator, step: int, steps_per_epoch: int) -> float:
     """Take one optimizer step, unless its loss is not finite, and return the loss."""
     device, recipe = device_of(run.model), run.recipe
-    inputs = run.samples.inputs[batch]
+    inputs = take(run.samples.inputs, batch)
     if run.augment is not None:
         inputs = run.augment(inputs, generator)
-    inputs, targets = inputs.to(device), run.samples.targets[batch].to(device)
-    outputs = run.model(inputs)
+    args, kwargs = as_call(with_tensors(inputs, lambda tensor: tensor.to(device)))
+    targets = take(run.samples.targets, batch, device)
+    outputs = run.model(*args, **kwargs)
     value = mean_loss(run.loss, outputs, targets)
     if run.teacher is not None:
         with torch.no_grad():
-            answers = run.teacher(inputs)
+            answers = run.teacher(*args, **kwargs)
         weight = recipe.distillation
-        value = (1 - weight) * value + weight * distillation_loss(outputs, answers, recipe.temperature)
+        value = (1 - weight) * value + weight * run.distillation(outputs, answers, recipe.temperature)
     if (penalty := run.callbacks.penalty) is not None:
         value = value + penalty()
     if not math.isfinite(result := value.item()):

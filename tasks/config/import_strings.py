@@ -12,6 +12,7 @@ from typing import Any
 
 import zoo  # noqa: F401  # a folder of the user's of this name isn't taken for it later
 from pruning.errors import SecateurError, SettingsError, unknown_name
+from pruning.metrics import StatefulMetric
 
 _HOME = Path(__file__).resolve().parents[2]
 OWN_PACKAGES = ("secateur", "flows", "tasks", "pruning", "zoo")
@@ -143,8 +144,8 @@ def _accepted(target: Callable[..., Any], offered: Mapping[str, Any]) -> dict[st
     return {name: value for name, value in offered.items() if name in parameters}
 
 
-def made(reference: str) -> Callable[..., Any]:
-    """Return what an import string names, to be called as it is; a class is made first, without arguments.
+def made(reference: str) -> Any:
+    """Return what an import string names: a function, or a metric that adds up batches; a class is made first.
 
     So `torch.nn:CrossEntropyLoss` is a loss, and one with arguments is an object of the user's own module,
     `loss = torch.nn.CrossEntropyLoss(label_smoothing=0.1)`, named `my_package.losses:loss`.
@@ -162,6 +163,6 @@ def made(reference: str) -> Callable[..., Any]:
         raise SettingsError(
             f"{reference!r} is a class that can't be made without arguments ({type(error).__name__}: {error}); {mend}"
         ) from error
-    if not callable(instance):
+    if not callable(instance) and not isinstance(instance, StatefulMetric):
         raise SettingsError(f"{reference!r} is a class whose instances can't be called; expected a function, or {mend}")
     return instance

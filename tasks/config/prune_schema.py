@@ -23,7 +23,7 @@ from pruning.importance import FALLBACK, find_criterion
 from pruning.plan.constraints import Freedom, Limits
 from pruning.recovery.reconstruct import RIDGE
 from pruning.training.recipe import Recipe
-from tasks.config.target_schema import RELAXED, TARGETS, Allocation, Kind, RelaxedLimits, Target
+from tasks.config.target_schema import RELAXED, TARGETS, Allocation, Kind, MaxDrop, RelaxedLimits, Target
 from tasks.config.types import KIND, CriterionName, RoundFor, RoundTo, Section, Share, WeightCriterionName
 
 
@@ -101,7 +101,13 @@ class Prune(Section):
     max_attempts: StrictInt = Field(default=10, ge=1, le=10_000)
     """The loop ends after this many attempts, accepted or not."""
     max_accuracy_drop: StrictFloat = Field(default=0.01, ge=0, lt=1)
-    """The floor: what validation accuracy may lose against the baseline, as a fraction."""
+    """The floor: what validation accuracy may lose against the baseline, as a fraction; for a metric that is no share,
+    such as RMSE or perplexity, by what share of the baseline's it may get worse.
+    """
+    max_drop: MaxDrop | None = None
+    """The floor in the metric's own direction, in place of max_accuracy_drop: {absolute: 0.5} in the metric's unit, or
+    {relative: 0.02}, a share of the baseline's score.
+    """
     ignore: tuple[str, ...] = ()
     """Modules or parameters that stay whole, such as [fc, "layer1.*"]."""
     recipes: tuple[Recipe, ...] = Field(default=RECIPES, max_length=100)

@@ -13,11 +13,12 @@ from pruning.importance import FALLBACK
 from pruning.training.recipe import Epochs, LearningRate, Name, Recipe, Schedule
 from tasks.config.errors import describe, old_names
 from tasks.config.prune_schema import PruneOfAKind
-from tasks.config.target_schema import Target
+from tasks.config.target_schema import MaxDrop, Target
 from tasks.config.types import (
     LOSSES,
     METRICS,
     MOST_THREADS,
+    TASKS,
     Arguments,
     CriterionName,
     ImportString,
@@ -29,6 +30,7 @@ from tasks.config.types import (
     name_for_mlflow,
     named,
     usable_device,
+    without_own_names,
 )
 from tasks.config.yaml_io import read_mapping
 
@@ -60,6 +62,17 @@ class Data(Section):
     """Keyword arguments for the factory."""
 
 
+class Task(Section):
+    """What the model is for: how a batch is taken apart, what is minimised and what is measured."""
+
+    name: Annotated[str, named("task", TASKS)] = TASKS["classification"]
+    """classification, multi_label, regression, segmentation, image_to_image, sequence_classification,
+    token_classification, causal_lm, or the import string of a class of your own, my_package.task:Detection.
+    """
+    kwargs: Arguments = Field(default_factory=dict)
+    """Keyword arguments for it, such as {ignore_index: 255} for segmentation."""
+
+
 class Model(Section):
     """Which network: a function that returns a module, and weights that it starts from."""
 
@@ -85,10 +98,17 @@ class Augment(Section):
 class Training(Section):
     """What is minimised, what is reported, and how a batch is varied while training."""
 
-    loss: Annotated[str, named("loss", LOSSES)] = LOSSES["cross_entropy"]
-    """cross_entropy, or the import string of a function (outputs, targets) -> mean over the samples."""
-    metric: Annotated[str, named("metric", METRICS)] = METRICS["accuracy"]
-    """accuracy, or the import string of a function (outputs, targets) -> one value in [0, 1] per sample."""
+    loss: Annotated[str, named("loss", LOSSES)] | None = None
+    """cross_entropy, or the import string of a function (outputs, targets) -> mean over the samples, or (sum, count);
+    null: the task's own.
+    """
+    metric: Annotated[str, named("metric", METRICS)] | None = None
+    """accuracy, macro_f1, mean_iou, multi_label_f1, perplexity, psnr, r2, rmse, valid_accuracy; or an import string of
+    a function (outputs, targets) -> one value in [0, 1] per sample, or of a class or object with update, compute, reset
+    and higher_is_better, as torchmetrics has them. null: the task's own.
+    """
+    metric_key: str | None = None
+    """Which figure decides, where the metric's compute gives several by name."""
     augment: Augment | None = None
     """How a batch of inputs is varied while training, such as {function: zoo.augment:crop, kwargs: {padding: 1}}; null:
     not at all.
@@ -199,7 +219,9 @@ class Promote(Section):
     """The limits that a candidate has to keep against production to replace it."""
 
     max_accuracy_drop: StrictFloat = Field(default=0.005, ge=0, lt=1)
-    """Largest loss of test accuracy against production, as a fraction."""
+    """Largest loss of test accuracy against production, as a fraction; of production's figure, if that is no share."""
+    max_drop: MaxDrop | None = None
+    """In place of max_accuracy_drop, in the metric's own direction: {absolute: 0.5} or {relative: 0.02}."""
     min_parity: StrictFloat = Field(default=1.0, ge=0, le=1)
     """Least share of test samples on which ONNX Runtime and PyTorch agree; for kind dynamic 0.99 may be needed."""
     max_macs_increase: StrictFloat = Field(default=0.0, ge=0, le=1000)
@@ -244,6 +266,8 @@ class Settings(Section):
 
     run: Run = Run()
     """What holds for every stage."""
+    task: Task = Task()
+    """What the model is for: what targets are, what is minimised, what is measured."""
     data: Data
     """Where the samples come from."""
     model: Model
@@ -316,6 +340,11 @@ class Settings(Section):
         spared = {"machine", "tracking", "cleanup", "frontier"}
         return self.model_dump(mode="json", exclude_defaults=True, exclude=spared)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_loss_and_metric_need_no_name(cls, given: Any) -> Any:
+        return without_own_names(given)
+
     @model_validator(mode="after")
     def _baseline_comes_from_somewhere(self) -> Self:
         if self.baseline.recipe is None and self.model.weights is None:
@@ -330,7 +359,7 @@ class Settings(Section):
             )
         trained = [recipe for recipe in (self.baseline.recipe, *self.prune.recipes) if recipe is not None]
         smoothed = [recipe.name for recipe in trained if recipe.label_smoothing > 0]
-        if smoothed and self.training.loss not in LOSSES.values():
+        if smoothed and self.training.loss not in (None, *LOSSES.values()):
             raise ValueError(
                 f"recipe {smoothed[0]!r} sets label_smoothing, which only the built-in loss knows; smooth inside "
                 f"{self.training.loss!r}, such as an object CrossEntropyLoss(label_smoothing=0.1) of your own module"

@@ -1,4 +1,4 @@
-"""What is to be saved: targets of each kind of pruning, how they are shared, what gives way if one is out of reach."""
+"""What is to be saved: the targets of each kind, how they are shared, what gives way out of reach; what may be lost."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import BeforeValidator, Field, StrictFloat, StrictInt, WithJsonSchema, model_validator
 
 from pruning.allocation.selection import Normalise
+from pruning.metrics import Measure
 from tasks.config.types import Section, Share, as_pattern
 
 
@@ -144,3 +145,33 @@ class RelaxedLimits(Section):
 RELAXED = tuple(
     RelaxedLimits(max_group_rate=rate, min_channels=kept) for rate, kept in ((0.85, 8), (0.95, 4), (1.0, 1))
 )
+
+
+class MaxDrop(Section):
+    """How much worse a score may get, in the metric's own direction: a larger RMSE, a smaller accuracy."""
+
+    absolute: StrictFloat | None = Field(default=None, ge=0, le=1e12)
+    """In the metric's own unit."""
+    relative: StrictFloat | None = Field(default=None, ge=0, le=1000)
+    """As a share of the reference's score."""
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> Self:
+        if (self.absolute is None) == (self.relative is None):
+            raise ValueError("expected either absolute or relative, such as {relative: 0.02}")
+        return self
+
+
+def worst_score(reference: float, measure: Measure, fraction: float, limit: MaxDrop | None) -> float:
+    """Return the worst score that is accepted.
+
+    Args:
+        reference: The score that it is compared with.
+        measure: Which way is up.
+        fraction: By how much it may be worse: of 1 where scores are shares, else of the reference.
+        limit: In place of the fraction.
+    """
+    if limit is None:
+        limit = MaxDrop(absolute=fraction) if measure.is_share else MaxDrop(relative=fraction)
+    drop = limit.absolute if limit.absolute is not None else (limit.relative or 0.0) * abs(reference)
+    return measure.worse_by(reference, drop)

@@ -26,8 +26,28 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
 
 
+TASKS = {
+    "classification": "pruning.task:Classification",
+    "multi_label": "pruning.task:MultiLabel",
+    "regression": "pruning.task:Regression",
+    "segmentation": "pruning.task:Segmentation",
+    "image_to_image": "pruning.task:ImageToImage",
+    "sequence_classification": "pruning.task:Classification",
+    "token_classification": "pruning.task:TokenClassification",
+    "causal_lm": "pruning.task:CausalLM",
+}
 LOSSES = {"cross_entropy": "pruning.evaluation:cross_entropy"}
-METRICS = {"accuracy": "pruning.evaluation:top1"}
+METRICS = {
+    "accuracy": "pruning.evaluation:top1",
+    "macro_f1": "pruning.metrics:MacroF1",
+    "mean_iou": "pruning.metrics:MeanIoU",
+    "multi_label_f1": "pruning.metrics:MultiLabelF1",
+    "perplexity": "pruning.metrics:Perplexity",
+    "psnr": "pruning.metrics:PeakSignalToNoiseRatio",
+    "r2": "pruning.metrics:CoefficientOfDetermination",
+    "rmse": "pruning.metrics:RootMeanSquaredError",
+    "valid_accuracy": "pruning.metrics:ValidAccuracy",
+}
 
 MOST_THREADS = 1024
 _WIDEST = 4096  # of the multiples that widths are rounded to
@@ -52,6 +72,18 @@ def named(kind: str, known: dict[str, str]) -> AfterValidator:
         raise ValueError(f"{unknown_name(kind, value, known)}, or your own as 'package.module:name'")
 
     return AfterValidator(check)
+
+
+def without_own_names(settings: Any) -> Any:
+    """Leave out cross_entropy and accuracy where a classification has them by itself: one setting, one value."""
+    if not isinstance(settings, dict) or not isinstance(training := settings.get("training"), dict):
+        return settings
+    task = settings.get("task")
+    name = task.get("name", "classification") if isinstance(task, dict) else "classification"
+    if name not in ("classification", TASKS["classification"]):
+        return settings
+    own = {"loss": ("cross_entropy", LOSSES["cross_entropy"]), "metric": ("accuracy", METRICS["accuracy"])}
+    return {**settings, "training": {key: one for key, one in training.items() if one not in own.get(key, ())}}
 
 
 def _known_criterion(value: str) -> str:

@@ -47,10 +47,10 @@ class Row(BaseModel):
         attempt: Its number, from 0.
         goal: The reduction to reach, against the baseline.
         reached: The reduction that its plan reached.
-        accepted: Whether its accuracy is at or above the floor.
+        accepted: Whether its score is at the floor or better.
         measured: The best recipe's model; None if no plan reaches the goal or no recipe gave a model.
         recipe: The best recipe.
-        recipes: Each recipe's validation accuracy.
+        recipes: Each recipe's validation score.
         checkpoint: The folder of an accepted attempt, below `iterations/`.
         weights_sha256: Of the checkpoint's weights.
         refused: Why no plan reaches the goal.
@@ -266,7 +266,7 @@ class LoopOutcome(TypedDict):
     Attributes:
         kind: What was pruned.
         stopped_because: Why it ended.
-        floor: The lowest validation accuracy that was accepted.
+        floor: The worst validation score that was accepted.
         checkpoint: Of the last accepted attempt; None where none was.
     """
 

@@ -17,12 +17,13 @@ from pruning.allocation.schedule import Attempt, ScheduleSettings, Stop
 from pruning.errors import DataError, ModelError, TargetError, WorkspaceError
 from pruning.evaluation import evaluate
 from pruning.io.checkpoint import check_checkpoint, save_checkpoint
+from pruning.metrics import Measure
 from pruning.plan.masks import find_groups_of
 from pruning.plan.narrow import expand
 from pruning.training.recipe import Recipe
 from pruning.training.trainer import Callbacks, History, finetune
 from tasks.config.schema import Settings
-from tasks.config.target_schema import Kind
+from tasks.config.target_schema import Kind, worst_score
 from tasks.data import Description, read_description, read_split
 from tasks.determinism import begin
 from tasks.fingerprint import trajectory
@@ -46,6 +47,7 @@ from tasks.models import (
     loss_and_metric,
     make_factory,
     measure,
+    measure_of,
     measured_in,
     save_model,
 )
@@ -71,8 +73,9 @@ class Loop:
         ledger: What was tried.
         goals: What the target comes to, against the baseline.
         schedule: What to try next, as a function of the ledger.
-        floor: The lowest accuracy on the validation set that is accepted.
+        floor: The worst score on the validation set that is accepted.
         kind: What kind of pruning it is.
+        measure: What the score is.
     """
 
     ledger: Ledger
@@ -80,6 +83,7 @@ class Loop:
     schedule: ScheduleSettings
     floor: float
     kind: Kind
+    measure: Measure
 
     def next(self) -> Attempt | Stop:
         """Derive what to do now."""
@@ -123,7 +127,7 @@ def prune(
         name = f"attempt-{step.number + 1}-to-{step.goal:.3f}"
         row: Row = call(attempt, name, settings, workspace, loop.ledger, loop.goals, step, loop.floor)
         loop.ledger.record(row)
-        log.info("%s", describe(row))
+        log.info("%s", describe(row, loop.measure))
         watch(loop, row)
     close_loop(loop, step, workspace)
     return loop
@@ -160,7 +164,9 @@ def open_loop(settings: Settings, workspace: Workspace) -> Loop:
         log.warning("prune: %s", warning)
     if ledger.rows:
         log.info("prune: resuming after %d attempts, %d of them accepted", len(ledger.rows), len(ledger.accepted))
-    return Loop(ledger, goals, schedule, baseline.accuracy - settings.prune.max_accuracy_drop, settings.prune.kind)
+    measure, chosen = measure_of(settings, data), settings.prune
+    floor = worst_score(baseline.score, measure, chosen.max_accuracy_drop, chosen.max_drop)
+    return Loop(ledger, goals, schedule, floor, chosen.kind, measure)
 
 
 def _check(ledger: Ledger) -> None:
@@ -193,7 +199,7 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, goals: Goa
         ledger: What came before; not changed.
         goals: What the target comes to.
         step: Number and goal of this attempt.
-        floor: The lowest accuracy on the validation set that is accepted.
+        floor: The worst score on the validation set that is accepted.
 
     Returns:
         The ledger's new row.
@@ -236,8 +242,9 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, goals: Goa
     if not candidates:
         reached = last.reached if last else 0.0
         return Row(attempt=step.number, goal=step.goal, reached=reached, accepted=False, failed=failed)
-    best = max(candidates, key=lambda one: (one.measured.accuracy, -one.measured.loss))
-    accepted = best.measured.accuracy >= floor - _ROUNDING
+    measure = measure_of(settings, data)
+    best = max(candidates, key=lambda one: (measure.gain(0.0, one.measured.score), -one.measured.loss))
+    accepted = measure.gain(floor, best.measured.score) >= -_ROUNDING
     latency = None
     if goals.name_latency:
         measured = accepted and settings.prune.measures_latency
@@ -249,7 +256,7 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, goals: Goa
         accepted=accepted,
         measured=best.measured,
         recipe=best.recipe,
-        recipes={one.recipe: one.measured.accuracy for one in candidates},
+        recipes={one.recipe: one.measured.score for one in candidates},
         kept_epochs={one.recipe: one.kept_epoch for one in candidates if one.kept_epoch is not None},
         failed=failed,
         unrounded=dict(taken.unrounded) if taken.unrounded else None,
@@ -319,11 +326,16 @@ def _recover(
     """
     model, histories = copy.deepcopy(taken.model), list[History]()
     loss, metric = loss_and_metric(settings)
+    is_no_mean = metric.values is None
     validation = read_split(workspace, "validation")
 
     def judge(model: nn.Module) -> Tensor:
         batch_size = settings.training.batch_size
-        return evaluate(model, validation, loss=loss, metric=metric, batch_size=batch_size).values
+        found = evaluate(model, validation, loss=loss, metric=metric, batch_size=batch_size, each=is_no_mean)
+        if found.values is not None:
+            return found.values
+        assert found.losses is not None, "they were asked for"
+        return -found.losses
 
     with shown(f"attempt {number + 1}: {recipe.name}") as progress:
         callbacks = Callbacks(progress=progress, checkpointer=checkpointer)
@@ -366,13 +378,13 @@ def close_loop(loop: Loop, stop: Stop, workspace: Workspace) -> None:
     log.info("prune: %s; %d attempts, %d accepted", stop.reason, len(loop.ledger.rows), len(accepted))
 
 
-def describe(row: Row) -> str:
+def describe(row: Row, measure: Measure) -> str:
     """Say in one line what became of an attempt."""
     what = f"attempt {row.attempt + 1}: goal {row.goal:.1%}"
     if row.measured is None:
         why = row.refused or "; ".join(f"{recipe}: {fault}" for recipe, fault in row.failed.items())
         return f"{what}, {row.verdict}: {why}"
     streams = f", residual streams narrowed ({', '.join(row.streams)})" if row.streams else ""
-    found = f"reached {row.reached:.1%}, accuracy {row.measured.accuracy:.2%} by {row.recipe}"
+    found = f"reached {row.reached:.1%}, {measure.name} {measure.show(row.measured.score)} by {row.recipe}"
     taken = next((f", allocated by {one.name}" for one in row.tried if one.chosen), "")
     return f"{what}, {found}{taken}{streams}: {row.verdict}"

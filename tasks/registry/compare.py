@@ -19,9 +19,9 @@ from pruning.errors import SecateurError, WorkspaceError
 from pruning.io.onnx import check_parity
 from pruning.latency.measure import measure_latency
 from tasks.config.schema import Settings
-from tasks.data import read_description, read_split
+from tasks.data import read_description, read_split, task_of
 from tasks.determinism import begin, bounded_memory
-from tasks.models import example_inputs, load_model, measure_each
+from tasks.models import example_inputs, load_model, measure_each, measure_of, with_one_output
 from tasks.registry.mlflow_models import Version
 from tasks.registry.restore import Copy, brought_back
 from tasks.registry.trust import answers_of, refuse_what_hangs, settings_to_measure_by
@@ -44,7 +44,7 @@ class _Times(TypedDict):
 
 def measure_side_by_side(
     settings: Settings, workspace: Workspace, candidate: Version, production: Version | None
-) -> tuple[Figures, Figures, Paired]:
+) -> tuple[Figures, Figures, Paired | None]:
     """Return the figures of the candidate, those of production (or its own baseline), and both sample by sample.
 
     Both are measured on the test samples that the candidate was registered with.
@@ -74,7 +74,7 @@ def measure_side_by_side(
 
 def _measure(
     settings: Settings, workspace: Workspace, candidate: Version, production: Version | None
-) -> tuple[Figures, Figures, Paired]:
+) -> tuple[Figures, Figures, Paired | None]:
     """Measure both; whatever must not be run is refused before anything is run."""
     with ExitStack() as stack:
         one = stack.enter_context(brought_back(settings, candidate, workspace, ("data", *FOLDERS)))
@@ -94,7 +94,7 @@ def _measure(
         return (
             replace(new, **taken["candidate"], answer_difference=differences[0]),
             replace(old, **taken["reference"], answer_difference=differences[1]),
-            compare_pairs(before, values),
+            None if before is None or values is None else compare_pairs(before, values),
         )
 
 
@@ -131,18 +131,20 @@ def _latencies(settings: Settings, files: Mapping[str, Path], inputs: Tensor) ->
     return taken
 
 
-def _score(settings: Settings, copy: Copy, stage: str, test: Samples, data: Workspace) -> tuple[Figures, Tensor]:
+def _score(settings: Settings, copy: Copy, stage: str, test: Samples, data: Workspace) -> tuple[Figures, Tensor | None]:
     """Return a checkpoint's figures on the test samples, latency left out, and the metric of each sample."""
     example = example_inputs(data, settings)
     model, _, _ = load_model(copy.workspace.folder(stage), settings, read_description(data), example)
-    parity = check_parity(_file(copy, stage), model, test.inputs)
+    whole, by_class = with_one_output(model, example), task_of(settings).by_class
+    parity = check_parity(_file(copy, stage), whole, test.inputs, by_class=by_class)
     found, values = measure_each(model, test, settings, example)
     figures = Figures(
-        accuracy=found.accuracy,
+        score=found.score,
         macs=found.macs,
         size_bytes=found.size_bytes,
         parity=parity.close,
-        accuracy_interval=interval_of(values),
+        score_interval=None if values is None else interval_of(values),
+        measure=measure_of(settings, read_description(data)),
     )
     return figures, values
 

@@ -7,11 +7,13 @@ belongs to one thread.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from tasks.config.schema import Settings
 from tasks.fingerprint import shaping_sections
 from tasks.loop.ledger import Ledger, Row
+from tasks.models import ModelMetrics, loss_and_metric, name_of_metric
 from tasks.registry.mlflow_client import ARTIFACTS, is_server, open_store, store_faults
 
 if TYPE_CHECKING:
@@ -40,7 +42,8 @@ def project(settings: Settings, ledger: Ledger) -> str:
             client.update_run(run_id, "RUNNING")
         _log_settings(client, run, settings)
         seen = {point.step for point in client.get_metric_history(run_id, "accepted")}
-        metrics = [metric for row in ledger.rows if row.attempt not in seen for metric in _metrics(row)]
+        score = key_of_score(settings)
+        metrics = [metric for row in ledger.rows if row.attempt not in seen for metric in _metrics(row, score)]
         if metrics:
             client.log_batch(run_id, metrics=metrics)
     return run_id
@@ -121,11 +124,19 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
     return {prefix: str(value)[:_LONGEST_PARAM]}
 
 
-def _metrics(row: Row) -> list[Any]:
-    """Return one point for each figure; the step is the attempt, and the time is always 0."""
+def key_of_score(settings: Settings) -> str:
+    """Return the key under which MLflow has the score: the metric's name, "accuracy", "mean_IoU"."""
+    name = loss_and_metric(settings)[1].measure(name_of_metric(settings)).name
+    key = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("_")
+    return "score" if key in ("", *ModelMetrics.model_fields, "goal", "reached", "accepted") else key
+
+
+def _metrics(row: Row, score: str) -> list[Any]:
+    """Return one point for each figure; the score by its metric's name, the step is the attempt, the time 0."""
     from mlflow.entities import Metric
 
     values: dict[str, float] = {"goal": row.goal, "reached": row.reached, "accepted": float(row.accepted)}
     if row.measured is not None:
         values |= row.measured.model_dump(exclude_none=True)
+        values[score] = values.pop("score")
     return [Metric(key, float(value), 0, row.attempt) for key, value in values.items()]

@@ -33,8 +33,8 @@ from pruning.io.onnx import open_session
 from pruning.io.onnx_sandbox import try_in_sandbox
 from tasks.config import yaml_io
 from tasks.config.errors import describe, with_new_names
-from tasks.config.schema import Model, Settings, Training
-from tasks.config.types import LOSSES, METRICS
+from tasks.config.schema import Model, Settings, Task, Training
+from tasks.config.types import LOSSES, METRICS, TASKS
 from tasks.config.yaml_io import read_mapping
 from tasks.registry import git_snapshot
 from tasks.registry.mlflow_artifacts import Artifacts, is_plain
@@ -58,18 +58,21 @@ def settings_to_measure_by(own: Settings, params: Path, commit: str | None) -> S
         SettingsError: The file is malformed.
     """
     found = with_new_names(read_mapping(params))
-    model, training = _section(found, "model"), _section(found, "training")
+    model, training, task = (_section(found, name) for name in ("model", "training", "task"))
     chosen = {"factory": model.get("factory"), "kwargs": model.get("kwargs", {})}
-    judged = {name: training.get(name, Training.model_fields[name].default) for name in ("loss", "metric")}
-    known = {own.model.factory, own.training.loss, own.training.metric}
-    known |= {*LOSSES, *LOSSES.values(), *METRICS, *METRICS.values()}
-    for place, reference in (("model.factory", chosen["factory"]), *((f"training.{k}", v) for k, v in judged.items())):
+    judged = {name: training.get(name) for name in ("loss", "metric", "metric_key")}
+    asked = {"model.factory": chosen["factory"], "task.name": task.get("name", Task.model_fields["name"].default)}
+    asked |= {f"training.{name}": judged[name] for name in ("loss", "metric")}
+    known = {own.model.factory, own.task.name, own.training.loss, own.training.metric, None}
+    known |= {name for names in (TASKS, LOSSES, METRICS) for pair in names.items() for name in pair}
+    for place, reference in asked.items():
         if reference not in known:
             _refuse_foreign(place, reference, commit)
     try:
         return own.model_copy(
             update={
                 "model": Model.model_validate(chosen),
+                "task": Task.model_validate(task),
                 "training": Training.model_validate({**judged, "batch_size": own.training.batch_size}),
             }
         )

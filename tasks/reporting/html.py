@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 from pruning.allocation.selection import Tried
+from pruning.metrics import ACCURACY, Measure
 from tasks.loop.ledger import Row
 from tasks.reporting.tables import Line, as_bytes
 from tasks.reporting.verdict import Verdict, mark
@@ -63,7 +64,7 @@ WORDS = {
     "set to zero": "a channel's values are zero, but the shapes are kept (masked); the pruned model has to compute "
     "exactly the same",
     "aimed at": "the reduction against the baseline that an attempt should reach (its goal)",
-    "floor": "the lowest accuracy on the validation set that is accepted",
+    "floor": "the worst score on the validation set that is accepted",
     "recipe": "one way of training after pruning; each is tried, and the best on the validation set goes on",
     "promotion gates": "the limits that `promote` checks before a model goes into production",
     "MACs": "multiply-accumulate operations of one sample; FLOPs are twice as many",
@@ -75,7 +76,7 @@ WORDS = {
 
 _LEGEND = (
     "Green is better, red is worse; what has no colour is unchanged, or within chance or the noise of the clock. "
-    "In brackets: the 95 % interval of an accuracy, the quartiles of a time."
+    "In brackets: the 95 % interval of a score, the quartiles of a time."
 )
 
 
@@ -104,6 +105,7 @@ class Report:
     tried: str = ""
     origin: Sequence[tuple[str, str]] = ()
     settings: Sequence[tuple[str, str]] = ()
+    measure: Measure = ACCURACY
 
 
 def render(report: Report) -> str:
@@ -115,6 +117,7 @@ def render(report: Report) -> str:
         f"<b>{escape(check.name)}</b>: {escape(check.detail)}</li>"
         for check in report.verdict.checks
     )
+    attempts = [_attempt_cells(row, report.measure) for row in report.rows]
     parts = [
         f'<h1 class="{shade}">{escape(head)}</h1>',
         *([f'<p class="lead">{escape(rest[0].upper() + rest[1:])}.</p>'] if rest else ()),
@@ -126,7 +129,7 @@ def render(report: Report) -> str:
         *(f"<p>{escape(note)}</p>" for note in report.notes),
         "<h2>What was tried</h2>",
         *([f"<p>{escape(report.tried)}</p>"] if report.tried else ()),
-        f'<div class="attempts">{_table(_ATTEMPT_HEAD, [_attempt_cells(row) for row in report.rows])}</div>',
+        f'<div class="attempts">{_table(_attempt_head(report.measure), attempts)}</div>',
         *(["<h2>Plots</h2>", plots(report.pictures)] if report.pictures else ()),
         "<h2>Where it comes from</h2>",
         _list(report.origin),
@@ -180,15 +183,18 @@ def _card(line: Line) -> str:
     return f'<div class="card"><b class="{line.trend}">{escape(line.change)}</b>{escape(line.quantity)}{details}</div>'
 
 
-_ATTEMPT_HEAD = ("attempt", "aimed at", "reached", "validation accuracy by recipe", "model", "outcome")
+def _attempt_head(measure: Measure) -> tuple[str, ...]:
+    return "attempt", "aimed at", "reached", f"validation {measure.name} by recipe", "model", "outcome"
+
+
 _SHADES = {"accepted": "better", "rejected": "worse", "training failed": "worse", "no plan": "worse"}
 
 
-def _attempt_cells(row: Row) -> list[str]:
+def _attempt_cells(row: Row, measure: Measure) -> list[str]:
     found = row.measured
     recipes = [
-        f"{name} {accuracy:.2%}{' (chosen)' if name == row.recipe and len(row.recipes) > 1 else ''}"
-        for name, accuracy in sorted(row.recipes.items(), key=lambda one: -one[1])
+        f"{name} {measure.show(score)}{' (chosen)' if name == row.recipe and len(row.recipes) > 1 else ''}"
+        for name, score in sorted(row.recipes.items(), key=lambda one: -measure.gain(0.0, one[1]))
     ]
     costs = (
         (f"{found.macs:,} MACs", f"{found.parameters:,} parameters", as_bytes(found.size_bytes)) if found else ("–",)

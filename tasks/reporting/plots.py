@@ -13,6 +13,7 @@ from io import BytesIO, StringIO
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -20,6 +21,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import PercentFormatter
 
 from pruning.allocation.sensitivity import Curve
+from pruning.metrics import ACCURACY, Measure
 from tasks.loop.ledger import Ledger
 from tasks.models import ModelMetrics
 
@@ -54,47 +56,60 @@ WIDTH_INCHES = 4.4
 PLANES_ACROSS = 2
 MARGIN_INCHES = 1.3
 FALLS = 0.25
-"""Of the largest loss of accuracy: a curve that loses more than this is named."""
+"""Of the largest loss: a curve that loses more than this is named."""
 
 
-def draw_curves(curves: Sequence[Curve], baseline_accuracy: float) -> Figure:
-    """Draw accuracy against the share of channels set to zero, one curve per group; the steepest ones are named.
+def _scaled(axis: Axis, measure: Measure, decimals: int | None = None) -> None:
+    """Write an axis of scores in percent where they are shares."""
+    if measure.is_share:
+        axis.set_major_formatter(PercentFormatter(1, decimals=decimals))
+
+
+def _change(change: float, measure: Measure) -> str:
+    return f"{100 * change:+.1f}" if measure.is_share else f"{change:+.3g}"
+
+
+def draw_curves(curves: Sequence[Curve], baseline_score: float, measure: Measure = ACCURACY) -> Figure:
+    """Draw the score against the share of channels set to zero, one curve per group; the steepest ones are named.
 
     Args:
         curves: In the order of the network.
-        baseline_accuracy: On the same samples, with all channels.
+        baseline_score: On the same samples, with all channels.
+        measure: What the score is.
     """
     figure = _figure(WIDTH_INCHES, 4.2)
-    named = _falling(curves, baseline_accuracy)
+    named = _falling(curves, baseline_score, measure)
     axes = figure.subplots()
     for curve in sorted(curves, key=lambda one: one.group in named):
         shares = [0.0, *(point.removed / curve.size for point in curve.points)]
-        accuracies = [baseline_accuracy, *(point.accuracy for point in curve.points)]
+        scores = [baseline_score, *(point.score for point in curve.points)]
+        worst = min(scores, key=lambda score: measure.gain(0.0, score))
         if curve.group in named:
             place = named.index(curve.group)
             axes.plot(
                 shares,
-                accuracies,
+                scores,
                 color=FALLING[place],
                 linewidth=1.6,
                 marker=MARKERS[place],
                 markersize=4,
-                label=f"{_short(curve.group)} ({100 * (min(accuracies) - baseline_accuracy):+.1f})",
+                label=f"{_short(curve.group)} ({_change(worst - baseline_score, measure)})",
             )
         else:
-            axes.plot(shares, accuracies, color=QUIET, linewidth=0.8, alpha=0.6)
-    axes.axhline(baseline_accuracy, color=QUIET, linewidth=0.8, linestyle=":")
-    _dress(axes, "channels of one group set to zero", "validation accuracy", "")
+            axes.plot(shares, scores, color=QUIET, linewidth=0.8, alpha=0.6)
+    axes.axhline(baseline_score, color=QUIET, linewidth=0.8, linestyle=":")
+    _dress(axes, "channels of one group set to zero", f"validation {measure.name}", "")
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    _scaled(axes.yaxis, measure)
+    unit = "points" if measure.is_share else "change"
     if named:
         handles, labels = axes.get_legend_handles_labels()
         order = sorted(range(len(labels)), key=lambda index: [_short(name) in labels[index] for name in named][::-1])
         legend = figure.legend(
             [handles[index] for index in order],
             [labels[index] for index in order],
-            title=f"points at worst{'' if len(named) == len(curves) else '; the other groups are grey'}",
+            title=f"{unit} at worst{'' if len(named) == len(curves) else '; the other groups are grey'}",
             title_fontsize=SMALL,
             fontsize=SMALL,
             frameon=False,
@@ -106,10 +121,10 @@ def draw_curves(curves: Sequence[Curve], baseline_accuracy: float) -> Figure:
     return figure
 
 
-def _falling(curves: Sequence[Curve], baseline_accuracy: float) -> list[str]:
+def _falling(curves: Sequence[Curve], baseline_score: float, measure: Measure) -> list[str]:
     """Return the groups whose curves fall most, the steepest first."""
     losses = {
-        curve.group: baseline_accuracy - min((point.accuracy for point in curve.points), default=baseline_accuracy)
+        curve.group: max((measure.gain(point.score, baseline_score) for point in curve.points), default=0.0)
         for curve in curves
     }
     least = FALLS * max(losses.values(), default=0.0)
@@ -117,12 +132,13 @@ def _falling(curves: Sequence[Curve], baseline_accuracy: float) -> list[str]:
     return sorted(falling, key=lambda group: -losses[group])[: len(FALLING)]
 
 
-def draw_sensitivity(curves: Sequence[Curve], baseline_accuracy: float) -> Figure:
-    """Draw the accuracy that each group's channels cost as a table of colours; what wasn't measured is hatched.
+def draw_sensitivity(curves: Sequence[Curve], baseline_score: float, measure: Measure = ACCURACY) -> Figure:
+    """Draw what each group's channels cost as a table of colours; what wasn't measured is hatched.
 
     Args:
         curves: In the order of the network.
-        baseline_accuracy: On the same samples, with all channels.
+        baseline_score: On the same samples, with all channels.
+        measure: What the score is.
     """
     rates = sorted({point.rate for curve in curves for point in curve.points})
     figure = _figure(WIDTH_INCHES, max(2.6, MARGIN_INCHES + 0.2 * len(curves)))
@@ -133,11 +149,11 @@ def draw_sensitivity(curves: Sequence[Curve], baseline_accuracy: float) -> Figur
     drops = np.full((len(curves), len(rates)), np.nan)
     for row, curve in enumerate(curves):
         for point in curve.points:
-            drops[row, rates.index(point.rate)] = baseline_accuracy - point.accuracy
+            drops[row, rates.index(point.rate)] = measure.gain(point.score, baseline_score)
     for (row, column), drop in np.ndenumerate(drops):
         hatch = "///" if np.isnan(drop) else None
         axes.add_patch(Rectangle((column, row), 1, 1, hatch=hatch, facecolor="none", edgecolor=LINE, linewidth=0.8))
-    largest = max(0.01, float(np.nanmax(drops, initial=0)))
+    largest = max(0.01 if measure.is_share else 1e-12, float(np.nanmax(drops, initial=0)))
     cells = axes.pcolormesh(np.ma.masked_invalid(drops), cmap=ListedColormap(LOSSES), vmin=0, vmax=largest)
     axes.set_ylim(len(curves), 0)
     axes.set_yticks(np.arange(len(curves)) + 0.5, [_short(curve.group) for curve in curves], fontsize=SMALL - 1)
@@ -146,7 +162,8 @@ def draw_sensitivity(curves: Sequence[Curve], baseline_accuracy: float) -> Figur
     axes.tick_params(length=0, labelsize=SMALL - 1)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
-    bar = figure.colorbar(cells, ax=axes, format=PercentFormatter(1, decimals=0), fraction=0.05, pad=0.03)
+    bar = figure.colorbar(cells, ax=axes, fraction=0.05, pad=0.03)
+    _scaled(bar.ax.yaxis, measure, 0)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=SMALL - 1, length=0, colors=INK)
     if np.isnan(drops).any():
@@ -157,28 +174,29 @@ def draw_sensitivity(curves: Sequence[Curve], baseline_accuracy: float) -> Figur
     return figure
 
 
-def draw_attempts(ledger: Ledger, floor: float) -> Figure:
-    """Draw the accuracy of every attempt against its MACs; rejected attempts are crosses.
+def draw_attempts(ledger: Ledger, floor: float, measure: Measure = ACCURACY) -> Figure:
+    """Draw the score of every attempt against its MACs; rejected attempts are crosses.
 
     With zero weights the effective MACs are shown, since the nominal ones are the same for all attempts.
 
     Args:
         ledger: Of the run.
-        floor: The lowest accuracy that was accepted.
+        floor: The worst score that was accepted.
+        measure: What the score is.
     """
     figure = _figure(WIDTH_INCHES, 3.8)
     axes = figure.subplots()
     baseline = ledger.baseline
     trail = [baseline, *(row.measured for row in ledger.accepted if row.measured)]
-    axes.plot([_millions(m) for m in trail], [m.accuracy for m in trail], color=AFTER, linewidth=1.2, zorder=2)
-    axes.scatter(_millions(baseline), baseline.accuracy, marker="s", s=52, color=INK, label="baseline", zorder=3)
+    axes.plot([_millions(m) for m in trail], [m.score for m in trail], color=AFTER, linewidth=1.2, zorder=2)
+    axes.scatter(_millions(baseline), baseline.score, marker="s", s=52, color=INK, label="baseline", zorder=3)
     for accepted, marker, colour, label in ((True, "o", AFTER, "accepted"), (False, "X", REJECTED, "rejected")):
         rows = [row for row in ledger.rows if row.accepted is accepted and row.measured]
         macs = [_millions(row.measured) for row in rows if row.measured]
-        accuracies = [row.measured.accuracy for row in rows if row.measured]
+        scores = [row.measured.score for row in rows if row.measured]
         if rows:
-            axes.scatter(macs, accuracies, marker=marker, s=58, color=colour, label=label, zorder=4, linewidths=0)
-        for row, x, y in zip(rows, macs, accuracies, strict=True):
+            axes.scatter(macs, scores, marker=marker, s=58, color=colour, label=label, zorder=4, linewidths=0)
+        for row, x, y in zip(rows, macs, scores, strict=True):
             axes.annotate(
                 str(row.attempt + 1),
                 (x, y),
@@ -194,10 +212,10 @@ def draw_attempts(ledger: Ledger, floor: float) -> Figure:
     _dress(
         axes,
         f"million {'effective ' if sparse else ''}MACs of one sample",
-        "validation accuracy",
+        f"validation {measure.name}",
         "",
     )
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    _scaled(axes.yaxis, measure)
     axes.margins(x=0.06, y=0.16)
     axes.invert_xaxis()
     _legend_above(axes)
@@ -236,27 +254,27 @@ def draw_widths(widths: Sequence[tuple[str, int, int]]) -> Figure:
 
 @dataclass(frozen=True)
 class Mark:
-    """A model's cost and accuracy: one point of a plot.
+    """A model's cost and score: one point of a plot.
 
     Attributes:
         name: A short label.
         cost: As a share of the baseline's.
-        accuracy: On the test set.
+        score: On the test set.
         dominated: Whether another model is better in one and at least as good in the other.
     """
 
     name: str
     cost: float
-    accuracy: float
+    score: float
     dominated: bool
 
 
-def draw_frontier(planes: Mapping[str, Sequence[Mark]], measure: str, baseline: str) -> Figure:
-    """Draw accuracy against each cost; a line joins the models that no other dominates.
+def draw_frontier(planes: Mapping[str, Sequence[Mark]], measure: Measure, baseline: str) -> Figure:
+    """Draw the score against each cost; a line joins the models that no other dominates.
 
     Args:
         planes: By the name of the cost.
-        measure: What the accuracy is called.
+        measure: What the score is.
         baseline: The mark with this name is the baseline.
     """
     across = min(len(planes), PLANES_ACROSS)
@@ -267,7 +285,7 @@ def draw_frontier(planes: Mapping[str, Sequence[Mark]], measure: str, baseline: 
         drawn.pop().remove()
     for axes, (cost, marks) in zip(drawn, planes.items(), strict=True):
         front = sorted((mark for mark in marks if not mark.dominated), key=lambda mark: mark.cost)
-        axes.plot([m.cost for m in front], [m.accuracy for m in front], color=AFTER, linewidth=1.2, zorder=2)
+        axes.plot([m.cost for m in front], [m.score for m in front], color=AFTER, linewidth=1.2, zorder=2)
         kinds = (
             ([m for m in marks if m.name == baseline], "s", INK, "baseline"),
             ([m for m in marks if m.name != baseline and not m.dominated], "o", AFTER, "on the frontier"),
@@ -275,15 +293,17 @@ def draw_frontier(planes: Mapping[str, Sequence[Mark]], measure: str, baseline: 
         )
         for some, marker, colour, label in kinds:
             if some:
-                places = [m.cost for m in some], [m.accuracy for m in some]
+                places = [m.cost for m in some], [m.score for m in some]
                 axes.scatter(*places, marker=marker, s=52, color=colour, label=label, zorder=3, linewidths=0)
         for mark in marks:
             if mark.name != baseline:  # below to the right: the line, which rises, is above or to the left
-                place = (mark.cost, mark.accuracy)
+                place = (mark.cost, mark.score)
                 axes.annotate(mark.name, place, xytext=(5, -11), textcoords="offset points", fontsize=SMALL, color=INK)
-        _dress(axes, f"{cost}, share of the baseline's", measure if axes.get_subplotspec().is_first_col() else "", "")
+        _dress(
+            axes, f"{cost}, share of the baseline's", measure.name if axes.get_subplotspec().is_first_col() else "", ""
+        )
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        _scaled(axes.yaxis, measure)
         axes.margins(y=0.16)
         axes.set_xlim(0, 1.12 * max(mark.cost for mark in marks))
         _legend_above(axes)

@@ -17,6 +17,7 @@ from torch import nn
 from pruning.dynamic.gates import GatedModel
 from pruning.io.atomic import replace_file
 from pruning.latency.runner import cpu_name
+from pruning.metrics import Measure
 from pruning.plan.masks import find_groups_of
 from tasks.config.schema import Settings
 from tasks.data import SPLITS, Description, read_description, read_split
@@ -24,7 +25,7 @@ from tasks.determinism import begin
 from tasks.loop.ledger import Ledger, LoopOutcome, read_ledger, read_outcome
 from tasks.loop.measurements import latency_cost, read_curves, read_profile
 from tasks.loop.targets import clock_warning
-from tasks.models import ModelMetrics, example_inputs, load_model, measure_each
+from tasks.models import ModelMetrics, example_inputs, load_model, measure_each, measure_of
 from tasks.reporting.html import Report, render
 from tasks.reporting.intervals import compare_pairs, interval_of
 from tasks.reporting.tables import Summary, compare, compare_latency, describe_rounding, nothing_accepted, rounding_of
@@ -100,10 +101,10 @@ FOLDER = "report"
 SUMMARY = "summary.json"
 PAGE = "report.html"
 PICTURES = {
-    "attempts.png": "Accuracy against MACs, by attempt",
+    "attempts.png": "{} against MACs, by attempt",
     "widths.png": "Channels of each layer",
-    "curves.png": "Accuracy where one group loses channels",
-    "sensitivity.png": "Accuracy lost, by group",
+    "curves.png": "{} where one group loses channels",
+    "sensitivity.png": "{} lost, by group",
 }
 
 log = logging.getLogger("secateur")
@@ -138,26 +139,33 @@ def report(settings: Settings, workspace: Workspace) -> None:
         read_outcome(workspace),
         read_curves(workspace, "analyze"),
     )
+    measure = measure_of(settings, data)
     summary: Json = {
-        "measure": data.measure,
+        "measure": measure.name,
+        "higher_is_better": measure.higher_is_better,
+        "is_share": measure.is_share,
         "test_samples": len(test),
         **summarise(found["baseline"], found["dense"], ledger, outcome, workspace),
-        "pairs": compare_pairs(values["baseline"], values["dense"]),
+        "score_drop": measure.gain(found["dense"].score, found["baseline"].score),
+        "pairs": None,
     }
-    for name in models:
-        summary[name]["accuracy_interval"] = list(interval_of(values[name]))
+    each = {name: found for name, found in values.items() if found is not None}
+    if len(each) == len(models):
+        summary["pairs"] = compare_pairs(each["baseline"], each["dense"])
+        for name, of_samples in each.items():
+            summary[name]["score_interval"] = list(interval_of(of_samples))
     if any(row.unrounded for row in ledger.accepted):
         last, plan = ledger.accepted[-1], plans["dense"]
         groups = find_groups_of((*plan.removed, *(last.unrounded or ())), models["baseline"], example)
         latency = latency_cost(workspace, groups, "profile")
         summary["rounding"] = rounding_of(last, plan.kept_sizes(groups), groups, latency)
     figures = {
-        "attempts.png": draw_attempts(ledger, outcome["floor"]),
+        "attempts.png": draw_attempts(ledger, outcome["floor"], measure),
         "widths.png": draw_widths(widths(models["baseline"], models["dense"])),
     }
     if curves:
-        figures["curves.png"] = draw_curves(curves, curves[0].baseline_accuracy)
-        figures["sensitivity.png"] = draw_sensitivity(curves, curves[0].baseline_accuracy)
+        figures["curves.png"] = draw_curves(curves, curves[0].baseline_score, measure)
+        figures["sensitivity.png"] = draw_sensitivity(curves, curves[0].baseline_score, measure)
     latencies = benchmark.read_latencies(workspace)
     warning = clock_warning(settings.shaped_by_the_clock, read_profile(workspace, "profile"))
     page = render(
@@ -166,9 +174,14 @@ def report(settings: Settings, workspace: Workspace) -> None:
             verdict=decide(cast(Summary, summary), latencies, settings.promote),
             lines=[*compare(cast(Summary, summary)), *compare_latency(workspace)],
             rows=ledger.rows,
-            pictures={PICTURES[name]: as_svg(figures[name]) for name in PICTURES if name in figures},
+            pictures={
+                text.format(measure.name[:1].upper() + measure.name[1:]): as_svg(figures[name])
+                for name, text in PICTURES.items()
+                if name in figures
+            },
             notes=_notes(summary, outcome, ledger, warning),
-            tried=_tried(summary, outcome),
+            tried=_tried(summary, outcome, measure),
+            measure=measure,
             origin=origin_of_report(settings, workspace, data),
             settings=list(flat(settings.unlike_default)),
         )
@@ -196,9 +209,8 @@ def summarise(
         "dense": dense.model_dump(exclude={"loss"}, exclude_none=True),
         "mac_reduction": reduction["mac_reduction"],
         "parameter_reduction": reduction["parameter_reduction"],
-        "accuracy_drop": baseline.accuracy - dense.accuracy,
         "floor": outcome["floor"],
-        "validation": {"baseline": ledger.baseline.accuracy, "dense": (last or ledger.baseline).accuracy},
+        "validation": {"baseline": ledger.baseline.score, "dense": (last or ledger.baseline).score},
         "parity": {
             "dense_vs_masked": equivalence["max_relative_difference"],
             "onnx_vs_torch": parity.max_relative_difference,
@@ -240,11 +252,11 @@ def _notes(summary: Json, outcome: LoopOutcome, ledger: Ledger, warning: str | N
     ]
 
 
-def _tried(summary: Json, outcome: LoopOutcome) -> str:
+def _tried(summary: Json, outcome: LoopOutcome, measure: Measure) -> str:
     return (
         f"{summary['attempts']} attempts, {summary['accepted']} accepted; ended because: {outcome['stopped_because']}. "
-        f"Decisions were made on the validation set, with a floor of {outcome['floor']:.2%}. The figures above are "
-        f"from the test set, {summary['test_samples']:,} samples that no decision has used."
+        f"Decisions were made on the validation set, with a floor of {measure.show(outcome['floor'])}. The figures "
+        f"above are from the test set, {summary['test_samples']:,} samples that no decision has used."
     )
 
 

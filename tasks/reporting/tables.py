@@ -1,4 +1,4 @@
-"""Tables for people: baseline against pruned model, with accuracy, size, MACs and latency."""
+"""Tables for people: baseline against pruned model, with score, size, MACs and latency."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing_extensions import TypedDict  # pydantic reads those of `typing` from
 
 import pruning
 from pruning.latency.profile import LatencyCost
+from pruning.metrics import Measure
 from pruning.plan.plan import Cost
 from tasks.loop.ledger import Row
 from tasks.reporting.intervals import Interval, Paired, describe_pairs
@@ -62,16 +63,16 @@ _Count = Annotated[int, Field(gt=0)]
 class Figures(TypedDict):
     """What one model scored on the test set, and what it costs."""
 
-    accuracy: float
+    score: float
     macs: _Count
     parameters: _Count
     size_bytes: _Count
-    accuracy_interval: Interval
+    score_interval: NotRequired[Interval]
     weight_sparsity: NotRequired[float]
     effective_macs: NotRequired[_Count]
 
 
-class Accuracies(TypedDict):
+class Scores(TypedDict):
     """Of both models."""
 
     baseline: float
@@ -98,14 +99,16 @@ class Summary(TypedDict):
     """The part of `summary.json` that is shown elsewhere.
 
     Attributes:
-        measure: What the share of right answers is called.
+        measure: What the score is called.
+        higher_is_better: Whether more of it is better.
+        is_share: Whether it lies in [0, 1] and is written in percent.
         kind: What was pruned.
         baseline: The model before, on the test set.
         dense: The model after.
-        accuracy_drop: Baseline minus pruned model.
-        pairs: Both compared sample by sample.
-        floor: Lowest accuracy on the validation set that was accepted.
-        validation: The accuracy there of both models.
+        score_drop: By how much the pruned model is worse.
+        pairs: Both compared sample by sample; None where the score is no mean over samples.
+        floor: Worst score on the validation set that was accepted.
+        validation: The score there of both models.
         parity: How far the model's outputs may differ from those of the masked model and of the ONNX file.
         proven: Whether the comparison with the masked model could have shown a difference.
         test_samples: Number of test samples.
@@ -115,13 +118,15 @@ class Summary(TypedDict):
     """
 
     measure: str
+    higher_is_better: bool
+    is_share: bool
     kind: str
     baseline: Figures
     dense: Figures
-    accuracy_drop: float
-    pairs: Paired
+    score_drop: float
+    pairs: Paired | None
     floor: float
-    validation: Accuracies
+    validation: Scores
     parity: Differences
     proven: bool
     test_samples: _Count
@@ -130,15 +135,20 @@ class Summary(TypedDict):
     stopped_because: str
 
 
+def measure_in(summary: Summary) -> Measure:
+    """Return what the score of a summary is."""
+    return Measure(summary["measure"], summary["higher_is_better"], summary["is_share"])
+
+
 def compare(summary: Summary) -> list[Line]:
-    """Return the lines that the summary holds: accuracy on the test set, size, MACs, parameters.
+    """Return the lines that the summary holds: score on the test set, size, MACs, parameters.
 
     Where weights are stored sparse, two more: their share of zeros, and the MACs of a runtime that skips them.
     """
     before, after = summary["baseline"], summary["dense"]
     macs = "MACs, mean over inputs" if summary["kind"] == "dynamic" else "MACs"
     lines = [
-        _accuracy_line(summary),
+        _score_line(summary),
         _cost_line("size", before, after, "size_bytes", as_bytes),
         _cost_line(macs, before, after, "macs"),
         _cost_line("parameters", before, after, "parameters"),
@@ -154,19 +164,24 @@ def compare(summary: Summary) -> list[Line]:
     return lines
 
 
-def _accuracy_line(summary: Summary) -> Line:
-    before, after, pairs = summary["baseline"], summary["dense"], summary["pairs"]
+def _score_line(summary: Summary) -> Line:
+    before, after, pairs, measure = summary["baseline"], summary["dense"], summary["pairs"], measure_in(summary)
+    change = after["score"] - before["score"]
+    texts = measure.show(before["score"]), measure.show(after["score"]), measure.show_change(change)
+    if pairs is None or "score_interval" not in before or "score_interval" not in after:
+        more = f"{abs(change / before['score']):.1%} {'less' if change < 0 else 'more'}" if before["score"] else ""
+        remark = "" if measure.is_share or not change else more
+        trend = _trend(0.0, measure.gain(before["score"], after["score"]))
+        return Line(f"{measure.name} (test)", *texts, remark, trend)
     return Line(
-        f"{summary['measure']} (test)",
-        f"{before['accuracy']:.2%}",
-        f"{after['accuracy']:.2%}",
-        f"{-100 * summary['accuracy_drop'] or 0.0:+.2f} points",
+        f"{measure.name} (test)",
+        *texts,
         describe_pairs(pairs),
         "worse" if pairs["high"] < 0 else "better" if pairs["low"] > 0 else "same",
         (
             "95 % interval",
-            as_interval(before["accuracy_interval"]),
-            as_interval(after["accuracy_interval"]),
+            as_interval(before["score_interval"]),
+            as_interval(after["score_interval"]),
             f"[{100 * pairs['low']:+.2f}, {100 * pairs['high']:+.2f}]",
         ),
     )

@@ -7,10 +7,21 @@ from dataclasses import dataclass, field, replace
 from textwrap import wrap
 
 from pruning.allocation.schedule import REACHED
+from pruning.metrics import ACCURACY, Measure
 from pruning.plan.verification import TOLERANCE
 from tasks.config.schema import Promote
+from tasks.config.target_schema import worst_score
 from tasks.reporting.intervals import Interval, Paired, describe_pairs
-from tasks.reporting.tables import WIDTH, Summary, as_bytes, as_interval, as_quartiles, nothing_accepted, quartiles_of
+from tasks.reporting.tables import (
+    WIDTH,
+    Summary,
+    as_bytes,
+    as_interval,
+    as_quartiles,
+    measure_in,
+    nothing_accepted,
+    quartiles_of,
+)
 from tasks.stages.benchmark import Row
 
 Show = Callable[[float], str]
@@ -21,24 +32,26 @@ class Figures:
     """The measured figures of one model.
 
     Attributes:
-        accuracy: On the test set, in torch.
+        score: On the test set, in torch.
         macs: Of one sample.
         size_bytes: As it is stored.
         parity: Share of the samples on which ONNX Runtime and torch agree.
         latencies_ms: Batch size -> median time of a batch.
         answer_difference: Of the registered model from its recorded answers, relative; None without a version.
-        accuracy_interval: Of the accuracy, 95 %.
+        score_interval: Of the score, 95 %; None where it is no mean over samples.
+        measure: What the score is.
         quartiles_ms: Batch size -> lower and upper quartile.
     """
 
-    accuracy: float
+    score: float
     macs: int
     size_bytes: int
     parity: float
     latencies_ms: Mapping[int, float] = field(default_factory=dict)
     answer_difference: float | None = None
-    accuracy_interval: Interval | None = None
+    score_interval: Interval | None = None
     quartiles_ms: Mapping[int, Interval] = field(default_factory=dict)
+    measure: Measure = ACCURACY
 
 
 @dataclass(frozen=True)
@@ -82,14 +95,8 @@ def judge(candidate: Figures, reference: Figures, chosen: Promote, pairs: Paired
         chosen: The limits.
         pairs: Both on the same samples, one by one.
     """
-    accuracy = _at_least(
-        "accuracy", candidate.accuracy, reference.accuracy, reference.accuracy - chosen.max_accuracy_drop
-    )
-    if candidate.accuracy_interval and reference.accuracy_interval:
-        intervals = as_interval(candidate.accuracy_interval), as_interval(reference.accuracy_interval)
-        accuracy = replace(accuracy, spread=("95 % interval", *intervals))
     gates = [
-        replace(accuracy, remark=describe_pairs(pairs) if pairs else ""),
+        _score(candidate, reference, chosen, pairs),
         _at_least("parity", candidate.parity, reference.parity, chosen.min_parity),
         _at_most("MACs", candidate.macs, reference.macs, chosen.max_macs_increase, "{:,.0f}".format),
         _at_most(
@@ -106,6 +113,25 @@ def judge(candidate: Figures, reference: Figures, chosen: Promote, pairs: Paired
         shown = (f"{difference:.1e}", f"{other:.1e}", f"at most {TOLERANCE:.0e}")
         gates.append(Gate("answers", difference, other, TOLERANCE, difference <= TOLERANCE, shown))
     return tuple(gates)
+
+
+def _score(candidate: Figures, reference: Figures, chosen: Promote, pairs: Paired | None) -> Gate:
+    measure = candidate.measure
+    limit = worst_score(reference.score, measure, chosen.max_accuracy_drop, chosen.max_drop)
+    shown = (
+        measure.show(candidate.score),
+        measure.show(reference.score),
+        f"at {'least' if measure.higher_is_better else 'most'} {measure.show(limit)}",
+    )
+    passed = measure.gain(limit, candidate.score) >= -_ROUNDING
+    gate = Gate(measure.name, candidate.score, reference.score, limit, passed, shown)
+    if reference.measure != measure:
+        why = f"the reference is measured by {reference.measure.name}, so the two can't be compared"
+        return replace(gate, passed=False, remark=why)
+    if candidate.score_interval and reference.score_interval:
+        intervals = as_interval(candidate.score_interval), as_interval(reference.score_interval)
+        gate = replace(gate, spread=("95 % interval", *intervals))
+    return replace(gate, remark=describe_pairs(pairs) if pairs else "")
 
 
 def as_rows(gates: tuple[Gate, ...]) -> list[tuple[str, ...]]:
@@ -230,23 +256,27 @@ def mark(passed: bool) -> str:
 
 def _floor(summary: Summary) -> Check:
     """The loop decides on the validation set; the test set, which no decision has used, has to confirm it."""
-    validation, floor = summary["validation"], summary["floor"]
-    allowed, lost = validation["baseline"] - floor, summary["accuracy_drop"]
-    low, high = 100 * summary["pairs"]["low"], 100 * summary["pairs"]["high"]
+    validation, floor, measure = summary["validation"], summary["floor"], measure_in(summary)
+    allowed, lost = measure.gain(floor, validation["baseline"]), summary["score_drop"]
+    pairs, permitted = summary["pairs"], f"{measure.show_size(allowed).removesuffix(' points')} allowed"
     within = lost <= allowed + _ROUNDING
-    test = f"{100 * abs(lost):.2f} points {'lost' if lost > 0 else 'gained'}" if lost else "nothing lost"
-    measure = summary["measure"]
+    test = f"{measure.show_size(lost)} {'lost' if lost > 0 else 'gained'}" if lost else "nothing lost"
     short = (
-        f"{measure} is within the floor"
+        f"{measure.name} is within the floor"
         if within
-        else f"on the test set {measure} is beyond the floor ({test}, {100 * allowed:.2f} allowed)"
+        else f"on the test set {measure.name} is beyond the floor ({test}, {permitted})"
+    )
+    change = (
+        ""
+        if pairs is None
+        else f" (95 % interval of the change {100 * pairs['low']:+.2f} to {100 * pairs['high']:+.2f})"
     )
     return Check(
         "Within the floor" if within else "Beyond the floor",
         within,
         short,
-        f"{test} on the test set (95 % interval of the change {low:+.2f} to {high:+.2f}), "
-        f"{100 * allowed:.2f} allowed. On the validation set {validation['dense']:.2%}, the floor is {floor:.2%}.",
+        f"{test} on the test set{change}, {permitted}. On the validation set {measure.show(validation['dense'])}, the "
+        f"floor is {measure.show(floor)}.",
     )
 
 
@@ -271,13 +301,14 @@ def _gates(summary: Summary, latencies: Sequence[tuple[Row, Row]], limits: Promo
         rows = [pair[position] for pair in latencies if pair[position]["threads"] == threads]
         figures.append(
             Figures(
-                accuracy=found["accuracy"],
+                score=found["score"],
                 macs=found["macs"],
                 size_bytes=found["size_bytes"],
                 parity=parity,
                 latencies_ms={row["batch_size"]: row["median_ms"] for row in rows},
-                accuracy_interval=found["accuracy_interval"],
+                score_interval=found.get("score_interval"),
                 quartiles_ms={row["batch_size"]: quartiles_of(row) for row in rows},
+                measure=measure_in(summary),
             )
         )
     return judge(figures[1], figures[0], limits, summary["pairs"])

@@ -41,7 +41,7 @@ PARTS_PER_PROCESS = 8  # small parts, so that no process waits long for the othe
 FanOut = Callable[[Callable[..., None], Sequence[tuple[Any, ...]], int], Iterator[int]]
 """(function, arguments of each call, number of processes) -> how many calls are done, as they are done."""
 
-_FIGURES = ("rate", "removed", "accuracy", "loss", "margin")
+_FIGURES = ("rate", "removed", "score", "loss", "margin")
 
 log = logging.getLogger("secateur")
 

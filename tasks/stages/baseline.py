@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.errors import DataError
 from pruning.evaluation import restored_modes
 from pruning.io.checkpoint import save_checkpoint
 from pruning.io.json_files import JsonError, checked_json
@@ -19,7 +18,7 @@ from pruning.io.weights import load_weights
 from pruning.plan.plan import Plan
 from pruning.training.trainer import Callbacks, finetune
 from tasks.config.schema import Settings
-from tasks.data import SPLITS, Split, read_description, read_inputs, read_split, save_answers
+from tasks.data import SPLITS, Split, read_description, read_inputs, read_split, save_answers, task_of
 from tasks.determinism import begin
 from tasks.fingerprint import fingerprint
 from tasks.models import (
@@ -28,6 +27,7 @@ from tasks.models import (
     loss_and_metric,
     make_factory,
     measure,
+    measure_of,
     save_model,
     sparsity_training,
 )
@@ -80,10 +80,10 @@ def baseline(settings: Settings, workspace: Workspace) -> None:
     for epoch in settings.baseline.keep_epochs:
         shutil.copytree(under_way / str(epoch), epoch_folder(workspace, epoch))
     forget(workspace)
+    score = measure_of(settings, data)
     log.info(
-        "baseline: %s %.2f %% on validation, %s MACs, %s parameters",
-        data.measure,
-        100 * measured.accuracy,
+        "baseline: %s %s on validation, %s MACs, %s parameters",
+        *(score.name, score.show(measured.score)),
         f"{measured.macs:,}",
         f"{measured.parameters:,}",
     )
@@ -91,18 +91,12 @@ def baseline(settings: Settings, workspace: Workspace) -> None:
 
 @torch.no_grad()
 def _answers(model: nn.Module, workspace: Workspace, split: Split, settings: Settings) -> Tensor:
-    """Return the class that the model predicts for each sample, [N]."""
-    found = []
+    """Return what stands for each sample's target, [N, ...]: of a classification the class that the model predicts."""
+    task = task_of(settings)
     with restored_modes(model):
         model.eval()
-        for batch in torch.split(read_inputs(workspace, split), settings.training.batch_size):
-            outputs = model(batch.to(settings.run.device))
-            if not isinstance(outputs, Tensor) or outputs.ndim != 2:
-                raise DataError(
-                    "without labels the baseline's answers take their place, so the model has to return logits "
-                    "[N, classes]; for other outputs the data need labels"
-                )
-            found.append(outputs.argmax(1).cpu())
+        batches = torch.split(read_inputs(workspace, split), settings.training.batch_size)
+        found = [task.answers(model(batch.to(settings.run.device))).cpu() for batch in batches]
     return torch.cat(found)
 
 

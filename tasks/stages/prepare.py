@@ -6,7 +6,7 @@ import logging
 
 from tasks.config import import_strings
 from tasks.config.schema import Settings
-from tasks.data import FOLDER, as_splits, save_splits
+from tasks.data import FOLDER, as_splits, save_splits, task_of
 from tasks.determinism import begin
 from tasks.workspace import Workspace, writing
 
@@ -22,8 +22,9 @@ def prepare(settings: Settings, workspace: Workspace) -> None:
     """
     begin(settings)
     reference = settings.data.factory
-    splits = as_splits(import_strings.call(reference, settings.data.kwargs), reference)
+    splits = as_splits(import_strings.call(reference, settings.data.kwargs), reference, task_of(settings))
     with writing(workspace.folder(FOLDER)) as folder:
         description = save_splits(splits, folder)
     counts = ", ".join(f"{count:,} {name}" for name, count in description.num_samples.items())
-    log.info("%s: %s samples in %d classes", reference, counts, len(description.classes))
+    classes = f" in {len(description.classes)} classes" if description.classes else ""
+    log.info("%s: %s samples%s", reference, counts, classes)

@@ -175,7 +175,7 @@ def test_edited_ledger_is_one_message_and_beginning_anew_is_a_way_out(
     wanted = place.read_bytes()
     Path("artifacts/iterations/stage.json").unlink()
     ledger = json.loads(wanted)
-    ledger["attempts"][0]["measured"]["accuracy"] = 1.0
+    ledger["attempts"][0]["measured"]["score"] = 1.0
     place.unlink()
     place.write_text(json.dumps(ledger), encoding="utf-8")
     code, said = ended(capsys)

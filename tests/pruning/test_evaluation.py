@@ -23,7 +23,7 @@ def test_accuracy_and_loss_are_means_over_samples_whatever_the_batch_size() -> N
     outputs = model(data.inputs)
     for batch_size in (1, 3, 10, 99):
         found = evaluate(model, data, batch_size=batch_size)
-        assert found.accuracy == pytest.approx((outputs.argmax(1) == data.targets).double().mean().item())
+        assert found.score == pytest.approx((outputs.argmax(1) == data.targets).double().mean().item())
         assert found.loss == pytest.approx(nn.functional.cross_entropy(outputs, data.targets).item(), rel=1e-5)
         assert found.num_samples == 10
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pruning.errors import SettingsError, WorkspaceError
+from pruning.metrics import ACCURACY
 from tasks import frontier as subject
 from tasks.config.schema import load
 from tasks.config.target_schema import Target
@@ -59,7 +60,7 @@ def test_points_of_equal_figures_do_not_dominate_each_other() -> None:
 
 
 def test_page_and_table_name_every_target_and_star_the_dominated(tmp_path: Path) -> None:
-    write_frontier(mark_dominated(POINTS), "net <on> data", "accuracy", tmp_path)
+    write_frontier(mark_dominated(POINTS), "net <on> data", ACCURACY, tmp_path)
     text = (tmp_path / "frontier.md").read_text(encoding="utf-8")
     assert "| 1 | a | 97.00% | 70.0% | 110.0% *, 1.100 ms [1.10, 1.10] |" in text.replace("\N{NO-BREAK SPACE}", " ")
     assert text.count("*") == 3
@@ -75,7 +76,7 @@ def test_page_and_table_name_every_target_and_star_the_dominated(tmp_path: Path)
 
 
 def test_the_terminal_shows_a_line_for_each_target_in_80_columns() -> None:
-    lines = as_text(mark_dominated(POINTS), "accuracy").splitlines()
+    lines = as_text(mark_dominated(POINTS), ACCURACY).splitlines()
     assert lines[0].split("  ")[-1] == "ended because"
     assert "a         97.00%    70.0%     110.0% *" in lines[2]
     assert max(map(len, lines)) <= 80

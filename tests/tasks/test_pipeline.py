@@ -18,6 +18,7 @@ import torch
 import pruning
 from pruning.allocation.sensitivity import Sensitivity
 from pruning.errors import VerificationError
+from pruning.metrics import ACCURACY
 from pruning.plan.narrow import expand
 from tasks.config.schema import Settings, load
 from tasks.data import read_description, read_split
@@ -113,21 +114,22 @@ def copied(finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_summary_has_the_agreed_keys_and_says_what_the_files_say(inside: Project) -> None:
     summary = inside.json("report", "summary.json")
     assert set(summary) == {
-        *("measure", "test_samples", "kind", "baseline", "dense", "mac_reduction", "parameter_reduction"),
-        *("accuracy_drop", "pairs", "validation", "floor", "parity", "proven"),
+        *("measure", "higher_is_better", "is_share"),
+        *("test_samples", "kind", "baseline", "dense", "mac_reduction", "parameter_reduction"),
+        *("score_drop", "pairs", "validation", "floor", "parity", "proven"),
         *("attempts", "accepted", "stopped_because"),
     }
     data, example = read_description(inside.workspace), example_inputs(inside.workspace, inside.settings)
     for name in ("baseline", "dense"):
         model, _, _ = load_model(inside.workspace.folder(name), inside.settings, data, example)
         found = summary[name]
-        assert set(found) == {"accuracy", "accuracy_interval", "macs", "parameters", "size_bytes"}
+        assert set(found) == {"score", "score_interval", "macs", "parameters", "size_bytes"}
         assert found["macs"] == pruning.count_macs(pruning.find_groups(model, example))
         assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
         assert found["size_bytes"] == size_bytes(model)
         test = read_split(inside.workspace, "test")
         hits = (model(test.inputs).argmax(1) == test.targets).float().mean().item()
-        assert found["accuracy"] == pytest.approx(hits)
+        assert found["score"] == pytest.approx(hits)
     assert summary["mac_reduction"] == pytest.approx(1 - summary["dense"]["macs"] / summary["baseline"]["macs"])
     assert summary["mac_reduction"] >= 0.6
     assert summary["stopped_because"] == "target reached"
@@ -180,7 +182,7 @@ def test_ledger_names_checkpoints_that_are_there_and_recipes_that_were_tried(ins
     for row in ledger.rows:
         assert set(row.recipes) == {"distil", "plain"}
         assert row.measured is not None
-        assert row.measured.accuracy == max(row.recipes.values())
+        assert row.measured.score == max(row.recipes.values())
         assert row.reached == pytest.approx(1 - row.measured.macs / ledger.baseline.macs)
         assert row.goal <= row.reached + 1e-12
     for row in ledger.accepted:
@@ -335,7 +337,7 @@ def test_greedy_first_step_is_undone_and_halved_until_a_model_is_inside_the_floo
     outcome = json.loads(Path("artifacts/iterations/outcome.json").read_text())
     accepted = [row for row in rows if row.accepted and row.measured]
     assert accepted, "no attempt was accepted"
-    assert all(row.measured.accuracy >= outcome["floor"] - 1e-9 for row in accepted if row.measured)
+    assert all(row.measured.score >= outcome["floor"] - 1e-9 for row in accepted if row.measured)
     assert outcome["checkpoint"] == accepted[-1].checkpoint
     assert outcome["stopped_because"] in ("smallest step reached", "attempts used up")
 
@@ -426,4 +428,6 @@ def test_an_attempt_whose_recipes_all_diverge_is_no_missing_plan_but_a_failed_tr
     make(copied, project_writer, diverging).run("prune")
     row = read_ledger(Path("artifacts/iterations")).rows[0]
     assert (row.accepted, row.refused, row.verdict) == (False, None, "training failed")
-    assert re.fullmatch(r"attempt 1: goal 60.0%, training failed: wild: .*the loss became (nan|inf).*", describe(row))
+    assert re.fullmatch(
+        r"attempt 1: goal 60.0%, training failed: wild: .*the loss became (nan|inf).*", describe(row, ACCURACY)
+    )

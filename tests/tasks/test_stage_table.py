@@ -68,6 +68,7 @@ def test_sections_and_stop_settings_exist() -> None:
 CHANGED: dict[str, dict[str, Any]] = {
     "run": {"seed": 1},
     "data": {"kwargs": {"seed": 3}},
+    "task": {"kwargs": {"ignore_index": 255}},
     "model": {"kwargs": {"width": 8}},
     "training": {"batch_size": 128},
     "baseline": {"keep_epochs": (1,)},

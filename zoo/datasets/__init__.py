@@ -4,10 +4,9 @@ A data set of one's own is any function that returns a `Splits`; its arguments c
 """
 
 from zoo.datasets.cifar import cifar10, cifar100
-from zoo.datasets.digits import digits
+from zoo.datasets.digits import digits, fashion_mnist, mnist
 from zoo.datasets.glyphs import glyphs
 from zoo.datasets.image_folder import image_folder
-from zoo.datasets.mnist import fashion_mnist, mnist
 from zoo.datasets.splits import Samples, Splits, stratified_split
 
 __all__ = [

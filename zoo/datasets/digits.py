@@ -1,15 +1,62 @@
-"""Handwritten digits: small, real, and shipped with scikit-learn."""
+"""Handwritten digits: the small scans that scikit-learn ships, and MNIST, with Fashion-MNIST in the same files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gzip
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy
 import torch
+from torch import Tensor
 
-from zoo.datasets.splits import Samples, Splits, stratified_split
+from zoo.datasets.splits import Samples, Splits, check_md5, stratified_split
 
-MEAN, STD = 0.3053, 0.3760
-LARGEST_VALUE = 16
+_MEAN, _STD = 0.3053, 0.3760
+_LARGEST_VALUE = 16
+IMAGE_SHAPE = (1, 28, 28)
+IMAGES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
+LABELS = {"train": "train-labels-idx1-ubyte", "test": "t10k-labels-idx1-ubyte"}
+_HEADS = {3: bytes([0, 0, 8, 3]), 1: bytes([0, 0, 8, 1])}  # unsigned bytes along three axes or one
+
+
+@dataclass(frozen=True)
+class Release:
+    """What is published: the MD5 of each unpacked file, the classes, mean and standard deviation of the pixels."""
+
+    md5: Mapping[str, str]
+    names: tuple[str, ...]
+    mean: float
+    std: float
+
+
+MNIST = Release(
+    md5={
+        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+    },
+    names=tuple("0123456789"),
+    mean=0.1307,
+    std=0.3081,
+)
+FASHION_MNIST = Release(
+    md5={
+        "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+        "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+        "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+    },
+    names=(
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
+    mean=0.2860,
+    std=0.3530,
+)
 
 
 def digits(fractions: Sequence[float] = (0.6, 0.2, 0.2), seed: int = 0) -> Splits:
@@ -26,7 +73,95 @@ def digits(fractions: Sequence[float] = (0.6, 0.2, 0.2), seed: int = 0) -> Split
     from sklearn.datasets import load_digits  # seconds, with SciPy: only whoever loads these data waits for them
 
     images, labels = load_digits(return_X_y=True)
-    inputs = torch.from_numpy(images).float().reshape(-1, 1, 8, 8) / LARGEST_VALUE
-    samples = Samples((inputs - MEAN) / STD, torch.from_numpy(labels).long())
+    inputs = torch.from_numpy(images).float().reshape(-1, 1, 8, 8) / _LARGEST_VALUE
+    samples = Samples((inputs - _MEAN) / _STD, torch.from_numpy(labels).long())
     train, validation, test = (samples.take(part) for part in stratified_split(samples.targets, fractions, seed))
     return Splits(train, validation, test, tuple("0123456789"))
+
+
+def mnist(folder: str | Path, validation_fraction: float = 0.1, seed: int = 0, verify: bool = True) -> Splits:
+    """Load MNIST: 70,000 handwritten digits, [1, 28, 28], from its IDX files.
+
+    Nothing is downloaded and nothing is unpacked to disk. The published test set is the test split; the validation
+    split is taken from the training set, stratified. Inputs are float32, normalised by the training images' mean and
+    standard deviation; 220 MB for all of it.
+
+    Args:
+        folder: The folder with `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
+            `t10k-labels-idx1-ubyte`, each as it is or with `.gz` at the end.
+        validation_fraction: The share of the training set that becomes the validation split.
+        seed: Seed of that choice.
+        verify: Compare each file, unpacked, with the MD5 of the published one.
+
+    Raises:
+        FileNotFoundError: The folder or a file is missing.
+        ValueError: A file is damaged or not the one it should be.
+
+    Source: LeCun et al. 1998, "Gradient-based learning applied to document recognition".
+    """
+    return _load(MNIST, Path(folder).expanduser(), validation_fraction, seed, verify)
+
+
+def fashion_mnist(folder: str | Path, validation_fraction: float = 0.1, seed: int = 0, verify: bool = True) -> Splits:
+    """Load Fashion-MNIST: 70,000 photographs of ten kinds of clothes, [1, 28, 28], from its IDX files.
+
+    Debian's package `dataset-fashion-mnist` puts them into `/usr/share/datasets/fashion-mnist`. Arguments, splits and
+    errors are those of [`mnist`][zoo.datasets.digits.mnist].
+
+    Source: Xiao et al. 2017, arXiv 1708.07747; MIT licence.
+    """
+    return _load(FASHION_MNIST, Path(folder).expanduser(), validation_fraction, seed, verify)
+
+
+def _load(release: Release, folder: Path, fraction: float, seed: int, verify: bool) -> Splits:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; expected one with {', '.join(release.md5)} (or each with .gz)")
+    places = {name: place for name in release.md5 if (place := _place(folder, name)) is not None}
+    if missing := [name for name in release.md5 if name not in places]:
+        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)} (or the same with .gz)")
+    parts = {}
+    for part in ("train", "test"):
+        images = _values(places[IMAGES[part]], 3, release.md5[IMAGES[part]] if verify else None)
+        labels = _values(places[LABELS[part]], 1, release.md5[LABELS[part]] if verify else None)
+        if images.shape[1:] != IMAGE_SHAPE[1:] or len(images) != len(labels):
+            raise ValueError(
+                f"{folder} holds {len(labels)} labels and images {list(images.shape)} in its {part} files; expected as "
+                f"many labels as images of {IMAGE_SHAPE[1:]}: they are other files"
+            )
+        if len(labels) and int(labels.max()) >= len(release.names):
+            raise ValueError(
+                f"{places[LABELS[part]]} has class {int(labels.max())}, expected less than {len(release.names)}; it is "
+                "damaged or another file"
+            )
+        parts[part] = (images[:, None].float().div_(255).sub_(release.mean).div_(release.std), labels.long())
+    inputs, targets = parts["train"]
+    train, validation = stratified_split(targets, [1 - fraction, fraction], seed)
+    return Splits(
+        Samples(inputs[train], targets[train]),
+        Samples(inputs[validation], targets[validation]),
+        Samples(*parts["test"]),
+        release.names,
+    )
+
+
+def _place(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def _values(path: Path, num_axes: int, md5: str | None) -> Tensor:
+    """Read an IDX file of unsigned bytes: a magic number, the length of each axis, the values."""
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (zlib.error, EOFError, OSError) as error:
+            raise ValueError(f"{path} can't be unpacked ({error}); fetch it again") from error
+    check_md5(f"{path}, unpacked,", content, md5)
+    head = 4 + 4 * num_axes
+    shape = numpy.frombuffer(content[4:head], dtype=">u4").tolist() if len(content) >= head else []
+    if content[:4] != _HEADS[num_axes] or len(content) - head != numpy.prod(shape, dtype=object):
+        raise ValueError(
+            f"{path} is no IDX file of unsigned bytes along {num_axes} axes, or is cut off: it begins with "
+            f"{content[:4].hex(' ') or 'nothing'} and has {len(content)} bytes"
+        )
+    return torch.from_numpy(numpy.frombuffer(bytearray(content[head:]), dtype=numpy.uint8)).reshape(shape)

@@ -16,11 +16,11 @@ INPUT_DTYPES = (torch.float32, torch.int64)
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Inputs with the class of each.
+    """Inputs with the target of each.
 
     Attributes:
         inputs: Tensor [N, ...], float32 (images, features) or int64 (token ids).
-        targets: Tensor [N], int64, the index of each sample's class.
+        targets: Tensor [N, ...]: int64 [N] for classes; what others tasks take is said in `pruning.task`.
 
     Raises:
         ValueError: With every fault that was found.
@@ -35,10 +35,9 @@ class Samples:
             faults.append(f"inputs have shape {list(self.inputs.shape)}, expected [N, ...] with at least two axes")
         if self.inputs.dtype not in INPUT_DTYPES:
             faults.append(f"inputs are {self.inputs.dtype}, expected torch.float32 or torch.int64; convert them")
-        if self.targets.ndim != 1 or self.targets.dtype != torch.int64:
-            found = f"{list(self.targets.shape)} of {self.targets.dtype}"
-            faults.append(f"targets have shape {found}, expected [N] of torch.int64")
-        if self.inputs.shape[:1] != self.targets.shape[:1]:
+        if self.targets.ndim < 1:
+            faults.append("targets have shape [], expected [N, ...]")
+        elif self.inputs.shape[:1] != self.targets.shape[:1]:
             faults.append(f"{self.inputs.shape[:1].numel()} inputs for {self.targets.shape[:1].numel()} targets")
         elif len(self.inputs) == 0:
             faults.append("there are no samples")
@@ -77,7 +76,7 @@ class Splits:
         train: What a model is trained on.
         validation: What every decision is made on.
         test: What the result is reported on, read at the very end.
-        classes: The name of each class, in the order of the targets.
+        classes: The name of each class, in the order of the targets; () where there are none, as in a regression.
         labelled: False where the targets are placeholders, see `unlabelled`.
 
     Raises:
@@ -115,15 +114,22 @@ class Splits:
                 "without labels"
             )
         faults = []
-        if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2:
+        if len(set(self.classes)) != len(self.classes) or len(self.classes) == 1:
             faults.append(f"classes are {self.classes}, expected at least two different names")
         if others := [name for name in self.classes if not isinstance(name, str)]:
             faults.append(f"classes hold {others[0]!r}, expected names: texts, such as str(number)")
         shape = self.train.inputs.shape[1:]
         for name, samples in self.named():
-            low, high = int(samples.targets.min()), int(samples.targets.max())
-            if low < 0 or high >= len(self.classes):
-                faults.append(f"targets of {name} lie in [{low}, {high}], expected [0, {len(self.classes) - 1}]")
+            targets = samples.targets
+            if self.classes and self.labelled and targets.ndim == 1 and targets.dtype == torch.int64:
+                low, high = int(targets.min()), int(targets.max())
+                if low < 0 or high >= len(self.classes):
+                    faults.append(f"targets of {name} lie in [{low}, {high}], expected [0, {len(self.classes) - 1}]")
+            if targets.shape[1:] != self.train.targets.shape[1:] or targets.dtype != self.train.targets.dtype:
+                faults.append(
+                    f"targets of {name} are {list(targets.shape)} of {targets.dtype}, those of train "
+                    f"{list(self.train.targets.shape)} of {self.train.targets.dtype}"
+                )
             if samples.inputs.shape[1:] != shape:
                 faults.append(
                     f"inputs of {name} have shape {list(samples.inputs.shape[1:])}, those of train {list(shape)}"

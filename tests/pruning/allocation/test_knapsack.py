@@ -28,11 +28,11 @@ def curve(name: str, size: int, damage: list[float], *, baseline: float = 0.1) -
     """A curve over evenly spaced counts, the last at all but one channel."""
     counts = np.linspace(0, size - 1, len(damage) + 1).round().astype(int)[1:]
     points = tuple(
-        Point(rate=int(count) / size, removed=int(count), accuracy=0.9, loss=baseline + extra)
+        Point(rate=int(count) / size, removed=int(count), score=0.9, loss=baseline + extra)
         for count, extra in zip(counts, damage, strict=True)
     )
     return Curve(
-        group=name, measured_with=(name,), size=size, baseline_accuracy=0.9, baseline_loss=baseline, points=points
+        group=name, measured_with=(name,), size=size, baseline_score=0.9, baseline_loss=baseline, points=points
     )
 
 
@@ -109,7 +109,7 @@ def test_no_group_goes_beyond_what_was_measured_unless_it_has_to(
         harmless, half = group.name in gentle, group.size // 2
         ends = (half,) if harmless else (half, group.size - 1)
         points = tuple(
-            Point(rate=gone / group.size, removed=gone, accuracy=0.9, loss=0.1 + gone / group.size * (not harmless))
+            Point(rate=gone / group.size, removed=gone, score=0.9, loss=0.1 + gone / group.size * (not harmless))
             for gone in ends
         )
         names = (group.name,)
@@ -118,7 +118,7 @@ def test_no_group_goes_beyond_what_was_measured_unless_it_has_to(
                 group=group.name,
                 measured_with=names,
                 size=group.size,
-                baseline_accuracy=0.9,
+                baseline_score=0.9,
                 baseline_loss=0.1,
                 points=points,
             )

@@ -61,7 +61,7 @@ def test_points_are_those_of_the_masked_coupled_group(model: Net, samples: Sampl
     group = next(group for group in groups if len({piece.parameter for piece in group.slices}) > 4)
     curve = sensitivity(model, samples, [0.5, 0.2]).curve(group.name)
     whole = evaluate(model, samples, each=True)
-    assert (curve.baseline_accuracy, curve.baseline_loss) == (whole.accuracy, whole.loss)
+    assert (curve.baseline_score, curve.baseline_loss) == (whole.score, whole.loss)
     assert [(point.rate, point.removed) for point in curve.points] == [(0.2, 2), (0.5, 5)]
     norms = model.stem.weight.detach().norm(dim=1) + model.outer.weight.detach().norm(dim=1)
     order = norms.argsort().tolist()

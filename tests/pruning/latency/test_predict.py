@@ -74,8 +74,8 @@ def synthetic() -> Profile:
 
 
 def curve(name: str) -> Curve:
-    point = Point(rate=0.5, removed=32, accuracy=0.5, loss=1.0)
-    return Curve(group=name, measured_with=(name,), size=64, baseline_accuracy=1.0, baseline_loss=0.0, points=(point,))
+    point = Point(rate=0.5, removed=32, score=0.5, loss=1.0)
+    return Curve(group=name, measured_with=(name,), size=64, baseline_score=1.0, baseline_loss=0.0, points=(point,))
 
 
 def test_whole_network_takes_what_was_measured_and_a_smaller_one_its_blocks() -> None:

@@ -81,7 +81,7 @@ def test_evaluation_sensitivity_and_scores_of_weights_are_those_of_one_input_tha
     of_several: Any = SimpleNamespace(inputs=INPUTS[kind], targets=LABELS)
     of_one: Any = SimpleNamespace(inputs=torch.cat([ONE, TWO], 1), targets=LABELS)
     found, expected = evaluate(Pair(), of_several, batch_size=8), evaluate(Joined(), of_one, batch_size=8)
-    assert (found.accuracy, found.loss) == pytest.approx((expected.accuracy, expected.loss))
+    assert (found.score, found.loss) == pytest.approx((expected.score, expected.loss))
     groups, joined = pruning.find_groups(Pair(), INPUTS[kind]), pruning.find_groups(Joined(), of_one.inputs)
     for criterion in ("taylor_weight", "obd"):
         scores = pruning.choose_weights(groups, weight_sparsity=0.5, criterion=criterion, samples=of_several)

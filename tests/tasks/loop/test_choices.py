@@ -112,7 +112,7 @@ def _accepted(project: Project, target: float = 0.5) -> float:
         found = project.json("report", "summary.json")["parity"]
         assert all(0 <= found[name] < 1e-4 for name in ("dense_vs_masked", "onnx_vs_torch"))
         assert found["onnx_close"] == 1.0
-    return last.measured.accuracy
+    return last.measured.score
 
 
 @pytest.mark.slow

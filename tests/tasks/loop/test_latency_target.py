@@ -28,7 +28,7 @@ from tests.tasks.test_pipeline import Project, made, make
 pytestmark = pytest.mark.thorough
 
 Writer = Callable[..., Path]
-WHOLE = ModelMetrics(accuracy=1, loss=0, macs=1000, parameters=500, size_bytes=2000)
+WHOLE = ModelMetrics(score=1, loss=0, macs=1000, parameters=500, size_bytes=2000)
 
 
 def _steps(width: int) -> int:

@@ -11,7 +11,7 @@ from tasks.loop.ledger import FILE, Ledger, Row, forget_aside, open_ledger, read
 from tasks.models import ModelMetrics
 from tests.dying import died_before
 
-BASELINE = ModelMetrics(accuracy=0.9, loss=0.3, macs=1000, parameters=100, size_bytes=400)
+BASELINE = ModelMetrics(score=0.9, loss=0.3, macs=1000, parameters=100, size_bytes=400)
 SCHEDULE = ScheduleSettings(target=0.8, iterations=4, shape="linear", backoff=0.5, smallest_step=0.05, max_attempts=10)
 
 
@@ -25,9 +25,7 @@ def run(root: Path, verdicts: str, schedule: ScheduleSettings = SCHEDULE, finger
         if name:
             (root / name).mkdir()
             (root / name / "weights").write_text(name, encoding="utf-8")
-        measured = ModelMetrics(
-            accuracy=0.8, loss=1.0, macs=round(1000 * (1 - step.goal)), parameters=50, size_bytes=200
-        )
+        measured = ModelMetrics(score=0.8, loss=1.0, macs=round(1000 * (1 - step.goal)), parameters=50, size_bytes=200)
         ledger.record(
             Row(
                 attempt=step.number,

@@ -80,7 +80,7 @@ def test_sparse_pipeline_meets_its_target_and_tells_the_truth(sparse: Project) -
     assert summary["kind"] == sparse.settings.prune.kind
     assert summary["dense"]["macs"] == whole["macs"]
     assert summary["dense"]["parameters"] == whole["parameters"]
-    assert summary["accuracy_drop"] <= 0.25
+    assert summary["score_drop"] <= 0.25
     model = model_in(sparse)
     weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     zeros, total = sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
@@ -202,7 +202,7 @@ def test_pattern_rises_by_single_weights_and_backs_off_to_the_one_before(
     def failing(model: nn.Module, *rest: Any) -> ModelMetrics:
         found = whole(model, *rest)
         assert found.weight_sparsity is not None
-        return found.model_copy(update={"accuracy": 0.0}) if found.weight_sparsity > 0.4 else found
+        return found.model_copy(update={"score": 0.0}) if found.weight_sparsity > 0.4 else found
 
     monkeypatch.setattr(loop, "measure", failing)
     project.prune()

@@ -74,7 +74,7 @@ def test_every_attempt_is_one_step_of_one_run(tracked: Tracked) -> None:
     for key in ("accuracy", "macs", "goal", "accepted"):
         history = tracked.client.get_metric_history(tracked.run_id, key)
         assert [point.step for point in history] == [row.attempt for row in rows]
-    measured = [row.measured.accuracy for row in rows if row.measured]
+    measured = [row.measured.score for row in rows if row.measured]
     assert [p.value for p in tracked.client.get_metric_history(tracked.run_id, "accuracy")] == measured
 
 

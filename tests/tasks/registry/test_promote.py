@@ -19,7 +19,7 @@ from tasks.workspace import deciding
 
 
 def figures(**changes: Any) -> Figures:
-    parts = {"accuracy": 0.9, "macs": 1000, "size_bytes": 4000, "parity": 1.0, "answer_difference": 0.0}
+    parts = {"score": 0.9, "macs": 1000, "size_bytes": 4000, "parity": 1.0, "answer_difference": 0.0}
     return Figures(**{**parts, "latencies_ms": {1: 1.0, 8: 4.0}, **changes})
 
 
@@ -34,7 +34,7 @@ def test_equal_candidate_passes_every_gate() -> None:
 @pytest.mark.parametrize(
     ("changes", "gate"),
     [
-        ({"accuracy": 0.8949}, "accuracy"),
+        ({"score": 0.8949}, "accuracy"),
         ({"parity": 0.99}, "parity"),
         ({"macs": 1001}, "MACs"),
         ({"size_bytes": 4001}, "size"),
@@ -50,7 +50,7 @@ def test_each_gate_refuses_alone_and_shows_both_figures(changes: dict[str, Any],
 
 
 def test_limit_itself_passes() -> None:
-    assert failed(accuracy=0.895, latencies_ms={1: 1.1, 8: 4.4}) == []
+    assert failed(score=0.895, latencies_ms={1: 1.1, 8: 4.4}) == []
 
 
 def decide(shop: Any) -> Case:
@@ -85,7 +85,7 @@ def test_first_is_compared_with_its_own_baseline_the_second_with_the_first(shop:
     summary = shop.workspace.read_json("report", "summary.json", "report", Summary)
     assert (macs.candidate, macs.reference) == (summary["dense"]["macs"], summary["baseline"]["macs"])
     accuracy = next(gate for gate in first.gates if gate.name == "accuracy")
-    assert (accuracy.candidate, accuracy.reference) == tuple(summary[n]["accuracy"] for n in ("dense", "baseline"))
+    assert (accuracy.candidate, accuracy.reference) == tuple(summary[n]["score"] for n in ("dense", "baseline"))
     assert (number(shop, "production"), number(shop, "previous")) == ("1", None)
     assert examine(shop.settings, shop.workspace) is None
 

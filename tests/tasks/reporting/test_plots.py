@@ -15,14 +15,14 @@ from tasks.reporting.plots import as_png, as_svg, draw_attempts, draw_curves, dr
 
 def curve(name: str, loss: float = 0.1) -> Curve:
     points = tuple(
-        Point(rate=rate, removed=round(rate * 64), accuracy=0.9 - loss * rate, loss=1 + rate) for rate in (0.25, 0.5)
+        Point(rate=rate, removed=round(rate * 64), score=0.9 - loss * rate, loss=1 + rate) for rate in (0.25, 0.5)
     )
-    return Curve(group=name, measured_with=(name,), size=64, baseline_accuracy=0.9, baseline_loss=1.0, points=points)
+    return Curve(group=name, measured_with=(name,), size=64, baseline_score=0.9, baseline_loss=1.0, points=points)
 
 
 def ledger(verdicts: str) -> Ledger:
     def measured(step: int) -> ModelMetrics:
-        return ModelMetrics(accuracy=0.9 - 0.01 * step, loss=1, macs=10**6 // (step + 1), parameters=9, size_bytes=36)
+        return ModelMetrics(score=0.9 - 0.01 * step, loss=1, macs=10**6 // (step + 1), parameters=9, size_bytes=36)
 
     rows = [
         Row(attempt=i, goal=0.1 * i, reached=0.1 * i, accepted=v == "a", measured=None if v == "n" else measured(i + 1))

@@ -30,16 +30,18 @@ def pairs(difference: float, count: int = 1000, both: int = 5) -> Paired:
 
 
 def summary(accuracy: float = 0.95, macs: int = 50, **changed: Any) -> Any:
-    before = {"accuracy": 0.95, "macs": 100, "parameters": 100, "size_bytes": 400, "accuracy_interval": [0.93, 0.96]}
-    after: dict[str, Any] = {"accuracy": accuracy, "macs": macs, "parameters": macs, "size_bytes": 4 * macs}
-    after["accuracy_interval"] = [accuracy - 0.02, accuracy + 0.01]
+    before = {"score": 0.95, "macs": 100, "parameters": 100, "size_bytes": 400, "score_interval": [0.93, 0.96]}
+    after: dict[str, Any] = {"score": accuracy, "macs": macs, "parameters": macs, "size_bytes": 4 * macs}
+    after["score_interval"] = [accuracy - 0.02, accuracy + 0.01]
     return {
         "measure": "accuracy",
+        "higher_is_better": True,
+        "is_share": True,
         "kind": "structured",
         "test_samples": 1000,
         "baseline": before,
         "dense": after,
-        "accuracy_drop": 0.95 - accuracy,
+        "score_drop": 0.95 - accuracy,
         "pairs": pairs(accuracy - 0.95),
         "floor": 0.94,
         "validation": {"baseline": 0.95, "dense": 0.945},
@@ -127,7 +129,7 @@ def test_no_figure_stands_twice(workspace: Workspace) -> None:
 
 
 def test_page_says_what_was_tried_and_why_it_was_refused() -> None:
-    figures = ModelMetrics(accuracy=0.9, loss=1, macs=10**6, parameters=9, size_bytes=36)
+    figures = ModelMetrics(score=0.9, loss=1, macs=10**6, parameters=9, size_bytes=36)
     rows = [
         Row(attempt=0, goal=0.5, reached=0, accepted=False, refused="no plan reaches <50 %>"),
         Row(attempt=3, goal=0.5, reached=0, accepted=False, refused="0.9 can't be met. In the way: g keeps 8 of 32"),

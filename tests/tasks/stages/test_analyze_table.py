@@ -19,9 +19,9 @@ from tasks.stages.analyze import _table
     ],
 )
 def test_name_of_a_group_is_no_formula(name: str, cell: str) -> None:
-    point = Point(rate=0.5, removed=1, accuracy=0.5, loss=1.0)
+    point = Point(rate=0.5, removed=1, score=0.5, loss=1.0)
     curves = [
-        Curve(group=g, measured_with=(g,), size=2, baseline_accuracy=1, baseline_loss=0, points=(point,))
+        Curve(group=g, measured_with=(g,), size=2, baseline_score=1, baseline_loss=0, points=(point,))
         for g in (name, "a")
     ]
     _, first, second = csv.reader(io.StringIO(_table(tuple(curves))))

@@ -80,11 +80,7 @@ def test_fingerprint_reads_values_and_not_memory_layout(splits: Splits) -> None:
     ("inputs", "targets", "message"),
     [
         (torch.zeros(3, 2), torch.zeros(4, dtype=torch.int64), "3 inputs for 4 targets"),
-        (
-            torch.zeros(3, 2),
-            torch.zeros(3),
-            r"targets have shape \[3\] of torch.float32, expected \[N\] of torch.int64",
-        ),
+        (torch.zeros(3, 2), torch.tensor(1), r"targets have shape \[\], expected"),
         (torch.zeros(3, 2, dtype=torch.float64), torch.zeros(3, dtype=torch.int64), "inputs are torch.float64"),
         (
             torch.tensor([[1.0], [float("nan")]]),
@@ -105,7 +101,7 @@ def test_large_numbers_are_finite() -> None:
 
 
 def test_all_faults_are_named_at_once() -> None:
-    with pytest.raises(ValueError, match=r"float64.*targets have shape.*2 inputs for 3 targets"):
+    with pytest.raises(ValueError, match=r"float64.*2 inputs for 3 targets"):
         Samples(torch.zeros(2, 2, dtype=torch.float64), torch.zeros(3))
 
 

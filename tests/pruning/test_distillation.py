@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pruning.errors import ModelError
-from pruning.training.trainer import distillation_loss
+from pruning.evaluation import distillation_loss
 
 
 def test_loss_of_a_case_worked_by_hand() -> None:

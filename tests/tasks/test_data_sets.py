@@ -1,0 +1,157 @@
+"""Data sets as users have them become splits, or are refused in one message that names split, sample and line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from pruning.errors import DataError
+from pruning.task import Classification, MultiLabel, Regression, Segmentation, Task
+from tasks.data import as_splits
+from zoo.datasets.splits import Samples, Splits
+
+INPUTS, TARGETS = torch.randn(90, 3, generator=torch.Generator().manual_seed(0)), torch.arange(90) % 4
+
+
+class Listed(Dataset[Any]):
+    """Samples that are made as they are asked for."""
+
+    def __init__(self, first: int, count: int, make: Any = lambda x, y: (x, y)) -> None:
+        self._first, self._count, self._make = first, count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Any:
+        return self._make(INPUTS[self._first + index], int(TARGETS[self._first + index]))
+
+
+def parts(make: Any = lambda x, y: (x, y)) -> dict[str, Any]:
+    return {"train": Listed(0, 50, make), "validation": Listed(50, 20, make), "test": Listed(70, 20, make)}
+
+
+def shuffled() -> dict[str, Any]:
+    return {name: DataLoader(part, batch_size=7, shuffle=True, drop_last=True) for name, part in parts().items()}
+
+
+def joined(samples: list[Any]) -> tuple[Tensor, Tensor]:
+    return torch.stack([sample["x"] for sample in samples]), torch.tensor([sample["y"] for sample in samples])
+
+
+WANTED = Splits(
+    Samples(INPUTS[:50], TARGETS[:50]),
+    Samples(INPUTS[50:70], TARGETS[50:70]),
+    Samples(INPUTS[70:], TARGETS[70:]),
+    ("0", "1", "2", "3"),
+)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        parts(),
+        SimpleNamespace(**parts()),
+        parts(lambda x, y: {"image": x, "label": y}),
+        parts(lambda x, y: (x.numpy(), y)),
+        shuffled(),
+        {
+            name: DataLoader(part, batch_size=9, collate_fn=joined)
+            for name, part in parts(lambda x, y: {"x": x, "y": y}).items()
+        },
+        {name: TensorDataset(part.inputs, part.targets) for name, part in WANTED.named()},
+        {**dict(WANTED.named()), "classes": WANTED.classes},
+    ],
+)
+def test_the_same_samples_however_they_come(found: Any) -> None:
+    assert as_splits(found, "my:data", Classification()).fingerprint() == WANTED.fingerprint()
+
+
+def test_names_of_classes_are_the_data_set_s_own() -> None:
+    found = parts()
+    found["train"].classes = ["a", "b", "c", "d"]
+    assert as_splits(found, "my:data", Classification()).classes == ("a", "b", "c", "d")
+    assert as_splits(parts(lambda x, y: (x, float(y))), "my:data", Regression()).classes == ()
+
+
+def test_a_task_takes_samples_apart() -> None:
+    class Own(Classification):
+        def unpack(self, batch: Any) -> tuple[Any, Any]:
+            return batch["pixels"], batch["species"]["id"]
+
+    found = as_splits(parts(lambda x, y: {"pixels": x, "species": {"id": y}}), "my:data", Own())
+    assert found.fingerprint() == WANTED.fingerprint()
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        yield from zip(INPUTS, TARGETS, strict=True)
+
+
+def raising(x: Tensor, y: int) -> Any:
+    if y == 3:
+        raise OSError("cat.jpg is truncated")
+    return x, y
+
+
+def random(x: Tensor, y: int) -> Any:
+    return x + torch.rand(3), y
+
+
+WRONG: list[tuple[Any, Task, str]] = [
+    (
+        parts(raising),
+        Classification(),
+        r"'my:data': train: sample 3: OSError: cat.jpg is truncated \(.*test_data_sets.py, line",
+    ),
+    (parts(random), Classification(), "train gives other samples each time it is read.*training.augment"),
+    (
+        parts(lambda x, y: (x, x, y)),
+        Classification(),
+        "samples 0 to 49 can't be unpacked: DataError: a sample is 3 values",
+    ),
+    (
+        parts(lambda x, y: (x[: 1 + y % 2], y)),
+        Classification(),
+        "samples 0 to 49 can't be joined to a batch: RuntimeError: stack",
+    ),
+    (parts(lambda x, y: (object(), y)), Classification(), "can't be joined to a batch: TypeError: default_collate"),
+    (
+        parts(lambda x, y: {"a": x, "b": x, "label": y}),
+        Classification(),
+        "inputs are dict of a, b; the pipeline takes one",
+    ),
+    (parts(lambda x, y: {"a": x}), Classification(), "has the keys a; expected exactly one of labels"),
+    (parts(lambda x, y: (x, {"boxes": x, "labels": x})), Classification(), "targets are dict of boxes, labels"),
+    (parts(lambda x, y: ((x * 255).byte(), y)), Classification(), "inputs are torch.uint8, expected"),
+    (parts(lambda x, y: (x, float(y))), Classification(), "float32; expected the index of each sample's class"),
+    (parts(lambda x, y: (x, y)), Regression(), "train: targets are a tensor .* of int64; expected floating-point"),
+    (parts(lambda x, y: (x, y)), Segmentation(), "expected masks of class indices.*set task.name"),
+    (parts(lambda x, y: (x, torch.tensor([y, 1]))), MultiLabel(), r"targets lie in \[0, 3\]; expected 0 or 1"),
+    (parts(lambda x, y: (x * float("nan"), y)), Classification(), "not finite"),
+    ({**parts(), "test": Listed(0, 0)}, Classification(), "test holds no samples"),
+    ({**parts(), "test": None}, Classification(), "test is a NoneType; expected a torch Dataset or DataLoader"),
+    ({"train": Listed(0, 9), "test": Listed(0, 9)}, Classification(), "returned a dict \\('validation'\\)"),
+    ({**parts(), "train": Stream()}, Classification(), "train is a stream, a Stream: it has no length"),
+    ({**parts(), "classes": ["only"]}, Classification(), "expected at least two different names"),
+    ({**parts(), "classes": ["a", "b"]}, Classification(), r"targets of train lie in \[0, 3\], expected \[0, 1\]"),
+    (Splits(WANTED.train, WANTED.validation, WANTED.test, ()), Classification(), "the data have no classes"),
+]
+
+
+@pytest.mark.parametrize(("found", "task", "message"), WRONG)
+def test_what_is_wrong_is_said_once(found: Any, task: Task, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        as_splits(found, "my:data", task)
+
+
+def test_data_beyond_the_memory_are_refused_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    with pytest.raises(DataError, match=r"train holds 50 samples of 20 bytes, 0.0 GiB as tensors"):
+        as_splits(parts(), "my:data", Classification())
