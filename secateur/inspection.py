@@ -16,6 +16,7 @@ from pruning.allocation.selection import Rounding
 from pruning.errors import SettingsError, TargetError, WorkspaceError
 from pruning.graph.contexts import quiet
 from pruning.io.weights import load_weights
+from pruning.plan.constraints import Freedom, within_first
 from pruning.plan.plan import Cost
 from tasks.config import import_strings
 from tasks.config.prune_schema import Structured
@@ -33,12 +34,15 @@ class Rules:
     Attributes:
         ignore: Modules or parameters that stay whole.
         round_to: Kept counts are multiples of this, or what kernels reward.
-        limits: Of what a group may lose; later ones for what is out of reach within the first.
+        freedoms: What a plan may do; later ones for what is out of reach within the first.
     """
 
     ignore: Sequence[str] = ()
     round_to: Rounding = "auto"
-    limits: Sequence[pruning.Limits] = (pruning.Limits(min_channels=8),)
+    freedoms: Sequence[Freedom] = (
+        Freedom(pruning.Limits(min_channels=8)),
+        Freedom(pruning.Limits(min_channels=8), streams=True),
+    )
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Source:
         rules = Rules(prune.ignore)
         if isinstance(prune, Structured):
             rounding = prune.round_for if prune.round_to == "auto" else prune.round_to
-            rules = Rules(prune.ignore, rounding, prune.limits)
+            rules = Rules(prune.ignore, rounding, prune.freedoms)
         return cls(
             model=settings.model.factory,
             data=settings.data.factory,
@@ -179,7 +183,11 @@ def inspect(model: nn.Module, example: Tensor, rules: Rules | None = None) -> In
         PlanError: `ignore` names nothing.
     """
     rules = rules or Rules()
-    groups = pruning.find_groups(model, example)
+    with_streams = any(freedom.streams for freedom in rules.freedoms)
+    groups = pruning.find_groups(model, example, allow_mixed=with_streams)
+    offered = {with_streams: groups}
+    if any(group.mixed for group in groups) and not all(freedom.streams for freedom in rules.freedoms):
+        offered[False] = pruning.find_groups(model, example)
     cost = Cost(groups)
     report = groups.report()
     whole: dict[str, list[str]] = {}
@@ -187,7 +195,7 @@ def inspect(model: nn.Module, example: Tensor, rules: Rules | None = None) -> In
         if not row.prunable:
             whole.setdefault("; ".join(dict.fromkeys(map(_without_axis, row.reasons))), []).append(row.parameter)
     with quiet("pruning", logging.ERROR):  # for each prediction it would say what the result says once
-        predicted = {share: _predict(groups, cost, share, rules) for share in REDUCTIONS} if len(groups) else {}
+        predicted = {share: _predict(offered, cost, share, rules) for share in REDUCTIONS} if len(groups) else {}
     numel = {name: parameter.numel() for name, parameter in model.named_parameters()}
     return Inspection(
         name=type(model).__name__,
@@ -204,20 +212,33 @@ def _size(cost: Cost, kept: dict[str, int]) -> Size:
     return Size(cost.macs(kept), cost.parameters(kept), cost.size_bytes(kept))
 
 
-def _predict(groups: pruning.Groups, cost: Cost, share: float, rules: Rules) -> Size | str:
-    try:
-        plan = pruning.make_plan(
-            groups,
+def _predict(offered: Mapping[bool, pruning.Groups], cost: Cost, share: float, rules: Rules) -> Size | str:
+    """Predict what is left, by the first of the freedoms that lets the reduction be reached.
+
+    Args:
+        offered: The groups with residual streams, and those without where they are others.
+        cost: By the names of all groups.
+        share: Reduction of the MACs.
+        rules: Of the plan.
+    """
+    freedoms = [freedom for freedom in rules.freedoms if freedom.streams in offered and len(offered[freedom.streams])]
+
+    def plan_within(freedom: Freedom) -> pruning.Plan:
+        return pruning.make_plan(
+            offered[freedom.streams],
             "l2_norm",
             pruning.MacReduction(share),
             scope="global",
             ignore=tuple(rules.ignore),
             round_to=rules.round_to,
-            limits=rules.limits,
+            limits=freedom.limits,
         )
+
+    try:
+        plan, freedom = within_first(freedoms, plan_within)
     except TargetError as fault:
         return str(fault)
-    return _size(cost, plan.kept_sizes(groups))
+    return _size(cost, plan.kept_sizes(offered[freedom.streams]))
 
 
 def _without_axis(reason: str) -> str:

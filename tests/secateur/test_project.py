@@ -14,7 +14,7 @@ from torch import nn
 import pruning
 from pruning.errors import SettingsError
 from secateur.cli import commands
-from secateur.inspection import inspect
+from secateur.inspection import Rules, Size, inspect
 from secateur.project import make_project
 from tasks.config import import_strings
 from tasks.environment import REPOSITORY
@@ -73,3 +73,19 @@ def test_folder_with_the_name_of_an_own_package_is_named_in_the_message(
     (tmp_path / "tasks" / "mine.py").write_text("def make(): ...\n", encoding="utf-8")
     with pytest.raises(SettingsError, match=r"'tasks' is a package of Secateur's own, so .* rename it"):
         import_strings.resolve("tasks.mine:make")
+
+
+def test_predictions_take_residual_streams_where_the_limits_are_not_enough() -> None:
+    model = nn.Sequential(
+        nn.Linear(16, 32), nn.LayerNorm(32), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32), nn.LayerNorm(32)
+    ).append(nn.Linear(32, 4))
+    found, without = (
+        inspect(model, torch.randn(2, 16), Rules(freedoms=freedoms))
+        for freedoms in (Rules().freedoms, Rules().freedoms[:1])
+    )
+    assert "0.weight:0" in found.groups
+    assert "0.weight:0" not in without.groups
+    assert isinstance(without.predicted[0.7], str)
+    assert isinstance(found.predicted[0.7], Size)
+    assert found.predicted[0.7].macs <= 0.3 * found.size.macs
+    assert found.predicted[0.3] == without.predicted[0.3], "streams stay whole where they can"
