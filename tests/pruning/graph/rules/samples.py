@@ -193,6 +193,7 @@ SAMPLES = [
     row("split", lambda x: x.split(x.shape[1] // 2, 1), (3, 10), free=3),
     row("split with sizes", lambda x, y: x.split_with_sizes([x.shape[1] - y.shape[1], y.shape[1]], 1)[1] + y, (3, 10), (3, 4), free=3),
     row("chunk", lambda x: x.chunk(2, 1), (3, 10), free=3),
+    row("chunk with a shorter last part", lambda x: x.chunk(3, 1), (3, 8), free=4),
     row("tensor_split", lambda x: x.tensor_split(2, 1), (3, 10), free=3),
     row("unsafe_chunk", lambda x: torch.unsafe_chunk(x, 2, 1), (3, 10), free=3),
     row("unsafe_split", lambda x: torch.unsafe_split(x, x.shape[1] // 2, 1), (3, 10), free=3),
