@@ -1,9 +1,10 @@
 """How long pruning without training takes on networks of the size in which they are used, and how much memory.
 
     python -m benchmarks.speed.real_sizes resnet50 vit_b_16 --images 256 --threads 2 --json real_sizes.json
-    python -m benchmarks.speed.real_sizes resnet50 resnet101 --images 16 --pixels 64     # what twice the depth costs
+    python -m benchmarks.speed.real_sizes zoo:20 zoo:38 --images 64 --pixels 64          # what twice the depth costs
 
-Weights and images are random; neither changes how much there is to do. Needs torchvision.
+`zoo:38` is the zoo's residual network of that depth and width 16; other names are torchvision's, which has to be
+installed. Weights and images are random; neither changes how much there is to do.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from benchmarks.architectures.architecture import enliven
 from benchmarks.architectures.from_torchvision import declare_operators
 from benchmarks.isolation import run_apart
 from pruning.statistics.collect import collect
+from zoo.models import resnet
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Stage:
     """What one stage took.
 
     Attributes:
-        network: Of torchvision.
+        network: Its name.
         stage: Its name.
         seconds: By the clock.
         cpu_seconds: Of all threads.
@@ -55,7 +57,7 @@ def measure(network: str, images: int, pixels: int, threads: int, share: float, 
     """Gather statistics, plan, narrow and reconstruct.
 
     Args:
-        network: A classifier of torchvision.
+        network: A classifier of torchvision, or `zoo:` and a depth.
         images: How many.
         pixels: Height and width.
         threads: Of PyTorch.
@@ -64,8 +66,7 @@ def measure(network: str, images: int, pixels: int, threads: int, share: float, 
     """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    declare_operators()
-    model: nn.Module = getattr(import_module("torchvision.models"), network)(weights=None).eval()
+    model = _build(network, pixels).eval()
     enliven(model)
     inputs = torch.randn(images, 3, pixels, pixels)
     found: list[Stage] = []
@@ -82,6 +83,15 @@ def measure(network: str, images: int, pixels: int, threads: int, share: float, 
     dense = timed("narrow", lambda: pruning.narrow(model, plan, inputs[:1], groups=groups))
     timed("reconstruct", lambda: pruning.reconstruct(dense, model, plan, groups, inputs, batch_size=batch_size))
     return found
+
+
+def _build(network: str, pixels: int) -> nn.Module:
+    kind, _, depth = network.partition(":")
+    if kind == "zoo":
+        return resnet((3, pixels, pixels), 10, depth=int(depth), width=16)
+    declare_operators()
+    model: nn.Module = getattr(import_module("torchvision.models"), network)(weights=None)
+    return model
 
 
 @contextmanager
@@ -117,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("networks", nargs="+", help="classifiers of torchvision")
+    parser.add_argument("networks", nargs="+", help="classifiers of torchvision, or zoo:DEPTH")
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--pixels", type=int, default=224)
     parser.add_argument("--threads", type=int, default=2)

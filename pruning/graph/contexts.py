@@ -8,7 +8,7 @@ import logging
 import random
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
@@ -115,7 +115,7 @@ def in_mode(model: nn.Module, training: bool, *, small_batches: bool = True) -> 
 def seeded() -> Iterator[None]:
     """Let a pass that draws random numbers (layers dropped at random) take the same path every time."""
     python, array = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
+    with forked_torch():
         random.seed(0)
         np.random.seed(0)
         seed_torch()
@@ -124,6 +124,12 @@ def seeded() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(array)
+
+
+def forked_torch() -> AbstractContextManager[None]:
+    """Leave PyTorch's generators as they are now: the CPU's, and those of all GPUs if any is in use."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    return torch.random.fork_rng(devices=devices)
 
 
 def seed_torch() -> None:

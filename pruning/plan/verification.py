@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pruning.containers import Inputs, as_call, outputs_in, with_tensors
 from pruning.errors import pass_on
-from pruning.graph.contexts import seed_torch
+from pruning.graph.contexts import forked_torch, seed_torch
 from pruning.graph.dispatch import examples_of
 from pruning.graph.module_copy import copy_whole
 
@@ -42,7 +42,7 @@ def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     for example in examples_of(inputs):
         args, kwargs = with_tensors(as_call(example), lambda tensor: tensor.detach().clone())
         copy = copy_whole(model).eval()  # a codebook, `max_norm` write into parameters, some in evaluation too
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), forked_torch():
             seed_torch()
             found += outputs_in(copy, copy(*args, **kwargs), by_value=True)
     return found

@@ -22,7 +22,7 @@ _ROUNDING = 1e-7  # of the inputs' mean square: a variance below it is float32's
 
 @dataclass(frozen=True)
 class Equations:
-    """A layer's normal equations over the rows seen, all sums in float64.
+    """A layer's normal equations over the rows seen, all sums in float64, on the layer's device.
 
     Attributes:
         moments: Of the layer's unfolded inputs u.
@@ -41,11 +41,11 @@ class Equations:
     target_squared: Tensor
 
     @classmethod
-    def none(cls, groups: int, columns: int, outputs: int) -> Equations:
-        """The equations of no rows."""
-        zeros = torch.zeros(groups, outputs, dtype=torch.float64)
-        cross = torch.zeros(groups, columns, outputs, dtype=torch.float64)
-        return cls(Moments.none(groups, columns), cross, zeros, zeros, zeros, zeros)
+    def none(cls, groups: int, columns: int, outputs: int, device: torch.device | None = None) -> Equations:
+        """The equations of no rows; rows that are added lie on the same device."""
+        zeros = torch.zeros(groups, outputs, dtype=torch.float64, device=device)
+        cross = torch.zeros(groups, columns, outputs, dtype=torch.float64, device=device)
+        return cls(Moments.none(groups, columns, device), cross, zeros, zeros, zeros, zeros)
 
     def plus(self, columns: Tensor, residual: Tensor, target: Tensor) -> Equations:
         """Add rows: [rows, groups, columns], and twice [rows, groups, outputs]."""
@@ -110,7 +110,7 @@ class Equations:
 
 
 def _sum(rows: Tensor) -> Tensor:
-    return rows.sum(dim=0, dtype=torch.float64).cpu()
+    return rows.sum(dim=0, dtype=torch.float64)
 
 
 _STRONGER = (10.0, 100.0)
@@ -149,7 +149,7 @@ class Fit:
         self._layer, self._state, self._outputs = layer, state, outputs
         self._scale = _scale(layer, state, len(outputs)) if layer.summed else None
         groups, _, columns = to_matrix(state[layer.weight], layer.geometry).shape
-        none = Equations.none(groups, columns, len(outputs) // groups)
+        none = Equations.none(groups, columns, len(outputs) // groups, state[layer.weight].device)
         self._fitted, self._held_out = none, none
 
     def see(self, whole: LayerSeen, now: LayerSeen, *, held_out: bool = False) -> bool:

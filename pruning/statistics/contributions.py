@@ -117,7 +117,7 @@ class ContributionGatherer(Collector):
                 if isinstance(found, Uncounted):
                     self._uncounted[group.name] = found
                     continue
-                gram = products(found.T[:, None], found.T[:, None])[0]
+                gram = products(found.T[:, None], found.T[:, None])[0].cpu()
                 known, count = self._sums.get((index, group.name), (torch.zeros_like(gram), 0))
                 self._sums[index, group.name] = known + gram, count + found.shape[1]
 

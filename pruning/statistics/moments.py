@@ -33,9 +33,9 @@ class Moments:
     gram: Tensor
 
     @classmethod
-    def none(cls, groups: int, columns: int) -> Moments:
-        """The moments of no rows."""
-        zeros = torch.zeros(groups, columns, columns, dtype=torch.float64)
+    def none(cls, groups: int, columns: int, device: torch.device | None = None) -> Moments:
+        """The moments of no rows; rows that are added lie on the same device."""
+        zeros = torch.zeros(groups, columns, columns, dtype=torch.float64, device=device)
         return cls(0, zeros[:, :, 0].clone(), zeros)
 
     def plus(self, columns: Tensor) -> Moments:
@@ -43,9 +43,13 @@ class Moments:
         columns = columns.detach()
         return Moments(
             self.num_rows + len(columns),
-            self.total + columns.sum(dim=0, dtype=torch.float64).cpu(),
+            self.total + columns.sum(dim=0, dtype=torch.float64),
             self.gram + products(columns, columns),
         )
+
+    def cpu(self) -> Moments:
+        """The same on the CPU."""
+        return Moments(self.num_rows, self.total.cpu(), self.gram.cpu())
 
     def mean(self) -> Tensor:
         """Return the mean of the columns, [groups, columns]."""
@@ -61,7 +65,7 @@ class Moments:
 
 
 def products(left: Tensor, right: Tensor) -> Tensor:
-    """Return Σ over rows of l rᵀ, [groups, left columns, right columns] float64 on the CPU.
+    """Return Σ over rows of l rᵀ, [groups, left columns, right columns] float64 on the device of the rows.
 
     The products are formed about the mean of `left`: of values that vary little around a large mean, float32 would keep
     nothing of the variance otherwise.
@@ -71,14 +75,15 @@ def products(left: Tensor, right: Tensor) -> Tensor:
         right: [rows, groups, columns].
     """
     middle = left.mean(dim=0)
+    exactly = middle.to(torch.float64)
     about = (left - middle).transpose(0, 1).mT
     if right is left:  # Σ u uᵀ = Σ c cᵀ + Σ c μᵀ + μ Σ uᵀ, for u = c + μ
-        centred, shift = about @ about.mT, about.sum(dim=2, dtype=torch.float64).cpu()
-        centred = centred.to("cpu", torch.float64) + shift[:, :, None] * middle.to("cpu", torch.float64)[:, None, :]
+        centred, shift = about @ about.mT, about.sum(dim=2, dtype=torch.float64)
+        centred = centred.to(torch.float64) + shift[:, :, None] * exactly[:, None, :]
     else:
-        centred = (about @ right.transpose(0, 1)).to("cpu", torch.float64)
-    total = right.sum(dim=0, dtype=torch.float64).cpu()
-    return centred + middle.to("cpu", torch.float64)[:, :, None] * total[:, None, :]
+        centred = (about @ right.transpose(0, 1)).to(torch.float64)
+    total = right.sum(dim=0, dtype=torch.float64)
+    return centred + exactly[:, :, None] * total[:, None, :]
 
 
 def damped(covariance: Tensor, ridge: float, least: Tensor | float = 0.0) -> Tensor:
@@ -102,8 +107,8 @@ def solve(matrix: Tensor, right: Tensor) -> Tensor:
     """Solve for a positive definite matrix [..., n, n] and right sides [..., n, m]."""
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if bool(failed.any()):  # rounding made a tiny eigenvalue negative
-        least: Tensor = torch.linalg.lstsq(matrix, right, driver="gelsd").solution
-        return least
+        least: Tensor = torch.linalg.lstsq(matrix.cpu(), right.cpu(), driver="gelsd").solution  # it is the CPU's alone
+        return least.to(matrix.device)
     return torch.cholesky_solve(right, factor)
 
 
@@ -113,7 +118,7 @@ NEEDS = ("moments",)
 class MomentGatherer(Collector, Observer):
     """Gathers the moments of the unfolded inputs of every layer that consumes a group.
 
-    They take 8 · columns² bytes per layer, however many samples there are.
+    They take 8 · columns² bytes per layer, on the model's device until all is gathered, however many samples there are.
 
     Attributes:
         layers: the consumers, by their weights.
@@ -137,9 +142,11 @@ class MomentGatherer(Collector, Observer):
         """Add the rows of a call."""
         if call.weight in self.layers:
             for _, columns in call.rows():
-                known = self.moments.get(call.weight) or Moments.none(*columns.shape[1:])
+                _, parts, width = columns.shape
+                known = self.moments.get(call.weight) or Moments.none(parts, width, columns.device)
                 self.moments[call.weight] = known.plus(columns)
 
     def compute(self) -> Collected:
         """Return nothing per channel: criteria read `layers` and `moments`."""
+        self.moments = {weight: moments.cpu() for weight, moments in self.moments.items()}
         return {}
