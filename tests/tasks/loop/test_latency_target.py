@@ -221,7 +221,7 @@ def test_benchmark_stands_beside_the_prediction_and_warns_where_it_is_far_off(
     assert "the dense model takes 0.90 of the baseline's latency where 0." in caplog.text
     first, second = compare_latency(project.workspace)
     assert first.change == second.change == "1.11 × as fast"
-    assert first.remark.endswith("predicted")
+    assert first.remark.startswith("predicted: ")
     assert "predicted" not in second.remark
 
 

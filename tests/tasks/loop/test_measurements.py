@@ -110,7 +110,7 @@ def test_nothing_is_analysed_unless_allocation_or_report_asks(
     with caplog.at_level(logging.INFO, logger="secateur"):
         plain.run("analyze")
     assert read_curves(plain.workspace, "analyze") == ()
-    assert "nothing is measured" in caplog.text
+    assert "no curves are measured: neither" in caplog.text
     report = project_of(_for_the_report)
     assert report.settings.measures_curves
     report.run("analyze")
