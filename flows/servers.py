@@ -285,7 +285,6 @@ def until_interrupted(name: str, options: Namespace, run: Callable[[Settings, Pr
             traceback.print_exc()
         sys.stderr.write(f"{name}: {fault}\n")
         sys.exit(FAULT)
-    signals.end_if_asked()
 
 
 def main(arguments: Sequence[str] | None = None, name: str = NAME) -> None:

@@ -109,19 +109,6 @@ def test_debug_shows_the_traceback_and_ends_with_the_same_code(write_params: Wri
     assert "secateur run prepare" in shown.splitlines()[-1]
 
 
-def test_servers_end_with_the_signals_number(write_params: Write) -> None:
-    write_params(None)
-    code = (
-        "import argparse, os, signal; from flows.servers import until_interrupted\n"
-        "end = lambda settings, started: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "until_interrupted('serve', argparse.Namespace(debug=False), end)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 128 + signal.SIGTERM, done.stderr
-    assert done.stderr.count("serve: ended by SIGTERM") == 1
-
-
 @pytest.fixture(scope="module")
 def trained(
     finished_project: Path, tmp_path_factory: pytest.TempPathFactory, project_writer: Callable[..., Path]
