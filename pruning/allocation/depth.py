@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.containers import Inputs, as_call, count_samples, find_tensors, in_batches, take
-from pruning.errors import DataError, OutOfReachError, SettingsError, TargetError, unknown_name
+from pruning.errors import DataError, ModelError, OutOfReachError, SettingsError, TargetError, unknown_name
 from pruning.evaluation import Loss, Samples, cross_entropy, device_of, evaluate, restored_modes
 from pruning.graph.dispatch import Listeners, Place, watch
 from pruning.graph.rules.call import operator_name, tensors_in
@@ -84,8 +84,14 @@ def _by_loss(blocks: Blocks, samples: Samples, loss: Loss, batch_size: int) -> d
     def measured(model: nn.Module) -> float:
         return evaluate(model, samples, loss=loss, metric=_no_metric, batch_size=batch_size).loss
 
+    def measured_without(name: str) -> float:
+        try:
+            return measured(blocks.without([name]))
+        except ModelError:  # it has no finite loss: it can't do without this block
+            return inf
+
     whole = measured(blocks.model)
-    return {name: measured(blocks.without([name])) - whole for name in blocks}
+    return {name: measured_without(name) - whole for name in blocks}
 
 
 def _no_metric(_outputs: Tensor, targets: Tensor) -> Tensor:
@@ -180,14 +186,14 @@ def choose_depth(
     *,
     saved: Callable[[Blocks], Mapping[str, float]] = saved_macs,
     may_go: Callable[[Block], bool] = lambda _block: True,
-    patience: int = _PATIENCE,
+    enough: Callable[[Made], bool] = lambda _made: False,
     watch: Callable[[Depth[Made]], object] = lambda _depth: None,
 ) -> Depth[Made]:
     """Remove 0, 1, 2, … blocks, reach the target by channels each time, and return the best.
 
     The next block to go is the one of the least score for each unit of cost that it saves, of the model without those
     before it: scores of blocks that go together don't add up. One without which nothing is lost goes at once, and of
-    several such the one that saves most.
+    several such the one that saves most. The search ends after two numbers of blocks that are no better than the best.
 
     Source: one by one, each time scored anew: Song et al. 2024, SLEB, arXiv 2402.09025. Blocks and widths weighed
     against each other by the loss of the result is ours.
@@ -201,7 +207,7 @@ def choose_depth(
         score: Of each block of a model, such as `score_blocks` with samples.
         saved: What goes with each block of a model, in whatever unit the target has; by default MACs.
         may_go: Says which blocks may go at all.
-        patience: How many numbers of blocks in a row may be no better than the best before, till the search ends.
+        enough: Says that what was made meets the target by blocks alone: no more of them go then.
         watch: Told of each number of blocks.
 
     Raises:
@@ -214,7 +220,9 @@ def choose_depth(
         tried.append(_try(attempt, shallow, gone))
         watch(tried[-1])
         best = min(tried, key=lambda one: one.loss)
-        if best.made is not None and len(tried) - 1 - tried.index(best) >= patience:
+        if best.made is not None and len(tried) - 1 - tried.index(best) >= _PATIENCE:
+            return best
+        if tried[-1].made is not None and enough(tried[-1].made):
             return best
         blocks = find_blocks(shallow, example_inputs)
         offered = [name for name, block in blocks.items() if may_go(block)]

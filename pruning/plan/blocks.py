@@ -28,13 +28,14 @@ from pruning.containers import Inputs
 from pruning.errors import PlanError, unknown_name
 from pruning.graph.branches import Branch, Flow, Value, find_branches, passes_of
 from pruning.graph.contexts import no_leftovers
-from pruning.graph.dispatch import Listeners, Place, watch
+from pruning.graph.dispatch import Listeners, Place, examples_of, watch
 from pruning.graph.module_copy import NoBranch, PassOn, copy_module, copy_whole
 from pruning.graph.rules.call import is_pointwise, operator_name, tensors_in
 from pruning.graph.trace import Trace, trace
 from pruning.graph.unwrapping import unwrap
+from pruning.plan.example_variants import run_from_cache, takes_cache
 from pruning.plan.plan import Plan
-from pruning.plan.verification import attempt
+from pruning.plan.verification import TOLERANCE, attempt, relative_difference
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Blocks(Mapping[str, Block]):
             self._branches = self._usable(others)
             self._keep_those_that_run()
             self._keep_those_that_vanish()
+            self._keep_those_that_leave_the_cache_right()
         self._blocks = {name: self._describe(branch) for name, branch in self._branches.items()}
 
     def __getitem__(self, name: str) -> Block:
@@ -122,7 +124,7 @@ class Blocks(Mapping[str, Block]):
         Raises:
             PlanError: One is unknown.
         """
-        return _with_zeros(model or self.model, [name for block in names for name in self[block].parameters])
+        return with_zeros(model or self.model, [name for block in names for name in self[block].parameters])
 
     def addition_of(self, name: str) -> tuple[str, int, int]:
         """Return the module that adds a block, which of its additions that is, and which operand the stream is."""
@@ -142,8 +144,7 @@ class Blocks(Mapping[str, Block]):
         }
         products = [one.terms for one in self._trace.facts.contractions if one.module in inside]
         macs = sum(prod(axis.size for axis in terms) for terms in products)
-        place = self._flow.flow.steps[branch.addition].module
-        return Block(branch.name, place, branch.parameters, macs)
+        return Block(branch.name, self._flow.flow.steps[branch.addition].module, branch.parameters, macs)
 
     def _usable(self, others: Sequence[_Pass]) -> dict[str, Branch]:
         """The branches that all passes have alike and whose parts can be replaced."""
@@ -224,7 +225,7 @@ class Blocks(Mapping[str, Block]):
         """Drop the branches that give something although all of their parameters are zero."""
         if not self._branches or any(tensor.is_meta for tensor in (*self.model.parameters(), *self.model.buffers())):
             return
-        zeroed = _with_zeros(self.model, [name for one in self._branches.values() for name in one.parameters])
+        zeroed = with_zeros(self.model, [name for one in self._branches.values() for name in one.parameters])
         seen: dict[str, list[list[bool]]] = {}
 
         def on_call(func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any, place: Place) -> None:
@@ -243,6 +244,27 @@ class Blocks(Mapping[str, Block]):
             here = seen.get(module, [])
             if len(here) != len(self._adds(module)) or not here[place][1 - stream]:
                 self._refuse(branch, "it gives something even where its parameters are zero")
+
+    def _keep_those_that_leave_the_cache_right(self) -> None:
+        """Drop the branches without which a model goes on wrongly from its cache: it counts positions by one layer."""
+        example = examples_of(self.example_inputs)[0]
+        if takes_cache(self.model, example) is None:
+            return
+        for branch in list(self._branches.values()):
+            expected = attempt(run_from_cache, with_zeros(self.model, branch.parameters), example)
+            if expected is None or any(tensor.is_meta for tensor in expected):
+                if self._is_numbered(branch):
+                    self._refuse(branch, "whether the model goes on from its cache without it can't be tried")
+                continue
+            found = attempt(run_from_cache, self._without([branch], self.model), example)
+            if expected and (found is None or not relative_difference(expected, found) <= TOLERANCE):
+                self._refuse(
+                    branch, "without it the model goes on wrongly from its cache, which counts positions by it"
+                )
+
+    def _is_numbered(self, branch: Branch) -> bool:
+        modules = (module for path in branch.parts for module in self.model.get_submodule(path).modules())
+        return any(isinstance(getattr(module, "layer_idx", None), int) for module in modules)
 
     def _refuse(self, branch: Branch, reason: str) -> None:
         self.refused[branch.name] = reason
@@ -345,7 +367,8 @@ def _out_of_place(function: Any) -> Any:
     return getattr(getattr(torch.ops.aten, name), function._overloadname)
 
 
-def _with_zeros(model: nn.Module, names: Collection[str]) -> nn.Module:
+def with_zeros(model: nn.Module, names: Collection[str]) -> nn.Module:
+    """Copy a model with some of its parameters zeroed."""
     copy = copy_whole(model)
     parameters = dict(copy.named_parameters(remove_duplicate=False))
     with torch.no_grad():

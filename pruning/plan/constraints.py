@@ -14,6 +14,7 @@ from torch import nn
 from pruning.errors import OutOfReachError, SettingsError, unknown_name
 from pruning.graph.dispatch import state_of
 from pruning.graph.groups import Group, Groups
+from pruning.graph.module_copy import removed_tensors
 
 Entry = str | nn.Module  # a name, a prefix or a shell pattern of modules or parameters, or a module
 
@@ -285,8 +286,8 @@ def _name_of(entry: Entry, model: nn.Module, setting: str) -> str:
 
 
 def _places(model: nn.Module) -> list[str]:
-    """Return every name that an entry may match: modules, parameters, buffers."""
-    return [*(name for name, _ in model.named_modules() if name), *state_of(model)]
+    """Return every name that an entry may match: modules, parameters, buffers, those of blocks that are gone too."""
+    return [*(name for name, _ in model.named_modules() if name), *state_of(model), *sorted(removed_tensors(model))]
 
 
 def _prefixes(name: str) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from pruning.containers import Inputs, as_call, outputs_in, with_tensors
+from pruning.errors import pass_on
 from pruning.graph.contexts import in_mode, seeded
 from pruning.graph.module_copy import copy_whole
 from pruning.graph.rules.call import operator_name, tensors_in
@@ -31,6 +32,7 @@ _SAMPLES = 3
 _MOST_OPTIONAL = 6  # optional arguments that are given
 _MOST_TRIED = 12  # optional arguments for which a value is looked for, and values that are tried for each
 _SCALES = (1e-2, 1e-4, 1e2)  # of random inputs
+_CACHES = ("cache", "past_key_values", "cache_params", "past")  # arguments that take what a call before has kept
 _MASKS = re.compile("mask|pad|valid|keep|causal")
 
 
@@ -206,6 +208,53 @@ def optional_arguments(model: nn.Module, inputs: Inputs) -> tuple[list[inspect.P
     left = [p for p in named if p.default is not p.empty]
     guessed = [p for p in left if p.name not in known or p.default is None or isinstance(p.default, int | float)]
     return [p for p in guessed if known.get(p.name, p.default) is p.default], known
+
+
+def takes_cache(model: nn.Module, inputs: Inputs) -> str | None:
+    """Return the argument of `forward` that takes the cache of a call before, if it has one that the example leaves."""
+    left, _ = optional_arguments(model, inputs)
+    names = [parameter.name for parameter in left]
+    return next((name for name in _CACHES if name in names), None)
+
+
+def run_from_cache(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """Run a copy of a model twice, the second time with the cache that it returned the first time.
+
+    Returns:
+        The tensors of the second outputs, but for the cache; and how many positions the cache holds, if it says so.
+        Nothing where the model returns no cache.
+
+    Raises:
+        Exception: Whatever the model raises; the second time it is tried without masks too, which cover the first call.
+    """
+    name = takes_cache(model, inputs)
+    left, known = optional_arguments(model, inputs)
+    if "use_cache" in known or any(parameter.name == "use_cache" for parameter in left):
+        known["use_cache"] = True
+    unmasked = {key: value for key, value in known.items() if not _MASKS.search(key)}
+
+    def run(again: dict[str, Any]) -> list[Tensor]:
+        with in_mode(copy := copy_whole(model), False), seeded(), torch.no_grad():
+            cache = _entry(copy(**known), name)
+            if cache is None:
+                return []
+            outputs = copy(**again, **{str(name): cache})
+            cache = _entry(outputs, name)
+        rest = {key: value for key, value in outputs.items() if value is not cache}
+        length = getattr(cache, "get_seq_length", lambda: 0)()
+        return [*outputs_in(model, rest, by_value=True), torch.as_tensor(length)]
+
+    try:
+        return run(known)
+    except Exception as fault:
+        pass_on(fault)
+        if len(unmasked) == len(known):
+            raise
+        return run(unmasked)
+
+
+def _entry(outputs: Any, name: str | None) -> Any:
+    return outputs.get(name) if isinstance(outputs, Mapping) else None
 
 
 def other_value(default: float | None) -> float:

@@ -9,7 +9,7 @@ that stay, as the narrowed one does: each such operator, known by where the code
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,48 @@ from pruning.graph.groups import Groups
 from pruning.graph.kept_statistics import KeptMasks, over_kept, statistics_of
 from pruning.graph.module_copy import copy_whole
 from pruning.graph.unwrapping import unwrap
-from pruning.plan.blocks import find_blocks
+from pruning.plan.blocks import Blocks, find_blocks, with_zeros
 from pruning.plan.dry_run import find_groups
 from pruning.plan.plan import Plan
+
+
+def without_blocks(model: nn.Module, names: Collection[str], example_inputs: Inputs) -> nn.Module:
+    """Copy a model without some blocks, its parameters shared with the original; the model itself where none go.
+
+    Some can go only once others have: a branch that code of a module computes goes with the module, once nothing else
+    is left of it.
+
+    Raises:
+        PlanError: One is unknown.
+    """
+    for blocks, here in _in_turns(model, names, example_inputs):
+        model = blocks.without(here)
+    return model
+
+
+def zero_blocks(model: nn.Module, names: Collection[str], example_inputs: Inputs) -> nn.Module:
+    """Copy a model with the parameters of some blocks zeroed: what the model without them is proven against.
+
+    Raises:
+        PlanError: One is unknown.
+    """
+    parameters: list[str] = []
+    for blocks, here in _in_turns(model, names, example_inputs):
+        parameters += [parameter for name in here for parameter in blocks[name].parameters]
+    return with_zeros(model, parameters)
+
+
+def _in_turns(model: nn.Module, names: Collection[str], example_inputs: Inputs) -> Iterator[tuple[Blocks, list[str]]]:
+    """Yield the blocks of a model, and those of some that can go from it; then those of the model without them."""
+    left = list(names)
+    while left:
+        blocks = find_blocks(model, example_inputs)
+        here = [name for name in left if name in blocks]
+        if not here:
+            blocks[left[0]]  # raises
+        yield blocks, here
+        left = [name for name in left if name not in here]
+        model = blocks.without(here) if left else model
 
 
 def find_groups_of(names: Iterable[str], model: nn.Module, example_inputs: Inputs) -> Groups:
@@ -31,6 +70,42 @@ def find_groups_of(names: Iterable[str], model: nn.Module, example_inputs: Input
     groups = find_groups(model, example_inputs)
     found = all(name in groups for name in names)
     return groups if found else find_groups(model, example_inputs, allow_mixed=True)
+
+
+def find_groups_under(plan: Plan, model: nn.Module, example_inputs: Inputs, names: Iterable[str] = ()) -> Groups:
+    """Find the groups by which to read a plan that was made for a model: of the model without the plan's blocks.
+
+    Args:
+        plan: Which channels go, and which blocks.
+        model: The module that it was made for.
+        example_inputs: As for `find_groups`.
+        names: Of groups that have to be found too.
+    """
+    return find_groups_of((*plan.removed, *names), without_blocks(model, plan.blocks, example_inputs), example_inputs)
+
+
+def compose(first: Plan, second: Plan, model: nn.Module, example_inputs: Inputs) -> Plan:
+    """Return one plan that does what two do, the second one made on what the first one leaves of a model.
+
+    Unlike with `Plan.then` the second may remove blocks after the first has removed channels: these are put into the
+    numbering of the model without the blocks.
+
+    Args:
+        first: Made for the model.
+        second: Made for what the first one leaves.
+        model: Any instance of the architecture; its weights don't matter.
+        example_inputs: As for `find_groups`.
+
+    Raises:
+        PlanError: As `Plan.then` and `Plan.with_blocks`.
+    """
+    if not second.blocks or not any(first.removed.values()):
+        return first.then(second)
+    before = find_groups_under(first, model, example_inputs)
+    shallow = without_blocks(model, (*first.blocks, *second.blocks), example_inputs)
+    mixed = any(before[name].mixed for name in first.removed)
+    both = first.with_blocks(second.blocks, before, find_groups(shallow, example_inputs, allow_mixed=mixed))
+    return both.then(Plan(removed=second.removed, sizes=second.sizes))
 
 
 def groups_for(model: nn.Module, plan: Plan, example_inputs: Inputs | None, groups: Groups | None) -> Groups:
@@ -108,9 +183,8 @@ def apply_masks(
         return _masked(model, groups, plan.masks(groups))
     if example_inputs is None:
         raise PlanError("a plan that removes blocks needs example_inputs, to find them in the model")
-    blocks = find_blocks(model, example_inputs)
-    shallow = groups_for(blocks.without(plan.blocks), plan, example_inputs, groups)
-    return _masked(blocks.masked(plan.blocks), shallow, plan.masks(shallow))
+    shallow = groups_for(without_blocks(model, plan.blocks, example_inputs), plan, example_inputs, groups)
+    return _masked(zero_blocks(model, plan.blocks, example_inputs), shallow, plan.masks(shallow))
 
 
 def keep_removed(model: nn.Module, plan: Plan, groups: Groups) -> nn.Module:

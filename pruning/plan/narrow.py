@@ -19,9 +19,8 @@ from pruning.graph.groups import Groups
 from pruning.graph.kept_statistics import run_alike
 from pruning.graph.module_copy import copy_whole
 from pruning.graph.unwrapping import unwrap
-from pruning.plan.blocks import find_blocks
 from pruning.plan.example_variants import Call, optional_arguments, other_calls, other_value, other_values
-from pruning.plan.masks import apply_masks, groups_for, keep_removed
+from pruning.plan.masks import apply_masks, groups_for, keep_removed, without_blocks
 from pruning.plan.other_sizes import difference_elsewhere
 from pruning.plan.plan import Plan
 from pruning.plan.slicing import rebuild
@@ -83,7 +82,7 @@ def narrow(
             f"{type(model).__name__} has tensors on the meta device, without values that could be compared; "
             "pass verify=False to narrow its shapes alone"
         )
-    shallow = find_blocks(model, example_inputs).without(plan.blocks) if plan.blocks else model
+    shallow = without_blocks(model, plan.blocks, example_inputs)
     groups = groups_for(shallow, plan, example_inputs, groups)
     dense = rebuild(shallow, groups, plan)
     if verify:
@@ -271,7 +270,7 @@ def expand(dense: nn.Module, plan: Plan, groups: Groups, model: nn.Module | None
         raise PlanError(
             f"the plan removes {', '.join(plan.blocks)}; give the original model, which holds their weights"
         )
-    original = groups.model if model is None else model
+    original = groups.model if model is None else unwrap(model)
     masks = plan.masks(groups)
     wide = {name: tensor.clone() for name, tensor in original.state_dict().items()}
     for name, tensor in dense.state_dict().items():

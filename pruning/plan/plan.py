@@ -151,8 +151,8 @@ class Plan(BaseModel):
         if other.blocks and self.removed:
             raise PlanError(
                 f"blocks go before channels: the second plan removes {', '.join(other.blocks)}, the first has removed "
-                "channels already; make a plan of the blocks on the model that still has all channels, or renumber the "
-                "first plan by first.with_blocks(second.blocks, …)"
+                "channels already; make a plan of the blocks on the model that still has all channels, or let "
+                "pruning.plan.masks.compose put the first plan into the numbering of the model without them"
             )
         removed, sizes = dict(self.removed), dict(self.sizes)
         for name, indices in other.removed.items():

@@ -37,7 +37,7 @@ from tasks.loop.targets import LATENCY, StepContext
 from tasks.models import chosen_criterion, loss_and_metric
 from tasks.terminal import shown
 
-_JUDGED_ON = 512  # validation samples that tell one candidate of a search from another
+JUDGED_ON = 512  # validation samples that tell one candidate from another
 
 
 class Offered:
@@ -139,7 +139,7 @@ def _choose_by_trial(context: StepContext, offered: Offered, limits: Limits) -> 
     with shown("trial: allocations") as progress:
         judges = [
             partial(_losses_after, context, offered, samples, judged)
-            for samples, judged in ((max(2, num_samples // 4), _JUDGED_ON), (num_samples, 4 * _JUDGED_ON))
+            for samples, judged in ((max(2, num_samples // 4), JUDGED_ON), (num_samples, 4 * JUDGED_ON))
         ]
         tried = choose_by_trial({name: choice.plan for name, choice in choices.items()}, judges, progress=progress)
     chosen = next(one.name for one in tried if one.chosen)
@@ -231,7 +231,7 @@ def _search(context: StepContext, groups: Groups, solver: BudgetSolver, orders: 
     settings, chosen = context.settings, structured(context)
     loss, metric = loss_and_metric(settings)
     train = read_split(context.workspace, "train")
-    judged_on = spread(read_split(context.workspace, "validation"), _JUDGED_ON)
+    judged_on = spread(read_split(context.workspace, "validation"), JUDGED_ON)
     batch_size = settings.training.batch_size
 
     def judge(plan: Plan) -> float:
@@ -254,11 +254,23 @@ def _search(context: StepContext, groups: Groups, solver: BudgetSolver, orders: 
 _VERIFIED_ON, _BATCH = 64, 16  # samples, where verifying on the example shows nothing
 
 
-def narrow_by(plan: Plan, offered: Offered, context: StepContext, *, verify: bool = True) -> nn.Module:
-    """Return the model that a plan leaves: the last one narrowed, or what training is to begin with."""
+def narrow_by(
+    plan: Plan, offered: Offered, context: StepContext, *, whole: nn.Module | None = None, verify: bool = True
+) -> nn.Module:
+    """Return the model that a plan leaves: the last one narrowed, or what training is to begin with.
+
+    Args:
+        plan: Which channels go.
+        offered: Among these.
+        context: Where the step starts.
+        whole: Its model with the context's blocks, against which their removal is verified too.
+        verify: Whether anything is.
+    """
     model, example = context.model, context.example
     samples = _batches(context) if verify else ()
     if context.start is None:
+        if whole is not None and context.blocks:
+            model, plan = whole, context.removed_blocks.then(plan)
         return pruning.narrow(model, plan, example, groups=offered.groups, samples=samples, verify=verify)
     return pruning.narrow(context.start, context.plan.then(plan), example, samples=samples, verify=verify)
 
@@ -291,6 +303,8 @@ def recover(
     elif method in ("absorb_means", "reconstruct"):
         ridge = MEAN_ALONE if method == "absorb_means" else settings.recover.ridge
         inputs = spread(samples, num_samples).inputs
+        if context.blocks:
+            chosen = context.removed_blocks.then(chosen)
         with shown("reconstruction: layers") as progress:
             reconstruct(narrowed, context.reference, chosen, offered.groups, inputs, ridge=ridge, progress=progress)
 

@@ -60,6 +60,7 @@ class Row(BaseModel):
         relaxed: What was allowed for it, if the goal is out of reach within the first limits.
         streams: The residual streams that lost channels, by the names of their groups.
         tried: What came of each allocation, where several were tried for it.
+        blocks: The residual branches that went whole, in the order in which they went.
         predicted_ms: The latency that the profile predicts, if the target names one.
         latency_ratio: If latency was measured: its share of the baseline's latency over the predicted share.
     """
@@ -82,6 +83,7 @@ class Row(BaseModel):
     relaxed: str | None = None
     streams: tuple[str, ...] = ()
     tried: tuple[Tried, ...] = ()
+    blocks: tuple[str, ...] = ()
     predicted_ms: float | None = None
     latency_ratio: float | None = None
 

@@ -18,7 +18,7 @@ from pruning.errors import DataError, ModelError, TargetError, WorkspaceError
 from pruning.evaluation import evaluate
 from pruning.io.checkpoint import check_checkpoint, save_checkpoint
 from pruning.metrics import Measure
-from pruning.plan.masks import find_groups_of
+from pruning.plan.masks import compose, find_groups_under
 from pruning.plan.narrow import expand
 from pruning.training.recipe import Recipe
 from pruning.training.trainer import Callbacks, History, finetune
@@ -219,7 +219,7 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, goals: Goa
         reference = teacher if settings.prune.channels_may_return else model
         asked = goals.at(step.goal)
         taken = take_step(
-            StepContext(settings, workspace, ledger, step.goal, asked, model, plan, example, reference, start)
+            StepContext(settings, workspace, ledger, step.goal, asked, model, plan, example, reference, teacher, start)
         )
     except TargetError as error:
         reached = last.reached if last else 0.0
@@ -263,15 +263,17 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, goals: Goa
         relaxed=taken.relaxed,
         streams=taken.streams,
         tried=taken.tried,
+        blocks=taken.plan.blocks,
         predicted_ms=latency.predicted_ms if latency else None,
         latency_ratio=latency.ratio if latency else None,
     )
     if not accepted:
         return row
     name = f"{len(ledger.accepted) + 1:02d}"
-    digest = save_model(iterations / name, best.model, plan.then(taken.plan), best.measured, data.fingerprint)
+    both = compose(plan, taken.plan, teacher, example)
+    digest = save_model(iterations / name, best.model, both, best.measured, data.fingerprint)
     if settings.prune.channels_may_return:
-        whole = expand(best.model, taken.plan, find_groups_of(taken.plan.removed, model, example))
+        whole = expand(best.model, taken.plan, find_groups_under(taken.plan, model, example), model)
         save_checkpoint(iterations / name / WHOLE, whole, plan)
     return row.model_copy(update={"checkpoint": name, "weights_sha256": digest})
 
@@ -385,6 +387,7 @@ def describe(row: Row, measure: Measure) -> str:
         why = row.refused or "; ".join(f"{recipe}: {fault}" for recipe, fault in row.failed.items())
         return f"{what}, {row.verdict}: {why}"
     streams = f", residual streams narrowed ({', '.join(row.streams)})" if row.streams else ""
+    blocks = f", blocks gone ({', '.join(row.blocks)})" if row.blocks else ""
     found = f"reached {row.reached:.1%}, {measure.name} {measure.show(row.measured.score)} by {row.recipe}"
     taken = next((f", allocated by {one.name}" for one in row.tried if one.chosen), "")
-    return f"{what}, {found}{taken}{streams}: {row.verdict}"
+    return f"{what}, {found}{taken}{streams}{blocks}: {row.verdict}"

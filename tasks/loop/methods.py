@@ -1,14 +1,15 @@
 """The kinds of pruning: how each takes a step towards a goal, and what the training that follows has to keep.
 
-Removed are whole channels (structured), single weights (unstructured), all but N of every M weights (n_m), or for each
-input other channels, chosen by gates (dynamic).
+Removed are whole channels and blocks (structured), single weights (unstructured), all but N of every M weights (n_m),
+or for each input other channels, chosen by gates (dynamic).
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 from math import floor
@@ -17,9 +18,14 @@ from typing import cast
 from torch import nn
 
 import pruning
+from pruning.allocation.depth import choose_depth, score_blocks
 from pruning.allocation.selection import Tried
 from pruning.dynamic.gates import GatedModel, GateTraining, add_gates, calibrate_gates
-from pruning.errors import TargetError
+from pruning.errors import ModelError, TargetError
+from pruning.evaluation import evaluate
+from pruning.plan.blocks import Block, Blocks
+from pruning.plan.constraints import parameters_in
+from pruning.plan.masks import compose, without_blocks
 from pruning.plan.plan import Cost, Plan
 from pruning.training.recipe import Recipe
 from pruning.unstructured.criteria import WeightCriterion
@@ -28,9 +34,12 @@ from pruning.unstructured.select import WeightScope, choose_n_of_m, choose_weigh
 from tasks.config.prune_schema import Dynamic, NOfM, Unstructured
 from tasks.config.target_schema import Kind
 from tasks.data import read_inputs, read_split, spread
-from tasks.loop.channels import choose_channels, narrow_by, recover, structured
-from tasks.loop.targets import StepContext
+from tasks.loop.channels import JUDGED_ON, choose_channels, narrow_by, recover, structured
+from tasks.loop.measurements import latency_cost
+from tasks.loop.targets import LATENCY, StepContext
 from tasks.models import chosen_criterion, loss_and_metric, sparsity_training
+
+log = logging.getLogger("secateur")
 
 Train = Callable[..., None]
 """(model, **hooks): fine-tune it by the recipe at hand; hooks are fields of `pruning.training.trainer.Callbacks`."""
@@ -42,7 +51,7 @@ class Step:
 
     Attributes:
         model: The result.
-        plan: Which channels of the last model are gone.
+        plan: Which channels of the last model are gone, and which blocks.
         train: Trains a copy of `model` by a recipe, keeping removed parts removed.
         reached: Its reduction; None if that has to be measured.
         unrounded: Channels that each group would have kept, had its count not been rounded; None where none was.
@@ -61,17 +70,88 @@ class Step:
     tried: tuple[Tried, ...] = ()
 
 
-def narrow_channels(context: StepContext) -> Step:
-    """Remove channels for good, and recover what can be recovered without training.
+def narrow(context: StepContext) -> Step:
+    """Remove channels for good, blocks before them where they may go; recover what can be recovered without training.
 
     Raises:
         TargetError: The goal can't be met.
     """
+    if structured(context).blocks == "never":
+        return _narrow_channels(context)
     settings, example = context.settings, context.example
+    loss, metric = loss_and_metric(settings)
+    judged_on = spread(read_split(context.workspace, "validation"), JUDGED_ON)
+    batch_size = settings.training.batch_size
+    unlearned = replace(context, start=None)  # fresh weights would say nothing of what a block is worth
+
+    def attempt(shallow: nn.Module, gone: tuple[str, ...]) -> tuple[Step, float]:
+        step = _narrow_channels(unlearned, shallow, gone)
+        try:
+            return step, evaluate(step.model, judged_on, loss=loss, metric=metric, batch_size=batch_size).loss
+        except ModelError as fault:  # without training; another number of blocks may do
+            raise TargetError(str(fault)) from fault
+
+    found = choose_depth(
+        context.model,
+        example,
+        attempt,
+        partial(score_blocks, samples=judged_on, loss=loss, batch_size=batch_size),
+        saved=partial(_saved, context),
+        may_go=partial(_may_go, parameters_in(context.model, settings.prune.ignore, "ignore")),
+        enough=lambda step: not any(step.plan.removed.values()),
+        watch=lambda depth: log.info("prune: %s", depth),
+    )
+    if context.start is None:
+        assert found.made is not None, "`choose_depth` raises otherwise"
+        return found.made
+    shallow = without_blocks(context.model, found.blocks, example)
+    return _narrow_channels(context, shallow, found.blocks)
+
+
+def _may_go(ignored: Mapping[str, str], block: Block) -> bool:
+    return ignored.keys().isdisjoint(block.parameters)
+
+
+def _saved(context: StepContext, blocks: Blocks) -> dict[str, float]:
+    """What goes with each block, as the largest of its shares of what the targets count in the baseline."""
+    baseline, latency = context.ledger.baseline, None
+    if any(kind in LATENCY for kind in context.reductions):
+        latency = latency_cost(context.workspace, pruning.find_groups(blocks.model, context.example))
+
+    def share(block: Block, kind: str) -> float:
+        if kind == "mac_reduction":
+            return block.macs / baseline.macs
+        tensors = [blocks.model.get_parameter(name) for name in block.parameters]
+        if kind == "parameter_reduction":
+            return sum(tensor.numel() for tensor in tensors) / baseline.parameters
+        if kind == "size_bytes":
+            return sum(tensor.nbytes for tensor in tensors) / baseline.size_bytes
+        assert latency is not None, "the loop was opened with a profile"
+        return latency.of_layers(block.parameters) / latency.profile.whole_ms
+
+    return {name: max(share(block, kind) for kind in context.reductions) for name, block in blocks.items()}
+
+
+def _narrow_channels(context: StepContext, shallow: nn.Module | None = None, blocks: tuple[str, ...] = ()) -> Step:
+    """Narrow the model of a context, without some blocks, and recover it.
+
+    Args:
+        context: Where the attempt starts.
+        shallow: Its model without the blocks.
+        blocks: Their names.
+
+    Raises:
+        TargetError: The goal can't be met.
+    """
+    settings, example, model = context.settings, context.example, context.model
+    gone = Plan(removed={}, sizes={}, blocks=blocks)
+    if shallow is not None:
+        plan = compose(context.plan, gone, context.baseline, example)
+        context = replace(context, model=shallow, plan=plan, blocks=blocks)
     choice, offered, freedom = choose_channels(context)
-    chosen, groups = choice.plan, offered.groups
-    narrowed = narrow_by(chosen, offered, context)
-    recover(narrowed, chosen, offered, context)
+    chosen, groups = gone.then(choice.plan) if blocks else choice.plan, offered.groups
+    narrowed = narrow_by(choice.plan, offered, context, whole=model)
+    recover(narrowed, choice.plan, offered, context)
 
     def train(model: nn.Module, recipe: Recipe, finetune: Train) -> None:
         sparsity = sparsity_training(recipe, model, example, settings.prune.ignore)
@@ -169,7 +249,7 @@ def gate_channels(context: StepContext) -> Step:
 
 
 _KINDS: dict[Kind, Callable[[StepContext], Step]] = {
-    "structured": narrow_channels,
+    "structured": narrow,
     "unstructured": zero_share,
     "n_m": zero_all_but_n_of_m,
     "dynamic": gate_channels,

@@ -147,6 +147,8 @@ class StepContext:
         example: One sample [1, ...].
         reference: A model of the shape of `model` whose layers' outputs are to be kept: itself, or the baseline if
             channels may come back that weren't trained in the meantime.
+        baseline: The model before pruning.
+        blocks: Those that this step has taken from `model`, which `reference` still has; `plan` removes them too.
         start: A model of the original shape whose weights the next training begins with; None keeps the present ones.
     """
 
@@ -159,7 +161,14 @@ class StepContext:
     plan: Plan
     example: Tensor
     reference: nn.Module
+    baseline: nn.Module
     start: nn.Module | None = None
+    blocks: tuple[str, ...] = ()
+
+    @property
+    def removed_blocks(self) -> Plan:
+        """A plan of the blocks alone."""
+        return Plan(removed={}, sizes={}, blocks=self.blocks)
 
 
 TOLERANCE = 0.02

@@ -139,4 +139,6 @@ def _metrics(row: Row, score: str) -> list[Any]:
     if row.measured is not None:
         values |= row.measured.model_dump(exclude_none=True)
         values[score] = values.pop("score")
+    if row.blocks:
+        values["blocks_removed"] = len(row.blocks)
     return [Metric(key, float(value), 0, row.attempt) for key, value in values.items()]

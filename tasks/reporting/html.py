@@ -213,6 +213,8 @@ def _attempt_cells(row: Row, measure: Measure) -> list[str]:
     if row.streams:
         reasons.append(f"residual streams lost channels: {', '.join(row.streams)}")
     reasons += [f"allocation {_of_trial(one)}" for one in row.tried]
+    if row.blocks:
+        reasons.append(f"blocks went whole: {', '.join(row.blocks)}")
     verdict = f'<span class="{_SHADES[row.verdict]}">{row.verdict}</span>'
     return [
         str(row.attempt + 1),

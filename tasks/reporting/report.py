@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -15,10 +15,11 @@ from typing import cast
 from torch import nn
 
 from pruning.dynamic.gates import GatedModel
+from pruning.graph.module_copy import removed_tensors
 from pruning.io.atomic import replace_file
 from pruning.latency.runner import cpu_name
 from pruning.metrics import Measure
-from pruning.plan.masks import find_groups_of
+from pruning.plan.masks import find_groups_under
 from tasks.config.schema import Settings
 from tasks.data import SPLITS, Description, read_description, read_split
 from tasks.determinism import begin
@@ -156,7 +157,7 @@ def report(settings: Settings, workspace: Workspace) -> None:
             summary[name]["score_interval"] = list(interval_of(of_samples))
     if any(row.unrounded for row in ledger.accepted):
         last, plan = ledger.accepted[-1], plans["dense"]
-        groups = find_groups_of((*plan.removed, *(last.unrounded or ())), models["baseline"], example)
+        groups = find_groups_under(plan, models["baseline"], example, last.unrounded or ())
         latency = latency_cost(workspace, groups, "profile")
         summary["rounding"] = rounding_of(last, plan.kept_sizes(groups), groups, latency)
     figures = {
@@ -179,7 +180,7 @@ def report(settings: Settings, workspace: Workspace) -> None:
                 for name, text in PICTURES.items()
                 if name in figures
             },
-            notes=_notes(summary, outcome, ledger, warning),
+            notes=_notes(summary, outcome, ledger, plans["dense"].blocks, warning),
             tried=_tried(summary, outcome, measure),
             measure=measure,
             origin=origin_of_report(settings, workspace, data),
@@ -227,8 +228,9 @@ def summarise(
 def widths(baseline: nn.Module, dense: nn.Module) -> list[tuple[str, int, int]]:
     """List every layer with a weight of two axes or more: its name, and how many channels it gives before and after."""
     after = dense.model if isinstance(dense, GatedModel) else dense
+    gone = removed_tensors(after)
     return [
-        (name.removesuffix(".weight"), _num_outputs(baseline, name), _num_outputs(after, name))
+        (name.removesuffix(".weight"), _num_outputs(baseline, name), 0 if name in gone else _num_outputs(after, name))
         for name, weight in baseline.named_parameters()
         if weight.ndim > 1
     ]
@@ -242,11 +244,14 @@ def _num_outputs(model: nn.Module, name: str) -> int:
     return weight.shape[1] if isinstance(owner, nn.Embedding | nn.EmbeddingBag) else len(weight)
 
 
-def _notes(summary: Json, outcome: LoopOutcome, ledger: Ledger, warning: str | None) -> list[str]:
+def _notes(
+    summary: Json, outcome: LoopOutcome, ledger: Ledger, blocks: Sequence[str], warning: str | None
+) -> list[str]:
     streams = dict.fromkeys(name for row in ledger.accepted for name in row.streams)
     return [
         *([describe_rounding(summary["rounding"])] if summary.get("rounding") else ()),
         *([_STREAMS.format(", ".join(streams))] if streams else ()),
+        *([_BLOCKS.format(", ".join(blocks))] if blocks else ()),
         *([warning] if warning else ()),
         *_TRUTH.get(outcome["kind"], ()),
     ]
@@ -264,6 +269,10 @@ _STREAMS = (
     "Residual streams lost channels: {}. Their norms compute means and variances over the channels that stay, in the "
     "masked model that the dense one was compared with as well; so the channels that stay are scaled otherwise than in "
     "the original, which reconstruction and training make up for."
+)
+_BLOCKS = (
+    "Residual branches went whole, named by their last layers: {}. The masked model that the dense one was compared "
+    "with has them, and their parameters are zero."
 )
 _SPARSE = (
     "Single weights were set to zero; the shapes are the same. A dense runtime computes the zeros too, so the MACs "

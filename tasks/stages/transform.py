@@ -14,7 +14,7 @@ import pruning
 from pruning.dynamic.gates import GatedModel, run_masked
 from pruning.errors import VerificationError
 from pruning.evaluation import TensorSamples, device_of
-from pruning.plan.masks import find_groups_of, keep_removed
+from pruning.plan.masks import find_groups_under, keep_removed
 from pruning.plan.narrow import expand
 from pruning.plan.verification import TOLERANCE, difference_on, relative_difference
 from tasks.config.schema import Settings
@@ -63,14 +63,17 @@ def transform(settings: Settings, workspace: Workspace) -> None:
         difference, num_samples, proven = relative_difference([expected], [found]), len(inputs), True
     else:
         original = make_factory(settings, data)().to(settings.run.device)
-        groups = find_groups_of(plan.removed, original, example)
-        masked = pruning.apply_masks(expand(dense, plan, groups), plan, groups=groups)
+        groups = find_groups_under(plan, original, example)
+        whole = expand(dense, plan, groups, original)
+        masked = pruning.apply_masks(whole, plan, example, groups=groups)
         batch_size = settings.training.batch_size
         difference = max(differences_by_batch(masked, dense, validation, batch_size), default=0.0)
-        proven = not any(plan.removed.values())
-        if not proven:
-            emptied = keep_removed(masked, plan, groups)  # the channels that the plan keeps are zero in it
-            proven = any(inf > d > TOLERANCE for d in differences_by_batch(emptied, dense, validation, batch_size))
+        others = [whole] if plan.blocks else []
+        if any(plan.removed.values()):
+            others.append(keep_removed(masked, plan, groups))  # the channels that the plan keeps are zero in it
+        proven = not others or any(
+            inf > d > TOLERANCE for one in others for d in differences_by_batch(one, dense, validation, batch_size)
+        )
         num_samples = len(validation.inputs)
     if not difference < TOLERANCE:
         raise VerificationError(

@@ -133,6 +133,14 @@ def test_number_of_blocks_with_the_least_loss_is_found_and_the_search_ends_once_
     assert [len(one.blocks) for one in seen] == list(range(looked_at))
 
 
+def test_no_more_blocks_go_once_the_target_is_met_without_channels() -> None:
+    table = {0: 1.0, 1: 0.9, 2: 0.8, 3: 0.7, 4: 0.6}
+    found = choose_depth(
+        stacked(4), torch.ones(1, 2), by_loss(table), in_order, enough=lambda number: bool(number >= 2)
+    )
+    assert found.made == 2
+
+
 def test_target_out_of_reach_with_any_number_of_blocks_is_refused_with_how_far_it_gets() -> None:
     with pytest.raises(OutOfReachError, match=r"0 blocks don't reach it.*not enough: 2 blocks gone, 20 %") as raised:
         choose_depth(stacked(2), torch.ones(1, 2), by_loss({}), in_order)
@@ -175,7 +183,7 @@ def test_blocks_and_channels_to_one_target_with_the_loss_of_what_comes_of_both()
         reconstruct(dense, model, plan, groups, images)
         return (plan, dense), evaluate(dense, samples).loss
 
-    found = choose_depth(model, example, attempt, lambda blocks: score_blocks(blocks, samples), patience=1)
+    found = choose_depth(model, example, attempt, lambda blocks: score_blocks(blocks, samples))
     assert found.made is not None
     plan, dense = found.made
     assert plan.blocks == found.blocks

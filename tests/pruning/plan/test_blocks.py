@@ -291,3 +291,82 @@ def test_model_without_blocks_comes_back_to_shape_with_the_blocks_as_they_were()
     assert torch.equal(wide.get_parameter("1.up.weight"), model.get_parameter("1.up.weight"))
     masked = pruning.apply_masks(wide, plan, inputs, groups=groups)
     torch.testing.assert_close(masked(inputs), dense(inputs), rtol=1e-5, atol=1e-6)
+
+
+class _InCode(nn.Module):
+    """Attention that the block's own code computes, and an MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+        self.mlp = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+
+    def forward(self, x: Tensor) -> Any:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        x = x + self.out(torch.softmax(q @ k.mT, -1) @ v)
+        return x + self.mlp(x)
+
+
+def test_branch_in_the_code_of_a_module_goes_once_nothing_else_is_left_of_the_module() -> None:
+    model, inputs = network(_InCode(), _InCode()), values(2, 6, 5)
+    blocks = find_blocks(model, inputs)
+    assert "1.out" not in blocks
+    assert "1.out" in find_blocks(blocks.without(["1.mlp.2"]), inputs)
+    plan = Plan(removed={}, sizes={}, blocks=("1.out", "1.mlp.2"))
+    dense = pruning.narrow(model, plan, inputs)
+    assert torch.equal(dense(inputs), model[3](model[2](model[0](inputs))))
+    with pytest.raises(PlanError, match=r"unknown block '1\.out'"):
+        pruning.narrow(model, Plan(removed={}, sizes={}, blocks=("1.out",)), inputs)
+
+
+class _Cache:
+    """Keys by the number of their layer; positions are counted in the first layer's."""
+
+    def __init__(self) -> None:
+        self.keys: dict[int, Tensor] = {}
+
+    def update(self, keys: Tensor, layer_idx: int) -> Tensor:
+        self.keys[layer_idx] = torch.cat([self.keys[layer_idx], keys], 1) if layer_idx in self.keys else keys
+        return self.keys[layer_idx]
+
+    def get_seq_length(self) -> int:
+        return self.keys[0].shape[1] if 0 in self.keys else 0
+
+
+class _CachedAttention(nn.Module):
+    def __init__(self, layer_idx: int) -> None:
+        super().__init__()
+        self.key, self.out, self.layer_idx = nn.Linear(8, 8), nn.Linear(8, 8), layer_idx
+
+    def forward(self, x: Tensor, cache: _Cache | None) -> Any:
+        keys = self.key(x) if cache is None else cache.update(self.key(x), self.layer_idx)
+        return self.out(torch.softmax(x @ keys.mT, -1) @ keys)
+
+
+class _Decoder(nn.Module):
+    def __init__(self, *, runs: bool = True) -> None:
+        super().__init__()
+        self.tokens, self.positions, self.runs = nn.Embedding(10, 8), nn.Embedding(32, 8), runs
+        self.attention = nn.ModuleList(_CachedAttention(index) for index in range(3))
+        self.mlp, self.head = Residual(8), nn.Linear(8, 10)
+
+    def forward(self, ids: Tensor, cache: _Cache | None = None, use_cache: bool = False) -> Any:
+        if cache is not None and not self.runs:
+            raise NotImplementedError
+        cache = cache or (_Cache() if use_cache else None)
+        first = 0 if cache is None else cache.get_seq_length()
+        x = self.tokens(ids) + self.positions(torch.arange(first, first + ids.shape[1]))
+        for attention in self.attention:
+            x = x + attention(x, cache)
+        return {"logits": self.head(self.mlp(x)), "cache": cache}
+
+
+def test_layer_in_whose_keys_a_cache_counts_positions_stays() -> None:
+    torch.manual_seed(0)
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    blocks = find_blocks(_Decoder().eval(), {"ids": ids})
+    assert list(blocks) == ["attention.1.out", "attention.2.out", "mlp.down"]
+    assert "goes on wrongly from its cache" in blocks.refused["attention.0.out"]
+    untried = find_blocks(_Decoder(runs=False).eval(), {"ids": ids})
+    assert list(untried) == ["mlp.down"]
+    assert "can't be tried" in untried.refused["attention.1.out"]
