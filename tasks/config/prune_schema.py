@@ -255,9 +255,8 @@ class Structured(_ByScores):
     them. The norms then take their statistics over the channels that stay; log and report say so.
     """
     blocks: Literal["never", "allowed"] = "never"
-    """Whether residual branches go whole, such as an attention layer or a residual block. allowed: 0, 1, 2, … of them
-    go, the target is reached by channels each time, and the number whose model, before training, has the least loss on
-    validation samples is taken; so blocks go too where a target is out of reach otherwise.
+    """Whether residual branches go whole. allowed: 0, 1, 2, … of them go, the target is reached by channels each time,
+    and the number whose model has the least loss on validation samples, before training, is taken.
     """
     round_to: RoundTo = "auto"
     """Numbers of kept channels are multiples of this; 1: any number. auto: the numbers at which the kernels of
@@ -292,10 +291,6 @@ class Structured(_ByScores):
             )
         if self.start.weights != "keep" and self.reversible:
             raise ValueError(f"start.weights is {self.start.weights!r}; expected reversible false")
-        return self
-
-    @model_validator(mode="after")
-    def _curves_are_of_groups_that_stay(self) -> Self:
         if self.blocks == "allowed" and self.allocation.strategy == "sensitivity":
             raise ValueError(
                 "blocks is 'allowed' and allocation.strategy 'sensitivity', but without a block other channels belong "
