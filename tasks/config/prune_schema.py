@@ -255,7 +255,7 @@ class Structured(_ByScores):
     them. The norms then take their statistics over the channels that stay; log and report say so.
     """
     blocks: Literal["never", "allowed"] = "never"
-    """Whether residual branches go whole: as many, before channels do, as leave the least loss on validation samples."""
+    """Whether residual branches go whole: as many, before channels do, as leave the least loss on validation data."""
     round_to: RoundTo = "auto"
     """Numbers of kept channels are multiples of this; 1: any number. auto: the numbers at which the kernels of
     round_for are fast, for a latency target those at which its profile is fast.
