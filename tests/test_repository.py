@@ -146,6 +146,14 @@ def test_make_lists_every_target() -> None:
     assert wanted <= set(phony[1].split())
 
 
+def test_every_page_is_in_the_navigation_and_every_decision_has_a_number_of_its_own() -> None:
+    pages = {path.relative_to(REPOSITORY / "docs").as_posix() for path in (REPOSITORY / "docs").rglob("*.md")}
+    listed = re.findall(r": (\S+\.md)$", (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(pages)
+    numbers = [Path(page).name[:4] for page in pages if page.startswith("decisions/")]
+    assert len(numbers) == len(set(numbers))
+
+
 def test_git_ignores_everything_that_a_run_writes() -> None:
     stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     outs = [next(iter(out)) if isinstance(out, dict) else out for stage in stages.values() for out in stage["outs"]]
