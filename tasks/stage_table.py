@@ -79,7 +79,7 @@ STAGES = (
         folder="profile",
         needs=("prepare",),
         sections=("run", "model", "profile"),
-        facts=("offers_streams",),
+        facts=("profiles_streams",),
         persist=True,
     ),
     Stage(

@@ -197,6 +197,11 @@ class SurfaceTimes:
         """The widths of the layer that was profiled."""
         return int(self._knots[0][-1]), int(self._knots[1][-1])
 
+    @property
+    def is_varied(self) -> tuple[bool, bool]:
+        """Whether several widths were measured, of the inputs and of the outputs."""
+        return len(self._knots[0]) > 1, len(self._knots[1]) > 1
+
     def at(self, inputs: int, outputs: int) -> float:
         """Return milliseconds at these widths, as measured or interpolated; constant beyond the last of a class."""
         return float(self._weights(0, inputs) @ self._ms @ self._weights(1, outputs))
@@ -310,6 +315,20 @@ class LatencyCost:
         # By itself a layer may take longer than among others; then all are scaled to what the whole network took.
         self._scale = 1.0 if rest >= 0 else (profile.whole_ms - profile.overhead_ms) / layers
         self._per_value = max(rest, 0.0) / values
+
+    @property
+    def is_known(self) -> bool:
+        """Whether every layer was timed at more than one width along each axis that has been narrowed since.
+
+        The widths of residual streams may not have been; `predict` then takes them for whole.
+        """
+        return all(
+            axis.size == full or several
+            for call in self._calls
+            for axis, full, several in zip(
+                (call.inputs, call.outputs), call.times.widest, call.times.is_varied, strict=True
+            )
+        )
 
     def __call__(self, kept: Mapping[str, int]) -> float:
         """Return milliseconds per batch on the lower envelope."""

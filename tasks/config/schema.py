@@ -277,9 +277,7 @@ class Settings(Section):
     baseline: Baseline = Baseline()
     """How the baseline is trained; without a recipe, model.weights are taken as they are."""
     analyze: Analyze = Analyze()
-    """How much accuracy each channel group costs, on the validation samples; measured where prune.allocation or
-    for_report asks for it.
-    """
+    """How much accuracy each channel group costs on validation samples, if prune.allocation or for_report asks."""
     profile: Profile = Profile()
     """How long ONNX Runtime takes for each layer by its widths: latencies are predicted from it (docs/latency.md).
     Nothing but a latency target goes by it.
@@ -319,8 +317,13 @@ class Settings(Section):
 
     @property
     def offers_streams(self) -> bool:
-        """Whether channels of residual streams may go, and so are measured."""
+        """Whether channels of residual streams may go, and so have curves."""
         return self.prune.offers_streams
+
+    @property
+    def profiles_streams(self) -> bool:
+        """Whether layers are timed at the widths of residual streams too, which takes ten times as many timings."""
+        return self.prune.offers_streams and self.prune.reads_profile
 
     @property
     def goes_by(self) -> list[str]:

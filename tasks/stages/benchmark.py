@@ -123,12 +123,17 @@ def _groups(settings: Settings, workspace: Workspace, name: str) -> pruning.Grou
 
 
 def _predicted_ms(profiles: Profiles, groups: pruning.Groups | None, threads: int, latency: Latency) -> float | None:
-    """Return what the profile predicts; None if there is none for this machine, these threads and this batch size."""
+    """Return what the profile predicts.
+
+    None if there is none for this machine, these threads and this batch size, or if it knows nothing of the residual
+    streams that were narrowed.
+    """
     found = profiles.find(num_threads=threads, batch_size=latency.batch_size)
     here = runtime_here(num_threads=threads, batch_size=latency.batch_size)
     if found is None or groups is None or found.runtime != here:
         return None
-    return LatencyCost(groups, found).predict({})
+    cost = LatencyCost(groups, found)
+    return cost.predict({}) if cost.is_known else None
 
 
 def _say(baseline: Json, dense: Json) -> None:

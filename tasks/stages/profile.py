@@ -40,7 +40,7 @@ def profile(settings: Settings, workspace: Workspace) -> None:
     chosen = settings.profile
     model = make_factory(settings, read_description(workspace))()
     example = example_inputs(workspace, settings).cpu()
-    groups = pruning.find_groups(model, example, allow_mixed=settings.offers_streams)
+    groups = pruning.find_groups(model, example, allow_mixed=settings.profiles_streams)
     place = workspace.folder(FOLDER)
     with writing(place) as folder:
         if chosen.path is None and not chosen.batch_sizes:

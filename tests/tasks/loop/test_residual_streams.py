@@ -13,10 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pruning import find_groups, make_plan, narrow
 from pruning.io.checkpoint import load_checkpoint
+from pruning.latency.measure import profile
+from pruning.latency.profile import LatencyCost
 from pruning.plan.constraints import Freedom, Limits
 from pruning.plan.verification import TOLERANCE
 from tasks.config.prune_schema import Structured
+from tasks.config.schema import Settings
 from tasks.config.target_schema import Target
 from tasks.environment import REPOSITORY
 from tasks.loop.ledger import Row, read_ledger
@@ -233,3 +237,27 @@ def test_limits_give_way_before_streams_do() -> None:
     expected = {"never": without, "when_needed": without + streams, "always": streams}
     for word, freedoms in expected.items():
         assert list(Structured(residual_streams=word, **common).freedoms) == freedoms  # type: ignore[arg-type]
+
+
+def test_widths_of_streams_are_timed_only_where_a_latency_is_the_target() -> None:
+    def timed(**prune: Any) -> bool:
+        sections = {"data": {"factory": "zoo.datasets:digits"}, "model": {"factory": f"{__name__}:vit"}}
+        baseline = {"recipe": {"name": "baseline"}}
+        return Settings.model_validate({**sections, "baseline": baseline, "prune": prune}).profiles_streams
+
+    assert timed(target={"latency_reduction": 0.5})
+    assert not timed(target={"latency_reduction": 0.5}, residual_streams="never")
+    assert not timed(target={"mac_reduction": 0.5})
+    assert not timed(target={"mac_reduction": 0.5}, residual_streams="always")
+
+
+def test_a_profile_without_streams_says_that_it_knows_nothing_of_narrowed_ones() -> None:
+    torch.manual_seed(0)
+    model, example = vit().eval(), torch.randn(1, 1, 8, 8)
+    groups = find_groups(model, example)
+    found = profile(groups, batch_size=1, shortest_ms=0.1)
+    for streams, known in ((False, True), (True, False)):
+        offered = find_groups(model, example, allow_mixed=streams)
+        plan = make_plan(offered, "l2_norm", channel_sparsity=0.3)
+        narrowed = narrow(model, plan, example, groups=offered)
+        assert LatencyCost(find_groups(narrowed, example), found).is_known is known
