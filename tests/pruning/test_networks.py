@@ -51,6 +51,7 @@ def test_cost_of_a_plan_is_the_cost_of_the_narrowed_model(name: str) -> None:
     assert pruning.count_macs(groups, plan) < pruning.count_macs(groups)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NETWORKS)
 def test_removing_one_set_then_another_is_removing_both(name: str) -> None:
     model, x = make(name), image()

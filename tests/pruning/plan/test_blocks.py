@@ -238,6 +238,7 @@ def test_unknown_block_is_named_with_the_nearest() -> None:
         blocks.plan(["1.donw"])
 
 
+@pytest.mark.thorough
 def test_blocks_go_after_channels_once_the_channels_are_put_into_their_numbering() -> None:
     torch.manual_seed(0)
     model, inputs = resnet20(width=4).eval(), values(2, 3, 16, 16)

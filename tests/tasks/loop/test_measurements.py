@@ -20,6 +20,8 @@ from tasks.workspace import seal
 from tests.shop import Shop
 from tests.tasks.test_pipeline import BEFORE_THE_LOOP, Project, made, make
 
+pytestmark = pytest.mark.thorough
+
 Writer = Callable[..., Path]
 Change = Callable[[dict[str, Any]], object]
 

@@ -27,6 +27,8 @@ from tasks.loop.ledger import Row, read_ledger
 from tasks.stage_table import NAMES
 from tests.tasks.test_pipeline import BEFORE_THE_LOOP, Project, made
 
+pytestmark = pytest.mark.thorough
+
 CHANNELS = 32
 Writer = Callable[..., Path]
 

@@ -17,6 +17,8 @@ from tasks.reporting.tables import Summary
 from tasks.reporting.verdict import Figures, judge
 from tasks.workspace import deciding
 
+pytestmark = pytest.mark.thorough
+
 
 def figures(**changes: Any) -> Figures:
     parts = {"score": 0.9, "macs": 1000, "size_bytes": 4000, "parity": 1.0, "answer_difference": 0.0}
