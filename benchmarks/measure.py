@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import time
 import traceback
 from copy import deepcopy
@@ -218,7 +219,8 @@ def reset_peak() -> None:
 
 def peak_mb() -> float:
     """The largest resident memory of this process since the last reset, in megabytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1024
-    return float("nan")
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:  # no Linux: of the process's whole life
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), float("nan"))

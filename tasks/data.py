@@ -121,7 +121,7 @@ def _joined(found: Any, reference: str, task: Task | None) -> Splits:
     get = found.get if isinstance(found, Mapping) else partial(getattr, found)
     try:
         parts = [_given(found, name) for name in SPLITS]
-        if any(isinstance(part, Dataset | DataLoader) or _is_read(part) for part in parts):
+        if any(_is_data_set(part) for part in parts):
             samples = [_read(part, name, reference, task) for part, name in zip(parts, SPLITS, strict=True)]
             return Splits(samples[0], samples[1], samples[2], _classes(get("classes", None), parts[0], samples, task))
         needed = task is None or task.by_class or isinstance(task, MultiLabel)
@@ -151,13 +151,9 @@ def _given(found: Any, name: str) -> Any:
 
 
 def _is_data_set(part: Any) -> bool:
-    return isinstance(part, Dataset | DataLoader) or _is_read(part)
-
-
-def _is_read(part: Any) -> bool:
     """Say whether samples are asked for one by one, as of torch's data sets and those that only look alike."""
     has_samples = hasattr(part, "__getitem__") and hasattr(part, "__len__") and not hasattr(part, "inputs")
-    return has_samples and not isinstance(part, str | Mapping | Tensor)
+    return isinstance(part, Dataset | DataLoader) or (has_samples and not isinstance(part, str | Mapping | Tensor))
 
 
 def _classes(given: Any, train: Any, samples: Sequence[Samples], task: Task | None) -> tuple[str, ...]:

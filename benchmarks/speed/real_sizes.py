@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ import pruning
 from benchmarks.architectures.architecture import enliven
 from benchmarks.architectures.from_torchvision import declare_operators
 from benchmarks.isolation import run_apart
+from benchmarks.measure import peak_mb, reset_peak
 from pruning.statistics.collect import collect
 from zoo.models import resnet
 
@@ -96,28 +96,12 @@ def _build(network: str, pixels: int) -> nn.Module:
 
 @contextmanager
 def _measured(network: str, stage: str, found: list[Stage]) -> Iterator[None]:
-    _forget_peak()
+    reset_peak()
     clock, cpu = time.perf_counter(), time.process_time()
     yield
     spent, worked = time.perf_counter() - clock, time.process_time() - cpu
-    found.append(Stage(network, stage, round(spent, 2), round(worked, 2), round(_peak_gib(), 2)))
+    found.append(Stage(network, stage, round(spent, 2), round(worked, 2), round(peak_mb() / 1024, 2)))
     print(found[-1], f"load {os.getloadavg()[0]:.1f}", flush=True)
-
-
-def _forget_peak() -> None:
-    """Let Linux measure the peak of what follows alone."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def _peak_gib() -> float:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("VmHWM")), float("nan"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
