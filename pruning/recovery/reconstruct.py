@@ -162,14 +162,26 @@ class _Passes:
             self._prove()
             self._whole = False
         except Unsuitable as reason:
-            _log.info("the whole model is run for each layer: %s", reason)
+            self._give_up(reason)
+
+    def _give_up(self, reason: Unsuitable) -> None:
+        _log.info("the whole model is run for each layer: %s", reason)
+        self._whole = True
+        self._runs.clear()
 
     def look(self, batch: int, layer: Layer) -> LayerSeen:
         """Run a batch as far as a layer, and return what was seen of it. Ask for the layers in their order."""
+        if not self._whole:
+            try:
+                return self._look_by_tape(batch, layer)
+            except Unsuitable as reason:  # batches of this size take another way than those of the proof
+                self._give_up(reason)
         seen = LayerSeen(layer)
-        if self._whole:
-            observe(self._model, take(self._batches[batch], slice(None), device_of(self._model)), [seen], parts=True)
-            return seen
+        observe(self._model, take(self._batches[batch], slice(None), device_of(self._model)), [seen], parts=True)
+        return seen
+
+    def _look_by_tape(self, batch: int, layer: Layer) -> LayerSeen:
+        seen = LayerSeen(layer)
         run = self._runs.get(batch) or self._begin(batch)
         reads = run.tape.first_reads
         start = min((reads[name] for name in layer.parameters if name in reads), default=len(run.tape.calls))

@@ -331,3 +331,31 @@ def test_what_a_block_added_that_is_gone_is_made_up_for_by_the_next_one() -> Non
     torch.testing.assert_close(dense(inputs), model(inputs), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(dense.get_parameter("0.weight"), model.get_parameter("0.weight"), rtol=1e-5, atol=1e-6)
     assert not torch.allclose(dense.get_parameter("2.layer.weight"), model.get_parameter("2.layer.weight"), atol=1e-2)
+
+
+class LooksAtLargeBatches(nn.Module):
+    """Looks at values where a batch is larger than those on which a tape is proven."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        if len(x) > 8 and bool((x < 0).any()):
+            x = 2 * x
+        out: Tensor = self.last(self.second(x).relu())
+        return out
+
+
+def test_a_batch_on_which_code_looks_at_values_is_run_whole() -> None:
+    torch.manual_seed(0)
+    model, inputs = LooksAtLargeBatches().eval(), torch.randn(64, 16)
+    groups = find_groups(model, inputs[:2])
+    plan = make_plan(groups, "l2_norm", channel_sparsity=0.3)
+    results = []
+    for batch_size in (8, 64):
+        dense = narrow(model, plan, inputs[:2], groups=groups)
+        reconstruct(dense, model, plan, groups, inputs, batch_size=batch_size)
+        results.append(dense(inputs))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
