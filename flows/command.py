@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import logging
 import os
 import select
@@ -58,6 +60,7 @@ def execute(name: str, options: argparse.Namespace, action: Callable[[], object]
     Only --debug shows the traceback. A signal that ends the process is one message and exit code 128 + its number,
     whatever else it causes to fail.
     """
+    atexit.register(gc.freeze)  # or Python looks through all modules for garbage as it ends: 2 s with torch and MLflow
     _say_on_terminal()
     signals.watch(name)
     if getattr(options, "prefect", False):
