@@ -95,6 +95,7 @@ def _terms(options: argparse.Namespace, network: str) -> Terms:
         network=network,
         dataset=TEXTS if NETWORKS[network].reads_text else options.data,
         folder=options.folder,
+        num_test=options.test,
     )
 
 
@@ -111,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--targets", nargs="+", type=float, default=[0.5, 0.7, 0.85], help="shares of the MACs to go")
     parser.add_argument("--epochs", type=int, default=3, help="of fine-tuning")
     parser.add_argument("--samples", type=int, default=3000, help="training images")
+    parser.add_argument("--test", type=int, default=1240, help="test images")
     parser.add_argument("--baseline-epochs", type=int, default=12)
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured; go on from it")

@@ -56,14 +56,20 @@ atexit.register(lambda: Path(sys.argv[1]).write_text(str(inside[0])))
 """
 """Times the stages' own work, without what the loop tells MLflow, into the file that is named as an argument."""
 
-PLAIN = TIMED + """
+PLAIN = (
+    TIMED
+    + """
 for run in stages.FLOWS.values():
     run("params.yaml", "artifacts", False)
 """
-FLOW = TIMED + """
+)
+FLOW = (
+    TIMED
+    + """
 from flows import command, compress
 command.main(compress.NAME, compress.compress, compress.SUMMARY, [])
 """
+)
 SHARE, START_S = 0.03, 3.0
 """What the flow may take longer on a run of minutes: a share, and the import of DVC and MLflow."""
 
@@ -145,7 +151,9 @@ def main() -> None:
     given.add_argument("--params", type=Path, default=REPOSITORY / "params.yaml", metavar="FILE")
     given.add_argument("--rounds", type=int, default=1, metavar="N")
     options = given.parse_args()
-    print("| round | plain | flow | outside the stages: plain | flow | longer by | may be | nothing changed | processor |")
+    print(
+        "| round | plain | flow | outside the stages: plain | flow | longer by | may be | nothing changed | processor |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for number in range(1, options.rounds + 1):
         with tempfile.TemporaryDirectory() as folder:

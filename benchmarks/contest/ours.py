@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -15,12 +15,12 @@ from pruning.allocation.selection import Scope, choose_by_trial, make_plan
 from pruning.errors import TargetError
 from pruning.evaluation import evaluate
 from pruning.importance import criterion_names, find_criterion
-from pruning.plan.constraints import Limits
+from pruning.plan.constraints import Freedom, Limits, within_first
 from pruning.plan.plan import Plan
 from pruning.recovery.batch_norm import recalibrate
 from pruning.recovery.fold import fold
 from pruning.recovery.reconstruct import reconstruct
-from pruning.statistics.collect import collect
+from pruning.statistics.collect import Statistics, collect
 from pruning.training.recipe import Recipe
 from tasks.config.prune_schema import Structured
 from tasks.config.schema import load
@@ -59,27 +59,37 @@ def _default(change: dict[str, Any], terms: Terms, baseline: nn.Module, seed: in
     settings = load(REPOSITORY / "params.yaml").prune
     assert isinstance(settings, Structured)
     example = terms.data.test.inputs[:1]
-    groups = pruning.find_groups(baseline, example)
-    statistics = collect(groups, find_criterion(settings.criterion).needs, terms.seen, seed=seed)
 
-    def plan_by(allocation: Allocation) -> Plan:
-        assert allocation.strategy in ("local", "global")
-        return make_plan(
-            groups,
-            settings.criterion,
-            mac_reduction=reduction,
-            scope=Scope(allocation.strategy, allocation.normalise),
-            samples=statistics,
-            limits=settings.limits,
-        )
+    @cache
+    def offered(streams: bool) -> tuple[pruning.Groups, Statistics]:
+        groups = pruning.find_groups(baseline, example, allow_mixed=streams)
+        return groups, collect(groups, find_criterion(settings.criterion).needs, terms.seen, seed=seed)
 
-    note = ""
-    if "tried" in change:
+    def chosen_within(freedom: Freedom) -> tuple[Plan, str]:
+        groups, statistics = offered(freedom.streams)
+
+        def plan_by(allocation: Allocation) -> Plan:
+            assert allocation.strategy in ("local", "global")
+            return make_plan(
+                groups,
+                settings.criterion,
+                mac_reduction=reduction,
+                scope=Scope(allocation.strategy, allocation.normalise),
+                samples=statistics,
+                limits=freedom.limits,
+            )
+
+        if "tried" not in change:
+            return plan_by(settings.allocation), ""
         ways = Allocation(strategy="trial", tried=change["tried"]).candidates_tried()
         plans = {name: plan_by(one) for name, one in ways.items()}
         judges = [partial(_losses, terms, baseline, groups, share * len(terms.unlabelled) // 4) for share in (1, 4)]
-        note = next(one.name for one in choose_by_trial(plans, judges) if one.chosen)
-    plan = plans[note] if note else plan_by(settings.allocation)
+        name = next(one.name for one in choose_by_trial(plans, judges) if one.chosen)
+        return plans[name], name
+
+    (plan, way), freedom = within_first(settings.freedoms, chosen_within)
+    note = ", ".join(filter(None, (way, "" if freedom == settings.freedoms[0] else f"within {freedom}")))
+    groups, _ = offered(freedom.streams)
     dense = pruning.narrow(baseline, plan, example, groups=groups)
     narrowed = deepcopy(dense)
     if change.get("reconstructed", True):
