@@ -151,9 +151,7 @@ def main() -> None:
     given.add_argument("--params", type=Path, default=REPOSITORY / "params.yaml", metavar="FILE")
     given.add_argument("--rounds", type=int, default=1, metavar="N")
     options = given.parse_args()
-    print(
-        "| round | plain | flow | outside the stages: plain | flow | longer by | may be | nothing changed | processor |"
-    )
+    print("| round | plain | flow | plain outside | flow outside | longer by | may be | nothing changed | processor |")
     print("|---|---|---|---|---|---|---|---|---|")
     for number in range(1, options.rounds + 1):
         with tempfile.TemporaryDirectory() as folder:
