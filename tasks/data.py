@@ -203,7 +203,9 @@ def _read(source: Any, split: Split, reference: str, task: Task | None) -> Sampl
         found.append((_one_tensor(inputs, which, "inputs"), _one_tensor(targets, which, "targets")))
         if number == 0:
             _check_memory(found[0], data_set, len(batch), where)
-            if not _same(found[0], unpack(collate([data_set[i] for i in range(len(batch))]))):
+            again = [_by_user(lambda: data_set[i], f"{where}: sample {i}, read again") for i in range(len(batch))]  # noqa: B023
+            other = _by_user(lambda: unpack(collate(again)), f"{which}, read again,")  # noqa: B023
+            if not _same(found[0], other):
                 raise DataError(
                     f"{where} gives other samples each time it is read: every stage has to see the same. Take random "
                     "transforms out of the data set, and name them as training.augment"

@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruning.io.json_files import JsonError, checked_json
+from pruning.io.json_files import JsonError, checked_json, shards_of
 from tasks.code_closure import code_of, versions
 from tasks.file_cache import derive
 from tasks.stage_table import STAGES, STOP_ONLY, Stage, find_stage
@@ -197,8 +197,29 @@ def _executed(stage: Stage, settings: Json, facts: Json) -> Json:
         "modules": dict(code.modules),
         "versions": derive((versions, code.installed), lambda: versions(code.installed)),
         "facts": facts,
-        "files": {name: sha256(Path(path).read_bytes()).hexdigest() for name, path in files.items()},
+        "files": {name: _hash_of(Path(path)) for name, path in files.items()},
     }
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return a file that the settings name; of weights that are divided over several files, the index and all of them.
+
+    What is missing is left out: whoever loads it says so.
+    """
+    if path.suffix != ".json":
+        return [path]
+    try:
+        return [path, *(shard for shard in sorted(shards_of(path)) if shard.is_file())]
+    except (JsonError, OSError):
+        return [path]
+
+
+def _hash_of(path: Path) -> str:
+    first, *others = files_of(path)
+    found = sha256(first.read_bytes())
+    for other in others:
+        found.update(sha256(other.read_bytes()).digest())
+    return found.hexdigest()
 
 
 def _strings(value: Json) -> Iterator[str]:

@@ -12,7 +12,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from pruning.errors import SecateurError
 
@@ -104,6 +104,28 @@ def read_bytes(path: Path, *, error: type[SecateurError], mend: str, most: int |
     if most is not None and found.st_size > most:
         raise error(f"{path} has {found.st_size:,} bytes, where at most {most:,} are read; {mend}")
     return path.read_bytes()
+
+
+class _Index(BaseModel):
+    weight_map: dict[str, str] = Field(min_length=1)
+
+
+def shards_of(index: Path) -> dict[Path, list[str]]:
+    """Read the index of weights that are divided over several files, as `save_pretrained` of transformers writes it.
+
+    Returns:
+        The files, which lie beside it, each with the names of its tensors.
+
+    Raises:
+        JsonError: It is no such index, or names a file that lies elsewhere.
+        OSError: It can't be read.
+    """
+    files: dict[Path, list[str]] = {}
+    for name, file in checked_json(index.read_bytes(), _Index).weight_map.items():
+        if Path(file).name != file:
+            raise JsonError(f"its weight_map has {name!r} in {file[:_SHOWN]!r}, which is no file beside it")
+        files.setdefault(index.parent / file, []).append(name)
+    return files
 
 
 @cache

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pruning.errors import CheckpointError, pass_on
+from pruning.io.json_files import JsonError, shards_of
 
 _SHOWN = 8
 _DEEPEST = 4  # how many keys may lead to a state dict
@@ -31,9 +32,10 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
     Args:
         model: every one of its parameters and buffers has to be in the file, and nothing else.
-        path: `.safetensors`; or `.pt`, `.pth` of a state dict, plain or under keys ("state_dict", "model", "ema", …).
-            One prefix that stands before every name ("module.", "_orig_mod.", "model.") is dropped, and what
-            torch.compile and FSDP put into names; a line of the log says so.
+        path: `.safetensors`; or `.pt`, `.pth` of a state dict, plain or under keys ("state_dict", "model", "ema", …);
+            or the index of one that is divided over several files (`model.safetensors.index.json`). One prefix that
+            stands before every name ("module.", "_orig_mod.", "model.") is dropped, and what torch.compile and FSDP put
+            into names; a line of the log says so. Values of another type (bfloat16, float16) become the model's.
 
     Raises:
         CheckpointError: the file is missing or damaged, holds pickled objects beside tensors, doesn't fit, or holds
@@ -42,7 +44,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no file of weights at {path}")
-    found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    found = _read_sharded(path) if path.suffix == ".json" else _read_file(path)
     states = dict(_states_in(found, "", set()))
     if not states:
         raise CheckpointError(
@@ -138,6 +140,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
     expected = model.state_dict()
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
+    shape = {name: str(tuple(tensor.shape)) for name, tensor in (dict(state) | expected).items()}
     reshaped = [
         f"{name} is {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
         for name, tensor in expected.items()
@@ -145,9 +148,10 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
     ]
     faults = []
     if missing:
-        faults.append(f"missing: {_listed([_with_hint(name, unexpected) for name in missing])}")
+        with_hints = [f"{name} {shape[name]}{_hint(name, unexpected)}" for name in missing]
+        faults.append(f"missing: {_listed(with_hints)}")
     if unexpected:
-        faults.append(f"unexpected: {_listed(unexpected)}")
+        faults.append(f"unexpected: {_listed([f'{name} {shape[name]}' for name in unexpected])}")
     if reshaped:
         faults.append(f"of another shape: {_listed(reshaped)}")
     if faults:
@@ -156,6 +160,29 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
             "Build the model with the arguments it was trained with"
         )
     model.load_state_dict(dict(state))
+
+
+def _read_sharded(index: Path) -> dict[str, Any]:
+    """Read all files of an index; a tensor that it names has to be in the file that it names for it."""
+    try:
+        files = shards_of(index)
+    except JsonError as fault:
+        raise CheckpointError(
+            f"{index}: {fault}; expected an index of weights, such as save_pretrained writes"
+        ) from fault
+    found: dict[str, Any] = {}
+    for file, names in files.items():
+        if not file.is_file():
+            raise CheckpointError(f"{index} names {file.name}, which isn't beside it; bring all of its files along")
+        tensors = _read_file(file)
+        if lacking := [name for name in names if not isinstance(tensors, Mapping) or name not in tensors]:
+            raise CheckpointError(f"{index}: {file.name} lacks {_listed(lacking)}; bring files of one model along")
+        found |= {name: tensors[name] for name in names}
+    return found
+
+
+def _read_file(path: Path) -> Any:
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -169,13 +196,50 @@ def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        objects = _objects_in(path)
+        if not objects:
+            raise CheckpointError(f"{path} is damaged or no file of torch.save ({_first_line(error)})") from error
         raise CheckpointError(
-            f"{path} is damaged, or holds pickled objects beside tensors, which could run code when read and "
-            "is refused; where you trust it, save model.state_dict() alone and load that file"
+            f"{path} holds pickled objects beside tensors ({_listed(objects)}), which could run code when read and is "
+            f"refused. Where you trust it, convert it once: {_conversion(path, _UNPICKLE)}"
         ) from error
     except Exception as error:
         pass_on(error)
+        if "TorchScript" in str(error):
+            raise CheckpointError(
+                f"{path} is a TorchScript archive, a program with its weights; expected a state dict. Where you trust "
+                f"it, convert it once: {_conversion(path, _SCRIPT)}"
+            ) from error
         raise CheckpointError(f"{path} is damaged or no file of torch.save ({error})") from error
+
+
+_SCRIPT = "torch.save(dict(torch.jit.load('{path}', map_location='cpu').state_dict()), '{new}')"
+_UNPICKLE = (
+    "x = torch.load('{path}', map_location='cpu', weights_only=False); "
+    "x = x if isinstance(x, dict) else {{'model': x}}; "
+    "x = {{k: v.state_dict() if isinstance(v, torch.nn.Module) else v for k, v in x.items()}}; "
+    "torch.save({{k: v for k, v in x.items() if isinstance(v, torch.Tensor) or isinstance(v, dict) and v and "
+    "all(isinstance(t, torch.Tensor) for t in v.values())}}, '{new}')"
+)
+
+
+def _conversion(path: Path, line: str) -> str:
+    """Return the command that makes a state dict of a file, for people who trust it."""
+    new = path.with_name(f"{path.stem}.weights.pt")
+    return f'python -c "import torch; {line.format(path=path, new=new)}", then name {new}'
+
+
+def _objects_in(path: Path) -> list[str]:
+    """Return the classes and functions that unpickling would call, none if that can't be told."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception as fault:  # noqa: BLE001 - whatever a damaged file makes the reader raise
+        pass_on(fault)
+        return []
+
+
+def _first_line(fault: Exception) -> str:
+    return str(fault).strip().partition("\n")[0]
 
 
 def _tied_names(model: nn.Module) -> dict[str, str]:
@@ -190,9 +254,9 @@ def _tied_names(model: nn.Module) -> dict[str, str]:
     return pairs
 
 
-def _with_hint(name: str, unexpected: Sequence[str]) -> str:
+def _hint(name: str, unexpected: Sequence[str]) -> str:
     near = get_close_matches(name, unexpected, n=1, cutoff=0.8)
-    return f"{name} (is it {near[0]}?)" if near else name
+    return f" (is it {near[0]}?)" if near else ""
 
 
 def _listed(entries: Sequence[str]) -> str:

@@ -83,7 +83,7 @@ class Model(Section):
     kwargs: Arguments = Field(default_factory=dict)
     """Keyword arguments for the factory."""
     weights: Annotated[Path, AfterValidator(existing_file)] | None = None
-    """A .safetensors or .pt file with the weights to start from."""
+    """Weights to start from: a .safetensors or .pt file, or the index of several, model.safetensors.index.json."""
 
 
 class Augment(Section):

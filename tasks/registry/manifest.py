@@ -29,6 +29,7 @@ from pruning.io.onnx import open_session
 from tasks.config.schema import Settings
 from tasks.data import FOLDER as DATA
 from tasks.data import read_inputs
+from tasks.fingerprint import files_of
 from tasks.registry import dvc_repo, git_snapshot
 from tasks.registry.mlflow_artifacts import MOST_FILES, is_plain
 from tasks.registry.mlflow_client import secrets_in
@@ -125,10 +126,11 @@ def make_record(
     """
     logged = {_place(params, "params.yaml"): params}
     if settings.model.weights is not None:
-        place = _place(settings.model.weights, "")
-        if not _may_be_recorded(place):
-            place = f"{_BROUGHT_ALONG}/{settings.model.weights.name.lstrip('.')}"
-        logged[place] = settings.model.weights
+        given = files_of(settings.model.weights)
+        places = [_place(path, "") for path in given]
+        if not all(map(_may_be_recorded, places)):
+            places = [f"{_BROUGHT_ALONG}/{path.name.lstrip('.')}" for path in given]
+        logged |= zip(places, given, strict=True)
     for name, maker in _LOGGED.items():
         for file in (*contents(workspace.folder(name), maker), RECORD):
             logged[(_PLACES.folder(name) / file).as_posix()] = workspace.folder(name) / file

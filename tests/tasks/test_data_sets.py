@@ -100,6 +100,19 @@ def raising(x: Tensor, y: int) -> Any:
     return x, y
 
 
+class ReadOnce:
+    """A sample that can't be read a second time."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, x: Tensor, y: int) -> Any:
+        self.seen += 1
+        if self.seen > 50:  # a split has so many, and they are one batch
+            raise ValueError("the file is closed")
+        return x, y
+
+
 def random(x: Tensor, y: int) -> Any:
     return x + torch.rand(3), y
 
@@ -109,6 +122,11 @@ WRONG: list[tuple[Any, Task, str]] = [
         parts(raising),
         Classification(),
         r"'my:data': train: sample 3: OSError: cat.jpg is truncated \(.*test_data_sets.py, line",
+    ),
+    (
+        parts(ReadOnce()),
+        Classification(),
+        r"'my:data': train: sample 0, read again: ValueError: the file is closed \(.*test_data_sets.py, line",
     ),
     (parts(random), Classification(), "train gives other samples each time it is read.*training.augment"),
     (

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from pruning.errors import unknown_name
-from tasks.fingerprint import list_changes
+from tasks.fingerprint import _hash_of, files_of, list_changes
 
 
 def origin_with(**facts: Any) -> dict[str, Any]:
@@ -30,3 +32,17 @@ def test_first_setting_unlike_its_default_is_told_by_its_path() -> None:
 def test_unknown_name_without_a_near_one_is_a_sentence() -> None:
     assert unknown_name("stage", "xyz", ["prune", "report"]) == "unknown stage 'xyz'. Known: prune, report"
     assert unknown_name("stage", "prun", ["prune"]) == "unknown stage 'prun'; did you mean 'prune'? Known: prune"
+
+
+def test_weights_in_several_files_are_all_that_an_index_names(tmp_path: Path) -> None:
+    index, shards = tmp_path / "model.index.json", [tmp_path / "a.bin", tmp_path / "b.bin"]
+    index.write_text(json.dumps({"weight_map": {"x": "b.bin", "y": "a.bin", "z": "b.bin"}}))
+    for shard in shards:
+        shard.write_bytes(shard.name.encode())
+    assert files_of(index) == [index, *shards]
+    before = _hash_of(index)
+    shards[1].write_bytes(b"other")
+    assert _hash_of(index) != before, "the index is the same, its weights are not"
+    shards[1].unlink()
+    assert files_of(index) == [index, shards[0]]
+    assert files_of(shards[0]) == shards[:1]

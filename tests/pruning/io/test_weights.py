@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import cast
@@ -47,10 +53,85 @@ def test_safetensors_and_every_usual_form_of_pt_are_read(tmp_path: Path) -> None
         assert same(fresh, trained), path.name
 
 
-def test_pickled_model_is_refused_with_a_way_out(tmp_path: Path) -> None:
-    torch.save(model(), tmp_path / "whole.pt")
-    with pytest.raises(CheckpointError, match=r"could run code .* save model.state_dict\(\) alone"):
-        load_weights(model(), tmp_path / "whole.pt")
+def _converted(message: str, folder: Path) -> None:
+    """Run the command that a message names."""
+    command = message[message.index('python -c "') :].partition('", then name')[0] + '"'
+    subprocess.run([sys.executable, *shlex.split(command)[1:]], check=True, cwd=folder)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("kind", ["a module", "a module beside others", "a script"])
+def test_pickled_objects_are_refused_with_the_command_that_converts_them(tmp_path: Path, kind: str) -> None:
+    trained, path = model(1), tmp_path / "whole.pt"
+    if kind == "a script":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.jit.save(torch.jit.script(trained), path)  # type: ignore[no-untyped-call]
+    else:
+        torch.save(trained if kind == "a module" else {"ema": trained, "args": argparse.Namespace(lr=0.1)}, path)
+    with pytest.raises(CheckpointError, match=r"whole\.pt .*convert it once: python -c") as caught:
+        load_weights(model(), path)
+    assert kind == "a script" or "torch.nn.modules.container.Sequential" in str(caught.value)
+    _converted(str(caught.value), tmp_path)
+    fresh = model(2)
+    load_weights(fresh, tmp_path / "whole.weights.pt")
+    assert same(fresh, trained)
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_half_precision_becomes_the_type_of_the_model(tmp_path: Path, stored: torch.dtype, suffix: str) -> None:
+    state = {name: t.to(stored) if t.is_floating_point() else t for name, t in model(1).state_dict().items()}
+    path = tmp_path / f"half{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    fresh = model(2)
+    load_weights(fresh, path)
+    for name, tensor in fresh.state_dict().items():
+        assert tensor.dtype == model().state_dict()[name].dtype
+        assert torch.equal(tensor, state[name].to(tensor.dtype)), name
+
+
+def divided(folder: Path, trained: nn.Module, suffix: str, prefix: str = "") -> Path:
+    """Write weights as two files and their index."""
+    state = {f"{prefix}{name}": tensor for name, tensor in trained.state_dict().items()}
+    names, files = sorted(state), [f"model-0000{number}-of-00002{suffix}" for number in (1, 2)]
+    for number, file in enumerate(files):
+        part = {name: state[name] for name in names[number::2]}
+        save_file(part, folder / file) if suffix == ".safetensors" else torch.save(part, folder / file)
+    where = {name: files[number % 2] for number, name in enumerate(names)}
+    index = folder / f"model{suffix}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 99}, "weight_map": where}))
+    return index
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_weights_that_are_divided_over_several_files_are_read_by_their_index(
+    tmp_path: Path, suffix: str, prefix: str
+) -> None:
+    trained, fresh = model(1), model(2)
+    load_weights(fresh, divided(tmp_path, trained, suffix, prefix))
+    assert same(fresh, trained)
+
+
+def test_an_index_that_does_not_fit_its_files_is_refused(tmp_path: Path) -> None:
+    index = divided(tmp_path, model(1), ".safetensors")
+    (tmp_path / "model-00002-of-00002.safetensors").rename(tmp_path / "moved")
+    with pytest.raises(CheckpointError, match=r"names model-00002-of-00002\.safetensors, which isn't beside it"):
+        load_weights(model(), index)
+    (tmp_path / "moved").rename(tmp_path / "model-00002-of-00002.safetensors")
+    found = json.loads(index.read_text())
+    wrong = {**found["weight_map"], "more": "model-00001-of-00002.safetensors"}
+    index.write_text(json.dumps({"weight_map": wrong}))
+    with pytest.raises(CheckpointError, match=r"model-00001-of-00002\.safetensors lacks more"):
+        load_weights(model(), index)
+    for elsewhere in ("../secret.safetensors", "/etc/passwd", "..", ""):
+        index.write_text(json.dumps({"weight_map": {"first.weight": elsewhere}}))
+        with pytest.raises(CheckpointError, match="beside it"):
+            load_weights(model(), index)
+    index.write_text("{}")
+    with pytest.raises(CheckpointError, match=r"index\.json: weight_map: .*expected an index of weights"):
+        load_weights(model(), index)
 
 
 def test_all_faults_are_listed_at_once_and_nothing_is_loaded(tmp_path: Path) -> None:
@@ -62,8 +143,8 @@ def test_all_faults_are_listed_at_once_and_nothing_is_loaded(tmp_path: Path) -> 
     with pytest.raises(CheckpointError) as caught:
         load_weights(net, tmp_path / "wrong.safetensors")
     text = str(caught.value)
-    assert "missing: first.weight (is it firstt.weight?)" in text
-    assert "unexpected: firstt.weight" in text
+    assert "missing: first.weight (4, 3) (is it firstt.weight?)" in text
+    assert "unexpected: firstt.weight (4, 3)" in text
     assert "last.bias is (7,), expected (2,)" in text
     assert same(net, untouched)
 
