@@ -66,7 +66,7 @@ def test_pickled_objects_are_refused_with_the_command_that_converts_them(tmp_pat
     if kind == "a script":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.jit.save(torch.jit.script(trained), path)  # type: ignore[no-untyped-call]
+            torch.jit.save(torch.jit.script(trained), path)
     else:
         torch.save(trained if kind == "a module" else {"ema": trained, "args": argparse.Namespace(lr=0.1)}, path)
     with pytest.raises(CheckpointError, match=r"whole\.pt .*convert it once: python -c") as caught:
