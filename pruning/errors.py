@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import copy
 import signal
+import sysconfig
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -151,6 +152,20 @@ def describe(fault: Exception) -> str:
     ]
     notes = [*getattr(fault, "__notes__", []), *(f"raised at {line}" for line in lines[-1:])]
     return f"{text} ({notes[0]})" if notes else text
+
+
+def describe_user_fault(fault: Exception) -> str:
+    """Say what a fault in the user's own functions says, by its class, and the last line of theirs that was run."""
+    ours = {Path(__file__).parent, Path(__file__).parent.parent / "tasks"}
+    installed = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
+    frames = [
+        one
+        for one in extract_tb(fault.__traceback__)
+        if one.filename[0] != "<" and not ours.union(installed).intersection(Path(one.filename).parents)
+    ]
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    text = str(fault).strip().partition("\n")[0] or "no message"
+    return f"{type(fault).__name__}: {text}{place}"
 
 
 def unknown_name(kind: str, found: str, known: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from pruning.batches import Batches, Samples, checked_batches
 from pruning.containers import Inputs, as_call, count_samples, take
 from pruning.errors import DataError, ModelError, pass_on
 from pruning.metrics import MeanOf, Measure, Metric, StatefulMetric, described, measure_of, score_of
@@ -29,18 +30,6 @@ Forward = Callable[[nn.Module, int, Inputs], Any]
 
 Progress = Callable[[int, int], None]
 """(done, total): called after each batch with the number of batches done and the number in all."""
-
-
-class Samples(Protocol):
-    """Inputs and their targets, both with the samples on axis 0."""
-
-    @property
-    def inputs(self) -> Inputs:
-        """What the model is given: a tensor [N, ...], or a tuple or dict of several."""
-
-    @property
-    def targets(self) -> Any:
-        """What the loss and the metric compare with: a tensor [N, ...], or a tuple or dict of several."""
 
 
 class TensorSamples(Protocol):
@@ -236,20 +225,6 @@ class Scorer:
         return found
 
 
-def check_samples(samples: Samples) -> int:
-    """Return the number of samples.
-
-    Raises:
-        DataError: there are none, or inputs and targets differ in number.
-    """
-    num_inputs, num_targets = count_samples(samples.inputs), count_samples(samples.targets)
-    if num_inputs != num_targets:
-        raise DataError(f"{num_inputs} inputs but {num_targets} targets; each input needs one target")
-    if num_inputs == 0:
-        raise DataError("no samples; at least one is needed")
-    return num_inputs
-
-
 def whole_pass(model: nn.Module, _batch: int, inputs: Inputs) -> Any:
     """Run all of a model."""
     args, kwargs = as_call(inputs)
@@ -259,7 +234,7 @@ def whole_pass(model: nn.Module, _batch: int, inputs: Inputs) -> Any:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    samples: Samples,
+    samples: Samples | Batches,
     *,
     loss: Loss = cross_entropy,
     metric: Metric | StatefulMetric = top1,
@@ -272,7 +247,7 @@ def evaluate(
 
     Args:
         model: run in evaluation mode on its own device; its modes are restored.
-        samples: moved to the model's device batch by batch.
+        samples: read and moved to the model's device batch by batch.
         loss: of a batch; (sum, count) of one is added up exactly, however many count in each batch.
         metric: one value per sample, or an object with update(outputs, targets), compute and reset, which holds what it
             needs of the batches: outputs are never collected.
@@ -282,11 +257,11 @@ def evaluate(
         progress: told after each batch.
 
     Raises:
-        DataError: no samples, or inputs and targets differ in number.
+        DataError: no samples, inputs and targets differ in number, or one can't be read.
         ModelError: the loss is not one finite number, or the metric doesn't give one value per sample.
     """
-    num_samples, device = check_samples(samples), device_of(model)
-    num_batches = -(-num_samples // batch_size)
+    batches, device = checked_batches(samples), device_of(model)
+    num_batches, num_samples = -(-len(batches) // batch_size), 0
     total_loss, total_count = 0.0, 0.0
     sums, counts = list[Tensor](), list[Tensor]()
     scored = metric if isinstance(metric, StatefulMetric) else MeanOf(metric)
@@ -294,13 +269,12 @@ def evaluate(
     own = _counted(loss)
     with restored_modes(model):
         model.eval()
-        for index in range(num_batches):
-            here = slice(index * batch_size, (index + 1) * batch_size)
-            targets = take(samples.targets, here, device)
-            outputs = forward(model, index, take(samples.inputs, here, device))
+        for index, batch in enumerate(batches.ordered(batch_size)):
+            inputs, targets, size = batch.to(device)
+            outputs = forward(model, index, inputs)
             scored.update(outputs, targets)
             total, count = _pair(own(outputs, targets), targets)
-            size = min(batch_size, num_samples - index * batch_size)
+            num_samples += size
             total_loss += total.item() * (size if count is None else 1)
             total_count += size if count is None else count.item()
             if each:
@@ -308,6 +282,8 @@ def evaluate(
                     kept.append(one.to("cpu", torch.float64))
             if progress is not None:
                 progress(index + 1, num_batches)
+    if num_samples != len(batches):
+        raise DataError(f"{num_samples} samples were read of {len(batches)}; every one has to be seen once")
     average = total_loss / max(1.0, total_count)
     if not math.isfinite(average):
         raise ModelError(

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         reconstruct,
         score_blocks,
     )
+    from pruning.batches import Batches, DatasetBatches, TensorBatches
     from pruning.evaluation import Evaluation, evaluate
     from pruning.io.checkpoint import load_checkpoint, save_checkpoint
     from pruning.io.onnx import check_parity, export_onnx
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ELSEWHERE = {
+    "pruning.batches": ("Batches", "DatasetBatches", "TensorBatches"),
     "pruning.evaluation": ("Evaluation", "evaluate"),
     "pruning.io.checkpoint": ("load_checkpoint", "save_checkpoint"),
     "pruning.io.onnx": ("check_parity", "export_onnx"),
@@ -80,9 +82,11 @@ _PLACES = {name: module for module, names in _ELSEWHERE.items() for name in name
 """Public names that `pruning` itself doesn't have -> their modules."""
 
 __all__ = [
+    "Batches",
     "Block",
     "Blocks",
     "ChannelSparsity",
+    "DatasetBatches",
     "Evaluation",
     "Group",
     "Groups",
@@ -98,6 +102,7 @@ __all__ = [
     "Slice",
     "Splits",
     "Task",
+    "TensorBatches",
     "__version__",
     "add_gates",
     "apply_masks",

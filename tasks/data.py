@@ -17,6 +17,7 @@ from safetensors.torch import save as format_safetensors
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from pruning.batches import Batches, TensorBatches
 from pruning.errors import DataError, SettingsError
 from pruning.io.atomic import replace_file
 from pruning.io.json_files import read_bytes
@@ -305,8 +306,8 @@ def read_description(workspace: Workspace) -> Description:
     return workspace.read_json(FOLDER, DESCRIPTION, "prepare", Description)
 
 
-def read_split(workspace: Workspace, split: Split) -> Samples:
-    """Read one split; if it has no labels, the baseline's answers are its targets.
+def read_split(settings: Settings, workspace: Workspace, split: Split) -> Batches:  # noqa: ARG001
+    """Return the samples of one split; if it has no labels, the baseline's answers are its targets.
 
     Raises:
         WorkspaceError: `prepare` hasn't run, or `baseline` where its answers are needed.
@@ -317,19 +318,20 @@ def read_split(workspace: Workspace, split: Split) -> Samples:
     if "targets" not in tensors:
         tensors["targets"] = _read_tensors(workspace.folder("baseline") / ANSWERS, "baseline", split)[split]
     try:
-        return Samples(tensors["inputs"], tensors["targets"])
-    except ValueError as error:
+        return TensorBatches(tensors["inputs"], tensors["targets"])
+    except DataError as error:
         raise DataError(f"{path} holds no samples ({error}); {_mend(path, 'prepare')}") from error
 
 
-def read_inputs(workspace: Workspace, split: Split) -> Tensor:
-    """Read the inputs of one split, [N, ...].
+def read_inputs(settings: Settings, workspace: Workspace, split: Split) -> Batches:  # noqa: ARG001
+    """Return the samples of one split without their targets.
 
     Raises:
         WorkspaceError: `prepare` hasn't run.
         DataError: The file is missing or damaged.
     """
-    return _read_tensors(workspace.folder(FOLDER) / f"{split}.safetensors", "prepare", "inputs")["inputs"]
+    path = workspace.folder(FOLDER) / f"{split}.safetensors"
+    return TensorBatches(_read_tensors(path, "prepare", "inputs")["inputs"])
 
 
 def read_example(workspace: Workspace) -> Tensor:
@@ -368,8 +370,3 @@ def _read_tensors(path: Path, maker: str, *names: str) -> dict[str, Tensor]:
     if lacking := [name for name in names if name not in found]:
         raise DataError(f"{path} holds no {', '.join(lacking)}; {mend}")
     return found
-
-
-def spread(samples: Samples, count: int) -> Samples:
-    """Return this many of the samples, spread evenly; all of them if there are no more."""
-    return samples if count >= len(samples) else samples.take(torch.arange(count) * len(samples) // count)

@@ -14,10 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 import pruning
+from pruning.batches import Batches
 from pruning.containers import main_output
 from pruning.dynamic.gates import GatedModel, macs_of_samples
 from pruning.errors import CheckpointError, SettingsError
-from pruning.evaluation import Scorer, TensorSamples, evaluate, restored_modes
+from pruning.evaluation import Scorer, evaluate, restored_modes
 from pruning.importance import Criterion
 from pruning.io.checkpoint import load_checkpoint, save_checkpoint
 from pruning.metrics import Measure
@@ -114,13 +115,13 @@ def measured_in(meta: Json, folder: Path) -> ModelMetrics:
         ) from error
 
 
-def measure(model: nn.Module, samples: TensorSamples, settings: Settings, example: Tensor) -> ModelMetrics:
+def measure(model: nn.Module, samples: Batches, settings: Settings, example: Tensor) -> ModelMetrics:
     """Evaluate a model and count its costs; see `measure_each`."""
     return measure_each(model, samples, settings, example)[0]
 
 
 def measure_each(
-    model: nn.Module, samples: TensorSamples, settings: Settings, example: Tensor
+    model: nn.Module, samples: Batches, settings: Settings, example: Tensor
 ) -> tuple[ModelMetrics, Tensor | None]:
     """Evaluate a model and count its costs.
 
@@ -140,7 +141,7 @@ def measure_each(
     groups = pruning.find_groups(inner, example)
     macs = pruning.count_macs(groups)
     if isinstance(model, GatedModel):
-        macs = int(macs_of_samples(model, Cost(groups), samples.inputs, batch_size=batch_size).mean())
+        macs = int(macs_of_samples(model, Cost(groups), samples, batch_size=batch_size).mean())
     weights = [parameter for parameter in inner.parameters() if parameter.ndim > 1]
     zeros, stored = sum(int((weight == 0).sum()) for weight in weights), size_bytes(model)
     sparse = stored < size_bytes(model, packed=False)

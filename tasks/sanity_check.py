@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import pruning
+from pruning.batches import TensorBatches
 from pruning.containers import main_output
 from pruning.errors import (
     DataError,
@@ -38,7 +39,7 @@ from pruning.task import Task
 from pruning.training.recipe import Recipe
 from tasks.config.schema import Settings
 from tasks.config.types import LOSSES, METRICS
-from tasks.data import Description, read_description, read_inputs, read_split, spread
+from tasks.data import Description, read_description, read_inputs, read_split
 from tasks.determinism import begin
 from tasks.models import (
     augmentation,
@@ -52,7 +53,6 @@ from tasks.models import (
     with_one_output,
 )
 from tasks.workspace import Workspace
-from zoo.datasets.splits import Samples
 
 _NUM_SAMPLES = 16
 _CLOSE = 1e-4
@@ -87,7 +87,7 @@ def sanity_check(settings: Settings, workspace: Workspace, *, exports: bool = Fa
     model = _build(settings, data).to(settings.run.device)
     if settings.model.weights is not None:
         load_weights(model, settings.model.weights)
-    inputs, labels = _first_batch(workspace, data)
+    inputs, labels = _first_batch(settings, workspace, data)
     task, metric = loss_and_metric(settings)
     with torch.no_grad(), restored_modes(model):
         outputs = _run(model.eval(), inputs.to(settings.run.device), settings)
@@ -98,7 +98,7 @@ def sanity_check(settings: Settings, workspace: Workspace, *, exports: bool = Fa
     trains = settings.baseline.recipe is not None or bool(settings.prune.recipes)
     _check_loss(task, model, inputs.to(settings.run.device), targets, settings, trains=trains)
     groups = pruning.find_groups(model, example_inputs(workspace, settings))
-    _check_pruning(model, groups, Samples(inputs, targets.cpu()), task, settings)
+    _check_pruning(model, groups, TensorBatches(inputs, targets.cpu()), task, settings)
     if exports:
         _check_export(model, inputs, settings)
 
@@ -138,12 +138,12 @@ def _check_provider(settings: Settings) -> None:
         )
 
 
-def _first_batch(workspace: Workspace, data: Description) -> tuple[Tensor, Tensor | None]:
+def _first_batch(settings: Settings, workspace: Workspace, data: Description) -> tuple[Tensor, Tensor | None]:
     """Return a few training samples, spread over all, and their targets; None where there are no labels."""
     if data.labelled:
-        samples = spread(read_split(workspace, "train"), _NUM_SAMPLES)
+        samples = read_split(settings, workspace, "train").spread(_NUM_SAMPLES).loaded()
         return samples.inputs, samples.targets
-    return read_inputs(workspace, "train")[:_NUM_SAMPLES], None
+    return read_inputs(settings, workspace, "train").first(_NUM_SAMPLES).inputs, None
 
 
 def _run(model: nn.Module, inputs: Tensor, settings: Settings) -> Any:
@@ -268,7 +268,7 @@ def _check_loss(
         raise ModelError(f"{name}: its gradient is not finite on the model's first outputs")
 
 
-def _check_pruning(model: nn.Module, groups: Groups, samples: Samples, loss: Loss, settings: Settings) -> None:
+def _check_pruning(model: nn.Module, groups: Groups, samples: TensorBatches, loss: Loss, settings: Settings) -> None:
     """Check that names in the settings exist in the model, that own criteria score it, and that sparsity can be met."""
     chosen = settings.prune
     groups_in(groups, chosen.ignore, "prune.ignore")

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contest.networks import NETWORKS, Network, data_of
-from pruning.evaluation import Samples, TensorSamples, evaluate
+from pruning.batches import Samples
+from pruning.evaluation import TensorSamples, evaluate
 from pruning.training.recipe import Recipe
 from pruning.training.trainer import Callbacks, finetune
 from zoo.datasets.splits import Splits

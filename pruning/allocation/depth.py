@@ -11,17 +11,19 @@ scores, which are of blocks or of channels; so both are tried, and judged by the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Any, Generic, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
-from pruning.containers import Inputs, as_call, count_samples, find_tensors, in_batches, take
+from pruning.batches import Batch, Batches, Samples, checked_batches
+from pruning.containers import Inputs, as_call, find_tensors
 from pruning.errors import DataError, ModelError, OutOfReachError, SettingsError, TargetError, unknown_name
-from pruning.evaluation import Loss, Samples, cross_entropy, device_of, evaluate, restored_modes
+from pruning.evaluation import Loss, cross_entropy, device_of, evaluate, restored_modes
 from pruning.graph.dispatch import Listeners, Place, watch
 from pruning.graph.rules.call import operator_name, tensors_in
 from pruning.plan.blocks import Block, Blocks, find_blocks
@@ -32,7 +34,7 @@ Measure = Literal["loss", "output_error", "block_influence"]
 
 def score_blocks(
     blocks: Blocks,
-    samples: Samples | Inputs,
+    samples: Samples | Batches | Inputs,
     measure: Measure = "loss",
     *,
     loss: Loss = cross_entropy,
@@ -67,20 +69,18 @@ def score_blocks(
     """
     if measure not in get_args(Measure):
         raise SettingsError(unknown_name("measure of blocks", measure, get_args(Measure)))
+    batches = checked_batches(samples)
     if measure == "loss":
-        if not hasattr(samples, "targets"):
+        if batches.first(1).targets is None:
             raise DataError(
                 "the loss without a block needs samples with inputs and targets; give them, or measure='output_error'"
             )
-        return _by_loss(blocks, samples, loss, batch_size)  # type: ignore[arg-type]  # it has targets
-    inputs: Any = getattr(samples, "inputs", samples)
-    if count_samples(inputs) == 0:
-        raise DataError("no samples; at least one is needed")
-    batches = in_batches(inputs, batch_size)
-    return _by_outputs(blocks, batches) if measure == "output_error" else _by_influence(blocks, batches)
+        return _by_loss(blocks, batches, loss, batch_size)
+    ordered = partial(batches.ordered, batch_size)
+    return _by_outputs(blocks, ordered) if measure == "output_error" else _by_influence(blocks, ordered)
 
 
-def _by_loss(blocks: Blocks, samples: Samples, loss: Loss, batch_size: int) -> dict[str, float]:
+def _by_loss(blocks: Blocks, samples: Batches, loss: Loss, batch_size: int) -> dict[str, float]:
     def measured(model: nn.Module) -> float:
         return evaluate(model, samples, loss=loss, metric=_no_metric, batch_size=batch_size).loss
 
@@ -99,9 +99,9 @@ def _no_metric(_outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _by_outputs(blocks: Blocks, batches: list[Any]) -> dict[str, float]:
+def _by_outputs(blocks: Blocks, ordered: Callable[[], Iterator[Batch]]) -> dict[str, float]:
     def outputs(model: nn.Module) -> Tensor:
-        args_of = [as_call(take(batch, slice(None), device_of(model))) for batch in batches]
+        args_of = (as_call(batch.to(device_of(model)).inputs) for batch in ordered())
         with restored_modes(model):
             model.eval()
             given = [find_tensors(model(*args, **kwargs)) for args, kwargs in args_of]
@@ -112,12 +112,12 @@ def _by_outputs(blocks: Blocks, batches: list[Any]) -> dict[str, float]:
     return {name: float((outputs(blocks.without([name])) - whole).norm() / size) for name in blocks}
 
 
-def _by_influence(blocks: Blocks, batches: list[Any]) -> dict[str, float]:
+def _by_influence(blocks: Blocks, ordered: Callable[[], Iterator[Batch]]) -> dict[str, float]:
     """Look at the two operands of each addition in one pass on real tensors."""
     places = {name: blocks.addition_of(name) for name in blocks}
     turned, number = dict.fromkeys(places, 0.0), dict.fromkeys(places, 0)
     wanted = {place: name for name, place in places.items()}
-    for batch in batches:
+    for batch in ordered():
         counted: dict[str, int] = {}
 
         def on_call(func: Any, args: Any, kwargs: Any, result: Any, place: Place, counted: Any = counted) -> None:
@@ -136,7 +136,7 @@ def _by_influence(blocks: Blocks, batches: list[Any]) -> dict[str, float]:
                     turned[name] += float((1 - cosine).sum())
                     number[name] += cosine.numel()
 
-        watch(blocks.model, take(batch, slice(None), device_of(blocks.model)), Listeners(on_call), "real")
+        watch(blocks.model, batch.to(device_of(blocks.model)).inputs, Listeners(on_call), "real")
     return {name: turned[name] / max(number[name], 1) for name in places}
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,8 @@ from torch.utils import deterministic
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning.allocation.dataflow import PassOrder, Unsuitable, address, read_order, tensors_of
-from pruning.containers import Inputs, count_samples, find_tensors, take
+from pruning.batches import Batches
+from pruning.containers import Inputs, find_tensors
 from pruning.evaluation import Forward, device_of, restored_modes, whole_pass
 from pruning.graph.trace import Trace
 
@@ -44,7 +45,8 @@ class FirstLayers:
         self,
         model: nn.Module,
         traced: Trace,
-        batches: Sequence[Inputs],
+        samples: Batches,
+        batch_size: int,
         *,
         max_bytes: int = MAX_BYTES,
     ) -> None:
@@ -53,20 +55,22 @@ class FirstLayers:
         Args:
             model: Whose layers are shared; untouched.
             traced: The engine's trace of it: where it had to look at values, so may the model's code.
-            batches: What the models will be run on.
+            samples: What the models will be run on, in their order.
+            batch_size: Samples per pass.
             max_bytes: What may be kept; more, and the cut lies further left.
         """
-        self._model, self._batches, self._max_bytes = model, batches, max_bytes
-        self._num_samples = sum(map(count_samples, batches))
+        self._model, self._max_bytes = model, max_bytes
+        self._num_samples, self._num_batches = len(samples), -(-len(samples) // batch_size)
         self._cut = 0
         self._kept: dict[int, _Kept] = {}
         self._order: PassOrder | None = None
-        if not batches:
+        if not self._num_samples:
             return  # there is nothing to share, and whoever runs the models says that
+        self._few = samples.first(min(_FEW, batch_size))
         try:
             if any(one.tensors == "real" for one in traced.passes):
                 raise Unsuitable("its code looks at values")
-            self._order = read_order(model, self._inputs(_PROOF))
+            self._order = read_order(model, self._proof())
         except Unsuitable as reason:
             self.give_up(reason)
 
@@ -74,8 +78,7 @@ class FirstLayers:
         """Return how many operators are shared by models that differ in these parameters; 0 where passes are whole."""
         if self._order is None:
             return 0
-        few = min(_FEW, count_samples(self._batches[0]))
-        return self._order.cut(changed, self._max_bytes * few / self._num_samples)
+        return self._order.cut(changed, self._max_bytes * self._few.size / self._num_samples)
 
     def forward(self, changed: Collection[str]) -> Forward:
         """Return how to run a model that differs in these parameters; it raises `Unsuitable` where that goes wrong.
@@ -103,9 +106,9 @@ class FirstLayers:
     def _move(self, cut: int) -> None:
         """Go to another cut, and prove on a few samples that the outputs are the same bits."""
         if cut < self._cut or not self._kept:
-            self._kept = {batch: _Kept() for batch in range(_PROOF, len(self._batches))}
+            self._kept = {batch: _Kept() for batch in range(_PROOF, self._num_batches)}
         self._cut = cut
-        inputs = self._inputs(_PROOF)
+        inputs = self._proof()
         with restored_modes(self._model):
             self._model.eval()
             whole = find_tensors(whole_pass(self._model, _PROOF, inputs))
@@ -121,10 +124,9 @@ class FirstLayers:
         self._kept[batch] = resumed.taken
         return outputs
 
-    def _inputs(self, batch: int) -> Inputs:
-        given = self._batches[max(batch, 0)]
-        taken: Inputs = take(given, slice(_FEW if batch == _PROOF else None), device_of(self._model))
-        return taken
+    def _proof(self) -> Inputs:
+        inputs: Inputs = self._few.to(device_of(self._model)).inputs
+        return inputs
 
 
 @dataclass(frozen=True)

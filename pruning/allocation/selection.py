@@ -34,9 +34,10 @@ from pruning.allocation.thresholds import (
     steps_of,
     thresholds_by_set,
 )
+from pruning.batches import Batches, Samples
 from pruning.containers import Inputs
 from pruning.errors import ModelError, SettingsError, TargetError, unknown_name
-from pruning.evaluation import Progress, Samples, interval_of_mean
+from pruning.evaluation import Progress, interval_of_mean
 from pruning.graph.groups import Groups
 from pruning.importance import Criteria, Ranking, needs_of
 from pruning.latency.profile import LatencyCost, Profile
@@ -102,7 +103,7 @@ def make_plan(
     ignore: Sequence[Entry] = (),
     round_to: Rounding = 1,
     limits: Limits | Sequence[Limits] = Limits(),  # noqa: B008 - it is frozen
-    samples: Samples | Inputs | Statistics | None = None,
+    samples: Samples | Batches | Inputs | Statistics | None = None,
     **target_keywords: Unpack[TargetKeywords],
 ) -> Plan:
     """Make a plan that meets one target.

@@ -15,9 +15,9 @@ from torch import nn
 
 from pruning.allocation.dataflow import Unsuitable
 from pruning.allocation.prefix_cache import FirstLayers
-from pruning.containers import in_batches
+from pruning.batches import Batches, Samples, as_batches
 from pruning.errors import SettingsError
-from pruning.evaluation import Evaluation, Forward, Loss, Samples, cross_entropy, evaluate, top1, whole_pass
+from pruning.evaluation import Evaluation, Forward, Loss, cross_entropy, evaluate, top1, whole_pass
 from pruning.graph.groups import Groups
 from pruning.metrics import Metric, StatefulMetric
 from pruning.plan.constraints import tied_names
@@ -88,7 +88,7 @@ class Sensitivity:
         groups: Groups,
         orders: Mapping[str, Sequence[int]],
         rates: Iterable[float],
-        samples: Samples,
+        samples: Samples | Batches,
         *,
         sweep: Sweep = "knee",
         loss: Loss = cross_entropy,
@@ -118,11 +118,10 @@ class Sensitivity:
             raise SettingsError(
                 f"rates of the sensitivity analysis: {wrong}; expected shares between 0 and 1, both excluded"
             )
-        self._model, self._groups, self._orders, self._samples = model, groups, orders, samples
+        self._model, self._groups, self._orders, self._samples = model, groups, orders, as_batches(samples)
         self._sweep, self._loss, self._metric, self._batch_size = sweep, loss, metric, batch_size
         self.num_evaluations = 0
-        batches = in_batches(samples.inputs, batch_size)
-        self._first = FirstLayers(model, groups.trace, batches) if share else None
+        self._first = FirstLayers(model, groups.trace, self._samples, batch_size) if share else None
 
     @cached_property
     def whole(self) -> Evaluation:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruning.batches import Batches, Samples, as_batches
 from pruning.dynamic.routing import Route, find_routes
 from pruning.errors import ModelError, TargetError
 from pruning.evaluation import device_of, restored_modes
@@ -256,25 +257,30 @@ class GateTraining:
 
 
 @torch.no_grad()
-def macs_of_samples(gated: GatedModel, cost: Cost, inputs: Tensor, *, batch_size: int = 256) -> Tensor:
+def macs_of_samples(
+    gated: GatedModel, cost: Cost, inputs: Batches | Samples | Tensor, *, batch_size: int = 256
+) -> Tensor:
     """Return the MACs of each sample: those of its open channels and of the gates, [N] float64 on the CPU.
 
     Args:
         gated: run in evaluation mode.
         cost: of the groups of its model.
-        inputs: [N, ...].
+        inputs: samples, or a tensor [N, ...].
         batch_size: samples per pass.
     """
     device = device_of(gated)
     with restored_modes(gated):
         gated.eval()
         found = [
-            _macs(gated, cost, gated.choose(batch.to(device))[1]).cpu() for batch in torch.split(inputs, batch_size)
+            _macs(gated, cost, gated.choose(batch.to(device).inputs)[1]).cpu()
+            for batch in as_batches(inputs).ordered(batch_size)
         ]
     return torch.cat(found)
 
 
-def calibrate_gates(gated: GatedModel, cost: Cost, inputs: Tensor, macs: float, *, batch_size: int = 256) -> float:
+def calibrate_gates(
+    gated: GatedModel, cost: Cost, inputs: Batches | Samples | Tensor, macs: float, *, batch_size: int = 256
+) -> float:
     """Set the shift of all logits so that the mean MACs over some inputs are at most what is asked for, and near it.
 
     By bisection; no labels are needed, no weight is changed.
@@ -282,7 +288,7 @@ def calibrate_gates(gated: GatedModel, cost: Cost, inputs: Tensor, macs: float, 
     Args:
         gated: changed in place.
         cost: of the groups of its model.
-        inputs: [N, ...].
+        inputs: samples, or a tensor [N, ...].
         macs: mean MACs of a sample.
         batch_size: samples per pass.
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from io import StringIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pruning.batches import Batches, Samples, as_batches
 from pruning.errors import ExportError, pass_on, unknown_name
 from pruning.evaluation import device_of, restored_modes
 from pruning.graph.contexts import quiet
@@ -153,7 +155,7 @@ def _cause(error: BaseException) -> str:
 def check_parity(
     path: str | Path,
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Batches | Samples | Tensor,
     *,
     batch_sizes: Sequence[int] = (1, 3, 7),
     batch_size: int = 256,
@@ -164,7 +166,8 @@ def check_parity(
     Args:
         path: the file; it has one input.
         model: run in evaluation mode on its device; modes are restored.
-        inputs: [N, ...]. The first samples are run at each of `batch_sizes`, then all of them by `batch_size`.
+        inputs: samples, or a tensor [N, ...]. The first ones are run at each of `batch_sizes`, then
+            all of them by `batch_size`.
         batch_sizes: proves that the batch axis is dynamic; sizes above N are cut to N.
         batch_size: samples per pass over the whole set.
         by_class: whether axis 1 of the outputs holds classes, of which the largest counts.
@@ -173,12 +176,12 @@ def check_parity(
         ExportError: the file can't be loaded or run at one of the batch sizes.
     """
     session = open_session(path)
-    name, num_samples, device = session.get_inputs()[0].name, len(inputs), device_of(model)
-    passes = [inputs[:size] for size in batch_sizes] + list(torch.split(inputs, batch_size))
+    name, samples, device = session.get_inputs()[0].name, as_batches(inputs), device_of(model)
+    passes = chain((samples.first(size) for size in batch_sizes), samples.ordered(batch_size))
     largest, relative, agreed, close, compared = 0.0, 0.0, 0, 0, 0
     with restored_modes(model), torch.no_grad():
         model.eval()
-        for number, batch in enumerate(passes):
+        for number, (batch, _, _) in enumerate(passes):
             expected = model(batch.to(device)).cpu().numpy()
             found = _run(session, name, batch, path)
             if found.shape != expected.shape:
@@ -193,7 +196,7 @@ def check_parity(
                     same = found.argmax(axis=1) == expected.argmax(axis=1)
                     agreed += int(same.reshape(len(batch), -1).all(axis=1).sum())
                 close += int((differences <= TOLERANCE * scale).sum())
-    return Parity(largest, relative, close / compared, agreed / compared if by_class else None, num_samples)
+    return Parity(largest, relative, close / compared, agreed / compared if by_class else None, compared)
 
 
 def open_session(

@@ -6,12 +6,15 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pruning.containers import as_call, take
-from pruning.evaluation import Samples, check_samples, device_of, restored_modes
+from pruning.batches import Batches, Samples, checked_batches
+from pruning.containers import Inputs, as_call
+from pruning.evaluation import device_of, restored_modes
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, samples: Samples, *, num_samples: int = 1024, batch_size: int = 128) -> int:
+def recalibrate(
+    model: nn.Module, samples: Samples | Batches | Inputs, *, num_samples: int = 1024, batch_size: int = 128
+) -> int:
     """Recompute every batch norm's running mean and variance, in place; nothing else changes.
 
     They become the plain average of the batches' statistics, not an exponential one, over batches whose sizes differ by
@@ -28,14 +31,13 @@ def recalibrate(model: nn.Module, samples: Samples, *, num_samples: int = 1024, 
         The number of batch norms recalibrated.
 
     Raises:
-        DataError: no samples.
+        DataError: no samples, or one can't be read.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
         return 0
-    available, device = check_samples(samples), device_of(model)
-    used = min(num_samples, available)
-    chosen = torch.arange(used) * available // used
+    chosen, device = checked_batches(samples).spread(num_samples), device_of(model)
+    batches = torch.arange(len(chosen)).tensor_split(max(1, -(-len(chosen) // batch_size)))
     momenta = [norm.momentum for norm in norms]
     with restored_modes(model):
         model.eval()
@@ -44,8 +46,8 @@ def recalibrate(model: nn.Module, samples: Samples, *, num_samples: int = 1024, 
             norm.momentum = None
             norm.train()
         try:
-            for batch in chosen.tensor_split(max(1, -(-used // batch_size))):
-                args, kwargs = as_call(take(samples.inputs, batch, device))
+            for batch in chosen.read(batches):
+                args, kwargs = as_call(batch.to(device).inputs)
                 model(*args, **kwargs)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):

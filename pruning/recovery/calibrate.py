@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Unpack
 
 import torch
@@ -79,6 +78,5 @@ def calibrate(
     dense = narrow(model, plan, example, groups=groups)
     refits = reconstruct(dense, model, plan, groups, inputs, ridge=ridge, batch_size=batch_size, progress=progress)
     if recalibrate_norms:
-        samples = SimpleNamespace(inputs=inputs, targets=torch.zeros(number))
-        recalibrate(dense, samples, num_samples=number, batch_size=batch_size)
+        recalibrate(dense, inputs, num_samples=number, batch_size=batch_size)
     return Calibrated(dense, plan, refits)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pruning.allocation.dataflow import Unsuitable
 from pruning.allocation.tape import Replay, Tape, record
+from pruning.batches import Batches
 from pruning.containers import Inputs, as_call, count_samples, find_tensors, in_batches, take
 from pruning.errors import DataError, PlanError
 from pruning.evaluation import Progress, device_of
@@ -45,7 +46,7 @@ def reconstruct(
     model: nn.Module,
     plan: Plan,
     groups: Groups,
-    inputs: Inputs,
+    inputs: Inputs | Batches,
     *,
     ridge: float = RIDGE,
     batch_size: int = 64,
@@ -76,7 +77,8 @@ def reconstruct(
         model: the model that the plan was made for; untouched.
         plan: what was removed.
         groups: found on `model`, without the blocks that the plan removes.
-        inputs: [N, ...], unlabelled; a few hundred. A tuple or dict where the model takes several.
+        inputs: [N, ...], unlabelled; a few hundred. A tuple or dict where the model takes several; or batches, all of
+            which are read into memory.
         ridge: least strength of the pull, relative to the mean variance of the layer's inputs; `MEAN_ALONE` absorbs
             means and leaves the weights.
         batch_size: inputs per forward pass.
@@ -89,12 +91,13 @@ def reconstruct(
         DataError: no inputs, or several that hold different numbers of samples.
         PlanError: `dense` isn't the model narrowed by the plan.
     """
-    if count_samples(inputs) == 0:
+    given: Inputs = inputs.loaded().inputs if isinstance(inputs, Batches) else inputs
+    if count_samples(given) == 0:
         raise DataError("reconstruction needs inputs; a few hundred unlabelled ones do")
     model = unwrap(model)
     device = device_of(dense)
     _check_narrowed(dense, plan, groups)
-    parts = [in_batches(part, batch_size) for part in _parts(inputs)]
+    parts = [in_batches(part, batch_size) for part in _parts(given)]
     held_out = [bool(index) for index, batches in enumerate(parts) for _ in batches]
 
     def refit(layer: Layer) -> Refit:
@@ -112,11 +115,11 @@ def reconstruct(
     found = []
     with state_copied_once(), TemporaryDirectory(prefix="secateur-") as folder:
         batches, half = [batch for part in parts for batch in part], MAX_BYTES // 2
-        of_model = trace(model, take(inputs, slice(1), device)) if plan.blocks else groups.trace
+        of_model = trace(model, take(given, slice(1), device)) if plan.blocks else groups.trace
         whole = _Passes(model, of_model, batches, Path(folder, "whole"), half)
         now = _Passes(dense, groups.trace, batches, Path(folder, "now"), half)
         # two, because what parameters alone make, such as positions, has the shape of a batch of one
-        few = take(inputs, slice(2), device)
+        few = take(given, slice(2), device)
         layers = find_layers(dense, few, parts=True)
         if plan.blocks:
             layers = _with_sums_alike(layers, find_layers(model, few, parts=True))

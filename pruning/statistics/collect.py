@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pruning.containers import Inputs, count_samples, take
-from pruning.errors import CriterionError, DataError, UnscoredGroupError, unknown_name
-from pruning.evaluation import Loss, Progress, Samples, check_samples, cross_entropy, device_of, mean_loss
+from pruning.batches import Batches, Samples, checked_batches
+from pruning.containers import Inputs, with_tensors
+from pruning.errors import CriterionError, UnscoredGroupError, unknown_name
+from pruning.evaluation import Loss, Progress, cross_entropy, device_of, mean_loss
 from pruning.graph.dispatch import state_copied_once, state_of
 from pruning.graph.groups import Group, Groups, Slice
 from pruning.graph.layers import rows_of
@@ -108,7 +109,7 @@ def generator_of(seed: int, name: str) -> torch.Generator:
 def collect(
     groups: Groups,
     needs: Collection[str],
-    samples: Samples | Inputs | None = None,
+    samples: Samples | Batches | Inputs | None = None,
     loss: Loss = cross_entropy,
     *,
     batch_size: int = 64,
@@ -132,7 +133,7 @@ def collect(
 
     Raises:
         CriterionError: a need is unknown, or samples or their targets are needed and there are none.
-        DataError: there are no samples, or several inputs hold different numbers of them.
+        DataError: there are no samples, several inputs hold different numbers of them, or one can't be read.
     """
     for need in needs:
         if need not in NEEDS:
@@ -170,29 +171,19 @@ def _gatherers(groups: Groups, asked: Collection[str], loss: Loss) -> list[Colle
 
 def _pass_over(
     groups: Groups,
-    samples: Samples | Inputs,
+    samples: Samples | Batches | Inputs,
     gatherers: list[Collector],
     batch_size: int,
     seed: int,
     progress: Progress | None,
 ) -> None:
-    targets = None
-    if isinstance(samples, Tensor | tuple | Mapping):
-        inputs: Inputs = samples
-    elif isinstance(samples, Sequence):
-        raise DataError(f"the samples are a {type(samples).__name__}; give several inputs as a tuple or a dict")
-    else:
-        check_samples(samples)
-        inputs, targets = samples.inputs, samples.targets
-    number = count_samples(inputs)
-    if number == 0:
-        raise DataError("no samples; at least one is needed")
-    generator, device = torch.Generator().manual_seed(seed), device_of(groups.model)
+    read, device = checked_batches(samples), device_of(groups.model)
+    generator = torch.Generator().manual_seed(seed)
     own = [torch.Generator().manual_seed(seed) for _ in gatherers]  # so that none depends on which others there are
-    batches = torch.split(torch.randperm(number, generator=generator), batch_size)
-    for index, batch in enumerate(batches):
-        labels = None if targets is None else take(targets, batch, device)
+    batches = torch.split(torch.randperm(len(read), generator=generator), batch_size)
+    for index, batch in enumerate(read.read(batches)):
+        inputs, targets, _ = batch.to(device)
         for gatherer, drawn in zip(gatherers, own, strict=True):
-            gatherer.update(Batch(take(inputs, batch, device), labels, drawn))
+            gatherer.update(Batch(with_tensors(inputs, Tensor.clone), targets, drawn))
         if progress is not None:
             progress(index + 1, len(batches))

@@ -20,12 +20,12 @@ class Batch:
 
     Attributes:
         inputs: what the model is given, on its device: a tensor, a tuple or a dict, all tensors [N, ...].
-        targets: [N, ...]; None where the samples have none.
+        targets: a tensor [N, ...], or a tuple or dict of several; None where the samples have none.
         generator: on the CPU, for gatherers that draw.
     """
 
     inputs: Inputs
-    targets: Tensor | None
+    targets: Any
     generator: torch.Generator
 
     @property
@@ -38,7 +38,7 @@ class Batch:
         args, kwargs = as_call(self.inputs)
         return model(*args, **kwargs)
 
-    def labels(self) -> Tensor:
+    def labels(self) -> Any:
         """Return the targets.
 
         Raises:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.utils._pytree import tree_map
 
-from pruning.containers import Inputs, as_call, find_tensors, take, with_tensors
+from pruning.containers import Inputs, as_call, count_samples, find_tensors, take, with_tensors
 from pruning.evaluation import Loss
 from pruning.graph.groups import Groups
 from pruning.graph.layers import own_slices, rows_of
@@ -29,7 +30,7 @@ class SquaredProducts:
         self._model, self._parameters, self._loss = model, dict(parameters), loss
         self._vectorised = True
 
-    def of_batch(self, inputs: Inputs, targets: Tensor) -> dict[str, Tensor]:
+    def of_batch(self, inputs: Inputs, targets: Any) -> dict[str, Tensor]:
         """Return (g·w)² with g the gradient of the minibatch's mean loss."""
         own = {name: tensor.clone().requires_grad_(True) for name, tensor in self._parameters.items()}
         with torch.enable_grad():
@@ -38,26 +39,28 @@ class SquaredProducts:
         gradients = zip(self._parameters.items(), found, strict=True)
         return {name: (torch.zeros_like(w) if g is None else g * w).square() for (name, w), g in gradients}
 
-    def of_samples(self, inputs: Inputs, targets: Tensor) -> dict[str, Tensor]:
+    def of_samples(self, inputs: Inputs, targets: Any) -> dict[str, Tensor]:
         """Return the sum over samples of (g·w)², with g the gradient of one sample's loss."""
         size = sum(parameter.numel() for parameter in self._parameters.values())
         step = max(1, _GRADIENTS // max(1, size))
         totals = {name: torch.zeros_like(parameter) for name, parameter in self._parameters.items()}
-        for start in range(0, len(targets), step):
+        for start in range(0, count_samples(targets), step):
             here = slice(start, start + step)
-            gradients = self._per_sample(take(inputs, here), targets[here])
+            gradients = self._per_sample(take(inputs, here), take(targets, here))
             for name, gradient in gradients.items():
                 totals[name] += (gradient * self._parameters[name]).square().sum(dim=0)
         return totals
 
-    def _per_sample(self, inputs: Inputs, targets: Tensor) -> dict[str, Tensor]:
+    def _per_sample(self, inputs: Inputs, targets: Any) -> dict[str, Tensor]:
         """Return each sample's gradients, [samples, ...] per parameter."""
         tensors = find_tensors(inputs)
 
-        def loss_of(parameters: Mapping[str, Tensor], sample: list[Tensor], target: Tensor) -> Tensor:
+        def loss_of(parameters: Mapping[str, Tensor], sample: list[Tensor], target: Any) -> Tensor:
             alone = {id(tensor): one[None] for tensor, one in zip(tensors, sample, strict=True)}
             call = as_call(with_tensors(inputs, lambda tensor: alone[id(tensor)]))
-            value: Tensor = self._loss(functional_call(self._model, dict(parameters), *call), target[None])
+            value: Tensor = self._loss(
+                functional_call(self._model, dict(parameters), *call), tree_map(lambda one: one[None], target)
+            )
             return value
 
         of_one = grad(loss_of)
@@ -67,8 +70,10 @@ class SquaredProducts:
             except RuntimeError as fault:  # operators that change tensors in place, control flow that reads values
                 self._vectorised = False
                 _log.info("per-sample gradients one by one, since vmap can't take this model: %s", fault)
-        samples = zip(*tensors, strict=True)
-        rows = [of_one(self._parameters, [*sample], target) for sample, target in zip(samples, targets, strict=True)]
+        rows = [
+            of_one(self._parameters, [tensor[at] for tensor in tensors], tree_map(lambda one: one[at], targets))  # noqa: B023
+            for at in range(count_samples(targets))
+        ]
         return {name: torch.stack([row[name] for row in rows]) for name in self._parameters}
 
 

@@ -17,13 +17,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pruning.containers import as_call, count_samples, take, with_tensors
+from pruning.batches import Batch, Batches, Samples, checked_batches
+from pruning.containers import as_call
 from pruning.errors import ModelError, SettingsError
 from pruning.evaluation import (
     Loss,
     Progress,
-    Samples,
-    check_samples,
     cross_entropy,
     device_of,
     distillation_loss,
@@ -121,7 +120,7 @@ class _Run:
     """What stays the same from epoch to epoch; but `best`, which is told how each ended."""
 
     model: nn.Module
-    samples: Samples
+    samples: Batches
     recipe: Recipe
     loss: Loss
     distillation: Distillation
@@ -135,7 +134,7 @@ class _Run:
 
 def finetune(
     model: nn.Module,
-    samples: Samples,
+    samples: Samples | Batches,
     recipe: Recipe,
     *,
     loss: Loss = cross_entropy,
@@ -157,21 +156,21 @@ def finetune(
     Args:
         model: changed in place, on its own device.
         samples: shuffled anew each epoch; a last batch of a single sample joins the one before it (batch norms
-            can't train on one value).
+            can't train on one value). What a data set draws at random follows from seed, epoch and sample.
         recipe: the knobs; `auto` is filled in by the model, see `recipe_for`.
         loss: of a batch; a `pruning.task.Task` knows its distillation and its smoothed labels too.
-        seed: of the order of the samples, of dropout and of `augment`.
+        seed: of the order of the samples, of dropout, of `augment`, and of what a data set draws.
         teacher: needed where the recipe distils; run in evaluation mode.
         augment: applied to each batch of inputs on the CPU.
         callbacks: what else takes part.
 
     Raises:
-        DataError: no samples, or inputs and targets differ in number.
+        DataError: no samples, inputs and targets differ in number, or one can't be read.
         ModelError: a loss is not one finite number (the text names epoch and step).
         SettingsError: the recipe distils and there is no teacher, names `sparsity` and there is no `after_step`, or
             smooths labels of a loss other than the built-in cross entropy.
     """
-    check_samples(samples)
+    batches = checked_batches(samples)
     callbacks = Callbacks() if callbacks is None else callbacks
     checkpointer, memory = callbacks.checkpointer, callbacks.memory
     if recipe.sparsity is not None and callbacks.after_step is None:
@@ -190,7 +189,7 @@ def finetune(
     optimizer = make_optimizer(recipe, model.parameters())
     followed = teacher if recipe.distillation else None
     best = None if callbacks.judge is None else _Best(model, callbacks.judge, memory)
-    run = _Run(model, samples, recipe, loss, distillation, optimizer, seed, followed, augment, callbacks, best)
+    run = _Run(model, batches, recipe, loss, distillation, optimizer, seed, followed, augment, callbacks, best)
     device = device_of(model)
     devices = [device] if device.type == "cuda" else []
     also = model if teacher is None else teacher
@@ -302,9 +301,9 @@ def _run_epoch(run: _Run, epoch: int) -> float:
     """Train one epoch and return its mean loss."""
     generator = torch.Generator().manual_seed(run.seed * 1_000_003 + epoch)
     torch.manual_seed(run.seed * 1_000_003 + epoch)
-    batches = _batches(count_samples(run.samples.inputs), run.recipe.batch_size, generator)
+    batches = _batches(len(run.samples), run.recipe.batch_size, generator)
     total = 0.0
-    for index, batch in enumerate(batches):
+    for index, batch in enumerate(run.samples.read(batches, seed=run.seed, epoch=epoch)):
         value = _run_step(run, batch, generator, epoch * len(batches) + index, len(batches))
         if not math.isfinite(value):
             raise ModelError(
@@ -312,20 +311,19 @@ def _run_epoch(run: _Run, epoch: int) -> float:
                 f"step {index + 1} of {len(batches)}; lower the learning rate ({run.recipe.peak_rate:g}) "
                 "or set gradient_clip"
             )
-        total += value * len(batch)
+        total += value * batch.size
         if (progress := run.callbacks.progress) is not None:
             progress(epoch * len(batches) + index + 1, run.recipe.epochs * len(batches))
-    return total / count_samples(run.samples.inputs)
+    return total / len(run.samples)
 
 
-def _run_step(run: _Run, batch: Tensor, generator: torch.Generator, step: int, steps_per_epoch: int) -> float:
+def _run_step(run: _Run, batch: Batch, generator: torch.Generator, step: int, steps_per_epoch: int) -> float:
     """Take one optimizer step, unless its loss is not finite, and return the loss."""
     device, recipe = device_of(run.model), run.recipe
-    inputs = take(run.samples.inputs, batch)
     if run.augment is not None:
-        inputs = run.augment(inputs, generator)
-    args, kwargs = as_call(with_tensors(inputs, lambda tensor: tensor.to(device)))
-    targets = take(run.samples.targets, batch, device)
+        batch = batch._replace(inputs=run.augment(batch.inputs, generator))
+    inputs, targets, _ = batch.to(device)
+    args, kwargs = as_call(inputs)
     outputs = run.model(*args, **kwargs)
     value = mean_loss(run.loss, outputs, targets)
     if run.teacher is not None:

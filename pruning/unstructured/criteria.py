@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pruning.containers import take
+from pruning.batches import Batches, Samples, checked_batches
 from pruning.errors import CriterionError, unknown_name
-from pruning.evaluation import Loss, Samples, check_samples, device_of
+from pruning.evaluation import Loss, device_of
 from pruning.graph.module_copy import copy_whole
 from pruning.statistics.collect import generator_of
 from pruning.statistics.hessian import SquaredProducts
@@ -149,7 +149,7 @@ def score_layers(
     model: nn.Module,
     names: Sequence[str],
     criterion: str | WeightCriterion,
-    samples: Samples | None,
+    samples: Samples | Batches | None,
     loss: Loss,
     *,
     seed: int,
@@ -174,16 +174,22 @@ def score_layers(
 
 
 def _gather(
-    model: nn.Module, parameters: dict[str, Tensor], need: Need, samples: Samples | None, loss: Loss, seed: int
+    model: nn.Module,
+    parameters: dict[str, Tensor],
+    need: Need,
+    samples: Samples | Batches | None,
+    loss: Loss,
+    seed: int,
 ) -> dict[str, Tensor]:
     if samples is None:
         raise CriterionError("the criterion needs gradients: pass samples (and the loss)")
-    count, device = check_samples(samples), device_of(model)
+    read, device = checked_batches(samples), device_of(model)
+    count = len(read)
     squares = SquaredProducts(copy_whole(model).eval().requires_grad_(False), parameters, loss)
     totals = {name: torch.zeros(tensor.shape, dtype=torch.float64) for name, tensor in parameters.items()}
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    for batch in torch.split(order, _BATCH):
-        inputs, targets = take(samples.inputs, batch, device), samples.targets[batch].to(device)
+    for batch in read.read(torch.split(order, _BATCH)):
+        inputs, targets, _ = batch.to(device)
         found = squares.of_batch(inputs, targets) if need == "gradients" else squares.of_samples(inputs, targets)
         for name, values in found.items():
             totals[name] += values.to("cpu", torch.float64)

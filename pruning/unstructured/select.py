@@ -11,8 +11,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from pruning.batches import Batches, Samples
 from pruning.errors import SettingsError, TargetError, unknown_name
-from pruning.evaluation import Loss, Samples, cross_entropy
+from pruning.evaluation import Loss, cross_entropy
 from pruning.graph.groups import Groups
 from pruning.graph.layers import Geometry, to_matrix
 from pruning.plan.constraints import Entry, parameters_in
@@ -54,7 +55,7 @@ def choose_weights(
     *,
     scope: WeightScopeName | WeightScope = "global",
     ignore: Sequence[Entry] = (),
-    samples: Samples | None = None,
+    samples: Samples | Batches | None = None,
     loss: Loss = cross_entropy,
     seed: int = 0,
 ) -> dict[str, Tensor]:
@@ -115,7 +116,7 @@ def choose_n_of_m(
     criterion: str | WeightCriterion = "l1_norm",
     *,
     ignore: Sequence[Entry] = (),
-    samples: Samples | None = None,
+    samples: Samples | Batches | None = None,
     loss: Loss = cross_entropy,
     seed: int = 0,
 ) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 
-import torch
 from torch import Tensor, nn
 
 import pruning
@@ -31,7 +30,7 @@ from pruning.recovery.reconstruct import reconstruct
 from pruning.statistics.collect import Statistics, collect
 from tasks.config.prune_schema import Structured
 from tasks.config.target_schema import Allocation
-from tasks.data import read_split, spread
+from tasks.data import read_split
 from tasks.loop.measurements import latency_cost, read_curves
 from tasks.loop.targets import LATENCY, StepContext
 from tasks.models import chosen_criterion, loss_and_metric
@@ -56,7 +55,7 @@ class Offered:
         """What the criteria look at."""
         settings, samples = self._context.settings, structured(self._context).criterion_samples
         loss, _ = loss_and_metric(settings)
-        seen = spread(read_split(self._context.workspace, "train"), samples)
+        seen = read_split(self._context.settings, self._context.workspace, "train").spread(samples)
         with shown("statistics: batches") as progress:
             needs = needs_of(self._criteria)
             return collect(self.groups, needs, seen, loss, seed=settings.run.seed, progress=progress)
@@ -152,7 +151,7 @@ def _losses_after(context: StepContext, offered: Offered, num_samples: int, num_
     loss, metric = loss_and_metric(context.settings)
     model = narrow_by(plan, offered, context, verify=False)
     recover(model, plan, offered, context, num_samples)
-    judged_on = spread(read_split(context.workspace, "validation"), num_judged)
+    judged_on = read_split(context.settings, context.workspace, "validation").spread(num_judged)
     batch_size = context.settings.training.batch_size
     losses = evaluate(model, judged_on, loss=loss, metric=metric, batch_size=batch_size, each=True).losses
     assert losses is not None, "it was asked for"
@@ -230,8 +229,8 @@ def _search(context: StepContext, groups: Groups, solver: BudgetSolver, orders: 
     """Judge random allocations by their loss after the batch norms were measured again."""
     settings, chosen = context.settings, structured(context)
     loss, metric = loss_and_metric(settings)
-    train = read_split(context.workspace, "train")
-    judged_on = spread(read_split(context.workspace, "validation"), JUDGED_ON)
+    train = read_split(context.settings, context.workspace, "train")
+    judged_on = read_split(context.settings, context.workspace, "validation").spread(JUDGED_ON)
     batch_size = settings.training.batch_size
 
     def judge(plan: Plan) -> float:
@@ -277,8 +276,8 @@ def narrow_by(
 
 def _batches(context: StepContext) -> Iterator[Tensor]:
     """Training samples, read only if verifying on the example shows nothing."""
-    samples = spread(read_split(context.workspace, "train"), _VERIFIED_ON)
-    yield from torch.split(samples.inputs.to(context.example.device), _BATCH)
+    samples = read_split(context.settings, context.workspace, "train").spread(_VERIFIED_ON)
+    yield from (batch.to(context.example.device).inputs for batch in samples.ordered(_BATCH))
 
 
 def recover(
@@ -295,14 +294,14 @@ def recover(
     """
     settings, training = structured(context), context.settings.training
     method, num_samples = settings.recover.method, num_samples or settings.recover.num_samples
-    samples = read_split(context.workspace, "train")
+    samples = read_split(context.settings, context.workspace, "train")
     if method == "recalibrate":
         recalibrate(narrowed, samples, num_samples=num_samples, batch_size=training.batch_size)
     elif method == "fold":
         fold(narrowed, chosen, offered.groups, offered.statistics, chosen_criterion(settings.criterion))
     elif method in ("absorb_means", "reconstruct"):
         ridge = MEAN_ALONE if method == "absorb_means" else settings.recover.ridge
-        inputs = spread(samples, num_samples).inputs
+        inputs = samples.spread(num_samples)
         if context.blocks:
             chosen = context.removed_blocks.then(chosen)
         with shown("reconstruction: layers") as progress:

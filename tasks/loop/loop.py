@@ -291,7 +291,7 @@ def _start(settings: Settings, workspace: Workspace, data: Description, example:
 
 def _as_it_is(settings: Settings, workspace: Workspace, taken: Step, example: Tensor) -> _Candidate:
     """Measure what a step made, where nothing is trained."""
-    measured = measure(taken.model, read_split(workspace, "validation"), settings, example)
+    measured = measure(taken.model, read_split(settings, workspace, "validation"), settings, example)
     return _Candidate(NO_TRAINING, taken.model, measured)
 
 
@@ -329,7 +329,7 @@ def _recover(
     model, histories = copy.deepcopy(taken.model), list[History]()
     loss, metric = loss_and_metric(settings)
     is_no_mean = metric.values is None
-    validation = read_split(workspace, "validation")
+    validation = read_split(settings, workspace, "validation")
 
     def judge(model: nn.Module) -> Tensor:
         batch_size = settings.training.batch_size
@@ -346,7 +346,7 @@ def _recover(
             to_its_end = any(hook is not None for hook in hooks.values())
             history = finetune(
                 model,
-                read_split(workspace, "train"),
+                read_split(settings, workspace, "train"),
                 recipe,
                 loss=loss,
                 seed=settings.run.seed + 1 + number,

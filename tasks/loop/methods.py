@@ -33,7 +33,7 @@ from pruning.unstructured.masks import WeightMasks, enforce_masks, sparsity_of, 
 from pruning.unstructured.select import WeightScope, choose_n_of_m, choose_weights
 from tasks.config.prune_schema import Dynamic, NOfM, Unstructured
 from tasks.config.target_schema import Kind
-from tasks.data import read_inputs, read_split, spread
+from tasks.data import read_inputs, read_split
 from tasks.loop.channels import JUDGED_ON, choose_channels, narrow_by, recover, structured
 from tasks.loop.measurements import latency_cost
 from tasks.loop.targets import LATENCY, StepContext
@@ -80,7 +80,7 @@ def narrow(context: StepContext) -> Step:
         return _narrow_channels(context)
     settings, example = context.settings, context.example
     loss, metric = loss_and_metric(settings)
-    judged_on = spread(read_split(context.workspace, "validation"), JUDGED_ON)
+    judged_on = read_split(context.settings, context.workspace, "validation").spread(JUDGED_ON)
     batch_size = settings.training.batch_size
     unlearned = replace(context, start=None)  # fresh weights would say nothing of what a block is worth
 
@@ -211,7 +211,7 @@ def _without_weights(context: StepContext, choose: Callable[..., WeightMasks]) -
         groups,
         criterion=cast(str | WeightCriterion, chosen_criterion(chosen.criterion)),
         ignore=chosen.ignore,
-        samples=spread(read_split(context.workspace, "train"), chosen.criterion_samples),
+        samples=read_split(context.settings, context.workspace, "train").spread(chosen.criterion_samples),
         loss=loss_and_metric(settings)[0],
         seed=settings.run.seed,
     )
@@ -237,7 +237,7 @@ def gate_channels(context: StepContext) -> Step:
         gated, _ = add_gates(pruning.find_groups(context.model, context.example), ignore=chosen.ignore)
     cost = Cost(pruning.find_groups(gated.model, context.example))
     macs = (1 - context.goal) * context.ledger.baseline.macs
-    inputs = read_inputs(context.workspace, "validation")
+    inputs = read_inputs(context.settings, context.workspace, "validation")
 
     def train(model: nn.Module, _recipe: Recipe, finetune: Train) -> None:
         assert isinstance(model, GatedModel)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load as parse_safetensors
 from torch import Tensor
 
+from pruning.batches import Batches
 from pruning.errors import SecateurError, WorkspaceError
 from pruning.io.onnx import check_parity
 from pruning.latency.measure import measure_latency
@@ -30,7 +31,6 @@ from tasks.reporting.verdict import Figures
 from tasks.stages import export
 from tasks.terminal import shown
 from tasks.workspace import Workspace
-from zoo.datasets.splits import Samples
 
 FOLDERS = ("baseline", "dense", "onnx")
 
@@ -83,12 +83,14 @@ def _measure(
         differences: list[float | None] = [_answer_difference(settings, candidate, one)]
         differences += [_answer_difference(settings, production, two)] if production else [None]
         stage = "dense" if production else "baseline"
-        test = read_split(one.workspace, "test")
+        test = read_split(settings, one.workspace, "test")
         files = {"candidate": _file(one, "dense"), "reference": _file(two, stage)}
-        batches = [test.inputs[torch.arange(size) % len(test)].numpy() for size in (1, *settings.benchmark.batch_sizes)]
+        sizes = (1, *settings.benchmark.batch_sizes)
+        few = test.first(max(sizes)).inputs
+        batches = [few[torch.arange(size) % len(few)].numpy() for size in sizes]
         for version, file in zip((candidate, production or candidate), files.values(), strict=True):
             refuse_what_hangs(version, file, batches)
-        taken = _latencies(settings, files, test.inputs)
+        taken = _latencies(settings, files, few)
         new, values = _score(by_one, one, "dense", test, one.workspace)
         old, before = _score(by_two, two, stage, test, one.workspace)
         return (
@@ -131,12 +133,12 @@ def _latencies(settings: Settings, files: Mapping[str, Path], inputs: Tensor) ->
     return taken
 
 
-def _score(settings: Settings, copy: Copy, stage: str, test: Samples, data: Workspace) -> tuple[Figures, Tensor | None]:
+def _score(settings: Settings, copy: Copy, stage: str, test: Batches, data: Workspace) -> tuple[Figures, Tensor | None]:
     """Return a checkpoint's figures on the test samples, latency left out, and the metric of each sample."""
     example = example_inputs(data, settings)
     model, _, _ = load_model(copy.workspace.folder(stage), settings, read_description(data), example)
     whole, by_class = with_one_output(model, example), task_of(settings).by_class
-    parity = check_parity(_file(copy, stage), whole, test.inputs, by_class=by_class)
+    parity = check_parity(_file(copy, stage), whole, test, by_class=by_class)
     found, values = measure_each(model, test, settings, example)
     figures = Figures(
         score=found.score,

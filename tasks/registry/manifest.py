@@ -140,7 +140,7 @@ def make_record(
             shutil.copyfile(path, folder / place)
     secrets = [secret.encode() for secret in secrets_in(settings.tracking.uri)]
     (folder / _place(params, "params.yaml")).write_bytes(_without(secrets, content))
-    replace_file(folder / BATCH, _answered_batch(workspace))
+    replace_file(folder / BATCH, _answered_batch(settings, workspace))
     files = {place: sha256((folder / place).read_bytes()).hexdigest() for place in (*logged, BATCH)}
     data = {**contents(workspace.folder(DATA), "prepare"), RECORD: _hash(workspace.folder(DATA) / RECORD)}
     files |= {(_PLACES.folder(DATA) / file).as_posix(): found for file, found in data.items()}
@@ -193,8 +193,8 @@ def _hash(path: Path) -> str:
     return sha256(path.read_bytes()).hexdigest()
 
 
-def _answered_batch(workspace: Workspace) -> bytes:
-    inputs = read_inputs(workspace, "validation")[:NUM_ANSWERS].contiguous()
+def _answered_batch(settings: Settings, workspace: Workspace) -> bytes:
+    inputs = read_inputs(settings, workspace, "validation").first(NUM_ANSWERS).inputs.contiguous()
     session = open_session(workspace.folder(export.FOLDER) / export.FILES["dense"])
     (answers, *_) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
     return format_safetensors({"inputs": inputs, "answers": torch.from_numpy(answers)})

@@ -130,7 +130,7 @@ def report(settings: Settings, workspace: Workspace) -> None:
     begin(settings)
     data = read_description(workspace)
     example = example_inputs(workspace, settings)
-    test = read_split(workspace, "test")
+    test = read_split(settings, workspace, "test")
     models, plans, found, values = {}, {}, {}, {}
     for name in ("baseline", "dense"):
         models[name], plans[name], _ = load_model(workspace.folder(name), settings, data, example)

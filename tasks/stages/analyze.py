@@ -10,20 +10,22 @@ import io
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import pruning
 from pruning.allocation.sensitivity import Curve, Sensitivity
+from pruning.batches import Batches, checked_batches
 from pruning.errors import WorkspaceError
-from pruning.evaluation import Samples, check_samples
 from pruning.importance import Ranking, needs_of
 from pruning.io.atomic import replace_file
 from pruning.io.json_files import read_json
 from pruning.statistics.collect import collect
 from tasks.config.schema import Settings
-from tasks.data import read_description, read_split, spread
+from tasks.data import read_description, read_split
 from tasks.determinism import begin
 from tasks.fingerprint import fingerprint
 from tasks.loop.measurements import CURVES
@@ -84,7 +86,7 @@ def analyze(settings: Settings, workspace: Workspace, fan_out: FanOut | None = N
         "analyze: %d groups, %d evaluations on %d samples",
         len(bench.groups),
         sum(len(curve.points) for curve in curves),
-        check_samples(bench.samples),
+        len(checked_batches(bench.samples)),
     )
 
 
@@ -130,7 +132,7 @@ class _Bench:
         settings = self._settings
         loss, _ = loss_and_metric(settings)
         criteria = [chosen_criterion(name) for name in (settings.analyze.criterion, settings.analyze.fallback)]
-        seen = spread(read_split(self._workspace, "train"), settings.analyze.criterion_samples)
+        seen = read_split(self._settings, self._workspace, "train").spread(settings.analyze.criterion_samples)
         with shown("analyze: statistics") as progress:
             needs = needs_of(criteria)
             statistics = collect(self.groups, needs, seen, loss, seed=settings.run.seed, progress=progress)
@@ -138,10 +140,11 @@ class _Bench:
         return {name: list(order) for name, order in ranking.orders(group.name for group in self.groups).items()}
 
     @cached_property
-    def samples(self) -> Samples:
+    def samples(self) -> Batches:
         """The samples to evaluate on: the share of the validation set that the settings ask for."""
-        validation = read_split(self._workspace, "validation")
-        return spread(validation, max(1, round(self._settings.analyze.sample_fraction * len(validation))))
+        validation = read_split(self._settings, self._workspace, "validation")
+        share = Fraction(str(self._settings.analyze.sample_fraction))  # never less than was asked for
+        return validation.spread(ceil(share * len(validation)))
 
     @cached_property
     def sensitivity(self) -> Sensitivity:

@@ -36,7 +36,6 @@ from tasks.stage_table import find_stage
 from tasks.terminal import shown
 from tasks.training_state import EpochCheckpointer, epoch_folder, forget, unfinished
 from tasks.workspace import Workspace
-from zoo.datasets.splits import Samples
 
 FOLDER = "baseline"
 
@@ -68,9 +67,9 @@ def baseline(settings: Settings, workspace: Workspace) -> None:
         _train(model, settings, workspace, under_way)
     answers = {} if data.labelled else {name: _answers(model, workspace, name, settings) for name in SPLITS}
     validation = (
-        Samples(read_inputs(workspace, "validation"), answers["validation"])
+        read_inputs(settings, workspace, "validation").with_targets(answers["validation"])
         if answers
-        else read_split(workspace, "validation")
+        else read_split(settings, workspace, "validation")
     )
     measured = measure(model, validation, settings, example)
     nothing = Plan(removed={}, sizes={})
@@ -95,8 +94,9 @@ def _answers(model: nn.Module, workspace: Workspace, split: Split, settings: Set
     task = task_of(settings)
     with restored_modes(model):
         model.eval()
-        batches = torch.split(read_inputs(workspace, split), settings.training.batch_size)
-        found = [task.answers(model(batch.to(settings.run.device))).cpu() for batch in batches]
+        batches, device = read_inputs(settings, workspace, split), torch.device(settings.run.device)
+        ordered = batches.ordered(settings.training.batch_size)
+        found = [task.answers(model(batch.to(device).inputs)).cpu() for batch in ordered]
     return torch.cat(found)
 
 
@@ -117,7 +117,7 @@ def _train(model: nn.Module, settings: Settings, workspace: Workspace, under_way
     with shown("baseline: training") as progress:
         finetune(
             model,
-            read_split(workspace, "train"),
+            read_split(settings, workspace, "train"),
             recipe,
             loss=loss,
             seed=settings.run.seed,

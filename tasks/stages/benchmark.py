@@ -73,13 +73,14 @@ def benchmark(settings: Settings, workspace: Workspace) -> None:
     chosen = settings.benchmark
     files = {name: workspace.folder(export.FOLDER) / export.FILES[name] for name in MODELS}
     groups = {name: _groups(settings, workspace, name) for name in MODELS}
-    profiles, samples = read_profile(workspace, "profile"), read_inputs(workspace, "validation")
+    profiles, samples = read_profile(workspace, "profile"), read_inputs(settings, workspace, "validation")
+    inputs = samples.first(max(chosen.batch_sizes)).inputs
     rows = []
     for threads in dict.fromkeys(one or os.cpu_count() or 1 for one in chosen.threads):
         with shown(f"benchmark, {threads} threads") as progress:
             found = measure_latency(
                 files,
-                inputs=samples,
+                inputs=inputs,
                 batch_sizes=chosen.batch_sizes,
                 num_threads=threads,
                 rounds=chosen.rounds,

@@ -33,7 +33,7 @@ def export(settings: Settings, workspace: Workspace) -> None:
     begin(settings)
     data = read_description(workspace)
     example = example_inputs(workspace, settings)
-    inputs = read_inputs(workspace, "validation")
+    inputs = read_inputs(settings, workspace, "validation")
     parities = {}
     with writing(workspace.folder(FOLDER)) as folder:
         for stage, file in FILES.items():

@@ -11,9 +11,10 @@ from torch import nn
 from typing_extensions import TypedDict  # pydantic reads those of `typing` from Python 3.12 on
 
 import pruning
+from pruning.batches import Batches
 from pruning.dynamic.gates import GatedModel, run_masked
 from pruning.errors import VerificationError
-from pruning.evaluation import TensorSamples, device_of
+from pruning.evaluation import device_of
 from pruning.plan.masks import find_groups_under, keep_removed
 from pruning.plan.narrow import expand
 from pruning.plan.verification import TOLERANCE, difference_on, relative_difference
@@ -56,9 +57,9 @@ def transform(settings: Settings, workspace: Workspace) -> None:
     last = accepted[-1].checkpoint if accepted else None
     source = workspace.folder("iterations") / last if last else workspace.folder("baseline")
     dense, plan, meta = load_model(source, settings, data, example)
-    validation = read_split(workspace, "validation")
+    validation = read_split(settings, workspace, "validation")
     if isinstance(dense, GatedModel):
-        inputs = validation.inputs[:_NUM_GATED].to(settings.run.device)
+        inputs = validation.first(_NUM_GATED).to(torch.device(settings.run.device)).inputs
         found, expected = run_masked(dense.eval(), pruning.find_groups(dense.model, example), inputs)
         difference, num_samples, proven = relative_difference([expected], [found]), len(inputs), True
     else:
@@ -74,7 +75,7 @@ def transform(settings: Settings, workspace: Workspace) -> None:
         proven = not others or any(
             inf > d > TOLERANCE for one in others for d in differences_by_batch(one, dense, validation, batch_size)
         )
-        num_samples = len(validation.inputs)
+        num_samples = len(validation)
     if not difference < TOLERANCE:
         raise VerificationError(
             f"the dense model of {source} differs from the masked one by {difference:.2e} (relative) on "
@@ -103,10 +104,8 @@ def read_equivalence(workspace: Workspace) -> Equivalence:
     return workspace.read_json(FOLDER, EQUIVALENCE, "transform", Equivalence)
 
 
-def differences_by_batch(
-    expected: nn.Module, found: nn.Module, samples: TensorSamples, batch_size: int
-) -> Iterator[float]:
+def differences_by_batch(expected: nn.Module, found: nn.Module, samples: Batches, batch_size: int) -> Iterator[float]:
     """Yield how far two models are from each other on each batch of the samples, rounding aside."""
     device = device_of(found)
-    for batch in torch.split(samples.inputs, batch_size):
-        yield difference_on(expected, found, batch.to(device))
+    for batch in samples.ordered(batch_size):
+        yield difference_on(expected, found, batch.to(device).inputs)

@@ -67,7 +67,9 @@ READERS: dict[str, Read] = {
     "data/meta.json": lambda _, workspace: data.read_description(workspace),
     "data/example.safetensors": lambda _, workspace: data.read_example(workspace),
     **{
-        f"data/{split}.safetensors": lambda _, workspace, split=split: data.read_split(workspace, split)  # type: ignore[misc]
+        f"data/{split}.safetensors": lambda settings, workspace, split=split: data.read_split(
+            settings, workspace, split
+        )  # type: ignore[misc]
         for split in data.SPLITS
     },
     **{

@@ -276,7 +276,8 @@ def test_a_task_runs_from_its_data_set_to_the_report(
     assert floor == pytest.approx(validation["baseline"] * (0.5 if higher_is_better else 1.5))
     assert (validation["dense"] >= floor) if higher_is_better else (validation["dense"] <= floor)
 
-    settings, workspace, test = finished.settings, finished.workspace, read_split(finished.workspace, "test")
+    settings, workspace = finished.settings, finished.workspace
+    test = read_split(settings, workspace, "test").loaded()
     session = onnxruntime.InferenceSession(workspace.folder("onnx") / "model.onnx")
     (exported,) = session.run(None, {session.get_inputs()[0].name: test.inputs.numpy()})
     model, _, _ = load_model(

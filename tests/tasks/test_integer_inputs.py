@@ -55,7 +55,7 @@ def test_token_ids_go_through_every_stage(
     (tmp_path / "token_project.py").write_text(CODE, encoding="utf-8")
     project = made(tmp_path, project_writer, NAMES, change)
     monkeypatch.chdir(tmp_path)
-    assert read_inputs(project.workspace, "validation").numpy().dtype == np.int64
+    assert read_inputs(project.settings, project.workspace, "validation").loaded().inputs.numpy().dtype == np.int64
     assert read_description(project.workspace).input_shape == (12,)
     assert all(row["median_ms"] > 0 for row in project.json("latency", "latency.json")["latencies"])
     assert project.json("report", "summary.json")["mac_reduction"] >= 0.3

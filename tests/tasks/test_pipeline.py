@@ -127,7 +127,7 @@ def test_summary_has_the_agreed_keys_and_says_what_the_files_say(inside: Project
         assert found["macs"] == pruning.count_macs(pruning.find_groups(model, example))
         assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
         assert found["size_bytes"] == size_bytes(model)
-        test = read_split(inside.workspace, "test")
+        test = read_split(inside.settings, inside.workspace, "test").loaded()
         hits = (model(test.inputs).argmax(1) == test.targets).float().mean().item()
         assert found["score"] == pytest.approx(hits)
     assert summary["mac_reduction"] == pytest.approx(1 - summary["dense"]["macs"] / summary["baseline"]["macs"])
@@ -139,7 +139,7 @@ def test_summary_has_the_agreed_keys_and_says_what_the_files_say(inside: Project
     assert set(summary["parity"]) == {*differences, "onnx_close", "num_samples"}
     assert (summary["parity"]["onnx_close"], summary["parity"]["num_samples"]) == (
         1.0,
-        len(read_split(inside.workspace, "validation")),
+        len(read_split(inside.settings, inside.workspace, "validation")),
     )
     assert summary["proven"] is True
     assert all(0 <= summary["parity"][name] < 1e-4 for name in differences)
@@ -150,7 +150,7 @@ def test_dense_model_is_the_factory_model_narrowed_by_the_plan(inside: Project) 
     dense, plan, _ = load_model(inside.workspace.folder("dense"), inside.settings, data, example)
     whole = pruning.find_groups(make_factory(inside.settings, data)(), example)
     assert pruning.count_macs(whole, plan) == pruning.count_macs(pruning.find_groups(dense, example))
-    inputs = read_split(inside.workspace, "validation").inputs
+    inputs = read_split(inside.settings, inside.workspace, "validation").loaded().inputs
     masked = pruning.apply_masks(expand(dense, plan, whole), plan, groups=whole).eval()
     assert [p.shape for p in masked.parameters()] == [p.shape for p in whole.model.parameters()]
     torch.testing.assert_close(masked(inputs), dense(inputs), rtol=1e-4, atol=1e-5)
@@ -170,7 +170,7 @@ def test_onnx_file_takes_any_batch_and_agrees(inside: Project) -> None:
     data, example = read_description(inside.workspace), example_inputs(inside.workspace, inside.settings)
     dense, _, _ = load_model(inside.workspace.folder("dense"), inside.settings, data, example)
     session = onnxruntime.InferenceSession(str(inside.workspace.folder("onnx") / "model.onnx"))
-    inputs = read_split(inside.workspace, "test").inputs
+    inputs = read_split(inside.settings, inside.workspace, "test").loaded().inputs
     for count in (1, 3, 7):
         (found,) = session.run(None, {session.get_inputs()[0].name: inputs[:count].numpy()})
         torch.testing.assert_close(torch.from_numpy(found), dense(inputs[:count]), rtol=1e-4, atol=1e-5)

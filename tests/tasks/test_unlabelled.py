@@ -70,7 +70,7 @@ def test_the_answers_of_the_baseline_stand_for_labels(calibrated: Project) -> No
         data,
         example_inputs(calibrated.workspace, calibrated.settings),
     )
-    validation = read_split(calibrated.workspace, "validation")
+    validation = read_split(calibrated.settings, calibrated.workspace, "validation").loaded()
     with torch.no_grad():
         assert torch.equal(validation.targets, model.eval()(validation.inputs).argmax(1))
 
@@ -80,7 +80,7 @@ def test_answers_that_were_changed_are_refused(calibrated: Project) -> None:
     content = path.read_bytes()
     path.write_bytes(content[:-1] + b"\x07")
     with pytest.raises(DataError, match="changed after it was written"):
-        read_split(calibrated.workspace, "test")
+        read_split(calibrated.settings, calibrated.workspace, "test")
     path.write_bytes(content)
 
 

@@ -11,7 +11,7 @@ from pruning import find_groups
 from pruning.allocation.dataflow import Unsuitable, read_order
 from pruning.allocation.prefix_cache import FirstLayers
 from pruning.allocation.sensitivity import Sensitivity
-from pruning.containers import in_batches
+from pruning.batches import TensorBatches, as_batches
 from pruning.evaluation import whole_pass
 from zoo.datasets.splits import Samples
 from zoo.models import densenet, resnet, vgg11
@@ -93,7 +93,7 @@ def test_curves_are_those_of_whole_passes_to_the_last_bit(name: str, determinist
 def test_only_what_lies_behind_the_cut_is_computed(samples: Samples) -> None:
     model = vgg11((1, 8, 8), 4, width=4).eval()
     groups = find_groups(model, samples.inputs[:1])
-    first = FirstLayers(model, groups.trace, in_batches(samples.inputs, 8))
+    first = FirstLayers(model, groups.trace, as_batches(samples), 8)
     last = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)][-1]
     forward = first.forward({f"{last}.weight"})
     inputs = samples.inputs[8:16]
@@ -110,9 +110,9 @@ def test_little_memory_moves_the_cut_to_the_left(samples: Samples) -> None:
     model = vgg11((1, 8, 8), 4, width=4).eval()
     groups = find_groups(model, samples.inputs[:1])
     last = {next(reversed(dict(model.named_parameters())))}
-    batches = in_batches(samples.inputs, 8)
     wide, narrow, none = (
-        FirstLayers(model, groups.trace, batches, max_bytes=size).cut(last) for size in (2**20, 21 * 100, 1)
+        FirstLayers(model, groups.trace, as_batches(samples), 8, max_bytes=size).cut(last)
+        for size in (2**20, 21 * 100, 1)
     )
     assert wide >= narrow > none == 0
 
@@ -169,4 +169,4 @@ def test_operators_that_write_or_give_numbers_are_named(samples: Samples) -> Non
 def test_no_samples_share_nothing() -> None:
     model = vgg11((1, 8, 8), 4, width=4).eval()
     groups = find_groups(model, torch.zeros(1, 1, 8, 8))
-    assert FirstLayers(model, groups.trace, in_batches(torch.zeros(0, 1, 8, 8), 8)).forward(set()) is whole_pass
+    assert FirstLayers(model, groups.trace, TensorBatches(torch.zeros(0, 1, 8, 8)), 8).forward(set()) is whole_pass

@@ -106,7 +106,7 @@ def test_sparse_attempts_rise_and_their_zeros_lie_within_each_other(sparse: Proj
 
 def test_pattern_holds_after_training_and_in_the_onnx_file(sparse: Project) -> None:
     model, path = model_in(sparse), sparse.workspace.folder("onnx") / "model.onnx"
-    inputs = read_split(sparse.workspace, "test").inputs
+    inputs = read_split(sparse.settings, sparse.workspace, "test").loaded().inputs
     (found,) = onnxruntime.InferenceSession(str(path)).run(None, {"input": inputs.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), model(inputs), rtol=1e-4, atol=1e-5)
     stored = [numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer]
@@ -128,7 +128,9 @@ def test_gated_pipeline_meets_its_target_on_the_mean_over_validation(gated: Proj
     assert isinstance(model, GatedModel)
     summary = gated.json("report", "summary.json")
     cost, whole = Cost(find_groups(model.model, example)), ledger_of(gated).baseline.macs
-    found = macs_of_samples(model, cost, read_split(gated.workspace, "validation").inputs).mean()
+    found = macs_of_samples(
+        model, cost, read_split(gated.settings, gated.workspace, "validation").loaded().inputs
+    ).mean()
     assert 0.98 * 0.6 * whole <= float(found) <= 0.6 * whole
     assert summary["stopped_because"] == "target reached"
     assert summary["dense"]["macs"] < 0.65 * whole

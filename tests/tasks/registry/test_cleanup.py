@@ -83,7 +83,7 @@ def test_run_without_a_version_goes_with_its_files_and_one_with_a_version_stays(
 def registry_inputs(shop: Any) -> Any:
     from tasks.data import read_inputs
 
-    return read_inputs(shop.workspace, "validation")[:2].numpy()
+    return read_inputs(shop.settings, shop.workspace, "validation").first(2).inputs.numpy()
 
 
 @pytest.fixture

@@ -215,7 +215,7 @@ def test_restored_folder_is_a_workspace_whose_stages_are_whole(shop: Any, monkey
     from tasks.data import read_split
     from tasks.workspace import DEFAULT_ROOT, Workspace, contents
 
-    assert len(read_split(Workspace(DEFAULT_ROOT), "test")) > 0
+    assert len(read_split(shop.settings, Workspace(DEFAULT_ROOT), "test")) > 0
     assert dict(contents(Path("artifacts/dense"), "transform")).items() <= wanted.items()
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import pruning
+from pruning.batches import TensorBatches
 from pruning.plan.verification import TOLERANCE
 from tasks.stages.transform import differences_by_batch
-from zoo.datasets.splits import Samples
 
 
 class Cancelled(nn.Module):
@@ -27,7 +27,7 @@ class Cancelled(nn.Module):
 def test_outputs_that_are_rounding_alone_are_no_difference_and_a_fault_is_one() -> None:
     torch.manual_seed(0)
     model = Cancelled().eval()
-    samples = Samples(torch.randn(12, 8, 5), torch.zeros(12, dtype=torch.long))
+    samples = TensorBatches(torch.randn(12, 8, 5))
     groups = pruning.find_groups(model, samples.inputs[:1])
     plan = pruning.Plan.of(groups, {"a.weight:0": [0, 3, 4, 9]})
     masked = pruning.apply_masks(model, plan, groups=groups)
