@@ -33,6 +33,7 @@ from pruning.io.onnx import check_parity, export_onnx
 from pruning.io.weights import load_weights
 from pruning.latency.microbenchmarks import check_provider
 from pruning.metrics import described, score_of
+from pruning.plan.basis import in_principal_components
 from pruning.plan.constraints import groups_in
 from pruning.statistics.collect import collect
 from pruning.task import Task
@@ -275,6 +276,15 @@ def _check_pruning(model: nn.Module, groups: Groups, samples: TensorBatches, los
     scopes = chosen.allocation.scopes if chosen.kind == "structured" else {}
     for scope, entries in scopes.items():
         groups_in(groups, entries, f"prune.allocation.scopes[{scope!r}]")
+    if chosen.kind == "structured" and chosen.basis != "channels":
+        streams = pruning.find_groups(model, groups.example_inputs, allow_mixed=True)
+        turned = in_principal_components(streams, samples.inputs.to(settings.run.device))
+        if not turned.streams:
+            why = "; ".join(f"{name}: {fault}" for name, fault in turned.refused.items()) or "it has none"
+            raise SettingsError(
+                f"prune.basis is {chosen.basis!r}, but no residual stream of the model can be turned: {why}. Set it to "
+                "'channels'"
+            )
     baseline: tuple[Recipe, ...] = () if settings.baseline.recipe is None else (settings.baseline.recipe,)
     for recipe in (*baseline, *chosen.recipes):
         sparsity_training(recipe, model, samples.inputs[:1].to(settings.run.device))

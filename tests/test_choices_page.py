@@ -8,8 +8,7 @@ from typing import Any, get_args
 import pytest
 
 from pruning.importance import criterion_names
-from tasks.config.prune_schema import Recover, Start
-from tasks.config.target_schema import Allocation, Kind
+from tasks.config.target_schema import Allocation, Kind, Recover, Start
 
 PAGE = (Path(__file__).parent.parent / "docs" / "choices.md").read_text(encoding="utf-8")
 

@@ -21,39 +21,19 @@ from pruning.allocation.hardware_widths import PORTABLE
 from pruning.allocation.schedule import ScheduleSettings
 from pruning.importance import FALLBACK, find_criterion
 from pruning.plan.constraints import Freedom, Limits
-from pruning.recovery.reconstruct import RIDGE
 from pruning.training.recipe import Recipe
-from tasks.config.target_schema import RELAXED, TARGETS, Allocation, Kind, MaxDrop, RelaxedLimits, Target
+from tasks.config.target_schema import (
+    RELAXED,
+    TARGETS,
+    Allocation,
+    Kind,
+    MaxDrop,
+    Recover,
+    RelaxedLimits,
+    Start,
+    Target,
+)
 from tasks.config.types import KIND, CriterionName, RoundFor, RoundTo, Section, Share, WeightCriterionName
-
-
-class Recover(Section):
-    """How a narrowed model is recovered before it is trained; this needs inputs but no labels."""
-
-    method: Literal["none", "recalibrate", "absorb_means", "fold", "reconstruct"] = "reconstruct"
-    """reconstruct: layers are refitted so that their outputs stay the same. recalibrate: batch norms are measured
-    again. absorb_means: only the means of the layers' outputs are corrected. fold: the criterion's own solution.
-    none: nothing.
-    """
-    num_samples: StrictInt = Field(default=512, ge=2, le=10_000_000)
-    """Number of training samples used."""
-    ridge: StrictFloat = Field(default=RIDGE, gt=0, le=1_000_000)
-    """For reconstruct: the least weight of the pull towards the old weights."""
-
-
-class Start(Section):
-    """The weights that training begins with after a step: the present ones, earlier ones, or fresh ones."""
-
-    weights: Literal["keep", "rewind", "random"] = "keep"
-    """keep: the present weights. rewind: those of an earlier epoch of the baseline. random: fresh ones."""
-    epoch: StrictInt | None = Field(default=None, ge=1, le=100_000)
-    """For rewind: an epoch of baseline.keep_epochs."""
-
-    @model_validator(mode="after")
-    def _rewinds_to_an_epoch(self) -> Self:
-        if (self.epoch is None) == (self.weights == "rewind"):
-            raise ValueError("expected an epoch where weights is 'rewind', and only there")
-        return self
 
 
 class Weights(Section):
@@ -254,6 +234,11 @@ class Structured(_ByScores):
     a stage of ConvNeXt. when_needed: where a target is out of reach within all limits, the limits are tried again with
     them. The norms then take their statistics over the channels that stay; log and report say so.
     """
+    basis: Literal["channels", "principal_components"] = "channels"
+    """What of a residual stream goes. principal_components: before each step a stream is turned, so that what its norms
+    see lies in few channels; the model computes the same. That needs layers or norms (modules, in front of the layers)
+    as all that reads it, and an output layer that isn't tied to the embedding.
+    """
     blocks: Literal["never", "allowed"] = "never"
     """Whether residual branches go whole: as many, before channels do, as leave the least loss on validation data."""
     round_to: RoundTo = "auto"
@@ -289,6 +274,17 @@ class Structured(_ByScores):
             )
         if self.start.weights != "keep" and self.reversible:
             raise ValueError(f"start.weights is {self.start.weights!r}; expected reversible false")
+        if self.basis != "channels" and (
+            self.residual_streams == "never"
+            or self.reversible
+            or self.start.weights != "keep"
+            or self.allocation.reads_curves
+        ):
+            raise ValueError(
+                f"basis is {self.basis!r}, which turns residual streams; expected residual_streams 'when_needed' or "
+                "'always', start.weights 'keep', reversible false, and an allocation that reads no curves, which are "
+                "those of the channels as they were"
+            )
         if self.blocks == "allowed" and self.allocation.strategy == "sensitivity":
             raise ValueError(
                 "blocks is 'allowed' and allocation.strategy 'sensitivity', but without a block other channels belong "

@@ -1,4 +1,4 @@
-"""What is to be saved: the targets of each kind, how they are shared, what gives way out of reach; what may be lost."""
+"""What is to be saved, how it is shared, what gives way out of reach; what may be lost; how the model recovers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, StrictFloat, StrictInt, WithJsonSch
 
 from pruning.allocation.selection import Normalise
 from pruning.metrics import Measure
+from pruning.recovery.reconstruct import RIDGE
 from tasks.config.types import Section, Share, as_pattern
 
 
@@ -175,3 +176,32 @@ def worst_score(reference: float, measure: Measure, fraction: float, limit: MaxD
         limit = MaxDrop(absolute=fraction) if measure.is_share else MaxDrop(relative=fraction)
     drop = limit.absolute if limit.absolute is not None else (limit.relative or 0.0) * abs(reference)
     return measure.worse_by(reference, drop)
+
+
+class Recover(Section):
+    """How a narrowed model is recovered before it is trained; this needs inputs but no labels."""
+
+    method: Literal["none", "recalibrate", "absorb_means", "fold", "reconstruct"] = "reconstruct"
+    """reconstruct: layers are refitted so that their outputs stay the same. recalibrate: batch norms are measured
+    again. absorb_means: only the means of the layers' outputs are corrected. fold: the criterion's own solution.
+    none: nothing.
+    """
+    num_samples: StrictInt = Field(default=512, ge=2, le=10_000_000)
+    """Number of training samples used."""
+    ridge: StrictFloat = Field(default=RIDGE, gt=0, le=1_000_000)
+    """For reconstruct: the least weight of the pull towards the old weights."""
+
+
+class Start(Section):
+    """The weights that training begins with after a step: the present ones, earlier ones, or fresh ones."""
+
+    weights: Literal["keep", "rewind", "random"] = "keep"
+    """keep: the present weights. rewind: those of an earlier epoch of the baseline. random: fresh ones."""
+    epoch: StrictInt | None = Field(default=None, ge=1, le=100_000)
+    """For rewind: an epoch of baseline.keep_epochs."""
+
+    @model_validator(mode="after")
+    def _rewinds_to_an_epoch(self) -> Self:
+        if (self.epoch is None) == (self.weights == "rewind"):
+            raise ValueError("expected an epoch where weights is 'rewind', and only there")
+        return self

@@ -5,6 +5,7 @@ And the model that they leave, recovered without training: that is how allocatio
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
@@ -21,6 +22,7 @@ from pruning.evaluation import evaluate
 from pruning.graph.groups import Groups
 from pruning.importance import Criterion, Ranking, needs_of
 from pruning.latency.profile import LatencyCost
+from pruning.plan.basis import in_principal_components
 from pruning.plan.constraints import Freedom, Limits, find_tied_groups, within_first
 from pruning.plan.plan import Cost, Plan
 from pruning.recovery.batch_norm import recalibrate
@@ -35,6 +37,8 @@ from tasks.loop.measurements import latency_cost, read_curves
 from tasks.loop.targets import LATENCY, StepContext
 from tasks.models import chosen_criterion, loss_and_metric
 from tasks.terminal import shown
+
+log = logging.getLogger("secateur")
 
 JUDGED_ON = 512  # validation samples that tell one candidate from another
 
@@ -248,6 +252,30 @@ def _search(context: StepContext, groups: Groups, solver: BudgetSolver, orders: 
             seed=settings.run.seed,
             progress=progress,
         )
+
+
+def in_basis(context: StepContext) -> StepContext:
+    """Turn the residual streams of a context's model into the settings' basis; it computes the same.
+
+    Raises:
+        TargetError: None can be turned.
+    """
+    if structured(context).basis == "channels":
+        return context
+    groups = pruning.find_groups(context.model, context.example, allow_mixed=True)
+    inputs = spread(read_split(context.workspace, "train"), structured(context).criterion_samples).inputs
+    turned = in_principal_components(groups, inputs.to(context.example.device))
+    refused = "; ".join(f"{name}: {why}" for name, why in turned.refused.items())
+    if not turned.streams:
+        raise TargetError(
+            f"no residual stream can be turned into its principal components: {refused or 'none is there'}"
+        )
+    log.info(
+        "prune: in their principal components: %s%s",
+        ", ".join(turned.streams),
+        f"; as they were: {refused}" if refused else "",
+    )
+    return replace(context, model=turned.model, reference=turned.model)
 
 
 _VERIFIED_ON, _BATCH = 64, 16  # samples, where verifying on the example shows nothing

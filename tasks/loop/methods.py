@@ -34,7 +34,7 @@ from pruning.unstructured.select import WeightScope, choose_n_of_m, choose_weigh
 from tasks.config.prune_schema import Dynamic, NOfM, Unstructured
 from tasks.config.target_schema import Kind
 from tasks.data import read_inputs, read_split
-from tasks.loop.channels import JUDGED_ON, choose_channels, narrow_by, recover, structured
+from tasks.loop.channels import JUDGED_ON, choose_channels, in_basis, narrow_by, recover, structured
 from tasks.loop.measurements import latency_cost
 from tasks.loop.targets import LATENCY, StepContext
 from tasks.models import chosen_criterion, loss_and_metric, sparsity_training
@@ -76,6 +76,7 @@ def narrow(context: StepContext) -> Step:
     Raises:
         TargetError: The goal can't be met.
     """
+    context = in_basis(context)
     if structured(context).blocks == "never":
         return _narrow_channels(context)
     settings, example = context.settings, context.example

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning import find_groups, make_plan, narrow
+from pruning.errors import SettingsError
 from pruning.io.checkpoint import load_checkpoint
 from pruning.latency.measure import profile
 from pruning.latency.profile import LatencyCost
@@ -220,6 +221,49 @@ def test_channels_of_a_stream_may_come_back(tmp_path: Path, project_writer: Writ
     assert all(row.streams for row in rows)
     with chdir(tmp_path):
         assert project.json("dense", "equivalence.json")["max_relative_difference"] < TOLERANCE
+
+
+def test_streams_are_turned_before_each_step_where_the_basis_says_so(tmp_path: Path, project_writer: Writer) -> None:
+    change = changed(
+        "vit",
+        target={"mac_reduction": 0.6},
+        residual_streams="always",
+        basis="principal_components",
+        iterations=2,
+        max_attempts=2,
+    )
+    project = made(tmp_path, project_writer, NAMES, change)
+    with chdir(tmp_path):
+        rows, summary = rows_of(project), project.json("report", "summary.json")
+    assert [row.accepted for row in rows] == [True, True]
+    assert all(row.streams for row in rows)
+    assert summary["proven"]
+    assert summary["parity"]["dense_vs_masked"] < TOLERANCE
+    model, plan, _ = load_checkpoint(tmp_path / "artifacts/dense", vit, torch.randn(1, 1, 8, 8))
+    assert plan.removed["patches.weight:0"]
+    assert all(not norm.bias.any() for norm in model.modules() if isinstance(norm, nn.LayerNorm)), "moved into readers"
+
+
+def test_basis_without_a_stream_that_can_be_turned_is_refused_before_the_loop(
+    tmp_path: Path, project_writer: Writer
+) -> None:
+    change = changed("mixer", target={"mac_reduction": 0.3}, basis="principal_components")
+    with pytest.raises(SettingsError, match=r"no residual stream of the model can be turned: patches\.weight:0"):
+        made(tmp_path, project_writer, [*BEFORE_THE_LOOP, "prune"], change)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"residual_streams": "never"},
+        {"reversible": True},
+        {"allocation": {"strategy": "sensitivity"}},
+        {"start": {"weights": "random"}, "recover": {"method": "none"}},
+    ],
+)
+def test_basis_is_refused_beside_what_goes_by_the_channels_as_they_were(other: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="which turns residual streams"):
+        Structured(target=Target(mac_reduction=0.5), basis="principal_components", **other)
 
 
 def test_a_network_without_streams_tries_no_limits_twice(tmp_path: Path, project_writer: Writer) -> None:
