@@ -33,8 +33,8 @@ from pruning.io.onnx import check_parity, export_onnx
 from pruning.io.weights import load_weights
 from pruning.latency.microbenchmarks import check_provider
 from pruning.metrics import described, score_of
-from pruning.plan.basis import in_principal_components
 from pruning.plan.constraints import groups_in
+from pruning.recovery.basis import in_principal_components
 from pruning.statistics.collect import collect
 from pruning.task import Task
 from pruning.training.recipe import Recipe

@@ -5,9 +5,8 @@ from pruning.importance import (
     batch_norm,
     filters,
     greedy,
-    lasso,
     obs,
-    reduce_and_reuse,
+    regression,
     taylor,
 )
 from pruning.importance.ranking import FALLBACK, Criteria, Ranking, needs_of
@@ -38,11 +37,10 @@ __all__ = [
     "filters",
     "find_criterion",
     "greedy",
-    "lasso",
     "needs_of",
     "obs",
     "order_channels",
-    "reduce_and_reuse",
+    "regression",
     "score_channels",
     "taylor",
 ]

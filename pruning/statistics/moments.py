@@ -150,3 +150,21 @@ class MomentGatherer(Collector, Observer):
         """Return nothing per channel: criteria read `layers` and `moments`."""
         self.moments = {weight: moments.cpu() for weight, moments in self.moments.items()}
         return {}
+
+
+def principal_components(moment: Tensor) -> Tensor:
+    """Return the principal components as columns, the largest first, each with its largest entry positive."""
+    found: Tensor = torch.linalg.eigh((moment + moment.T) / 2).eigenvectors.flip(1)
+    largest = found.gather(0, found.abs().argmax(0, keepdim=True))
+    return found * largest.sign()
+
+
+def contrasts(size: int) -> Tensor:
+    """Return Helmert's contrasts as rows, float64 [size - 1, size]: orthonormal, each adds up to nothing.
+
+    Row j is the same in the first j + 1 places, and zero from place j + 2 on.
+    """
+    found = torch.tril(torch.ones(size - 1, size, dtype=torch.float64))
+    place = torch.arange(1, size, dtype=torch.float64)
+    found[torch.arange(size - 1), torch.arange(1, size)] = -place
+    return found / (place * (place + 1)).sqrt()[:, None]

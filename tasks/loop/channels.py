@@ -22,9 +22,9 @@ from pruning.evaluation import evaluate
 from pruning.graph.groups import Groups
 from pruning.importance import Criterion, Ranking, needs_of
 from pruning.latency.profile import LatencyCost
-from pruning.plan.basis import in_principal_components
 from pruning.plan.constraints import Freedom, Limits, find_tied_groups, within_first
 from pruning.plan.plan import Cost, Plan
+from pruning.recovery.basis import in_principal_components
 from pruning.recovery.batch_norm import recalibrate
 from pruning.recovery.fold import fold
 from pruning.recovery.least_squares import MEAN_ALONE

@@ -16,20 +16,20 @@ the contrasts are ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pruning.containers import Inputs, as_call, in_batches
+from pruning.containers import Inputs, in_batches
 from pruning.errors import PlanError
-from pruning.graph.dispatch import examples_of
 from pruning.graph.groups import Group, Groups, Slice
 from pruning.graph.module_copy import copy_whole
 from pruning.plan.verification import TOLERANCE, difference_on
+from pruning.statistics.layer_hooks import hooked, input_shapes, reached, run_each
+from pruning.statistics.moments import contrasts, principal_components
 
 Kind = Literal["layer", "rms", "scale"]
 
@@ -192,7 +192,7 @@ def _parts(model: nn.Module, group: Group, examples: Inputs) -> _Stream:
             )
         else:
             stream.readers.append((named[piece.parameter], piece.axis, owner, piece.parameter))
-    shapes = _input_shapes(model, [owned[0][1] for owned in followers.values()], examples)
+    shapes = input_shapes(model, [owned[0][1] for owned in followers.values()], examples)
     for key, owned in followers.items():
         norm = _norm_of(owned, shapes.get(key), group.size, named)
         if norm is None:
@@ -272,92 +272,6 @@ def _kind(inputs: Tensor, once: Tensor | None, thrice: Tensor | None, axis: int)
     return None
 
 
-def _input_shapes(model: nn.Module, modules: Sequence[nn.Module], examples: Inputs) -> dict[int, torch.Size]:
-    """Return the shape of what each module is given first."""
-    shapes: dict[int, torch.Size] = {}
-
-    def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if inputs and isinstance(inputs[0], Tensor):
-            shapes.setdefault(id(module), inputs[0].shape)
-
-    with _hooks([module.register_forward_pre_hook(look) for module in modules]):
-        _run(model, examples)
-    return shapes
-
-
-@contextmanager
-def _hooks(handles: Sequence[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _run(model: nn.Module, examples: Inputs) -> None:
-    for example in examples_of(examples):
-        args, kwargs = as_call(example)
-        with torch.no_grad():
-            model(*args, **kwargs)
-
-
-def _reached(
-    model: nn.Module, source: nn.Module, axis: int, size: int, ends: Sequence[nn.Module], examples: Inputs
-) -> list[nn.Module]:
-    """Return which modules are given something else where a module gives something else, and nothing in between is.
-
-    What the modules give is held at what it was, so that a change goes no further than to the first of them.
-
-    Args:
-        model: The model.
-        source: What gives something else.
-        axis: Of its output, along which the channels lie.
-        size: Number of channels.
-        ends: Modules that are looked at.
-        examples: What the model is given.
-
-    Raises:
-        PlanError: Its output has no such axis.
-    """
-    held: dict[int, list[tuple[list[Tensor], Any]]] = {id(end): [] for end in ends}
-    found: dict[int, nn.Module] = {}
-
-    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-        held[id(module)].append(([one.clone() for one in _tensors(args, kwargs)], outputs))
-
-    with _hooks([end.register_forward_hook(keep, with_kwargs=True) for end in ends]):
-        _run(model, examples)
-    turns = {key: iter(calls) for key, calls in held.items()}
-    moved = torch.linspace(0.5, 1.5, size)
-
-    def move(module: nn.Module, _inputs: tuple[Any, ...], outputs: Tensor) -> Tensor:
-        shape = [1] * outputs.ndim
-        if outputs.ndim <= axis or outputs.shape[axis] != size:
-            raise PlanError(f"it can't be told on which axis of what a {type(module).__name__} gives its channels lie")
-        shape[axis] = size
-        return outputs + moved.to(outputs).reshape(shape)
-
-    def hold(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _outputs: Any) -> Any:
-        inputs, outputs = next(turns[id(module)])
-        given = _tensors(args, kwargs)
-        if any(not torch.equal(one, other) for one, other in zip(given, inputs, strict=True)):
-            found[id(module)] = module
-        return outputs
-
-    with _hooks(
-        [
-            source.register_forward_hook(move),
-            *(end.register_forward_hook(hold, with_kwargs=True) for end in ends),
-        ]
-    ):
-        _run(model, examples)
-    return list(found.values())
-
-
-def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    return [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
-
-
 def _readers_of(
     model: nn.Module, stream: _Stream, norm: _Norm, examples: Inputs
 ) -> list[tuple[nn.Parameter, int, nn.Module, str]]:
@@ -368,10 +282,10 @@ def _readers_of(
     """
     others = [one.module for one in stream.norms if one is not norm]
     ends = {id(one): one for one in (*others, *(owner for _, _, owner, _ in stream.readers))}
-    reached = {id(one) for one in _reached(model, norm.module, norm.axis, stream.size, list(ends.values()), examples)}
-    if any(id(one) in reached for one in others):
+    found = {id(one) for one in reached(model, norm.module, norm.axis, stream.size, list(ends.values()), examples)}
+    if any(id(one) in found for one in others):
         raise PlanError("what one norm gives comes to another without a layer that reads its channels in between")
-    return [reader for reader in stream.readers if id(reader[2]) in reached]
+    return [reader for reader in stream.readers if id(reader[2]) in found]
 
 
 def _fold_gain(norm: _Norm, readers: Sequence[tuple[nn.Parameter, int, nn.Module, str]]) -> None:
@@ -411,7 +325,7 @@ def _fold_scale(model: nn.Module, stream: _Stream, scale: _Norm, examples: Input
         owner
         for owner in {id(owner): owner for _, _, owner in stream.writers}.values()
         if scale.module not in owner.modules()  # what it gives comes later
-        and scale.module in _reached(model, owner, _channels_axis(owner, scale), stream.size, ends, examples)
+        and scale.module in reached(model, owner, _channels_axis(owner, scale), stream.size, ends, examples)
     ]
     if len(found) != 1 or scale.gain is None:
         raise PlanError(f"{len(found)} layers write what a scale multiplies; one can take its factors over")
@@ -446,30 +360,12 @@ def _rotation(model: nn.Module, stream: _Stream, samples: Inputs, batch_size: in
 
         return look
 
-    with _hooks([norm.module.register_forward_hook(add(norm)) for norm in stream.norms]):
+    with hooked([norm.module.register_forward_hook(add(norm)) for norm in stream.norms]):
         for batch in in_batches(samples, batch_size):
-            _run(model, batch)
+            run_each(model, batch)
     moment = torch.stack([sums[key] / max(1, rows[key]) for key in sums]).sum(0)
     if all(norm.kind == "rms" for norm in stream.norms):
-        return _components(moment).T.contiguous()
-    contrasts = _contrasts(size)
-    components = _components(contrasts @ moment @ contrasts.T)
-    return contrasts.T @ components.T @ contrasts + 1 / size
-
-
-def _components(moment: Tensor) -> Tensor:
-    """Return the principal components as columns, the largest first, each with its largest entry positive."""
-    found: Tensor = torch.linalg.eigh((moment + moment.T) / 2).eigenvectors.flip(1)
-    largest = found.gather(0, found.abs().argmax(0, keepdim=True))
-    return found * largest.sign()
-
-
-def _contrasts(size: int) -> Tensor:
-    """Return Helmert's contrasts as rows, float64 [size - 1, size]: orthonormal, each adds up to nothing.
-
-    Row j is the same in the first j + 1 places, and zero from place j + 2 on.
-    """
-    found = torch.tril(torch.ones(size - 1, size, dtype=torch.float64))
-    place = torch.arange(1, size, dtype=torch.float64)
-    found[torch.arange(size - 1), torch.arange(1, size)] = -place
-    return found / (place * (place + 1)).sqrt()[:, None]
+        return principal_components(moment).T.contiguous()
+    differences = contrasts(size)
+    components = principal_components(differences @ moment @ differences.T)
+    return differences.T @ components.T @ differences + 1 / size

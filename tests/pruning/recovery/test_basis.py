@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pruning
-from pruning.plan.basis import _contrasts, in_principal_components
 from pruning.plan.plan import Plan
 from pruning.plan.verification import outputs_of, relative_difference
+from pruning.recovery.basis import in_principal_components
+from pruning.statistics.moments import contrasts
 
 SIZE, TOKENS = 12, 5
 
@@ -192,7 +193,7 @@ def test_tied_embedding_is_refused_by_name() -> None:
 
 
 def test_contrasts_are_orthonormal_and_nested() -> None:
-    found = _contrasts(SIZE)
+    found = contrasts(SIZE)
     assert torch.allclose(found @ found.T, torch.eye(SIZE - 1, dtype=torch.float64))
     assert torch.allclose(found.sum(1), torch.zeros(SIZE - 1, dtype=torch.float64))
     for row, values in enumerate(found):
