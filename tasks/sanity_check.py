@@ -278,7 +278,7 @@ def _check_pruning(model: nn.Module, groups: Groups, samples: TensorBatches, los
         groups_in(groups, entries, f"prune.allocation.scopes[{scope!r}]")
     if chosen.kind == "structured" and chosen.basis != "channels":
         streams = pruning.find_groups(model, groups.example_inputs, allow_mixed=True)
-        turned = in_principal_components(streams, samples.inputs.to(settings.run.device))
+        turned = in_principal_components(streams, samples)
         if not turned.streams:
             why = "; ".join(f"{name}: {fault}" for name, fault in turned.refused.items()) or "it has none"
             raise SettingsError(

@@ -23,8 +23,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pruning.containers import Inputs, in_batches
+from pruning.batches import Batches, Samples, checked_batches
+from pruning.containers import Inputs
 from pruning.errors import PlanError
+from pruning.evaluation import device_of
 from pruning.graph.groups import Group, Groups, Slice
 from pruning.graph.module_copy import copy_whole
 from pruning.plan.verification import TOLERANCE, difference_on
@@ -51,7 +53,7 @@ class Turned:
     refused: Mapping[str, str]
 
 
-def in_principal_components(groups: Groups, samples: Inputs, *, batch_size: int = 64) -> Turned:
+def in_principal_components(groups: Groups, samples: Batches | Samples | Inputs, *, batch_size: int = 64) -> Turned:
     """Turn every residual stream of a model into its principal components, the largest first.
 
     A stream can be turned where all that reads or writes it is linear in its channels (layers, additions, selections of
@@ -61,11 +63,15 @@ def in_principal_components(groups: Groups, samples: Inputs, *, batch_size: int 
 
     Args:
         groups: Found with `allow_mixed=True`; their model isn't changed.
-        samples: Inputs that tell which components are large, [N, ...] each.
+        samples: Inputs that tell which components are large, [N, ...] each; a few hundred.
         batch_size: Samples per pass.
+
+    Raises:
+        DataError: There are no samples.
 
     Source: see the module.
     """
+    batches = checked_batches(samples)
     model = copy_whole(groups.model).eval()
     streams: list[str] = []
     refused: dict[str, str] = {}
@@ -74,7 +80,7 @@ def in_principal_components(groups: Groups, samples: Inputs, *, batch_size: int 
             continue
         tried = copy_whole(model)
         try:
-            _turn(tried, group, groups.example_inputs, samples, batch_size)
+            _turn(tried, group, groups.example_inputs, batches, batch_size)
             difference = difference_on(groups.model, tried, groups.example_inputs)
             if not difference <= TOLERANCE:
                 raise PlanError(
@@ -138,7 +144,7 @@ class _Stream:
     scales: list[_Norm] = field(default_factory=list)
 
 
-def _turn(model: nn.Module, group: Group, examples: Inputs, samples: Inputs, batch_size: int) -> None:
+def _turn(model: nn.Module, group: Group, examples: Inputs, samples: Batches, batch_size: int) -> None:
     """Turn one stream, in place.
 
     Raises:
@@ -338,7 +344,7 @@ def _channels_axis(owner: nn.Module, scale: _Norm) -> int:
     return 1 if "Conv" in type(owner).__name__ and hasattr(owner, "kernel_size") else scale.axis
 
 
-def _rotation(model: nn.Module, stream: _Stream, samples: Inputs, batch_size: int) -> Tensor:
+def _rotation(model: nn.Module, stream: _Stream, samples: Batches, batch_size: int) -> Tensor:
     """Return the rotation whose first rows hold most of what the norms see, float64 [channels, channels].
 
     Raises:
@@ -361,8 +367,8 @@ def _rotation(model: nn.Module, stream: _Stream, samples: Inputs, batch_size: in
         return look
 
     with hooked([norm.module.register_forward_hook(add(norm)) for norm in stream.norms]):
-        for batch in in_batches(samples, batch_size):
-            run_each(model, batch)
+        for batch in samples.ordered(batch_size):
+            run_each(model, batch.to(device_of(model)).inputs)
     moment = torch.stack([sums[key] / max(1, rows[key]) for key in sums]).sum(0)
     if all(norm.kind == "rms" for norm in stream.norms):
         return principal_components(moment).T.contiguous()

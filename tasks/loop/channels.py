@@ -263,8 +263,8 @@ def in_basis(context: StepContext) -> StepContext:
     if structured(context).basis == "channels":
         return context
     groups = pruning.find_groups(context.model, context.example, allow_mixed=True)
-    inputs = spread(read_split(context.workspace, "train"), structured(context).criterion_samples).inputs
-    turned = in_principal_components(groups, inputs.to(context.example.device))
+    samples = read_split(context.settings, context.workspace, "train").spread(structured(context).criterion_samples)
+    turned = in_principal_components(groups, samples, batch_size=context.settings.training.batch_size)
     refused = "; ".join(f"{name}: {why}" for name, why in turned.refused.items())
     if not turned.streams:
         raise TargetError(
