@@ -113,6 +113,16 @@ def mean_loss(loss: Loss, outputs: Any, targets: Any) -> Tensor:
     return total if count is None else total / count.clamp(min=1)
 
 
+def mean_and_count(loss: Loss, outputs: Any, targets: Any) -> tuple[Tensor, float | None]:
+    """Return the loss of a batch as a mean, and how many it is the mean of where the loss says so itself.
+
+    Raises:
+        ModelError: it isn't one number that gradients can flow through.
+    """
+    total, count = _pair(_counted(loss)(outputs, targets), targets)
+    return (total, None) if count is None else (total / count.clamp(min=1), float(count))
+
+
 def _pair(value: Any, targets: Any) -> tuple[Tensor, Tensor | None]:
     """Return what a loss gave: a mean and None, or a sum and the number of what was summed over."""
     if isinstance(value, tuple) and len(value) == 2:

@@ -204,7 +204,7 @@ class _AtPositions(Classification):
 
     def smoothed(self, amount: float) -> Loss | None:
         """Return the same with smoothed targets."""
-        return partial(mean_loss, partial(self._loss, amount))
+        return partial(self._loss, amount)
 
     def _loss(self, smoothing: float, outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
         logits, wanted = self.aligned(outputs, targets)

@@ -24,9 +24,9 @@ from pruning.io.checkpoint import load_checkpoint, save_checkpoint
 from pruning.metrics import Measure
 from pruning.plan.plan import Cost, Plan, count_effective_macs
 from pruning.task import Task
+from pruning.training.callbacks import Augment
 from pruning.training.recipe import Recipe
 from pruning.training.sparsity import SparsityTraining
-from pruning.training.trainer import Augment
 from pruning.unstructured.masks import packed_bytes
 from tasks.config import import_strings
 from tasks.config.schema import Settings

@@ -1,6 +1,7 @@
-"""Continue a training that was killed: its whole state is saved after every epoch, without pickle.
+"""Continue a training that was killed: its whole state is saved after every epoch and within it, without pickle.
 
-One file: `model.NAME`, `optimizer.INDEX.NAME`, `memory.NAME` (what a penalty remembers), and the losses.
+One file: `model.NAME`, `optimizer.NUMBER`, `memory.NAME` (what a penalty, a judge and an average remember, and how far
+the epoch has got), the optimizer's state as JSON with these numbers for its tensors, and the losses.
 """
 
 from __future__ import annotations
@@ -8,17 +9,20 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import monotonic
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as format_safetensors
 from torch import Tensor, nn
 
+from pruning.errors import ModelError
 from pruning.io.atomic import replace_file
 from pruning.io.json_files import JsonError, checked_json
-from pruning.training.trainer import Stateful
+from pruning.training.callbacks import Stateful
 from tasks.workspace import Workspace
 
 UNFINISHED = ".training.unfinished"
@@ -26,23 +30,31 @@ UNFINISHED = ".training.unfinished"
 log = logging.getLogger("secateur")
 
 
-class EpochCheckpointer:
-    """Keeps one training run in one file, replaced after every epoch; see `pruning.training.trainer.Checkpointer`."""
+class TrainingCheckpointer:
+    """Keeps one training run in one file, which is replaced; see `pruning.training.callbacks.Checkpointer`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, seconds: float = 60.0) -> None:
         """Name the file.
 
         Args:
             path: Its name has to identify the run: whatever is saved there is continued unchecked.
+            seconds: Within an epoch, the state is kept after the first step that ends so long after it was kept last.
         """
-        self.path = path
+        self.path, self._seconds = path, seconds
+        self._last = monotonic()
+
+    def is_due(self) -> bool:
+        """Say whether to keep the state after this step; the clock decides where a run can be continued, not how."""
+        return monotonic() - self._last >= self._seconds
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, memory: Stateful | None) -> list[float]:
         """Restore the saved state, and return the losses of the finished epochs."""
+        self._last = monotonic()
         try:
             with safe_open(self.path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
                 losses = checked_json(file.metadata()["losses"], list[float])
+                state = json.loads(file.metadata()["optimizer"])
         except FileNotFoundError:
             return []
         except (SafetensorError, KeyError, TypeError, JsonError) as error:
@@ -52,12 +64,15 @@ class EpochCheckpointer:
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in parts["optimizer"].items():
-            index, _, what = name.partition(".")
-            state.setdefault(int(index), {})[what] = tensor
         model.load_state_dict(parts["model"])
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        found = _from_json(state, parts["optimizer"])
+        owned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        optimizer.state.clear()  # its own load_state_dict would give numbers and moments the parameters' type
+        optimizer.state.update(
+            {owned[key] if isinstance(key, int) else key: kept for key, kept in found["state"].items()}
+        )
+        for group, options in zip(optimizer.param_groups, found["param_groups"], strict=True):
+            group.update(options)
         if memory is not None:
             memory.load_state_dict(parts["memory"])
         log.info("training continues after epoch %d", len(losses))
@@ -66,14 +81,55 @@ class EpochCheckpointer:
     def save(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, memory: Stateful | None, losses: Sequence[float]
     ) -> None:
-        """Save the state."""
+        """Save the state.
+
+        Raises:
+            ModelError: The optimizer remembers something that can't be kept.
+        """
         found = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-        for index, kept in optimizer.state_dict()["state"].items():
-            found |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in kept.items()}
+        kept: dict[str, Tensor] = {}
+        state = optimizer.state_dict()
+        options = [{name: one for name, one in group.items() if name != "params"} for group in state["param_groups"]]
+        what = f"the optimizer {type(optimizer).__name__}"
+        as_json = _to_json({"state": dict(state["state"]), "param_groups": options}, kept, what)
+        found |= {f"optimizer.{number}": tensor for number, tensor in kept.items()}
         if memory is not None:
             found |= {f"memory.{name}": tensor for name, tensor in memory.state_dict().items()}
         tensors = {name: tensor.detach().clone().contiguous() for name, tensor in found.items()}
-        replace_file(self.path, format_safetensors(tensors, metadata={"losses": json.dumps(list(losses))}))
+        metadata = {"losses": json.dumps(list(losses)), "optimizer": json.dumps(as_json)}
+        replace_file(self.path, format_safetensors(tensors, metadata=metadata))
+        self._last = monotonic()
+
+
+def _to_json(value: Any, kept: dict[str, Tensor], what: str) -> Any:
+    """Return what `_from_json` makes the same value of; tensors go into `kept`, and their numbers into the JSON."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        number = str(len(kept))
+        kept[number] = value
+        return {"tensor": number, "device": str(value.device)}
+    if isinstance(value, dict):
+        pairs = [[_to_json(key, kept, what), _to_json(one, kept, what)] for key, one in value.items()]
+        return {"mapping": pairs}
+    if isinstance(value, list | tuple):
+        return {type(value).__name__: [_to_json(one, kept, what) for one in value]}
+    raise ModelError(
+        f"{what} remembers a {type(value).__name__}, which can't be kept for a training that is killed; expected "
+        "tensors, numbers and texts in lists and mappings: choose another optimizer"
+    )
+
+
+def _from_json(value: Any, kept: Mapping[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        return kept[value["tensor"]].to(value["device"])
+    if "mapping" in value:
+        return {_from_json(key, kept): _from_json(one, kept) for key, one in value["mapping"]}
+    (kind, parts), *_ = value.items()
+    found = [_from_json(one, kept) for one in parts]
+    return tuple(found) if kind == "tuple" else found
 
 
 def unfinished(workspace: Workspace, run: str) -> Path:

@@ -18,8 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.contest.networks import NETWORKS, Network, data_of
 from pruning.batches import Samples
 from pruning.evaluation import TensorSamples, evaluate
+from pruning.training.callbacks import Callbacks
 from pruning.training.recipe import Recipe
-from pruning.training.trainer import Callbacks, finetune
+from pruning.training.trainer import finetune
 from zoo.datasets.splits import Splits
 
 

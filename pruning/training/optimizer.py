@@ -1,21 +1,88 @@
-"""Carry an optimizer over to a narrowed model, so that training goes on as if nothing had happened."""
+"""Make the optimizer that a recipe names, and carry one over to a narrowed model as if nothing had happened."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from copy import copy, deepcopy
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pruning.errors import PlanError
+from pruning.errors import PlanError, SettingsError
 from pruning.graph.groups import Groups
 from pruning.graph.unwrapping import unwrap
+from pruning.plan.constraints import parameters_in
 from pruning.plan.plan import Plan
 from pruning.plan.slicing import keep
+from pruning.training.recipe import Recipe, find_optimizer, parameters_of
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
+
+
+RATE = "layer_rate"
+"""Key of a parameter group: the factor on the learning rate, where it isn't 1."""
+
+
+def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """Build the recipe's optimizer over the parameters that need a gradient; `auto` is SGD, see `recipe_for`.
+
+    Raises:
+        SettingsError: It can't be made, or `layer_rates` names what the model doesn't have.
+    """
+    place = f"recipe {recipe.name!r}: layer_rates"
+    entries = parameters_in(model, recipe.layer_rates, place) if recipe.layer_rates else {}
+    families: dict[float, list[list[nn.Parameter]]] = {1.0: [[], []]}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            factor = recipe.layer_rates[entries[name]] if name in entries else 1.0
+            families.setdefault(factor, [[], []])[parameter.ndim <= 1].append(parameter)
+    decays = (recipe.weight_decay, 0.0)
+    groups = [
+        {"params": owned, "weight_decay": decay} | ({} if factor == 1.0 else {RATE: factor})
+        for factor, parts in families.items()
+        for owned, decay in zip(parts, decays, strict=True)
+        if owned or factor == 1.0
+    ]
+    given, name, place = recipe.optimizer_kwargs, recipe.optimizer, f"recipe {recipe.name!r}: optimizer"
+    if name == "adamw":
+        return _made(torch.optim.AdamW, place, groups, lr=recipe.peak_rate, **given)
+    if name in ("auto", "sgd"):
+        own = {"momentum": recipe.momentum, "nesterov": recipe.momentum > 0}
+        return _made(torch.optim.SGD, place, groups, lr=recipe.peak_rate, **(own | given))
+    make = find_optimizer(name)
+    if "weight_decay" not in parameters_of(make) and isinstance(make, type):
+        if recipe.weight_decay not in (0, type(recipe).model_fields["weight_decay"].default):
+            raise SettingsError(f"{place} {name!r} takes no weight_decay; leave it out")
+        groups = [{key: value for key, value in group.items() if key != "weight_decay"} for group in groups]
+    return _made(make, f"{place} {name!r}", groups, lr=recipe.peak_rate, **given)
+
+
+def _made(make: Callable[..., Any], place: str, groups: list[dict[str, Any]], **given: Any) -> torch.optim.Optimizer:
+    found = call_with(make, place, [group for group in groups if group["params"]], **given)
+    if not isinstance(found, torch.optim.Optimizer):
+        raise SettingsError(f"{place} made a {type(found).__name__}; expected a torch.optim.Optimizer")
+    closure = parameters_of(type(found).step).get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise SettingsError(f"{place} evaluates the loss in its step, which a recipe can't; choose another optimizer")
+    return found
+
+
+def call_with(make: Callable[..., Any], place: str, *given: Any, **kwargs: Any) -> Any:
+    """Call what a recipe names; a fault is told in one line.
+
+    Raises:
+        SettingsError: It doesn't take what it is given, or raised.
+    """
+    try:
+        return make(*given, **kwargs)
+    except SettingsError:
+        raise
+    except Exception as fault:
+        text = str(fault).strip().partition("\n")[0]
+        raise SettingsError(f"{place} can't be made with {kwargs}: {type(fault).__name__}: {text}") from fault
 
 
 def narrow_optimizer(

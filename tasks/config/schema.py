@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, StrictFloat, StrictInt, ValidationEr
 from pruning.allocation.sensitivity import Sweep
 from pruning.errors import SettingsError
 from pruning.importance import FALLBACK
-from pruning.training.recipe import Epochs, LearningRate, Name, Recipe, Schedule
+from pruning.training.recipe import Epochs, LearningRate, Name, Recipe, ScheduleName
 from tasks.config.errors import describe, old_names
 from tasks.config.prune_schema import PruneOfAKind
 from tasks.config.target_schema import MaxDrop, Target
@@ -125,8 +125,8 @@ class FromScratch(Recipe):
     epochs: Epochs = 12
     """Passes over the training samples."""
     learning_rate: LearningRate = "auto"
-    """Highest learning rate of the run. auto: 0.1 with SGD, 0.002 with AdamW."""
-    schedule: Schedule = "one_cycle"
+    """Highest learning rate of the run. auto: 0.1 with SGD, 0.002 with AdamW, the default of others."""
+    schedule: ScheduleName = "one_cycle"
     """Learning rate over the run."""
     rates: ClassVar[dict[str, float]] = {"sgd": 0.1, "adamw": 2e-3}
 

@@ -20,8 +20,9 @@ from pruning.io.checkpoint import check_checkpoint, save_checkpoint
 from pruning.metrics import Measure
 from pruning.plan.masks import compose, find_groups_under
 from pruning.plan.narrow import expand
+from pruning.training.callbacks import Callbacks
 from pruning.training.recipe import Recipe
-from pruning.training.trainer import Callbacks, History, finetune
+from pruning.training.trainer import History, finetune
 from tasks.config.schema import Settings
 from tasks.config.target_schema import Kind, worst_score
 from tasks.data import Description, read_description, read_split
@@ -53,7 +54,7 @@ from tasks.models import (
 )
 from tasks.sanity_check import sanity_check
 from tasks.terminal import command_line, shown
-from tasks.training_state import EpochCheckpointer, epoch_folder, forget, unfinished
+from tasks.training_state import TrainingCheckpointer, epoch_folder, forget, unfinished
 from tasks.workspace import Workspace, digest, write_json
 
 WHOLE = "whole"
@@ -229,7 +230,7 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, goals: Goa
     failed: dict[str, str] = {}
     for recipe in settings.prune.recipes:
         try:
-            kept = EpochCheckpointer(under_way / f"{recipe.name}.safetensors")
+            kept = TrainingCheckpointer(under_way / f"{recipe.name}.safetensors")
             candidates.append(_recover(settings, workspace, taken, recipe, teacher, step.number, example, kept))
         except (ModelError, TargetError) as error:  # a recipe that diverges or misses has lost; the others go on
             failed[recipe.name] = str(error)
@@ -320,7 +321,7 @@ def _recover(
     teacher: nn.Module,
     number: int,
     example: Tensor,
-    checkpointer: EpochCheckpointer,
+    checkpointer: TrainingCheckpointer,
 ) -> _Candidate:
     """Fine-tune a copy by one recipe and measure it; a training that was killed goes on after its last epoch.
 

@@ -42,7 +42,7 @@ from tasks.models import chosen_criterion, loss_and_metric, sparsity_training
 log = logging.getLogger("secateur")
 
 Train = Callable[..., None]
-"""(model, **hooks): fine-tune it by the recipe at hand; hooks are fields of `pruning.training.trainer.Callbacks`."""
+"""(model, **hooks): fine-tune it by the recipe at hand; hooks are fields of `pruning.training.callbacks.Callbacks`."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from pruning.io.checkpoint import save_checkpoint
 from pruning.io.json_files import JsonError, checked_json
 from pruning.io.weights import load_weights
 from pruning.plan.plan import Plan
-from pruning.training.trainer import Callbacks, finetune
+from pruning.training.callbacks import Callbacks
+from pruning.training.trainer import finetune
 from tasks.config.schema import Settings
 from tasks.data import SPLITS, Split, read_description, read_inputs, read_split, save_answers, task_of
 from tasks.determinism import begin
@@ -34,7 +35,7 @@ from tasks.models import (
 from tasks.sanity_check import sanity_check
 from tasks.stage_table import find_stage
 from tasks.terminal import shown
-from tasks.training_state import EpochCheckpointer, epoch_folder, forget, unfinished
+from tasks.training_state import TrainingCheckpointer, epoch_folder, forget, unfinished
 from tasks.workspace import Workspace
 
 FOLDER = "baseline"
@@ -126,7 +127,7 @@ def _train(model: nn.Module, settings: Settings, workspace: Workspace, under_way
                 after_step=after_step,
                 memory=sparsity,
                 progress=progress,
-                checkpointer=EpochCheckpointer(under_way / "training.safetensors"),
+                checkpointer=TrainingCheckpointer(under_way / "training.safetensors"),
             ),
         )
 

@@ -12,12 +12,14 @@ from torch import nn
 
 from pruning import find_groups
 from pruning.dynamic.gates import GatedModel, GateTraining, add_gates
+from pruning.errors import ModelError
 from pruning.plan.plan import Cost
 from pruning.training import trainer
-from pruning.training.recipe import Recipe, Sparsity
+from pruning.training.callbacks import Callbacks
+from pruning.training.recipe import OPTIMIZERS, Recipe, Sparsity
 from pruning.training.sparsity import SparsityTraining
-from pruning.training.trainer import Callbacks, finetune
-from tasks.training_state import UNFINISHED, EpochCheckpointer
+from pruning.training.trainer import History, finetune
+from tasks.training_state import UNFINISHED, TrainingCheckpointer
 from tests.tasks.test_pipeline import BEFORE_THE_LOOP, Project, made, make
 from zoo.datasets import Samples
 
@@ -84,6 +86,114 @@ SCALES = Recipe(epochs=4, batch_size=16, sparsity=Sparsity(penalty="bn_scale", s
 Hooks = Callable[[nn.Module, Recipe], dict[str, Any]]
 
 
+def _validated(model: nn.Module, recipe: Recipe) -> dict[str, Any]:
+    return {"validate": _judged(model, recipe)["judge"]}
+
+
+def _linear_layers() -> nn.Module:
+    torch.manual_seed(0)
+    layers = nn.Linear(25, 16, bias=False), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3, bias=False)
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+def _of(**changed: Any) -> Recipe:
+    return Recipe.model_validate({"epochs": 4, "batch_size": 16, "learning_rate": 0.02} | changed)
+
+
+STOPS = {"patience": 2, "min_delta": 0.01, "restore_best": True}
+KINDS: dict[str, Recipe] = {
+    "bf16": _of(precision="bf16"),
+    "fp16": _of(precision="fp16", gradient_clip=1.0),
+    "accumulation": _of(gradient_accumulation=3),
+    "layer rates": _of(layer_rates={"0": 0.1, "4.bias": 2.0}),
+    "steps": _of(epochs=6, steps=12, optimizer="adamw"),
+    "mixup and cutmix": _of(mixup=0.8, cutmix=1.0, label_smoothing=0.1),
+    "average": _of(ema=0.9),
+    "early stopping": _of(early_stopping=STOPS),
+    "early stopping of an average": _of(early_stopping=STOPS, ema=0.9),
+    "OneCycleLR": _of(schedule="OneCycleLR", optimizer="adamw"),
+    "StepLR": _of(schedule="StepLR", schedule_kwargs={"step_size": 2, "gamma": 0.5}, schedule_interval="epoch"),
+    "CyclicLR": _of(schedule="CyclicLR", schedule_kwargs={"base_lr": 0.001}, layer_rates={"0": 0.5}),
+    "plateau": _of(
+        schedule="ReduceLROnPlateau",
+        schedule_kwargs={"patience": 0, "threshold": 0.5},
+        schedule_interval="epoch",
+    ),
+    **{name: _of(optimizer=name) for name in sorted(OPTIMIZERS.keys() - {"LBFGS", "SparseAdam"})},
+    "amsgrad": _of(optimizer="adamw", optimizer_kwargs={"amsgrad": True, "betas": [0.8, 0.9]}),
+    "all at once": _of(
+        precision="bf16", gradient_accumulation=2, mixup=0.4, ema=0.9, schedule="CosineAnnealingWarmRestarts",
+        schedule_kwargs={"T_0": 5}, optimizer="NAdam", layer_rates={"0": 0.1}, gradient_clip=1.0,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("killed_after", [4, 6, 10])
+def test_a_training_that_is_killed_within_an_epoch_ends_with_the_same_bits(
+    tmp_path: Path, kind: str, killed_after: int
+) -> None:
+    steps: list[int] = []
+    recipe, make_network = KINDS[kind], _linear_layers if kind == "Muon" else _network
+
+    def noise(inputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return inputs + 0.1 * torch.randn(inputs.shape, generator=generator)
+
+    def train(model: nn.Module, checkpointer: TrainingCheckpointer | None, stop: int | None = None) -> History:
+        def progress(done: int, total: int) -> None:
+            assert total == 12
+            steps.append(done)
+            if done == stop:
+                raise Killed
+
+        hooks = _validated(model, recipe) if recipe.early_stopping else {}
+        callbacks = Callbacks(checkpointer=checkpointer, progress=progress, **hooks)
+        return finetune(model, _samples(), recipe, seed=3, augment=noise, callbacks=callbacks)
+
+    undisturbed, killed, resumed = make_network(), make_network(), make_network()
+    history = train(undisturbed, None)
+    last = len(steps)
+    if killed_after >= last:
+        pytest.skip(f"training is stopped after {last} steps")
+    checkpointer = TrainingCheckpointer(tmp_path / "run.safetensors", seconds=0)
+    with pytest.raises(Killed):
+        train(killed, checkpointer, killed_after)
+    steps.clear()
+    torch.manual_seed(99)
+    assert train(resumed, checkpointer) == history
+    whole_epochs = killed_after - killed_after % 3
+    done = killed_after if killed_after % 3 else whole_epochs - 1  # an epoch is kept after its last step was told
+    assert steps == list(range(done + 1, last + 1))
+    for name, tensor in undisturbed.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_the_state_is_kept_within_an_epoch_once_the_time_has_passed(tmp_path: Path) -> None:
+    path, kept = tmp_path / "run.safetensors", list[bool]()
+    for seconds in (3600.0, 0.0):
+        callbacks = Callbacks(
+            checkpointer=TrainingCheckpointer(path, seconds=seconds), progress=lambda *_: kept.append(path.exists())
+        )
+        finetune(_network(), _samples(), SGD.model_copy(update={"epochs": 1}), seed=3, callbacks=callbacks)
+        path.unlink()
+    assert kept == [False, False, False, True, True, True]
+
+
+class Forgetful(torch.optim.SGD):
+    """Remembers what no file can hold."""
+
+    def step(self, closure: Any = None) -> Any:
+        super().step(closure)
+        self.param_groups[0]["hook"] = print
+
+
+def test_an_optimizer_that_remembers_something_else_is_refused(tmp_path: Path) -> None:
+    checkpointer = TrainingCheckpointer(tmp_path / "run.safetensors")
+    recipe = _of(optimizer=f"{__name__}:Forgetful")
+    with pytest.raises(ModelError, match="Forgetful remembers a builtin_function_or_method, which can't be kept"):
+        finetune(_network(), _samples(), recipe, seed=3, callbacks=Callbacks(checkpointer=checkpointer))
+
+
 @pytest.mark.parametrize(
     ("recipe", "hooks", "make_network"),
     [
@@ -103,7 +213,7 @@ def test_a_killed_training_ends_with_the_same_bits(
 ) -> None:
     steps: list[int] = []
 
-    def train(model: nn.Module, checkpointer: EpochCheckpointer | None, stop: int | None = None) -> None:
+    def train(model: nn.Module, checkpointer: TrainingCheckpointer | None, stop: int | None = None) -> None:
         def progress(done: int, total: int) -> None:
             if stop is not None and done > stop * total // recipe.epochs:
                 raise Killed
@@ -114,7 +224,7 @@ def test_a_killed_training_ends_with_the_same_bits(
 
     undisturbed, killed, resumed = make_network(), make_network(), make_network()
     train(undisturbed, None)
-    checkpointer = EpochCheckpointer(tmp_path / "run.safetensors")
+    checkpointer = TrainingCheckpointer(tmp_path / "run.safetensors")
     with pytest.raises(Killed):
         train(killed, checkpointer, killed_in)
     steps.clear()
@@ -126,7 +236,7 @@ def test_a_killed_training_ends_with_the_same_bits(
 
 def test_a_state_that_is_cut_off_is_left_alone(tmp_path: Path) -> None:
     model, path = _network(), tmp_path / "run.safetensors"
-    checkpointer = EpochCheckpointer(path)
+    checkpointer = TrainingCheckpointer(path)
     finetune(model, _samples(), SGD, seed=3, callbacks=Callbacks(checkpointer=checkpointer))
     path.write_bytes(path.read_bytes()[:-50])
     again = _network()

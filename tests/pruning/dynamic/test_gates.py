@@ -27,8 +27,9 @@ from pruning.io.onnx import export_onnx
 from pruning.plan.masks import masks_of
 from pruning.plan.plan import Cost, Plan
 from pruning.plan.verification import relative_difference
+from pruning.training.callbacks import Callbacks
 from pruning.training.recipe import Recipe
-from pruning.training.trainer import Callbacks, finetune
+from pruning.training.trainer import finetune
 from tests.pruning.networks import IMAGE, NETWORKS, make
 
 

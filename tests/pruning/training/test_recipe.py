@@ -8,7 +8,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from pruning.training.recipe import Recipe, learning_rate_at, make_optimizer, recipe_for
+from pruning.training.optimizer import make_optimizer
+from pruning.training.recipe import Recipe, recipe_for
+from pruning.training.schedule import learning_rate_at
 from tasks.config.schema import FromScratch
 
 
@@ -48,7 +50,7 @@ def test_one_cycle_peaks_after_thirty_percent() -> None:
 def test_norms_and_biases_are_not_decayed_and_frozen_parameters_not_owned(optimizer: str) -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
     model[2].weight.requires_grad_(False)
-    made = make_optimizer(Recipe.model_validate({"optimizer": optimizer, "weight_decay": 0.1}), model.parameters())
+    made = make_optimizer(Recipe.model_validate({"optimizer": optimizer, "weight_decay": 0.1}), model)
     owned = {id(p): family["weight_decay"] for family in made.param_groups for p in family["params"]}
     assert owned[id(model[0].weight)] == 0.1
     assert owned[id(model[0].bias)] == owned[id(model[1].weight)] == owned[id(model[2].bias)] == 0.0
@@ -113,5 +115,5 @@ def test_auto_takes_the_optimizer_that_suits_the_norms(
 )
 def test_auto_fills_in_what_the_optimizer_needs(recipe: Recipe, expected: tuple[Any, ...]) -> None:
     assert (recipe.peak_rate, recipe.rise, recipe.largest_gradient) == expected
-    owner = make_optimizer(recipe, nn.Linear(2, 2).parameters())
+    owner = make_optimizer(recipe, nn.Linear(2, 2))
     assert [group["lr"] for group in owner.param_groups] == [expected[0]] * 2

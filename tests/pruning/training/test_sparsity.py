@@ -11,9 +11,10 @@ from pruning import find_groups, make_plan, narrow
 from pruning.allocation.selection import Scope
 from pruning.errors import SettingsError
 from pruning.graph.groups import Groups
+from pruning.training.callbacks import Callbacks
 from pruning.training.recipe import Recipe, Sparsity
 from pruning.training.sparsity import GroupLasso, ScalePenalty, SparsityTraining
-from pruning.training.trainer import Callbacks, finetune
+from pruning.training.trainer import finetune
 
 
 def learned(model: nn.Module) -> dict[str, Tensor]:

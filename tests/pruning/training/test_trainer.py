@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from pruning.errors import ModelError, SettingsError
 from pruning.evaluation import evaluate
+from pruning.training.callbacks import Callbacks
 from pruning.training.recipe import Recipe
-from pruning.training.trainer import Callbacks, History, finetune
+from pruning.training.trainer import History, finetune
 
 RECIPE = Recipe(name="quick", epochs=3, learning_rate=0.05, batch_size=16)
 
@@ -185,6 +186,9 @@ def test_an_epoch_that_is_worse_beyond_chance_is_undone_at_half_the_rate(caplog:
 
         def save(self, *_: object) -> None:
             pass
+
+        def is_due(self) -> bool:
+            return False
 
     finetune(by_hand, samples(), half, seed=0, callbacks=Callbacks(checkpointer=Second()))
     assert same(states[-1], state(by_hand))
