@@ -27,6 +27,7 @@ from pruning.task import Task
 from pruning.training.callbacks import Augment
 from pruning.training.recipe import Recipe
 from pruning.training.sparsity import SparsityTraining
+from pruning.training.validation import Judge
 from pruning.unstructured.masks import packed_bytes
 from tasks.config import import_strings
 from tasks.config.schema import Settings
@@ -155,6 +156,22 @@ def measure_each(
         effective_macs=count_effective_macs(groups) if sparse else None,
     )
     return figures, found.values
+
+
+def judge_by(samples: Batches, settings: Settings) -> Judge:
+    """Return what scores a model on each of some samples: by the metric if it is a mean, else by minus the loss."""
+    loss, metric = loss_and_metric(settings)
+    is_no_mean = metric.values is None
+
+    def judge(model: nn.Module) -> Tensor:
+        batch_size = settings.training.batch_size
+        found = evaluate(model, samples, loss=loss, metric=metric, batch_size=batch_size, each=is_no_mean)
+        if found.values is not None:
+            return found.values
+        assert found.losses is not None, "they were asked for"
+        return -found.losses
+
+    return judge
 
 
 def size_bytes(model: nn.Module, *, packed: bool = True) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -38,6 +39,7 @@ from pruning.recovery.basis import in_principal_components
 from pruning.statistics.collect import collect
 from pruning.task import Task
 from pruning.training.recipe import Recipe
+from pruning.training.trainer import finetune
 from tasks.config.schema import Settings
 from tasks.config.types import LOSSES, METRICS
 from tasks.data import Description, read_description, read_inputs, read_split
@@ -288,6 +290,7 @@ def _check_pruning(model: nn.Module, groups: Groups, samples: TensorBatches, los
     baseline: tuple[Recipe, ...] = () if settings.baseline.recipe is None else (settings.baseline.recipe,)
     for recipe in (*baseline, *chosen.recipes):
         sparsity_training(recipe, model, samples.inputs[:1].to(settings.run.device))
+        _try_recipe(recipe, model, samples, loss, settings)
     if chosen.target.size_bytes is not None and chosen.target.size_bytes >= (size := size_bytes(model)):
         raise SettingsError(
             f"prune.target.size_bytes is {chosen.target.size_bytes:,}, but the baseline takes {size:,} bytes already; "
@@ -301,6 +304,19 @@ def _check_pruning(model: nn.Module, groups: Groups, samples: TensorBatches, los
         for group in list(groups)[:1]:
             with suppress(UnscoredGroupError):  # another criterion scores it
                 _called(lambda: order_channels(criterion, group, statistics), f"criterion {name!r}")  # noqa: B023
+
+
+def _try_recipe(recipe: Recipe, model: nn.Module, samples: TensorBatches, loss: Loss, settings: Settings) -> None:
+    """Take two steps, with a copy of the model, by a recipe that asks for more than what is built in.
+
+    A trainer of the user's is only tried when its turn comes: it may train for hours.
+    """
+    if recipe.trainer is not None or not recipe.is_special:
+        return
+    one = recipe.model_copy(update={"steps": 2, "early_stopping": None, "sparsity": None, "warmup_epochs": "auto"})
+    teacher = copy.deepcopy(model) if recipe.distillation > 0 else None
+    seed, augment = settings.run.seed, augmentation(settings)
+    finetune(copy.deepcopy(model), samples, one, loss=loss, seed=seed, teacher=teacher, augment=augment)
 
 
 def _check_export(model: nn.Module, inputs: Tensor, settings: Settings) -> None:

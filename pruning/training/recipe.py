@@ -140,9 +140,9 @@ class EarlyStopping(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    patience: StrictInt = Field(ge=1, le=100_000)
+    patience: StrictInt = Field(default=3, ge=1, le=100_000)
     """Epochs without a better score on the validation samples after which training ends."""
-    min_delta: StrictFloat = Field(default=0.0, ge=0)
+    min_delta: StrictFloat = Field(default=0.0, ge=0, le=1_000_000)
     """By how much more than this a score has to be better to count, in the metric's unit."""
     restore_best: StrictBool = False
     """Whether the model goes back to the epoch with the best score, which of several alike is the luckiest."""
@@ -281,6 +281,13 @@ class Recipe(BaseModel):
     def has_own_schedule(self) -> bool:
         """Whether the schedule is one of ours, not torch's or the user's."""
         return self.schedule in ("cosine", "linear", "constant", "one_cycle")
+
+    @property
+    def is_special(self) -> bool:
+        """Whether it names an optimizer, schedule, precision or mixing that may not suit a model or its samples."""
+        plain = self.optimizer in ("auto", *self.rates) and self.has_own_schedule and self.precision == "fp32"
+        extras = (self.optimizer_kwargs, self.layer_rates, self.mixup, self.cutmix, self.compile, self.channels_last)
+        return not plain or any(extras)
 
     @property
     def peak_rate(self) -> float:

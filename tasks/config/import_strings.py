@@ -6,6 +6,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import zoo  # noqa: F401  # a folder of the user's of this name isn't taken for 
 from pruning.errors import SecateurError, SettingsError, unknown_name
 from pruning.metrics import StatefulMetric
 
+_MOST_NAMES = 20
 _HOME = Path(__file__).resolve().parents[2]
 OWN_PACKAGES = ("secateur", "flows", "tasks", "pruning", "zoo")
 
@@ -62,7 +64,8 @@ def resolve(reference: str) -> Callable[..., Any]:
                 for key, value in getattr(target, "__dict__", {}).items()
                 if callable(value) and not key.startswith("_")
             ]
-            raise SettingsError(unknown_name(f"name in {module_name}", part, known))
+            near = known if len(known) <= _MOST_NAMES else get_close_matches(part, known, _MOST_NAMES, cutoff=0.0)
+            raise SettingsError(unknown_name(f"name in {module_name}", part, near))
         target = getattr(target, part)
     if not callable(target):
         raise SettingsError(f"{reference!r} is a {type(target).__name__}; expected a function or a class")

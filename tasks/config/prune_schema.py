@@ -22,6 +22,7 @@ from pruning.allocation.schedule import ScheduleSettings
 from pruning.importance import FALLBACK, find_criterion
 from pruning.plan.constraints import Freedom, Limits
 from pruning.training.recipe import Recipe
+from tasks.config.recipe_checks import ImportableRecipe
 from tasks.config.target_schema import (
     RELAXED,
     TARGETS,
@@ -90,7 +91,7 @@ class Prune(Section):
     """
     ignore: tuple[str, ...] = ()
     """Modules or parameters that stay whole, such as [fc, "layer1.*"]."""
-    recipes: tuple[Recipe, ...] = Field(default=RECIPES, max_length=100)
+    recipes: tuple[ImportableRecipe, ...] = Field(default=RECIPES, max_length=100)
     """Fine-tuning recipes. Each is tried after every step, and the best on the validation samples is kept; [] trains
     nothing. By default two: distil, with the baseline as teacher (distillation 0.7), and plain, without.
     """

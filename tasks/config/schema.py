@@ -13,6 +13,7 @@ from pruning.importance import FALLBACK
 from pruning.training.recipe import Epochs, LearningRate, Name, Recipe, ScheduleName
 from tasks.config.errors import describe, old_names
 from tasks.config.prune_schema import PruneOfAKind
+from tasks.config.recipe_checks import check_recipes
 from tasks.config.target_schema import MaxDrop, Target
 from tasks.config.types import (
     LOSSES,
@@ -355,18 +356,8 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
-    def _recipes_suit_the_loss(self) -> Self:
-        if self.baseline.recipe is not None and self.baseline.recipe.distillation > 0:
-            raise ValueError(
-                "baseline.recipe distils, but there is no teacher before the baseline; set distillation to 0"
-            )
-        trained = [recipe for recipe in (self.baseline.recipe, *self.prune.recipes) if recipe is not None]
-        smoothed = [recipe.name for recipe in trained if recipe.label_smoothing > 0]
-        if smoothed and self.training.loss not in (None, *LOSSES.values()):
-            raise ValueError(
-                f"recipe {smoothed[0]!r} sets label_smoothing, which only the built-in loss knows; smooth inside "
-                f"{self.training.loss!r}, such as an object CrossEntropyLoss(label_smoothing=0.1) of your own module"
-            )
+    def _recipes_suit_the_rest(self) -> Self:
+        check_recipes(self)
         return self
 
     @model_validator(mode="after")

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from pruning.allocation.schedule import Attempt, ScheduleSettings, Stop
 from pruning.errors import DataError, ModelError, TargetError, WorkspaceError
-from pruning.evaluation import evaluate
 from pruning.io.checkpoint import check_checkpoint, save_checkpoint
 from pruning.metrics import Measure
 from pruning.plan.masks import compose, find_groups_under
@@ -44,6 +43,7 @@ from tasks.models import (
     ModelMetrics,
     augmentation,
     example_inputs,
+    judge_by,
     load_model,
     loss_and_metric,
     make_factory,
@@ -323,23 +323,13 @@ def _recover(
     example: Tensor,
     checkpointer: TrainingCheckpointer,
 ) -> _Candidate:
-    """Fine-tune a copy by one recipe and measure it; a training that was killed goes on after its last epoch.
+    """Fine-tune a copy by one recipe and measure it; a training that was killed goes on where it was kept.
 
     With `prune.undo_training`, epochs that do harm are undone, unless training has to reach its end.
     """
     model, histories = copy.deepcopy(taken.model), list[History]()
-    loss, metric = loss_and_metric(settings)
-    is_no_mean = metric.values is None
-    validation = read_split(settings, workspace, "validation")
-
-    def judge(model: nn.Module) -> Tensor:
-        batch_size = settings.training.batch_size
-        found = evaluate(model, validation, loss=loss, metric=metric, batch_size=batch_size, each=is_no_mean)
-        if found.values is not None:
-            return found.values
-        assert found.losses is not None, "they were asked for"
-        return -found.losses
-
+    validation, loss = read_split(settings, workspace, "validation"), loss_and_metric(settings)[0]
+    judge = judge_by(validation, settings)
     with shown(f"attempt {number + 1}: {recipe.name}") as progress:
         callbacks = Callbacks(progress=progress, checkpointer=checkpointer)
 
@@ -354,15 +344,18 @@ def _recover(
                 teacher=teacher,
                 augment=augmentation(settings),
                 callbacks=replace(
-                    callbacks, **hooks, judge=judge if settings.prune.undo_training and not to_its_end else None
+                    callbacks,
+                    **hooks,
+                    judge=judge if settings.prune.undo_training and not to_its_end else None,
+                    validate=judge,
                 ),
             )
             histories.append(history)
 
         taken.train(model, recipe, train)
-    kept = histories[-1].kept
+    history = histories[-1]
     measured = measure(model, validation, settings, example)
-    return _Candidate(recipe.name, model, measured, kept if kept < recipe.epochs else None)
+    return _Candidate(recipe.name, model, measured, history.kept if history.kept < len(history.losses) else None)
 
 
 def close_loop(loop: Loop, stop: Stop, workspace: Workspace) -> None:

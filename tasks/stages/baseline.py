@@ -25,6 +25,7 @@ from tasks.fingerprint import fingerprint
 from tasks.models import (
     augmentation,
     example_inputs,
+    judge_by,
     loss_and_metric,
     make_factory,
     measure,
@@ -128,6 +129,7 @@ def _train(model: nn.Module, settings: Settings, workspace: Workspace, under_way
                 memory=sparsity,
                 progress=progress,
                 checkpointer=TrainingCheckpointer(under_way / "training.safetensors"),
+                validate=judge_by(read_split(settings, workspace, "validation"), settings),
             ),
         )
 

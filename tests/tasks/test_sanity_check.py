@@ -142,6 +142,9 @@ def augment_alone(inputs): return inputs
 def augment_double(inputs, generator): return inputs.double()
 def augment_nan(inputs, generator): return inputs / 0 * 0
 
+def half_trained(model, samples): return model
+def no_optimizer(groups, lr): return "an optimizer"
+
 def score_of_one(group): return torch.zeros(group.size)
 def score_short(group, statistics): return torch.zeros(1)
 def score_none(group, statistics): return None
@@ -273,6 +276,39 @@ CASES: list[tuple[Change, str]] = [
     (lambda s: s["baseline"]["recipe"].update(distillation=0.5), "baseline.recipe distils, but there is no teacher"),
     (both(loss("good_loss"), recipe(label_smoothing=0.1)), "sets label_smoothing, which only the built-in"),
     (recipe(sparsity={"penalty": "group_lasso", "share": 0.9}), "can't be at zero"),
+    (recipe(optimizer="Adamm"), "prune.recipes[0].optimizer: unknown optimizer 'Adamm'; did you mean 'Adam'"),
+    (recipe(optimizer="LBFGS"), "LBFGS evaluates the loss several times in a step"),
+    (recipe(optimizer="Muon"), "recipe 'distil': optimizer 'Muon' can't be made"),
+    (recipe(optimizer="RAdam", optimizer_kwargs={"beta": 0.9}), "unexpected keyword argument 'beta'"),
+    (recipe(optimizer="RAdam", optimizer_kwargs={"lr": 0.9}), "optimizer_kwargs has lr or weight_decay; set"),
+    (recipe(optimizer_kwargs={"eps": 0.1}), "optimizer_kwargs needs an optimizer that takes them"),
+    (recipe(optimizer="wrong_code:Lion"), "unknown name in wrong_code 'Lion'"),
+    (recipe(optimizer="wrong_code:no_optimizer"), "made a str; expected a torch.optim.Optimizer"),
+    (recipe(optimizer="os:system"), "'os:system' is Python's own"),
+    (recipe(schedule="StepLr2"), "unknown schedule 'StepLr2'; did you mean 'StepLR'"),
+    (recipe(schedule="StepLR"), "schedule 'StepLR' can't be made"),
+    (recipe(schedule="LambdaLR"), "LambdaLR is made of functions"),
+    (recipe(schedule_kwargs={"step_size": 3}), "are for schedulers of torch's; cosine takes none"),
+    (recipe(schedule="ReduceLROnPlateau"), "set schedule_interval to epoch"),
+    (recipe(schedule="ExponentialLR", warmup_epochs=1.0), "ExponentialLR has its own"),
+    (recipe(layer_rates={"layer9": 0.1}), "layer_rates: unknown module or parameter 'layer9'"),
+    (recipe(steps=5, epochs=3), "epochs and steps are both given"),
+    (recipe(gradient_accumulation=65), "gradient_accumulation (65) must be batch_size (32) at most"),
+    (recipe(precision="fp8"), "unknown choice 'fp8'; did you mean 'fp32'"),
+    (recipe(channels_last=True), "sets channels_last, which is for CUDA alone; run.device is 'cpu'"),
+    (recipe(ema=1.0), "prune.recipes[0].ema: found 1.0"),
+    (recipe(early_stopping={"patience": 0}), "early_stopping.patience: found 0"),
+    (
+        recipe(ema=0.9, sparsity={"penalty": "group_lasso", "share": 0.2}),
+        "sparsity has to reach its end, and an average would fill its zeros",
+    ),
+    (both(recipe(ema=0.9), prune(undo_training=True)), "has ema or early_stopping, and prune.undo_training undoes"),
+    (recipe(trainer="trained.py"), "expected an import string"),
+    (recipe(trainer="wrong_code:nowhere"), "unknown name in wrong_code 'nowhere'"),
+    (
+        lambda s: s["baseline"].update(keep_epochs=[2], recipe={"early_stopping": {"patience": 1}}),
+        "baseline.keep_epochs counts epochs, but baseline.recipe has steps, a trainer or early_stopping",
+    ),
     (prune(ignore=["layer3.*"]), "prune.ignore"),
     (prune(allocation={"strategy": "scoped", "scopes": {"early": ["stem"]}}), "scopes['early']"),
     (prune(criterion="wrong_code:score_of_one"), "raised TypeError"),
