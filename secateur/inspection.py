@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,8 @@ class Source:
             CheckpointError: The weights don't fit.
         """
         example, offered = self._sample(workspace)
+        if self.data is None:
+            self._refuse_lack_of_classes()
         torch.manual_seed(0)
         model = import_strings.call(self.model, self.model_arguments, offered)
         if not isinstance(model, nn.Module):
@@ -103,6 +106,18 @@ class Source:
         if self.weights is not None:
             load_weights(model, self.weights)
         return model.eval(), example
+
+    def _refuse_lack_of_classes(self) -> None:
+        """Say that a random sample doesn't tell the number of classes, if the model's function needs it."""
+        try:
+            wanted = signature(import_strings.resolve(self.model)).parameters.get("num_classes")
+        except ValueError:  # a callable without a readable signature is tried as it is
+            return
+        if wanted is not None and wanted.default is wanted.empty and "num_classes" not in self.model_arguments:
+            raise SettingsError(
+                f"{self.model!r} needs num_classes, which a random sample doesn't tell; give --data MODULE:NAME in "
+                "place of --input, or give num_classes a default"
+            )
 
     def _sample(self, workspace: Workspace | None) -> tuple[Tensor, dict[str, Any]]:
         if self.data is None:

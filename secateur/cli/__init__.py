@@ -74,4 +74,10 @@ for _command in (
 def main() -> None:
     """Run the command line of this process."""
     find_own_packages_first()
-    commands(prog_name="secateur")
+    try:
+        commands(prog_name="secateur")
+    except OSError as error:  # of the help; a command tells its own faults
+        if error.filename is not None:
+            raise
+        sys.stderr.write(f"secateur: the output can't be written: {error.strerror or error}\n")
+        sys.exit(FAULT)

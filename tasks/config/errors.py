@@ -62,6 +62,8 @@ def _text(fault: ErrorDetails, root: type[BaseModel]) -> str:
     if kind == "value_error":
         text = str(fault.get("ctx", {}).get("error", fault["msg"]))
         return text if isinstance(found, Mapping) or repr(found) in text else f"found {_shown(found)}: {text}"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"found {_shown(found)}; expected a mapping of settings, such as {{name: value}}"
     return f"found {_shown(found)}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
 

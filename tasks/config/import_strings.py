@@ -48,6 +48,7 @@ def resolve(reference: str) -> Callable[..., Any]:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             message = (
                 f"{reference!r} can't be imported: there is no module {error.name!r} in {here} or in the environment"
+                f"{_in_src(reference, Path(here))}"
             )
         else:
             message = (
@@ -65,7 +66,10 @@ def resolve(reference: str) -> Callable[..., Any]:
                 if callable(value) and not key.startswith("_")
             ]
             near = known if len(known) <= _MOST_NAMES else get_close_matches(part, known, _MOST_NAMES, cutoff=0.0)
-            raise SettingsError(unknown_name(f"name in {module_name}", part, near))
+            absent = unknown_name(f"name in {module_name}", part, near)
+            if shadowed := _shadowed(ImportError(absent, name=module_name), Path(here)):
+                raise SettingsError(f"{reference!r} can't be imported: {shadowed}")
+            raise SettingsError(absent)
         target = getattr(target, part)
     if not callable(target):
         raise SettingsError(f"{reference!r} is a {type(target).__name__}; expected a function or a class")
@@ -84,6 +88,17 @@ def _shadowed(error: ImportError, here: Path) -> str | None:
     return (
         f"{top!r} is a package of Secateur's own, so {found} can't be imported by that name while Secateur runs "
         f"({error}); rename it, or move what is needed into a module of another name"
+    )
+
+
+def _in_src(reference: str, here: Path) -> str:
+    """Say how to name a package that lies in `src/`, which Python looks into only once the package is installed."""
+    place = here / "src" / reference.partition(":")[0].partition(".")[0]
+    found = next((path for path in (place, place.with_suffix(".py")) if path.exists()), None)
+    if found is None:
+        return ""
+    return (
+        f"; {found.relative_to(here)} is there: install your package (`pip install -e .`), or write 'src.{reference}'"
     )
 
 
@@ -125,7 +140,8 @@ def call(reference: str, arguments: Mapping[str, Any], offered: Mapping[str, Any
         inspect.signature(target).bind(**given)
     except TypeError as error:
         takes = ", ".join(inspect.signature(target).parameters) or "none"
-        raise SettingsError(f"{reference!r} was given {sorted(given)}: {error}; it takes: {takes}") from error
+        what = sorted(given) if given else "no arguments"
+        raise SettingsError(f"{reference!r} was given {what}: {error}; it takes: {takes}") from error
     except ValueError:  # a callable without a readable signature is tried as it is
         pass
     try:

@@ -120,7 +120,8 @@ def parse_mapping(text: str, path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise SettingsError(f"the settings file {path} is not valid YAML: {_one_line(error)}") from error
     if not isinstance(found, dict):
-        raise SettingsError(f"the settings file {path} holds a {type(found).__name__}; expected a mapping of sections")
+        what = "is empty" if found is None else f"holds a {type(found).__name__}"
+        raise SettingsError(f"the settings file {path} {what}; expected a mapping of sections")
     return found
 
 

@@ -6,6 +6,7 @@ registration can be repeated after a kill.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -27,6 +28,8 @@ from tasks.workspace import DEFAULT_ROOT, Workspace
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
+
+_log = logging.getLogger(__name__)
 
 
 def register(
@@ -65,7 +68,12 @@ def register(
         else:
             _log_pictures(client, run_id, workspace)
             tags = {**_lineage(settings, workspace, ledger), ONNX_HASH: onnx_hash}
-            tags |= _log_record(client, run_id, settings, workspace, params, content, onnx_hash, code())
+            if (source := code()) is None:
+                _log.warning(
+                    "the version is registered without its code: there is no Git repository here, or no commit in it. "
+                    "`git add` and `git commit` your files before a run, so that `restore` can bring them back"
+                )
+            tags |= _log_record(client, run_id, settings, workspace, params, content, onnx_hash, source)
             if known:  # registered before records were kept
                 version = str(known[0].version)
                 set_tags(client, name, version, tags)

@@ -124,7 +124,7 @@ def _refusal(version: Version, faults: Collection[str]) -> WorkspaceError:
 def _bring_code(record: Record, logged: Path, folder: Path) -> tuple[str, list[str]]:
     """Bring back the code; return a description of it, and what is missing."""
     if record.commit is None:
-        return "not recorded: the version was registered outside a Git repository", []
+        return "not recorded: when the version was registered, its folder had no Git repository or no commit in it", []
     if record.tree is None:
         return "", [
             f"code: the edits on {record.commit[:12]} were not kept (too large, or with a password); add --without code"

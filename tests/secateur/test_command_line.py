@@ -85,6 +85,16 @@ def test_a_reader_that_has_enough_ends_the_command_as_the_signal_would(arguments
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_help_that_cannot_be_written_is_one_message() -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        command = [sys.executable, "-m", "secateur", "--help"]
+        done = subprocess.run(command, cwd=REPOSITORY, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == "secateur: the output can't be written: No space left on device"
+    assert "Traceback" not in done.stderr
+
+
 def test_wrong_stage_names_the_nearest_one() -> None:
     done = call("run", "prun")
     assert done.exit_code == 2

@@ -14,7 +14,7 @@ from torch import nn
 import pruning
 from pruning.errors import SettingsError
 from secateur.cli import commands
-from secateur.inspection import Rules, Size, inspect
+from secateur.inspection import Rules, Size, Source, inspect
 from secateur.project import make_project
 from tasks.config import import_strings
 from tasks.environment import REPOSITORY
@@ -73,6 +73,19 @@ def test_folder_with_the_name_of_an_own_package_is_named_in_the_message(
     (tmp_path / "tasks" / "mine.py").write_text("def make(): ...\n", encoding="utf-8")
     with pytest.raises(SettingsError, match=r"'tasks' is a package of Secateur's own, so .* rename it"):
         import_strings.resolve("tasks.mine:make")
+    (tmp_path / "tasks" / "__init__.py").write_text("def make(): ...\n", encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"'tasks' is a package of Secateur's own, so .* rename it"):
+        import_strings.resolve("tasks:make")
+
+
+def test_model_that_needs_the_number_of_classes_asks_for_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "from torch import nn\n\ndef make(num_classes):\n    return nn.Linear(4, num_classes)\n"
+    (tmp_path / "needs_classes.py").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=r"needs num_classes, .*give --data"):
+        Source("needs_classes:make", shape=(4,)).load()
+    model, example = Source("needs_classes:make", model_arguments={"num_classes": 3}, shape=(4,)).load()
+    assert model(example).shape == (1, 3)
 
 
 def test_predictions_take_residual_streams_where_the_limits_are_not_enough() -> None:

@@ -105,6 +105,22 @@ def test_unknown_argument_names_those_that_are_taken() -> None:
         call("zoo.datasets:digits", {"sead": 1})
 
 
+def test_lacking_argument_is_named() -> None:
+    with pytest.raises(SettingsError, match="was given no arguments: missing a required argument: 'folder'"):
+        call("zoo.datasets:image_folder", {})
+
+
+def test_package_in_src_is_pointed_to_until_it_can_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "src" / "lies_in_src").mkdir(parents=True)
+    (tmp_path / "src" / "lies_in_src" / "net.py").write_text("def make(): ...\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=r"src/lies_in_src is there: .*'src.lies_in_src.net:make'"):
+        resolve("lies_in_src.net:make")
+    with pytest.raises(SettingsError, match=r"or in the environment$"):
+        resolve("lies_nowhere.net:make")
+    assert resolve("src.lies_in_src.net:make").__name__ == "make"
+
+
 def test_function_that_raises_is_named_with_its_arguments() -> None:
     with pytest.raises(SettingsError, match=r"zoo.models:resnet20.*raised ValueError"):
         call("zoo.models:resnet20", {"width": -1})

@@ -80,6 +80,13 @@ FAULTS: list[tuple[Callable[[Settings], object], str]] = [
         "unknown loss 'cross_entropi'; did you mean 'cross_entropy'",
     ),
     (lambda s: s["run"].update(device="abacus"), "can't compute on it"),
+    (lambda s: s.update(prune=3), "prune: found 3; expected a mapping of settings"),
+    (lambda s: s.update(baseline=None), "baseline: found None; expected a mapping of settings"),
+    (
+        lambda s: s["prune"].update(allocation="trial"),
+        "prune.allocation: found 'trial'; expected a mapping of settings",
+    ),
+    (lambda s: s["model"].update(kwargs=[3]), "model.kwargs: found [3]; expected a mapping of settings"),
     (lambda s: s["baseline"].update(recipe=None), "a fault:\n  baseline.recipe and model.weights are both null"),
 ]
 
@@ -148,7 +155,7 @@ def test_all_faults_are_reported_at_once(write_params: Write) -> None:
         ("run: [unclosed\n", "is not valid YAML"),
         ("- a list\n", "holds a list; expected a mapping"),
         ("run: !!python/object/apply:os.getcwd []\n", "is not valid YAML"),
-        ("", "holds a NoneType"),
+        ("", "is empty"),
     ],
 )
 def test_malformed_file_is_one_message(tmp_path: Path, content: str, text: str) -> None:

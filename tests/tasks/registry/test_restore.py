@@ -207,6 +207,17 @@ def test_code_outside_git_is_not_recorded_and_says_so(shop: Any) -> None:
     assert put_back(shop).code.startswith("not recorded")
 
 
+def test_code_of_a_repository_without_a_commit_is_not_recorded_and_both_say_so(
+    shop: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    shop.same_model_again()
+    caplog.clear()
+    assert shop.register() == "2"
+    assert "no commit in it" in caplog.text
+    assert "no commit in it" in put_back(shop, "2").code
+
+
 def test_restored_folder_is_a_workspace_whose_stages_are_whole(shop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     put_back(shop)
     wanted = hashes(shop.workspace.folder("dense"))
