@@ -278,14 +278,14 @@ def _check_pruning(model: nn.Module, groups: Groups, samples: TensorBatches, los
     scopes = chosen.allocation.scopes if chosen.kind == "structured" else {}
     for scope, entries in scopes.items():
         groups_in(groups, entries, f"prune.allocation.scopes[{scope!r}]")
-    if chosen.kind == "structured" and chosen.basis != "channels":
+    if chosen.kind == "structured" and chosen.basis == "principal_components":
         streams = pruning.find_groups(model, groups.example_inputs, allow_mixed=True)
         turned = in_principal_components(streams, samples)
         if not turned.streams:
             why = "; ".join(f"{name}: {fault}" for name, fault in turned.refused.items()) or "it has none"
             raise SettingsError(
                 f"prune.basis is {chosen.basis!r}, but no residual stream of the model can be turned: {why}. Set it to "
-                "'channels'"
+                "'auto'"
             )
     baseline: tuple[Recipe, ...] = () if settings.baseline.recipe is None else (settings.baseline.recipe,)
     for recipe in (*baseline, *chosen.recipes):

@@ -17,6 +17,7 @@ from pruning.evaluation import evaluate
 from pruning.importance import criterion_names, find_criterion
 from pruning.plan.constraints import Freedom, Limits, within_first
 from pruning.plan.plan import Plan
+from pruning.recovery.basis import in_principal_components
 from pruning.recovery.batch_norm import recalibrate
 from pruning.recovery.fold import fold
 from pruning.recovery.reconstruct import reconstruct
@@ -51,6 +52,7 @@ _DEFAULT: dict[str, dict[str, Any]] = {
     "default, allocation by trial": {"tried": Allocation().tried},
     "default, batch norms recalibrated alone": {"reconstructed": False},
     "default, not distilled": {"distilled": False},
+    "default, streams as they are": {"turned": False},
 }
 
 
@@ -63,6 +65,9 @@ def _default(change: dict[str, Any], terms: Terms, baseline: nn.Module, seed: in
     @cache
     def offered(streams: bool) -> tuple[pruning.Groups, Statistics]:
         groups = pruning.find_groups(baseline, example, allow_mixed=streams)
+        if streams and change.get("turned", True):
+            turned = in_principal_components(groups, terms.unlabelled).model
+            groups = pruning.find_groups(turned, example, allow_mixed=True)
         return groups, collect(groups, find_criterion(settings.criterion).needs, terms.seen, seed=seed)
 
     def chosen_within(freedom: Freedom) -> tuple[Plan, str]:
@@ -83,17 +88,17 @@ def _default(change: dict[str, Any], terms: Terms, baseline: nn.Module, seed: in
             return plan_by(settings.allocation), ""
         ways = Allocation(strategy="trial", tried=change["tried"]).candidates_tried()
         plans = {name: plan_by(one) for name, one in ways.items()}
-        judges = [partial(_losses, terms, baseline, groups, share * len(terms.unlabelled) // 4) for share in (1, 4)]
+        judges = [partial(_losses, terms, groups, share * len(terms.unlabelled) // 4) for share in (1, 4)]
         name = next(one.name for one in choose_by_trial(plans, judges) if one.chosen)
         return plans[name], name
 
     (plan, way), freedom = within_first(settings.freedoms, chosen_within)
     note = ", ".join(filter(None, (way, "" if freedom == settings.freedoms[0] else f"within {freedom}")))
     groups, _ = offered(freedom.streams)
-    dense = pruning.narrow(baseline, plan, example, groups=groups)
+    dense = pruning.narrow(groups.model, plan, example, groups=groups)
     narrowed = deepcopy(dense)
     if change.get("reconstructed", True):
-        reconstruct(dense, baseline, plan, groups, terms.unlabelled, ridge=settings.recover.ridge)
+        reconstruct(dense, groups.model, plan, groups, terms.unlabelled, ridge=settings.recover.ridge)
     else:
         recalibrate(dense, terms.seen, num_samples=len(terms.unlabelled))
     recipe = distilling(terms)
@@ -102,10 +107,10 @@ def _default(change: dict[str, Any], terms: Terms, baseline: nn.Module, seed: in
     return Pruned(dense, narrowed, recipe=recipe, teacher=baseline if recipe.distillation else None, note=note)
 
 
-def _losses(terms: Terms, baseline: nn.Module, groups: pruning.Groups, num_samples: int, plan: Plan) -> Tensor:
+def _losses(terms: Terms, groups: pruning.Groups, num_samples: int, plan: Plan) -> Tensor:
     """The loss of each validation image in the model that a plan leaves, reconstructed and not trained."""
-    dense = pruning.narrow(baseline, plan, terms.data.test.inputs[:1], groups=groups)
-    reconstruct(dense, baseline, plan, groups, terms.unlabelled[:num_samples])
+    dense = pruning.narrow(groups.model, plan, terms.data.test.inputs[:1], groups=groups)
+    reconstruct(dense, groups.model, plan, groups, terms.unlabelled[:num_samples])
     losses = evaluate(dense, terms.data.validation, batch_size=256, each=True).losses
     assert losses is not None, "it was asked for"
     return losses

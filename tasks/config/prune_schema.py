@@ -235,10 +235,10 @@ class Structured(_ByScores):
     a stage of ConvNeXt. when_needed: where a target is out of reach within all limits, the limits are tried again with
     them. The norms then take their statistics over the channels that stay; log and report say so.
     """
-    basis: Literal["channels", "principal_components"] = "channels"
-    """What of a residual stream goes. principal_components: before each step a stream is turned, so that what its norms
-    see lies in few channels; the model computes the same. That needs layers or norms (modules, in front of the layers)
-    as all that reads it, and an output layer that isn't tied to the embedding.
+    basis: Literal["auto", "channels", "principal_components"] = "auto"
+    """What of a residual stream goes. principal_components: a stream is turned before it loses channels, so that what
+    its norms see lies in few of them; the model computes the same. Only layers and norms (modules, in front of layers)
+    may read it then, and the output layer must not be tied to the embedding. auto: so wherever that is possible.
     """
     blocks: Literal["never", "allowed"] = "never"
     """Whether residual branches go whole: as many, before channels do, as leave the least loss on validation data."""
@@ -275,12 +275,7 @@ class Structured(_ByScores):
             )
         if self.start.weights != "keep" and self.reversible:
             raise ValueError(f"start.weights is {self.start.weights!r}; expected reversible false")
-        if self.basis != "channels" and (
-            self.residual_streams == "never"
-            or self.reversible
-            or self.start.weights != "keep"
-            or self.allocation.reads_curves
-        ):
+        if self.basis == "principal_components" and not self.turns_streams:
             raise ValueError(
                 f"basis is {self.basis!r}, which turns residual streams; expected residual_streams 'when_needed' or "
                 "'always', start.weights 'keep', reversible false, and an allocation that reads no curves, which are "
@@ -303,6 +298,12 @@ class Structured(_ByScores):
     def offers_streams(self) -> bool:
         """Whether channels of residual streams may go."""
         return self.residual_streams != "never"
+
+    @property
+    def turns_streams(self) -> bool:
+        """Whether streams are turned where they can be; not where something goes by the channels as they were."""
+        as_they_were = self.reversible or self.start.weights != "keep" or self.allocation.reads_curves
+        return self.basis != "channels" and self.offers_streams and not as_they_were
 
     @property
     def limits(self) -> tuple[Limits, ...]:

@@ -47,19 +47,22 @@ class Offered:
     """The channels that may go, and what they are worth; statistics are gathered when they are first asked for.
 
     Attributes:
-        groups: Of the model at hand.
+        context: Where the step starts, its model turned for the sake of its streams where they are offered.
+        groups: Of its model.
     """
 
     def __init__(self, context: StepContext, streams: bool) -> None:
+        if streams and structured(context).blocks == "never":  # else all of the step begins with the turned model
+            context = in_basis(context)
+        self.context = context
         self.groups = pruning.find_groups(context.model, context.example, allow_mixed=streams)
-        self._context = context
 
     @cached_property
     def statistics(self) -> Statistics:
         """What the criteria look at."""
-        settings, samples = self._context.settings, structured(self._context).criterion_samples
+        settings, samples = self.context.settings, structured(self.context).criterion_samples
         loss, _ = loss_and_metric(settings)
-        seen = read_split(self._context.settings, self._context.workspace, "train").spread(samples)
+        seen = read_split(self.context.settings, self.context.workspace, "train").spread(samples)
         with shown("statistics: batches") as progress:
             needs = needs_of(self._criteria)
             return collect(self.groups, needs, seen, loss, seed=settings.run.seed, progress=progress)
@@ -71,7 +74,7 @@ class Offered:
 
     @property
     def _criteria(self) -> list[str | Criterion]:
-        chosen = structured(self._context)
+        chosen = structured(self.context)
         return [chosen_criterion(name) for name in (chosen.criterion, chosen.fallback)]
 
 
@@ -141,7 +144,7 @@ def _choose_by_trial(context: StepContext, offered: Offered, limits: Limits) -> 
     num_samples = structured(context).recover.num_samples
     with shown("trial: allocations") as progress:
         judges = [
-            partial(_losses_after, context, offered, samples, judged)
+            partial(_losses_after, offered, samples, judged)
             for samples, judged in ((max(2, num_samples // 4), JUDGED_ON), (num_samples, 4 * JUDGED_ON))
         ]
         tried = choose_by_trial({name: choice.plan for name, choice in choices.items()}, judges, progress=progress)
@@ -150,8 +153,9 @@ def _choose_by_trial(context: StepContext, offered: Offered, limits: Limits) -> 
     return replace(choices[chosen], tried=(*tried, *faults))
 
 
-def _losses_after(context: StepContext, offered: Offered, num_samples: int, num_judged: int, plan: Plan) -> Tensor:
+def _losses_after(offered: Offered, num_samples: int, num_judged: int, plan: Plan) -> Tensor:
     """Return the loss of each of some validation samples in the model that a plan leaves, recovered, not trained."""
+    context = offered.context
     loss, metric = loss_and_metric(context.settings)
     model = narrow_by(plan, offered, context, verify=False)
     recover(model, plan, offered, context, num_samples)
@@ -255,27 +259,29 @@ def _search(context: StepContext, groups: Groups, solver: BudgetSolver, orders: 
 
 
 def in_basis(context: StepContext) -> StepContext:
-    """Turn the residual streams of a context's model into the settings' basis; it computes the same.
+    """Turn the residual streams of a context's model into their principal components, where the settings say so.
+
+    The turned model computes the same. Streams that can't be turned stay as they are.
 
     Raises:
-        TargetError: None can be turned.
+        TargetError: None can be turned, and the settings ask for it.
     """
-    if structured(context).basis == "channels":
+    chosen = structured(context)
+    if not chosen.turns_streams:
         return context
     groups = pruning.find_groups(context.model, context.example, allow_mixed=True)
-    samples = read_split(context.settings, context.workspace, "train").spread(structured(context).criterion_samples)
+    samples = read_split(context.settings, context.workspace, "train").spread(chosen.criterion_samples)
     turned = in_principal_components(groups, samples, batch_size=context.settings.training.batch_size)
     refused = "; ".join(f"{name}: {why}" for name, why in turned.refused.items())
-    if not turned.streams:
+    if not turned.streams and chosen.basis == "principal_components":
         raise TargetError(
             f"no residual stream can be turned into its principal components: {refused or 'none is there'}"
         )
-    log.info(
-        "prune: in their principal components: %s%s",
-        ", ".join(turned.streams),
-        f"; as they were: {refused}" if refused else "",
-    )
-    return replace(context, model=turned.model, reference=turned.model)
+    if turned.streams:
+        log.info("prune: streams in their principal components: %s", ", ".join(turned.streams))
+    if refused:
+        log.info("prune: streams that can't be turned, whose channels go as they are: %s", refused)
+    return replace(context, model=turned.model, reference=turned.model) if turned.streams else context
 
 
 _VERIFIED_ON, _BATCH = 64, 16  # samples, where verifying on the example shows nothing

@@ -76,9 +76,9 @@ def narrow(context: StepContext) -> Step:
     Raises:
         TargetError: The goal can't be met.
     """
-    context = in_basis(context)
     if structured(context).blocks == "never":
         return _narrow_channels(context)
+    context = in_basis(context)
     settings, example = context.settings, context.example
     loss, metric = loss_and_metric(settings)
     judged_on = read_split(context.settings, context.workspace, "validation").spread(JUDGED_ON)
@@ -150,6 +150,7 @@ def _narrow_channels(context: StepContext, shallow: nn.Module | None = None, blo
         plan = compose(context.plan, gone, context.baseline, example)
         context = replace(context, model=shallow, plan=plan, blocks=blocks)
     choice, offered, freedom = choose_channels(context)
+    context = offered.context
     chosen, groups = gone.then(choice.plan) if blocks else choice.plan, offered.groups
     narrowed = narrow_by(choice.plan, offered, context, whole=model)
     recover(narrowed, choice.plan, offered, context)

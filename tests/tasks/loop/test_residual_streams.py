@@ -223,12 +223,11 @@ def test_channels_of_a_stream_may_come_back(tmp_path: Path, project_writer: Writ
         assert project.json("dense", "equivalence.json")["max_relative_difference"] < TOLERANCE
 
 
-def test_streams_are_turned_before_each_step_where_the_basis_says_so(tmp_path: Path, project_writer: Writer) -> None:
+def test_streams_are_turned_before_each_step(tmp_path: Path, project_writer: Writer) -> None:
     change = changed(
         "vit",
         target={"mac_reduction": 0.6},
         residual_streams="always",
-        basis="principal_components",
         iterations=2,
         max_attempts=2,
     )
@@ -264,6 +263,14 @@ def test_basis_without_a_stream_that_can_be_turned_is_refused_before_the_loop(
 def test_basis_is_refused_beside_what_goes_by_the_channels_as_they_were(other: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="which turns residual streams"):
         Structured(target=Target(mac_reduction=0.5), basis="principal_components", **other)
+
+
+def test_what_goes_by_the_channels_as_they_were_turns_nothing() -> None:
+    common: dict[str, Any] = {"target": Target(mac_reduction=0.5)}
+    assert Structured(**common).turns_streams
+    assert not Structured(**common, basis="channels").turns_streams
+    assert not Structured(**common, residual_streams="never").turns_streams
+    assert not Structured(**common, reversible=True).turns_streams
 
 
 def test_a_network_without_streams_tries_no_limits_twice(tmp_path: Path, project_writer: Writer) -> None:
