@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from pruning.containers import Inputs, count_samples, take, with_tensors
@@ -62,6 +63,18 @@ class Batch(NamedTuple):
         """Return it with its tensors on a device."""
         inputs, targets = (with_tensors(part, lambda tensor: tensor.to(device)) for part in self[:2])
         return Batch(inputs, targets, self.size)
+
+    def digest(self) -> str:
+        """Return a sha256 over containers, types, shapes and values."""
+        leaves, structure = tree_flatten((self.inputs, self.targets))
+        found = sha256(str(structure).encode())
+        for leaf in leaves:
+            if isinstance(leaf, Tensor):
+                found.update(f"{leaf.dtype} {list(leaf.shape)}".encode())
+                found.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            else:
+                found.update(repr(leaf).encode())
+        return found.hexdigest()
 
 
 class Batches(ABC):
@@ -283,15 +296,15 @@ class _Made(Dataset[Any]):
         numbers, seed, epoch = asked
         doing = f"{self.name}: sample"
         try:
-            with _generators_restored():
+            with generators_seeded(0):
                 samples = []
                 for number in numbers:
                     doing = f"{self.name}: sample {number}"
-                    _seed(seed, epoch, number)
+                    _seed(_drawn(seed, epoch, number))
                     samples.append(self.dataset[number])
                 which = f"{self.name}: samples {numbers[0]} to {numbers[-1]}"
                 doing = f"{which} can't be joined to a batch"
-                _seed(seed, epoch, numbers[0])
+                _seed(_drawn(seed, epoch, numbers[0]))
                 joined = self.collate_fn(samples)
                 doing = f"{which} can't be unpacked"
                 inputs, targets = self.unpack(joined)
@@ -317,19 +330,27 @@ def _as_it_is(made: Any) -> Any:
     return made
 
 
-def _seed(seed: int, epoch: int, number: int) -> None:
-    drawn = int.from_bytes(sha256(f"{seed} {epoch} {number}".encode()).digest()[:8], "big")
-    torch.default_generator.manual_seed(drawn)
-    np.random.seed(drawn % 2**32)
-    random.seed(drawn)
+def _drawn(seed: int, epoch: int, number: int) -> int:
+    return int.from_bytes(sha256(f"{seed} {epoch} {number}".encode()).digest()[:8], "big")
+
+
+def _seed(seed: int) -> None:
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 @contextmanager
-def _generators_restored() -> Iterator[None]:
-    """Make samples as in a worker: with one thread; the generators of this process are as before."""
+def generators_seeded(seed: int) -> Iterator[None]:
+    """Run a user's code on data as a worker does: with one thread, and generators that are seeded; they are restored.
+
+    Args:
+        seed: Of torch's generator of the CPU, NumPy's and Python's.
+    """
     states, threads = (torch.get_rng_state(), np.random.get_state(), random.getstate()), torch.get_num_threads()
     if threads > 1:
         torch.set_num_threads(1)
+    _seed(seed)
     try:
         yield
     finally:

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from pruning.task import Task
     from pruning.training.recipe import Recipe
     from pruning.training.trainer import finetune
-    from zoo.datasets.splits import Samples, Splits
+    from zoo.datasets.splits import DataModule, Samples, Splits
 
 __version__ = "0.1.0"
 
@@ -76,7 +76,7 @@ _ELSEWHERE = {
     "pruning.latency.measure": ("profile",),
     "pruning.training.trainer": ("finetune",),
     "pruning.training.recipe": ("Recipe",),
-    "zoo.datasets.splits": ("Samples", "Splits"),
+    "zoo.datasets.splits": ("DataModule", "Samples", "Splits"),
 }
 _PLACES = {name: module for module, names in _ELSEWHERE.items() for name in names}
 """Public names that `pruning` itself doesn't have -> their modules."""
@@ -86,6 +86,7 @@ __all__ = [
     "Block",
     "Blocks",
     "ChannelSparsity",
+    "DataModule",
     "DatasetBatches",
     "Evaluation",
     "Group",

@@ -22,7 +22,8 @@ from pruning.plan.plan import Cost
 from tasks.config import import_strings
 from tasks.config.prune_schema import Structured
 from tasks.config.schema import Settings
-from tasks.data import as_splits, read_description, read_example
+from tasks.data import read_description, read_example
+from tasks.data_sets import DataSets, opened
 from tasks.workspace import Workspace
 
 REDUCTIONS = (0.3, 0.5, 0.7)
@@ -129,9 +130,14 @@ class Source:
                 return read_example(workspace), read_description(workspace).offered
             except WorkspaceError:  # `prepare` hasn't run
                 pass
-        splits = as_splits(import_strings.call(self.data, self.data_arguments), self.data)
-        offered = {"input_shape": splits.input_shape, "num_classes": len(splits.classes)}
-        return splits.validation.inputs[:1], offered
+        found = opened(import_strings.call(self.data, self.data_arguments), self.data)
+        if isinstance(found, DataSets) and found.classes is None:
+            found = found.read()
+        if isinstance(found, DataSets):
+            example, classes = found.first["validation"].inputs[:1], found.classes or ()
+        else:
+            example, classes = found.validation.inputs[:1], found.classes
+        return example, {"input_shape": tuple(example.shape[1:]), "num_classes": len(classes)}
 
 
 @dataclass(frozen=True)

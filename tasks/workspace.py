@@ -37,7 +37,7 @@ __all__ = [
 DEFAULT_PARAMS = Path("params.yaml")
 DEFAULT_ROOT = Path("artifacts")
 RECORD = "stage.json"
-_PREPARED = {"meta.json", "train.safetensors"}
+_PREPARED = {"meta.json", "example.safetensors"}
 """The files of a data set as `prepare` writes it, before its record is added."""
 
 Json = Any

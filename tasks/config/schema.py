@@ -11,6 +11,7 @@ from pruning.allocation.sensitivity import Sweep
 from pruning.errors import SettingsError
 from pruning.importance import FALLBACK
 from pruning.training.recipe import Epochs, LearningRate, Name, Recipe, ScheduleName
+from tasks.config.data_schema import Data, Task
 from tasks.config.errors import describe, old_names
 from tasks.config.prune_schema import PruneOfAKind
 from tasks.config.recipe_checks import check_recipes
@@ -19,7 +20,6 @@ from tasks.config.types import (
     LOSSES,
     METRICS,
     MOST_THREADS,
-    TASKS,
     Arguments,
     CriterionName,
     ImportString,
@@ -52,26 +52,8 @@ class Machine(Section):
 
     processes: StrictInt = Field(default=1, ge=1, le=256)
     """How many processes measure sensitivities in parallel, each with run.threads threads."""
-
-
-class Data(Section):
-    """Where the samples come from: a function that returns `zoo.datasets.Splits`."""
-
-    factory: ImportString
-    """Import string, such as my_package.data:load, of a function that returns the three splits (secateur.Splits)."""
-    kwargs: Arguments = Field(default_factory=dict)
-    """Keyword arguments for the factory."""
-
-
-class Task(Section):
-    """What the model is for: how a batch is taken apart, what is minimised and what is measured."""
-
-    name: Annotated[str, named("task", TASKS)] = TASKS["classification"]
-    """classification, multi_label, regression, segmentation, image_to_image, sequence_classification,
-    token_classification, causal_lm, or the import string of a class of your own, my_package.task:Detection.
-    """
-    kwargs: Arguments = Field(default_factory=dict)
-    """Keyword arguments for it, such as {ignore_index: 255} for segmentation."""
+    num_workers: StrictInt = Field(default=0, ge=0, le=256)
+    """How many processes make the samples of data sets that aren't copied, ahead of what reads them."""
 
 
 class Model(Section):

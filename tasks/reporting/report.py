@@ -21,7 +21,8 @@ from pruning.latency.runner import cpu_name
 from pruning.metrics import Measure
 from pruning.plan.masks import find_groups_under
 from tasks.config.schema import Settings
-from tasks.data import SPLITS, Description, read_description, read_split
+from tasks.data import Description, read_description, read_split
+from tasks.data_sets import SPLITS
 from tasks.determinism import begin
 from tasks.loop.ledger import Ledger, LoopOutcome, read_ledger, read_outcome
 from tasks.loop.measurements import latency_cost, read_curves, read_profile

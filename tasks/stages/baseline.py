@@ -19,7 +19,8 @@ from pruning.plan.plan import Plan
 from pruning.training.callbacks import Callbacks
 from pruning.training.trainer import finetune
 from tasks.config.schema import Settings
-from tasks.data import SPLITS, Split, read_description, read_inputs, read_split, save_answers, task_of
+from tasks.data import read_description, read_inputs, read_split, save_answers, task_of
+from tasks.data_sets import SPLITS, Split
 from tasks.determinism import begin
 from tasks.fingerprint import fingerprint
 from tasks.models import (

@@ -1,20 +1,30 @@
-"""Bring the data set into the workspace, with its fingerprint."""
+"""Bring the data set into the workspace, with its fingerprint: all of it below a bound, else what is known of it."""
 
 from __future__ import annotations
 
 import logging
 
-from tasks.config import import_strings
 from tasks.config.schema import Settings
-from tasks.data import FOLDER, as_splits, save_splits, task_of
+from tasks.data import (
+    FOLDER,
+    Description,
+    describe_sets,
+    identity_of,
+    open_sets,
+    save_description,
+    save_splits,
+    task_of,
+)
+from tasks.data_sets import DataSets, check_targets
 from tasks.determinism import begin
 from tasks.workspace import Workspace, writing
+from zoo.datasets.splits import Splits
 
 log = logging.getLogger("secateur")
 
 
 def prepare(settings: Settings, workspace: Workspace) -> None:
-    """Call the data set's function and write what it returns.
+    """Call the data set's function, and write what it returns, or what tells it from others.
 
     Raises:
         SettingsError: The function can't be called or raised.
@@ -22,9 +32,45 @@ def prepare(settings: Settings, workspace: Workspace) -> None:
     """
     begin(settings)
     reference = settings.data.factory
-    splits = as_splits(import_strings.call(reference, settings.data.kwargs), reference, task_of(settings))
-    with writing(workspace.folder(FOLDER)) as folder:
-        description = save_splits(splits, folder)
+    found = open_sets(settings)
+    if isinstance(found, DataSets) and _is_copied(found, settings):
+        found = found.read()
+    description = (
+        _copy(found, settings, workspace) if isinstance(found, Splits) else _describe(found, settings, workspace)
+    )
     counts = ", ".join(f"{count:,} {name}" for name, count in description.num_samples.items())
     classes = f" in {len(description.classes)} classes" if description.classes else ""
     log.info("%s: %s samples%s", reference, counts, classes)
+    if not description.copied:
+        log.info(
+            "%s: none is copied: every stage opens the data set again; the same data are told by %s",
+            *(
+                reference,
+                {"content": "their content", "files": "their files", "declared": "what it declares"}[
+                    description.identity
+                ],
+            ),
+        )
+
+
+def _is_copied(sets: DataSets, settings: Settings) -> bool:
+    """Say whether all samples go into the workspace."""
+    chosen = settings.data
+    if chosen.identity not in ("auto", "content") or sets.num_bytes >= chosen.copy_below_bytes:
+        return False
+    return not sets.varies("train")
+
+
+def _copy(splits: Splits, settings: Settings, workspace: Workspace) -> Description:
+    check_targets(splits, settings.data.factory, task_of(settings))
+    with writing(workspace.folder(FOLDER)) as folder:
+        return save_splits(splits, folder)
+
+
+def _describe(sets: DataSets, settings: Settings, workspace: Workspace) -> Description:
+    example = sets.first["validation"].inputs[:1]
+    checking = sets.checking(tuple(example.shape[1:]))
+    description = describe_sets(checking, identity_of(sets, settings), workspace)
+    with writing(workspace.folder(FOLDER)) as folder:
+        save_description(description, example, folder)
+    return description

@@ -18,7 +18,7 @@ import pytest
 
 from flows import command
 from pruning.io.onnx import open_session
-from tasks import data, frontier, models
+from tasks import data, data_sets, frontier, models
 from tasks.config.schema import Settings
 from tasks.loop import ledger, measurements
 from tasks.loop.ledger import read_ledger
@@ -70,7 +70,7 @@ READERS: dict[str, Read] = {
         f"data/{split}.safetensors": lambda settings, workspace, split=split: data.read_split(
             settings, workspace, split
         )  # type: ignore[misc]
-        for split in data.SPLITS
+        for split in data_sets.SPLITS
     },
     **{
         f"artifacts/{folder}/{name}": checkpoint(folder)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pruning.errors import DataError
 from pruning.task import Classification, MultiLabel, Regression, Segmentation, Task
-from tasks.data import as_splits
+from tasks.data_sets import as_splits
 from zoo.datasets.splits import Samples, Splits
 
 INPUTS, TARGETS = torch.randn(90, 3, generator=torch.Generator().manual_seed(0)), torch.arange(90) % 4
@@ -126,7 +126,7 @@ WRONG: list[tuple[Any, Task, str]] = [
     (
         parts(ReadOnce()),
         Classification(),
-        r"'my:data': train: sample 0, read again: ValueError: the file is closed \(.*test_data_sets.py, line",
+        r"'my:data': validation: sample 0: ValueError: the file is closed \(.*test_data_sets.py, line",
     ),
     (parts(random), Classification(), "train gives other samples each time it is read.*training.augment"),
     (

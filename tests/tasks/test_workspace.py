@@ -102,6 +102,6 @@ def test_folder_of_the_users_own_data_is_left_alone(tmp_path: Path, monkeypatch:
     assert Workspace(Path("artifacts")).folder("data") == data
     (data / "scans.csv").touch()
     assert Workspace(Path("artifacts")).folder("data") == Path("artifacts/data")
-    for name in ("meta.json", "train.safetensors"):  # as `prepare` writes them, not sealed yet
+    for name in ("meta.json", "example.safetensors"):  # as `prepare` writes them, not sealed yet
         (data / name).touch()
     assert Workspace(Path("artifacts")).folder("data") == data

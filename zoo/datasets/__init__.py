@@ -1,15 +1,16 @@
-"""The built-in data sets: functions that return [`Splits`][zoo.datasets.splits.Splits].
+"""The built-in data sets: functions that return [`Splits`][zoo.datasets.splits.Splits] or a `DataModule`.
 
-A data set of one's own is any function that returns a `Splits`; its arguments come from the settings.
+A data set of one's own is any function that returns one of the two; its arguments come from the settings.
 """
 
 from zoo.datasets.cifar import cifar10, cifar100
 from zoo.datasets.digits import digits, fashion_mnist, mnist
 from zoo.datasets.glyphs import glyphs
 from zoo.datasets.image_folder import image_folder
-from zoo.datasets.splits import Samples, Splits, stratified_split
+from zoo.datasets.splits import DataModule, Samples, Splits, stratified_split
 
 __all__ = [
+    "DataModule",
     "Samples",
     "Splits",
     "cifar10",

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from zoo.datasets.splits import Samples, Splits, stratified_split
+from zoo.datasets.splits import DataModule, stratified_split
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 GREY_STATISTICS = ((0.5,), (0.25,))
@@ -24,15 +25,15 @@ def image_folder(
     seed: int = 0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-) -> Splits:
-    """Load PNG and JPEG images whose folder is their class.
+) -> DataModule:
+    """Find PNG and JPEG images whose folder is their class; each is read when it is asked for.
 
         folder/cat/1.png                 split here, stratified and seeded
         folder/train/cat/1.png           split already: train, test and perhaps validation;
         folder/test/cat/7.png            without one, validation is taken from train
 
     Each image is turned upright (EXIF), resized so that its shorter side is `size`, and cut to its middle. Inputs are
-    float32 [N, 3 or 1, size, size], scaled to [0, 1], minus `mean`, divided by `std`. Everything is held in memory.
+    float32 [N, 3 or 1, size, size], scaled to [0, 1], minus `mean`, divided by `std`.
 
     Args:
         folder: Where the images lie. Files and folders that begin with a dot are passed over.
@@ -46,7 +47,7 @@ def image_folder(
 
     Raises:
         FileNotFoundError: The folder, or the images in it, are missing.
-        ValueError: An image can't be read, or the classes of the splits differ.
+        ValueError: The classes of the splits differ; or, when it is asked for, an image can't be read.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -57,22 +58,75 @@ def image_folder(
         _per_channel(given or default, channels) for given, default in zip((mean, std), defaults, strict=True)
     ]
 
-    def load(part: Path, classes: Sequence[str]) -> Samples:
-        return _load(part, classes, size, grey, statistics)
+    def find(part: Path, classes: Sequence[str]) -> Images:
+        paths, targets = _paths(part, classes)
+        return Images(paths, targets, classes, size, grey, statistics)
+
+    def module(train: Images, validation: Images, test: Images, classes: Sequence[str]) -> DataModule:
+        return DataModule(train, validation, test, sources=[root], classes=classes)
 
     if not (root / "train").is_dir():
         classes = _class_names(root)
-        whole = load(root, classes)
-        parts = stratified_split(whole.targets, fractions, seed)
-        train, validation, test = (whole.take(part) for part in parts)
-        return Splits(train, validation, test, classes)
+        whole = find(root, classes)
+        train, validation, test = (whole.take(part) for part in stratified_split(whole.targets, fractions, seed))
+        return module(train, validation, test, classes)
     classes = _class_names(root / "train")
-    train, test = load(root / "train", classes), load(root / "test", classes)
+    train, test = find(root / "train", classes), find(root / "test", classes)
     if (root / "validation").is_dir():
-        return Splits(train, load(root / "validation", classes), test, classes)
+        return module(train, find(root / "validation", classes), test, classes)
     share = fractions[1] / (fractions[0] + fractions[1])
     kept, taken = stratified_split(train.targets, [1 - share, share], seed)
-    return Splits(train.take(kept), train.take(taken), test, classes)
+    return module(train.take(kept), train.take(taken), test, classes)
+
+
+class Images(Dataset[tuple[Tensor, int]]):
+    """Images by number, each with its class; nothing is kept in memory but their names.
+
+    Attributes:
+        paths: Of the files.
+        targets: The class of each, int64 [N].
+        classes: Their names.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        targets: Tensor,
+        classes: Sequence[str],
+        size: int,
+        grey: bool,
+        statistics: Sequence[Tensor],
+    ) -> None:
+        """Open no file yet.
+
+        Args:
+            paths: Of the files.
+            targets: The class of each, int64 [N].
+            classes: Their names.
+            size: Height and width in pixels.
+            grey: One channel instead of three.
+            statistics: Mean and standard deviation of each channel, [channels, 1, 1].
+        """
+        self.paths, self.targets, self.classes = paths, targets, classes
+        self._size, self._grey, self._statistics = size, grey, statistics
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Read an image, float32 [channels, size, size], and its class.
+
+        Raises:
+            ValueError: It can't be read.
+        """
+        mean, std = self._statistics
+        return (_read(Path(self.paths[index]), self._size, self._grey) - mean) / std, int(self.targets[index])
+
+    def take(self, numbers: Tensor) -> Images:
+        """Return some of the images, in this order."""
+        paths = [self.paths[number] for number in numbers.tolist()]
+        return Images(paths, self.targets[numbers], self.classes, self._size, self._grey, self._statistics)
 
 
 def _per_channel(values: Sequence[float], channels: int) -> Tensor:
@@ -93,8 +147,8 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _load(folder: Path, classes: Sequence[str], size: int, grey: bool, statistics: Sequence[Tensor]) -> Samples:
-    """Read the images of one split, in sorted order."""
+def _paths(folder: Path, classes: Sequence[str]) -> tuple[list[str], Tensor]:
+    """List the images of one split, in sorted order, with the class of each."""
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{folder} is missing; a folder with train/ needs test/ as well (validation/ may be left out)"
@@ -102,17 +156,20 @@ def _load(folder: Path, classes: Sequence[str], size: int, grey: bool, statistic
     unknown = sorted(set(_class_names(folder)) - set(classes))
     if unknown:
         raise ValueError(f"{folder} has classes that train lacks: {', '.join(unknown)}; expected {', '.join(classes)}")
-    mean, std = statistics
-    inputs, targets = [], []
-    for target, name in enumerate(classes):
-        paths = [path for path in sorted((folder / name).glob("[!.]*")) if path.suffix.lower() in SUFFIXES]
-        if not paths:
-            raise FileNotFoundError(
-                f"{folder / name} holds no image; expected files ending in {', '.join(sorted(SUFFIXES))}"
-            )
-        inputs += [(_read(path, size, grey) - mean) / std for path in paths]
-        targets += [target] * len(paths)
-    return Samples(torch.stack(inputs), torch.tensor(targets))
+    paths: list[str] = []
+    counts = []
+    for name in classes:
+        place = folder / name
+        names = sorted(one.name for one in (place.iterdir() if place.is_dir() else ()) if _is_image(one.name))
+        if not names:
+            raise FileNotFoundError(f"{place} holds no image; expected files ending in {', '.join(sorted(SUFFIXES))}")
+        paths += [str(place / one) for one in names]
+        counts.append(len(names))
+    return paths, torch.arange(len(classes)).repeat_interleave(torch.tensor(counts))
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
 
 
 def _read(path: Path, size: int, grey: bool) -> Tensor:

@@ -1,12 +1,14 @@
-"""What a data set is: three splits of samples, checked once, with a fingerprint; and how files are checked."""
+"""What a data set is: three splits of samples, in memory or made as they are asked for; and how files are checked."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -165,6 +167,30 @@ class Splits:
                 digest.update(json.dumps([name, part, str(tensor.dtype), list(tensor.shape)]).encode())
                 digest.update(tensor.detach().cpu().contiguous().numpy().data)
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class DataModule:
+    """Data sets of any size, as a data function returns them; an object or a dict with these names will do as well.
+
+    Attributes:
+        train: What a model is trained on: a map-style `torch.utils.data.Dataset`, or a `DataLoader` of one. What its
+            transforms draw from the generators of torch, NumPy and Python follows from seed, epoch and sample.
+        validation: What every decision is made on; the same samples each time.
+        test: What the result is reported on; likewise.
+        collate_fn: Joins samples to a batch; None: as torch does. A `DataLoader` brings its own.
+        sources: Files, folders, globs or URLs that samples are read from: they tell whether the data are the same.
+        classes: The name of each class, in the order of the targets; None: the `classes` of `train`, where it has any.
+        fingerprint: A text that changes whenever the samples do, such as a version; taken as it is, not verified.
+    """
+
+    train: Any
+    validation: Any
+    test: Any
+    collate_fn: Callable[[list[Any]], Any] | None = None
+    sources: Sequence[str | Path] = ()
+    classes: Sequence[str] | None = None
+    fingerprint: str | None = None
 
 
 def stratified_split(targets: Tensor, fractions: Sequence[float], seed: int) -> tuple[Tensor, ...]:

@@ -1,0 +1,410 @@
+"""What a user's data function returned: tensors, or data sets that are read a batch at a time.
+
+Splits, or splits with inputs and targets      ─► Splits      in memory already
+torch data sets, loaders, a DataModule         ─► DataSets    opened; read whole below a bound, else by every stage
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+
+from pruning.batches import Batch, DatasetBatches
+from pruning.errors import DataError
+from pruning.metrics import described
+from pruning.task import MultiLabel, Task
+from zoo.datasets.splits import Samples, Splits
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+AT_ONCE = 64
+"""Samples that are read at once where no loader says how many."""
+
+_PARTLY_LABELLED = "{!r}: {} has no targets, other splits have; expected all or none with them"
+
+
+def as_splits(found: Any, reference: str, task: Task | None = None) -> Splits:
+    """Check what a user's data function returned, and read it where it is data sets and not tensors yet.
+
+    Args:
+        found: What it returned, see `opened`.
+        reference: Its import string.
+        task: Takes samples apart, and says what targets have to be; None for the usual pairs, unchecked.
+
+    Raises:
+        DataError: Something is missing or malformed.
+    """
+    parts = opened(found, reference, task)
+    splits = parts.read() if isinstance(parts, DataSets) else parts
+    if task is not None:
+        check_targets(splits, reference, task)
+    return splits
+
+
+def check_targets(splits: Splits, reference: str, task: Task) -> None:
+    """See that all targets are those of the task.
+
+    Raises:
+        DataError: They aren't.
+    """
+    for name, samples in splits.named() if splits.labelled else ():
+        try:
+            task.check_targets(samples.targets, splits.classes)
+        except DataError as fault:
+            raise DataError(f"{reference!r}: {name}: {fault}. {_takes(task)}") from fault
+
+
+def _takes(task: Task) -> str:
+    return f"Task {type(task).__name__} takes those; set task.name in the settings to the one that suits the data"
+
+
+def opened(found: Any, reference: str, task: Task | None = None, num_workers: int = 0) -> Splits | DataSets:
+    """Check what a user's data function returned, and read the first batch of each data set.
+
+    Accepted are `Splits`; and any object or mapping with train, validation and test, each with inputs and targets, or a
+    torch `Dataset`, or a `DataLoader`, of which dataset, `collate_fn` and batch size are taken, such as a `DataModule`.
+
+    Args:
+        found: What it returned.
+        reference: Its import string.
+        task: Takes samples apart; None for the usual pairs.
+        num_workers: Processes that make samples.
+
+    Raises:
+        DataError: Something is missing or malformed.
+    """
+    if isinstance(found, Splits):
+        return found
+    get = found.get if isinstance(found, Mapping) else partial(getattr, found)
+    try:
+        parts = [_given(found, name) for name in SPLITS]
+        if any(is_data_set(part) for part in parts):
+            return _data_sets(found, dict(zip(SPLITS, parts, strict=True)), reference, task or Task(), num_workers)
+        needed = task is None or task.by_class or isinstance(task, MultiLabel)
+        classes = tuple(_given(found, "classes") if needed else get("classes", None) or ())
+        bare = [name for name, part in zip(SPLITS, parts, strict=True) if getattr(part, "targets", None) is None]
+        if bare and len(bare) < len(SPLITS):
+            raise DataError(_PARTLY_LABELLED.format(reference, bare[0]))
+        if bare:
+            train, validation, test = (part.inputs for part in parts)
+            return Splits.unlabelled(train, validation, test, classes)
+        labelled = [Samples(part.inputs, part.targets) for part in parts]
+        return Splits(labelled[0], labelled[1], labelled[2], classes)
+    except (AttributeError, KeyError) as error:
+        raise DataError(
+            f"{reference!r} returned a {type(found).__name__} ({error}); expected zoo.datasets.Splits, or an object "
+            "with train, validation and test, each a torch Dataset, or with inputs and targets (or all without), and "
+            "classes"
+        ) from error
+    except ValueError as error:
+        raise _malformed(reference, error) from error
+
+
+def _malformed(reference: str, error: ValueError) -> DataError:
+    return DataError(f"{reference!r} returned malformed data: {error}")
+
+
+def _given(found: Any, name: str) -> Any:
+    return found[name] if isinstance(found, Mapping) else getattr(found, name)
+
+
+def is_data_set(part: Any) -> bool:
+    """Say whether samples are asked for one by one, as of torch's data sets and those that only look alike."""
+    has_samples = hasattr(part, "__getitem__") and hasattr(part, "__len__") and not hasattr(part, "inputs")
+    return isinstance(part, Dataset | DataLoader) or (has_samples and not isinstance(part, str | Mapping | Tensor))
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as its user gave it.
+
+    Attributes:
+        dataset: Map-style.
+        collate_fn: Joins samples to a batch.
+        batch_size: How many are read at once.
+    """
+
+    dataset: Any
+    collate_fn: Callable[[list[Any]], Any]
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class _Unpack:
+    """Divides a batch into inputs and targets, and checks it against what is known of all samples."""
+
+    task: Task
+    classes: tuple[str, ...] = ()
+    input_shape: tuple[int, ...] | None = None
+
+    def __call__(self, joined: Any) -> tuple[Tensor, Tensor | None]:
+        inputs, targets = self.task.unpack(joined)
+        one = _one_tensor(inputs, "inputs")
+        labels = None if targets is None else _one_tensor(targets, "targets")
+        if self.input_shape is None:
+            return one, labels
+        try:
+            Samples(one, torch.zeros(len(one)) if labels is None else labels)
+        except ValueError as fault:
+            raise DataError(str(fault)) from fault
+        if tuple(one.shape[1:]) != self.input_shape:
+            raise DataError(
+                f"inputs have the shape {list(one.shape[1:])}, others {list(self.input_shape)}; give each the same"
+            )
+        if labels is not None:
+            try:
+                self.task.check_targets(labels, self.classes)
+            except DataError as fault:
+                raise DataError(f"{fault}. {_takes(self.task)}") from fault
+        return one, labels
+
+
+@dataclass(frozen=True)
+class DataSets:
+    """Data sets that have been opened, and what their first batches show.
+
+    Attributes:
+        given: The data set of each split.
+        reference: The import string of the user's function.
+        task: What takes samples apart.
+        classes: Their names, where the function or a data set says them; else None.
+        sources: The files, folders, globs and URLs that samples are read from, where the function says so.
+        declared: What the function says that stands for their content.
+        num_workers: Processes that make samples.
+        input_shape: Of one sample, where each is to be checked against it.
+    """
+
+    given: Mapping[Split, Source]
+    reference: str
+    task: Task
+    classes: tuple[str, ...] | None
+    sources: tuple[str, ...]
+    declared: str | None
+    num_workers: int = 0
+    input_shape: tuple[int, ...] | None = None
+
+    @cached_property
+    def parts(self) -> Mapping[Split, DatasetBatches]:
+        """The samples of each split."""
+        unpack = _Unpack(self.task, self.classes or (), self.input_shape)
+        return {
+            name: DatasetBatches(
+                source.dataset,
+                unpack,
+                collate_fn=source.collate_fn,
+                num_workers=self.num_workers,
+                name=f"{self.reference!r}: {name}",
+            )
+            for name, source in self.given.items()
+        }
+
+    @cached_property
+    def first(self) -> Mapping[Split, Batch]:
+        """The first samples of each split.
+
+        Raises:
+            DataError: A split is empty or can't be read.
+        """
+        found = {}
+        for name, part in self.parts.items():
+            if not len(part):
+                raise DataError(f"{self.reference!r}: {name} holds no samples")
+            found[name] = part.first(self.given[name].batch_size)
+        return found
+
+    @property
+    def labelled(self) -> bool:
+        """Whether samples have targets.
+
+        Raises:
+            DataError: Those of some splits have.
+        """
+        bare = [name for name, batch in self.first.items() if batch.targets is None]
+        if bare and len(bare) < len(SPLITS):
+            raise DataError(_PARTLY_LABELLED.format(self.reference, bare[0]))
+        return not bare
+
+    @property
+    def num_bytes(self) -> float:
+        """What all splits would take as tensors, if each sample is as large as the first ones."""
+        return sum(self._bytes_of(name) for name in SPLITS)
+
+    def _bytes_of(self, name: Split) -> float:
+        return _bytes_of_each(self.first[name]) * len(self.parts[name])
+
+    def varies(self, name: Split) -> bool:
+        """Say whether a split gives other samples in another epoch, as one with random transforms does.
+
+        Raises:
+            DataError: It does even if the global generators are seeded alike.
+        """
+        part, first = self.parts[name], self.first[name]
+        here = [slice(0, first.size)]
+        if next(part.read(here)).digest() != first.digest():
+            raise DataError(
+                f"{self.reference!r}: {name} gives other samples each time it is read, though the generators of torch, "
+                "NumPy and Python are seeded before each sample; every stage has to see the same. Let its transforms "
+                "draw from those, or take them out of the data set and name them as training.augment"
+            )
+        return next(part.read(here, epoch=1)).digest() != first.digest()
+
+    def read(self) -> Splits:
+        """Read all samples into memory.
+
+        Raises:
+            DataError: One can't be read, or they don't fit.
+        """
+        samples = [self._read(name) for name in SPLITS]
+        try:
+            if not self.labelled:
+                train, validation, test = (part.inputs for part in samples)
+                return Splits.unlabelled(train, validation, test, self.classes or ())
+            classes = self.classes if self.classes is not None else _numbered(samples, self.task)
+            return Splits(samples[0], samples[1], samples[2], classes)
+        except ValueError as error:
+            raise _malformed(self.reference, error) from error
+
+    def _read(self, name: Split) -> Samples:
+        where, part = f"{self.reference!r}: {name}", self.parts[name]
+        needed, free = self._bytes_of(name), psutil.virtual_memory().available
+        if needed > free / 2:
+            raise DataError(
+                f"{where} holds {len(part):,} samples of {_bytes_of_each(self.first[name]):,.0f} bytes, "
+                f"{needed / 2**30:.1f} GiB as tensors; this machine has {free / 2**30:.1f} GiB free, and twice as much "
+                "is needed to join them. Lower data.copy_below_bytes, so that every stage reads them again"
+            )
+        if self.varies(name):
+            raise DataError(
+                f"{where} gives other samples each time it is read: every stage has to see the same. Take random "
+                "transforms out of the data set, and name them as training.augment"
+            )
+        batches = list(part.ordered(self.given[name].batch_size))
+        try:
+            inputs = torch.cat([batch.inputs for batch in batches])
+            labels = (
+                torch.cat([batch.targets for batch in batches]) if self.labelled else torch.zeros(len(inputs)).long()
+            )
+        except RuntimeError as fault:
+            raise DataError(
+                f"{where}: samples differ in shape from batch to batch ({fault}); give each the same"
+            ) from fault
+        try:
+            return Samples(inputs, labels)
+        except ValueError as error:
+            raise _malformed(self.reference, error) from error
+
+    def checking(self, input_shape: tuple[int, ...]) -> DataSets:
+        """Return the same for stages that read samples a batch at a time: each batch is checked.
+
+        Args:
+            input_shape: Of one sample.
+
+        Raises:
+            DataError: The classes aren't known.
+        """
+        if self.classes is None and (self.task.by_class or isinstance(self.task, MultiLabel)):
+            raise DataError(
+                f"{self.reference!r} doesn't name the classes; they can be counted only where all samples are copied, "
+                "which these aren't. Return classes beside the splits, or give the training data set an attribute of "
+                "that name"
+            )
+        return replace(self, classes=self.classes or (), input_shape=input_shape)
+
+    def probe(self, name: Split, numbers: Sequence[int]) -> list[str]:
+        """Return a hash of each of these samples as it is read: decoded, transformed, in a batch of its own."""
+        found = self.parts[name].read([torch.tensor([number]) for number in numbers])
+        return [batch.digest()[:16] for batch in found]
+
+    def content(self, name: Split) -> str:
+        """Return a hash of all samples of a split, read a batch at a time."""
+        digest = sha256()
+        for batch in self.parts[name].ordered(AT_ONCE):
+            digest.update(batch.digest().encode())
+        return digest.hexdigest()
+
+
+def _data_sets(found: Any, parts: Mapping[Split, Any], reference: str, task: Task, num_workers: int) -> DataSets:
+    def named(name: str) -> Any:
+        return found.get(name) if isinstance(found, Mapping) else getattr(found, name, None)
+
+    collate = named("collate_fn")
+    given = {name: _source(part, collate, f"{reference!r}: {name}") for name, part in parts.items()}
+    names = named("classes")
+    if names is None:
+        names = getattr(given["train"].dataset, "classes", None)
+    sources, declared = named("sources"), named("fingerprint")
+    if isinstance(sources, str | Path):
+        sources = [sources]
+    return DataSets(
+        given,
+        reference,
+        task,
+        None if names is None else tuple(names),
+        tuple(map(str, sources or ())),
+        None if declared is None else str(declared),
+        num_workers,
+    )
+
+
+def _source(part: Any, collate: Any, where: str) -> Source:
+    loader = part if isinstance(part, DataLoader) else None
+    dataset = part if loader is None else loader.dataset
+    if not is_data_set(dataset):
+        raise DataError(f"{where} is a {type(part).__name__}; expected a torch Dataset or DataLoader, as other splits")
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise DataError(
+            f"{where} is a stream, a {type(dataset).__name__}: it has no length and no order that could be asked for "
+            "again; expected a map-style data set, with __len__ and __getitem__"
+        )
+    if loader is not None:
+        return Source(dataset, loader.collate_fn, loader.batch_size or AT_ONCE)
+    return Source(dataset, collate or default_collate, AT_ONCE)
+
+
+def _one_tensor(value: Any, what: str) -> Tensor:
+    if isinstance(value, Mapping) and len(value) == 1:
+        (value,) = value.values()
+    if not isinstance(value, Tensor):
+        held = (
+            f"{type(value).__name__} of {', '.join(map(str, value))}"
+            if isinstance(value, Mapping)
+            else described(value)
+        )
+        raise DataError(
+            f"{what} are {held.removeprefix('a ')}; the pipeline takes one tensor a sample: join them in "
+            "collate_fn, or in the unpack of a task of your own, and let the model take them apart"
+        )
+    if what == "targets":  # Python's floats come as float64, masks as bytes
+        return value.float() if value.dtype == torch.float64 else value if value.is_floating_point() else value.long()
+    return value
+
+
+def _numbered(samples: Sequence[Samples], task: Task) -> tuple[str, ...]:
+    """Return the numbers of the classes, where nobody names them."""
+    if isinstance(task, MultiLabel):
+        return tuple(map(str, range(samples[0].targets.shape[1] if samples[0].targets.ndim > 1 else 0)))
+    if (not task.by_class and type(task) is not Task) or samples[0].targets.is_floating_point():
+        return ()
+    ignored = getattr(task, "ignore_index", -1)
+    return tuple(str(number) for number in range(max(_largest(part.targets, ignored) for part in samples) + 1))
+
+
+def _largest(targets: Tensor, ignored: int) -> int:
+    counted = targets[targets != ignored]
+    return int(counted.max()) if counted.numel() else 0
+
+
+def _bytes_of_each(batch: Batch) -> float:
+    tensors = [leaf for leaf in tree_flatten((batch.inputs, batch.targets))[0] if isinstance(leaf, Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / batch.size

@@ -1,0 +1,298 @@
+"""Data sets that aren't copied: the same bytes as of tensors, told by files or samples, refused once they changed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pruning.errors import DataError
+from tasks.data import read_description, read_split
+from tasks.source_files import hash_sources, sources_unchanged
+from tasks.workspace import Workspace
+from tests.tasks.test_pipeline import Project, made, make
+
+Writer = Callable[..., Path]
+
+CODE = '''
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from own_project import few
+
+
+class Scans(Dataset):
+    """The scanned digits, one at a time; perhaps with noise."""
+
+    def __init__(self, samples, named=False, noise=0.0, offset=0.0):
+        self.samples, self.named, self.noise, self.offset = samples, named, noise, offset
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        drawn = self.noise * (torch.rand(1) + random.random() + float(np.random.rand()))
+        image, label = self.samples.inputs[index] + drawn + self.offset, int(self.samples.targets[index])
+        return {"image": image, "label": label} if self.named else (image, label)
+
+
+def scans(noise=0.0, declared="1", offset=0.0, everywhere=False, classes=True, **more):
+    whole = few()
+    parts = {name: Scans(part, offset=offset, noise=noise if everywhere or name == "train" else 0.0, **more)
+             for name, part in whole.named()}
+    return {**parts, "classes": whole.classes if classes else None, "fingerprint": declared}
+
+
+def loaders():
+    found = scans()
+    return {name: DataLoader(part, batch_size=19, shuffle=True) if isinstance(part, Scans) else part
+            for name, part in found.items()}
+
+
+def of_file(path="scans.pt"):
+    """All digits in a file of one's own."""
+    whole = torch.load(path)
+    return {name: Scans(Of(*pair)) for name, pair in whole.items()} | {
+        "classes": [str(n) for n in range(10)], "sources": [path, "folder"]}
+
+
+class Of:
+    def __init__(self, inputs, targets):
+        self.inputs, self.targets = inputs, targets
+
+    def __len__(self):
+        return len(self.inputs)
+'''
+
+STAGES = ("prepare", "baseline", "analyze", "profile", "measurements", "prune", "transform")
+
+
+def changed(factory: str, **kwargs: Any) -> Callable[[dict[str, Any]], None]:
+    """Return a change of the settings: this data set, which isn't copied, and a short run."""
+    identity, num_workers = kwargs.pop("identity", "declared"), kwargs.pop("num_workers", 0)
+
+    def change(settings: dict[str, Any]) -> None:
+        settings["data"] = {"factory": factory, "kwargs": kwargs, "identity": identity}
+        settings["machine"] = {"num_workers": num_workers}
+        settings["baseline"]["recipe"]["epochs"] = 2
+        settings["prune"] |= {"iterations": 1, "max_attempts": 1, "max_accuracy_drop": 0.9}
+        settings["prune"]["recipes"] = settings["prune"]["recipes"][:1]
+
+    return change
+
+
+def project(tmp: Path, writer: Writer, names: tuple[str, ...], factory: str, **kwargs: Any) -> Project:
+    (tmp / "large.py").write_text(CODE, encoding="utf-8")
+    return made(tmp, writer, names, changed(factory, **kwargs))
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory, project_writer: Writer) -> dict[str, bytes]:
+    return weights(
+        project(tmp_path_factory.mktemp("tensors"), project_writer, STAGES, "own_project:few", identity="auto")
+    )
+
+
+def weights(found: Project) -> dict[str, bytes]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(found.root)
+        return {
+            f"{folder}/{name}": content
+            for folder in ("baseline", "iterations", "dense", "measurements")
+            for name, content in found.bytes_of(folder).items()
+            if name.endswith((".safetensors", "curves.json"))
+        }
+
+
+@pytest.mark.thorough
+def test_the_same_bytes_for_tensors_and_data_sets_and_any_number_of_workers(
+    expected: dict[str, bytes], tmp_path: Path, project_writer: Writer
+) -> None:
+    assert len(expected) >= 4
+    for name, factory, kwargs in (
+        ("none", "large:scans", {"num_workers": 0}),
+        ("two", "large:scans", {"num_workers": 2, "named": True}),
+        ("loaders", "large:loaders", {"num_workers": 1}),
+    ):
+        (tmp_path / name).mkdir()
+        found = project(tmp_path / name, project_writer, STAGES, factory, **kwargs)
+        assert {path.name for path in (tmp_path / name / "data").iterdir()} == {
+            *("meta.json", "example.safetensors", "stage.json")
+        }
+        assert weights(found) == expected, name
+
+
+@pytest.mark.thorough
+def test_noise_that_a_data_set_draws_is_the_same_for_any_number_of_workers(
+    expected: dict[str, bytes], tmp_path: Path, project_writer: Writer
+) -> None:
+    found = {}
+    for num_workers in (0, 2):
+        place = tmp_path / str(num_workers)
+        place.mkdir()
+        made_by = project(
+            place, project_writer, ("prepare", "baseline"), "large:scans", noise=0.1, num_workers=num_workers
+        )
+        found[num_workers] = (made_by.root / "artifacts/baseline/weights.safetensors").read_bytes()
+    assert found[0] == found[2] != expected["baseline/weights.safetensors"]
+
+
+def prepared(tmp: Path, writer: Writer, factory: str, **kwargs: Any) -> Project:
+    (tmp / "large.py").write_text(CODE, encoding="utf-8")
+    found = make(tmp, writer, changed(factory, **kwargs))
+    found.run("prepare")
+    return found
+
+
+def again(found: Project, writer: Writer, factory: str, **kwargs: Any) -> Project:
+    """Return the project with other settings: what the user's function gives has changed unseen."""
+    return make(found.root, writer, changed(factory, **kwargs))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"offset": 1e-6}, r"changed after .*run prepare.*: sample 0 of train isn't what it was. Bring back"),
+        ({"declared": "2"}, "its fingerprint is '2', it was '1'"),
+        ({"classes": False}, "doesn't name the classes; they can be counted only where all samples are copied"),
+    ],
+)
+def test_a_data_set_that_has_changed_is_refused(
+    tmp_path: Path, project_writer: Writer, monkeypatch: pytest.MonkeyPatch, kwargs: Any, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = prepared(tmp_path, project_writer, "large:scans")
+    assert (
+        len(read_split(found.settings, found.workspace, "train"))
+        == read_description(found.workspace).num_samples["train"]
+    )
+    other = again(found, project_writer, "large:scans", **kwargs)
+    with pytest.raises(DataError, match=message):
+        read_split(other.settings, other.workspace, "train")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (
+            {"noise": 0.1, "everywhere": True},
+            "validation gives other samples in each epoch; .*leave random transforms to",
+        ),
+        ({"identity": "files"}, "data.identity is files, but 'large:scans' names no sources"),
+        ({"declared": None}, "data.identity is declared, but 'large:scans' gives no fingerprint"),
+        ({"classes": False}, "doesn't name the classes"),
+    ],
+)
+def test_what_can_t_be_told_is_refused(
+    tmp_path: Path, project_writer: Writer, monkeypatch: pytest.MonkeyPatch, kwargs: Any, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=message):
+        prepared(tmp_path, project_writer, "large:scans", **kwargs)
+
+
+def test_training_samples_that_are_drawn_at_random_are_not_copied(
+    tmp_path: Path, project_writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = prepared(tmp_path, project_writer, "large:scans", noise=0.1, identity="auto", declared=None)
+    data = read_description(found.workspace)
+    assert (data.copied, data.identity) == (False, "content")
+    samples = read_split(found.settings, found.workspace, "train")
+    one, same, other = (next(samples.read([slice(0, 3)], epoch=epoch)).inputs for epoch in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    quiet = prepared(tmp_path, project_writer, "large:scans", identity="auto", declared=None)
+    assert read_description(quiet.workspace).copied
+
+
+@pytest.fixture
+def opened() -> Iterator[list[str]]:
+    """The files that are opened from now on."""
+    found: list[str] = []
+    active = [True]
+
+    def hook(event: str, args: Any) -> None:
+        if active and event == "open" and isinstance(args[0], str):
+            found.append(args[0])
+
+    sys.addaudithook(hook)
+    yield found
+    active.clear()
+
+
+def age(folder: Path) -> None:
+    """Let files look as if they had been there for long: those of the last two seconds are always opened."""
+    for path in (folder, *folder.rglob("*")):
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+
+
+def test_files_are_told_by_their_content_and_opened_once(tmp_path: Path, opened: list[str]) -> None:
+    folder, workspace = tmp_path / "images", Workspace(tmp_path / "ws")
+    for name in ("a/1.jpg", "a/2.jpg", "b/1.jpg", ".hidden/1.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    age(folder)
+    opened.clear()
+
+    def hashed(*sources: Any) -> str:
+        return hash_sources([str(source) for source in sources or [folder]], workspace)
+
+    first = hashed()
+    assert sum(path.endswith(".jpg") for path in opened) == 3
+    opened.clear()
+    assert hashed() == first
+    assert not any(path.endswith(".jpg") for path in opened)
+    (folder / "a/1.jpg").touch()
+    assert hashed() == first, "another time is no other content"
+    (folder / "a/1.jpg").write_bytes(b"a/9.jpg")
+    assert hashed() != first, "one byte"
+    (folder / "a/1.jpg").write_bytes(b"a/1.jpg")
+    assert hashed() == first
+    assert hashed(folder / "*" / "*.jpg") == hashed(f"{folder}/**/*.jpg") == first
+    assert hashed(folder / "b" / "1.jpg") != first
+    (folder / "a/1.jpg").rename(folder / "a/3.jpg")
+    assert hashed() != first
+    with pytest.raises(DataError, match=r"names the source '.*nothing', which matches no file; mend its sources"):
+        hashed(folder / "nothing")
+    (tmp_path / "ws" / ".source_hashes.sqlite").write_bytes(b"no database" * 100)
+    assert hashed() == hashed()
+
+
+def test_changed_files_make_prepare_run_again(
+    tmp_path: Path, project_writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_scans(tmp_path, 0.0)
+    found = prepared(tmp_path, project_writer, "large:of_file", identity="files")
+    before = read_description(found.workspace)
+    assert before.identity == "files"
+    assert sources_unchanged(found.workspace)
+    write_scans(tmp_path, 1e-3)
+    assert not sources_unchanged(found.workspace)
+    found.run("prepare")
+    assert sources_unchanged(found.workspace)
+    assert read_description(found.workspace).fingerprint != before.fingerprint
+    (tmp_path / "scans.pt").unlink()
+    assert not sources_unchanged(found.workspace)
+
+
+def write_scans(folder: Path, offset: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"train": 40, "validation": 20, "test": 20}
+    parts = {
+        name: (torch.rand(count, 1, 8, 8, generator=generator) + offset, torch.arange(count) % 10)
+        for name, count in sizes.items()
+    }
+    torch.save(parts, folder / "scans.pt")
+    (folder / "folder").mkdir(exist_ok=True)
+    (folder / "folder" / "notes.txt").write_text("read as well")
