@@ -58,7 +58,14 @@ COUNTING = """
 import atexit, os, sys
 
 opened, leave = set(), os._exit
-sys.addaudithook(lambda event, args: opened.add(os.path.abspath(args[0])) if event == "open" and str(args[0]).endswith(".jpg") else None)
+
+
+def look(event, args):
+    if event == "open" and str(args[0]).endswith(".jpg"):
+        opened.add(os.path.abspath(args[0]))
+
+
+sys.addaudithook(look)
 
 
 def note():
@@ -103,7 +110,8 @@ class Ran:
         self.num_opened = int((root / "opened").read_text())
 
     def __str__(self) -> str:
-        return f"{self.seconds:.1f} s ({self.cpu_seconds:.1f} of a core), {self.peak_mb:,.0f} MB, {self.num_opened:,} images opened"
+        took = f"{self.seconds:.1f} s ({self.cpu_seconds:.1f} of a core), {self.peak_mb:,.0f} MB"
+        return f"{took}, {self.num_opened:,} images opened"
 
 
 def bytes_in(folder: Path) -> int:
