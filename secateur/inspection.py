@@ -23,7 +23,8 @@ from tasks.config import import_strings
 from tasks.config.prune_schema import Structured
 from tasks.config.schema import Settings
 from tasks.data import read_description, read_example
-from tasks.data_sets import DataSets, opened
+from tasks.data_factory import opened
+from tasks.data_sets import DataSets
 from tasks.workspace import Workspace
 
 REDUCTIONS = (0.3, 0.5, 0.7)

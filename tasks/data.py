@@ -19,7 +19,8 @@ from pruning.io.json_files import read_bytes
 from pruning.task import Task
 from tasks.config import import_strings
 from tasks.config.schema import Settings
-from tasks.data_sets import SPLITS, DataSets, Split, opened
+from tasks.data_factory import opened
+from tasks.data_sets import SPLITS, DataSets, Split
 from tasks.source_files import hash_sources
 from tasks.terminal import command_line
 from tasks.workspace import Json, Workspace, contents, digest, write_json

@@ -1,23 +1,17 @@
-"""What a user's data function returned: tensors, or data sets that are read a batch at a time.
-
-Splits, or splits with inputs and targets      ─► Splits      in memory already
-torch data sets, loaders, a DataModule         ─► DataSets    opened; read whole below a bound, else by every stage
-"""
+"""Data sets that a user's function gave: read a batch at a time, checked, probed, or read whole into memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from pruning.batches import Batch, DatasetBatches
 from pruning.errors import DataError
@@ -31,98 +25,17 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 AT_ONCE = 64
 """Samples that are read at once where no loader says how many."""
 
-_PARTLY_LABELLED = "{!r}: {} has no targets, other splits have; expected all or none with them"
+PARTLY_LABELLED = "{!r}: {} has no targets, other splits have; expected all or none with them"
 
 
-def as_splits(found: Any, reference: str, task: Task | None = None) -> Splits:
-    """Check what a user's data function returned, and read it where it is data sets and not tensors yet.
-
-    Args:
-        found: What it returned, see `opened`.
-        reference: Its import string.
-        task: Takes samples apart, and says what targets have to be; None for the usual pairs, unchecked.
-
-    Raises:
-        DataError: Something is missing or malformed.
-    """
-    parts = opened(found, reference, task)
-    splits = parts.read() if isinstance(parts, DataSets) else parts
-    if task is not None:
-        check_targets(splits, reference, task)
-    return splits
-
-
-def check_targets(splits: Splits, reference: str, task: Task) -> None:
-    """See that all targets are those of the task.
-
-    Raises:
-        DataError: They aren't.
-    """
-    for name, samples in splits.named() if splits.labelled else ():
-        try:
-            task.check_targets(samples.targets, splits.classes)
-        except DataError as fault:
-            raise DataError(f"{reference!r}: {name}: {fault}. {_takes(task)}") from fault
-
-
-def _takes(task: Task) -> str:
+def takes(task: Task) -> str:
+    """Say what to do where targets are not those of a task."""
     return f"Task {type(task).__name__} takes those; set task.name in the settings to the one that suits the data"
 
 
-def opened(found: Any, reference: str, task: Task | None = None, num_workers: int = 0) -> Splits | DataSets:
-    """Check what a user's data function returned, and read the first batch of each data set.
-
-    Accepted are `Splits`; and any object or mapping with train, validation and test, each with inputs and targets, or a
-    torch `Dataset`, or a `DataLoader`, of which dataset, `collate_fn` and batch size are taken, such as a `DataModule`.
-
-    Args:
-        found: What it returned.
-        reference: Its import string.
-        task: Takes samples apart; None for the usual pairs.
-        num_workers: Processes that make samples.
-
-    Raises:
-        DataError: Something is missing or malformed.
-    """
-    if isinstance(found, Splits):
-        return found
-    get = found.get if isinstance(found, Mapping) else partial(getattr, found)
-    try:
-        parts = [_given(found, name) for name in SPLITS]
-        if any(is_data_set(part) for part in parts):
-            return _data_sets(found, dict(zip(SPLITS, parts, strict=True)), reference, task or Task(), num_workers)
-        needed = task is None or task.by_class or isinstance(task, MultiLabel)
-        classes = tuple(_given(found, "classes") if needed else get("classes", None) or ())
-        bare = [name for name, part in zip(SPLITS, parts, strict=True) if getattr(part, "targets", None) is None]
-        if bare and len(bare) < len(SPLITS):
-            raise DataError(_PARTLY_LABELLED.format(reference, bare[0]))
-        if bare:
-            train, validation, test = (part.inputs for part in parts)
-            return Splits.unlabelled(train, validation, test, classes)
-        labelled = [Samples(part.inputs, part.targets) for part in parts]
-        return Splits(labelled[0], labelled[1], labelled[2], classes)
-    except (AttributeError, KeyError) as error:
-        raise DataError(
-            f"{reference!r} returned a {type(found).__name__} ({error}); expected zoo.datasets.Splits, or an object "
-            "with train, validation and test, each a torch Dataset, or with inputs and targets (or all without), and "
-            "classes"
-        ) from error
-    except ValueError as error:
-        raise _malformed(reference, error) from error
-
-
-def _malformed(reference: str, error: ValueError) -> DataError:
+def malformed(reference: str, error: ValueError) -> DataError:
+    """Return the fault of a function whose samples are none."""
     return DataError(f"{reference!r} returned malformed data: {error}")
-
-
-def _given(found: Any, name: str) -> Any:
-    return found[name] if isinstance(found, Mapping) else getattr(found, name)
-
-
-def is_data_set(part: Any) -> bool:
-    """Say whether samples are asked for one by one, as of torch's data sets and those that only look alike."""
-    has_samples = hasattr(part, "__getitem__") and hasattr(part, "__len__") and not hasattr(part, "inputs")
-    return isinstance(part, Dataset | DataLoader) or (has_samples and not isinstance(part, str | Mapping | Tensor))
 
 
 @dataclass(frozen=True)
@@ -166,7 +79,7 @@ class _Unpack:
             try:
                 self.task.check_targets(labels, self.classes)
             except DataError as fault:
-                raise DataError(f"{fault}. {_takes(self.task)}") from fault
+                raise DataError(f"{fault}. {takes(self.task)}") from fault
         return one, labels
 
 
@@ -232,7 +145,7 @@ class DataSets:
         """
         bare = [name for name, batch in self.first.items() if batch.targets is None]
         if bare and len(bare) < len(SPLITS):
-            raise DataError(_PARTLY_LABELLED.format(self.reference, bare[0]))
+            raise DataError(PARTLY_LABELLED.format(self.reference, bare[0]))
         return not bare
 
     @property
@@ -273,7 +186,7 @@ class DataSets:
             classes = self.classes if self.classes is not None else _numbered(samples, self.task)
             return Splits(samples[0], samples[1], samples[2], classes)
         except ValueError as error:
-            raise _malformed(self.reference, error) from error
+            raise malformed(self.reference, error) from error
 
     def _read(self, name: Split) -> Samples:
         where, part = f"{self.reference!r}: {name}", self.parts[name]
@@ -302,7 +215,7 @@ class DataSets:
         try:
             return Samples(inputs, labels)
         except ValueError as error:
-            raise _malformed(self.reference, error) from error
+            raise malformed(self.reference, error) from error
 
     def checking(self, input_shape: tuple[int, ...]) -> DataSets:
         """Return the same for stages that read samples a batch at a time: each batch is checked.
@@ -332,44 +245,6 @@ class DataSets:
         for batch in self.parts[name].ordered(AT_ONCE):
             digest.update(batch.digest().encode())
         return digest.hexdigest()
-
-
-def _data_sets(found: Any, parts: Mapping[Split, Any], reference: str, task: Task, num_workers: int) -> DataSets:
-    def named(name: str) -> Any:
-        return found.get(name) if isinstance(found, Mapping) else getattr(found, name, None)
-
-    collate = named("collate_fn")
-    given = {name: _source(part, collate, f"{reference!r}: {name}") for name, part in parts.items()}
-    names = named("classes")
-    if names is None:
-        names = getattr(given["train"].dataset, "classes", None)
-    sources, declared = named("sources"), named("fingerprint")
-    if isinstance(sources, str | Path):
-        sources = [sources]
-    return DataSets(
-        given,
-        reference,
-        task,
-        None if names is None else tuple(names),
-        tuple(map(str, sources or ())),
-        None if declared is None else str(declared),
-        num_workers,
-    )
-
-
-def _source(part: Any, collate: Any, where: str) -> Source:
-    loader = part if isinstance(part, DataLoader) else None
-    dataset = part if loader is None else loader.dataset
-    if not is_data_set(dataset):
-        raise DataError(f"{where} is a {type(part).__name__}; expected a torch Dataset or DataLoader, as other splits")
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-        raise DataError(
-            f"{where} is a stream, a {type(dataset).__name__}: it has no length and no order that could be asked for "
-            "again; expected a map-style data set, with __len__ and __getitem__"
-        )
-    if loader is not None:
-        return Source(dataset, loader.collate_fn, loader.batch_size or AT_ONCE)
-    return Source(dataset, collate or default_collate, AT_ONCE)
 
 
 def _one_tensor(value: Any, what: str) -> Tensor:

@@ -15,7 +15,8 @@ from tasks.data import (
     save_splits,
     task_of,
 )
-from tasks.data_sets import DataSets, check_targets
+from tasks.data_factory import check_targets
+from tasks.data_sets import DataSets
 from tasks.determinism import begin
 from tasks.workspace import Workspace, writing
 from zoo.datasets.splits import Splits

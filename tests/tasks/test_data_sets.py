@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pruning.errors import DataError
 from pruning.task import Classification, MultiLabel, Regression, Segmentation, Task
-from tasks.data_sets import as_splits
+from tasks.data_factory import as_splits
 from zoo.datasets.splits import Samples, Splits
 
 INPUTS, TARGETS = torch.randn(90, 3, generator=torch.Generator().manual_seed(0)), torch.arange(90) % 4

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from pruning.errors import DataError
-from tasks.data_sets import as_splits
+from tasks.data_factory import as_splits
 from zoo.datasets import Splits, image_folder
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
