@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from pruning.batches import Batches, Samples, checked_batches
 from pruning.containers import Inputs, as_call, count_samples, take
-from pruning.errors import DataError, ModelError, pass_on
+from pruning.errors import DataError, ModelError, SecateurError, describe_user_fault, pass_on
 from pruning.metrics import MeanOf, Measure, Metric, StatefulMetric, described, measure_of, score_of
 
 Loss = Callable[[Any, Any], Any]
@@ -226,6 +226,8 @@ class Scorer:
     def measure(self, reference: str) -> Measure:
         """Return how the figure is to be read; see `measure_of`."""
         inner = self.inner.of_each if isinstance(self.inner, MeanOf) else self.inner
+        if isinstance(inner, nn.ModuleDict) and self.key in inner:  # a collection of torchmetrics says nothing itself
+            inner = inner[self.key]
         return measure_of(inner, reference)
 
     @property
@@ -307,3 +309,66 @@ def evaluate(
         losses=torch.cat(sums) * (num_samples / float(torch.cat(counts).sum().clamp(min=1))) if each else None,
         values=getattr(scored, "values", None),
     )
+
+
+class Loader:
+    """All samples in their order, in batches (inputs, targets) on a device, as often as one goes through it."""
+
+    def __init__(self, samples: Samples | Batches, batch_size: int, device: torch.device) -> None:
+        """Read nothing yet."""
+        self._batches, self.batch_size, self._device = checked_batches(samples), batch_size, device
+        self.num_samples = len(self._batches)
+
+    def __len__(self) -> int:
+        """Count the batches."""
+        return -(-self.num_samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Inputs, Any]]:
+        """Yield the inputs and targets of each batch."""
+        for batch in self._batches.ordered(self.batch_size):
+            inputs, targets, _ = batch.to(self._device)
+            yield inputs, targets
+
+
+@torch.no_grad()
+def evaluate_by(
+    own: Callable[[nn.Module, Loader], Any], model: nn.Module, samples: Samples | Batches, *, batch_size: int = 256
+) -> Evaluation:
+    """Evaluate a model by a task's own `evaluate`, in evaluation mode.
+
+    Args:
+        own: (model, loader) -> mapping with metric, loss and num_samples.
+        model: on its own device; its modes are restored.
+        samples: what the loader gives.
+        batch_size: samples per batch of the loader.
+
+    Raises:
+        ModelError: it raised, gave something else, or didn't see every sample once.
+    """
+    loader = Loader(samples, batch_size, device_of(model))
+    with restored_modes(model):
+        model.eval()
+        try:
+            found = own(model, loader)
+        except SecateurError:
+            raise
+        except Exception as fault:
+            pass_on(fault)
+            raise ModelError(f"the task's evaluate raised {describe_user_fault(fault)}") from fault
+    names = ("metric", "loss", "num_samples")
+    try:
+        score, loss, count = (float(found[name]) for name in names)
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as fault:
+        held = f"a mapping of {', '.join(map(str, found))}" if isinstance(found, Mapping) else described(found)
+        raise ModelError(
+            f"the task's evaluate gave {held} ({type(fault).__name__}: {fault}); expected a mapping with a number for "
+            f"each of {', '.join(names)}"
+        ) from fault
+    if not (math.isfinite(score) and math.isfinite(loss)):
+        raise ModelError(f"the task's evaluate gave metric {score:g} and loss {loss:g}; expected finite numbers")
+    if count != loader.num_samples:
+        raise ModelError(
+            f"the task's evaluate saw {count:g} of {loader.num_samples} samples (num_samples); expected each once, "
+            "none left out and none padded in"
+        )
+    return Evaluation(score=score, loss=loss, num_samples=loader.num_samples)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,7 +18,7 @@ from pruning.batches import Batches
 from pruning.containers import main_output
 from pruning.dynamic.gates import GatedModel, macs_of_samples
 from pruning.errors import CheckpointError, SettingsError
-from pruning.evaluation import Scorer, evaluate, restored_modes
+from pruning.evaluation import Evaluation, Loader, Scorer, evaluate, evaluate_by, restored_modes
 from pruning.importance import Criterion
 from pruning.io.checkpoint import load_checkpoint, save_checkpoint
 from pruning.metrics import Measure
@@ -135,9 +135,7 @@ def measure_each(
     Returns:
         The figures, and the metric of each sample, [N]; None where the score is no mean of such values.
     """
-    loss, metric = loss_and_metric(settings)
-    batch_size = settings.training.batch_size
-    found = evaluate(model, samples, loss=loss, metric=metric, batch_size=batch_size)
+    found, batch_size = score(model, samples, settings), settings.training.batch_size
     inner = model.model if isinstance(model, GatedModel) else model
     groups = pruning.find_groups(inner, example)
     macs = pruning.count_macs(groups)
@@ -158,18 +156,43 @@ def measure_each(
     return figures, found.values
 
 
+def score(model: nn.Module, samples: Batches, settings: Settings, *, each: bool = False) -> Evaluation:
+    """Evaluate a model: by the task's own `evaluate` where it has one, else batch by batch.
+
+    Args:
+        model: Any model.
+        samples: What it is scored on.
+        settings: Task, loss, metric and batch size.
+        each: Whether to give the loss of each sample too, where the score is no mean; not of an `evaluate` of its own.
+    """
+    task, metric = loss_and_metric(settings)
+    batch_size = settings.training.batch_size
+    if (own := own_evaluation(task)) is not None:
+        return evaluate_by(own, model, samples, batch_size=batch_size)
+    each = each and metric.values is None
+    return evaluate(model, samples, loss=task, metric=metric, batch_size=batch_size, each=each)
+
+
+def own_evaluation(task: Task) -> Callable[[nn.Module, Loader], Any] | None:
+    """Return the task's own way to evaluate a model; None where it has none."""
+    own: Callable[[nn.Module, Loader], Any] | None = getattr(task, "evaluate", None)
+    return own
+
+
 def judge_by(samples: Batches, settings: Settings) -> Judge:
-    """Return what scores a model on each of some samples: by the metric if it is a mean, else by minus the loss."""
-    loss, metric = loss_and_metric(settings)
-    is_no_mean = metric.values is None
+    """Return what scores a model on each of some samples: by the metric if it is a mean, else by minus the loss.
+
+    A task with an `evaluate` of its own gives one score for all, which counts in the metric's direction.
+    """
 
     def judge(model: nn.Module) -> Tensor:
-        batch_size = settings.training.batch_size
-        found = evaluate(model, samples, loss=loss, metric=metric, batch_size=batch_size, each=is_no_mean)
+        found = score(model, samples, settings, each=True)
         if found.values is not None:
             return found.values
-        assert found.losses is not None, "they were asked for"
-        return -found.losses
+        if found.losses is not None:
+            return -found.losses
+        higher = loss_and_metric(settings)[1].measure(name_of_metric(settings)).higher_is_better
+        return torch.tensor([found.score if higher else -found.score], dtype=torch.float64)
 
     return judge
 

@@ -26,7 +26,7 @@ from pruning.errors import (
     SettingsError,
     UnscoredGroupError,
 )
-from pruning.evaluation import Loss, Scorer, losses_of_each, restored_modes
+from pruning.evaluation import Loss, Scorer, evaluate_by, losses_of_each, restored_modes
 from pruning.graph.groups import Groups
 from pruning.graph.unwrapping import unwrap
 from pruning.importance import find_criterion, order_channels
@@ -51,6 +51,7 @@ from tasks.models import (
     loss_and_metric,
     make_factory,
     name_of_metric,
+    own_evaluation,
     size_bytes,
     sparsity_training,
     with_one_output,
@@ -97,6 +98,7 @@ def sanity_check(settings: Settings, workspace: Workspace, *, exports: bool = Fa
         targets = task.answers(outputs) if labels is None else labels.to(settings.run.device)
     _check_outputs(task, outputs, targets, settings, data)
     _check_metric(metric, outputs, targets, settings)
+    _check_evaluation(task, model, TensorBatches(inputs, targets.cpu()), settings)
     _check_augmentation(inputs, settings)
     trains = settings.baseline.recipe is not None or bool(settings.prune.recipes)
     _check_loss(task, model, inputs.to(settings.run.device), targets, settings, trains=trains)
@@ -209,6 +211,19 @@ def _check_metric(metric: Scorer, outputs: Any, targets: Tensor, settings: Setti
             "shown as percent, and floors and drops are in its unit. Anything else is a class with update, compute, "
             "reset and higher_is_better"
         )
+
+
+def _check_evaluation(task: Task, model: nn.Module, samples: TensorBatches, settings: Settings) -> None:
+    """Try the task's own `evaluate`, if it has one."""
+    if (own := own_evaluation(task)) is None:
+        return
+    name = f"task {settings.task.name!r}"
+    if settings.training.metric is not None:
+        raise SettingsError(
+            f"{name} has an `evaluate` of its own, whose score would be called by training.metric "
+            f"{settings.training.metric!r}; remove training.metric: the task's metric() says which way is up"
+        )
+    _called(lambda: evaluate_by(own, model, samples), name, ModelError)
 
 
 def _check_augmentation(inputs: Tensor, settings: Settings) -> None:

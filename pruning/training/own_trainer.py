@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.errors import ModelError, SettingsError, describe, pass_on
+from pruning.errors import ModelError, SettingsError, describe_user_fault, pass_on
 from pruning.evaluation import device_of, restored_modes
 from pruning.graph.unwrapping import unwrap
 from pruning.training.recipe import Recipe, imported
@@ -28,8 +28,9 @@ def train_by_own(model: nn.Module, recipe: Recipe, seed: int, teacher: nn.Module
     model's parameters. The global random state and module modes are restored.
 
     Raises:
-        SettingsError: The function isn't there, or takes something else.
-        ModelError: It raised, rebuilt or changed the architecture, left every weight as it was, or some not finite.
+        SettingsError: The function isn't there, takes something else, raised, rebuilt or changed the architecture, or
+            left every weight as it was: no other step would help.
+        ModelError: It left weights that are not finite.
     """
     assert recipe.trainer is not None, "the caller has looked"
     what = f"recipe {recipe.name!r}: trainer {recipe.trainer!r}"
@@ -51,9 +52,9 @@ def train_by_own(model: nn.Module, recipe: Recipe, seed: int, teacher: nn.Module
             returned = train(**given)
         except Exception as fault:
             pass_on(fault)
-            raise ModelError(f"{what} raised {type(fault).__name__}: {describe(fault)}") from fault
+            raise SettingsError(f"{what} raised {describe_user_fault(fault)}") from fault
     if returned is not None and not isinstance(returned, nn.Module):
-        raise ModelError(f"{what} returned a {type(returned).__name__}; expected None, or the trained module")
+        raise SettingsError(f"{what} returned a {type(returned).__name__}; expected None, or the trained module")
     model.to(device)
     after = (model if returned is None else unwrap(returned)).state_dict()
     _compare(what, before, after, {} if teacher is None else teacher.state_dict())
@@ -72,21 +73,21 @@ def _compare(what: str, before: Mapping[str, Tensor], after: Mapping[str, Tensor
             for name in reshaped[:_SHOWN]
         ]
         done = "rebuilt the architecture of the baseline" if again else "changed the architecture"
-        raise ModelError(f"{what} {done}: {_listed(listed, reshaped)}; {_MEND}")
+        raise SettingsError(f"{what} {done}: {_listed(listed, reshaped)}; {_MEND}")
     missing, new = ([name for name in a if name not in b] for a, b in ((before, after), (after, before)))
     if missing or new:
         parts = [f"{_listed(names[:_SHOWN], names)} {how}" for names, how in ((missing, "gone"), (new, "new")) if names]
-        raise ModelError(f"{what} changed the architecture: {', '.join(parts)}; {_MEND}")
+        raise SettingsError(f"{what} changed the architecture: {', '.join(parts)}; {_MEND}")
     for name, tensor in after.items():
         if tensor.dtype != before[name].dtype:
             dtypes = [str(one.dtype).removeprefix("torch.") for one in (tensor, before[name])]
-            raise ModelError(
+            raise SettingsError(
                 f"{what} left {name} as {dtypes[0]}, it was {dtypes[1]}; convert the model back at its end"
             )
         if not bool(tensor.isfinite().all()):
             raise ModelError(f"{what} left values in {name} that are not finite; lower its learning rate")
     if all(torch.equal(tensor.to(before[name].device), before[name]) for name, tensor in after.items()):
-        raise ModelError(f"{what} left every weight as it was; {_MEND}")
+        raise SettingsError(f"{what} left every weight as it was; {_MEND}")
 
 
 _MEND = "train the module that is given, in place, or return a module with the same parameters"

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from pruning.errors import DataError, ModelError
-from pruning.evaluation import cross_entropy, evaluate, top1
+from pruning.evaluation import Loader, cross_entropy, evaluate, evaluate_by, top1
 
 
 def samples(num: int = 10, classes: int = 3) -> SimpleNamespace:
@@ -73,3 +74,53 @@ def test_loss_that_is_not_finite_is_refused() -> None:
     nn.init.constant_(model.weight, float("nan"))
     with pytest.raises(ModelError, match="expected a finite number"):
         evaluate(model, samples())
+
+
+class _Own:
+    """A task's evaluate, as people write it."""
+
+    def __init__(self, **changed: Any) -> None:
+        self.changed = changed
+
+    def __call__(self, model: nn.Module, loader: Loader) -> Any:
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        assert len(loader) == 3
+        hits, seen = 0, 0
+        for _ in range(2):  # as often as it likes
+            hits = seen = 0
+            for inputs, targets in loader:
+                hits += int((model(inputs).argmax(1) == targets).sum())
+                seen += len(targets)
+        return {"metric": torch.tensor(hits / seen), "loss": 0.5, "num_samples": seen} | self.changed
+
+
+def _own_samples() -> SimpleNamespace:
+    generator = torch.Generator().manual_seed(0)
+    return SimpleNamespace(inputs=torch.randn(17, 4, generator=generator), targets=torch.arange(17) % 3)
+
+
+def test_a_task_evaluates_by_itself() -> None:
+    torch.manual_seed(0)
+    model, samples = nn.Sequential(nn.Linear(4, 3), nn.Dropout()), _own_samples()
+    found = evaluate_by(_Own(), model, samples, batch_size=8)
+    assert found.score == pytest.approx(evaluate(model, samples).score)
+    assert (found.loss, found.num_samples, found.values) == (0.5, 17, None)
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("own", "text"),
+    [
+        (_Own(num_samples=16), "saw 16 of 17 samples"),
+        (_Own(metric=float("nan")), "gave metric nan and loss 0.5; expected finite numbers"),
+        (_Own(metric=torch.zeros(2)), "expected a mapping with a number for each of metric, loss, num_samples"),
+        (lambda model, loader: {"map": 0.5}, "gave a mapping of map .KeyError: 'metric'."),
+        (lambda model, loader: 0.5, "gave a float"),
+        (lambda model: 0.5, "evaluate raised TypeError: .*takes 1 positional argument but 2 were given"),
+        (lambda model, loader: model(next(iter(loader))), r"evaluate raised TypeError: .*test_evaluation.py, line \d+"),
+    ],
+)
+def test_what_a_task_s_evaluate_gives_is_held_to_its_contract(own: Any, text: str) -> None:
+    with pytest.raises(ModelError, match=text):
+        evaluate_by(own, nn.Linear(4, 3), _own_samples(), batch_size=8)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, f1_score, jaccard_score, r2_score
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, jaccard_score, r2_score
 from torch import Tensor, nn
 
 from pruning.errors import ModelError, SettingsError
+from pruning.evaluation import Scorer, evaluate
 from pruning.metrics import (
     CoefficientOfDetermination,
     MacroF1,
@@ -148,3 +150,40 @@ def test_a_score_is_written_in_its_unit() -> None:
     assert (accuracy.show_change(-0.01), error.show_change(0.25)) == ("-1.00 points", "+0.25")
     assert [accuracy.gain(0.9, 0.8), error.gain(2.0, 1.5)] == pytest.approx([-0.1, 0.5])
     assert [accuracy.worse_by(0.9, 0.1), error.worse_by(2.0, 0.5)] == pytest.approx([0.8, 2.5])
+
+
+@pytest.mark.parametrize("size", [7, N])
+def test_metrics_of_torchmetrics_are_taken_as_they_are(size: int) -> None:
+    theirs = pytest.importorskip("torchmetrics").classification
+    flags = LOGITS.argsort(1) < 2
+    cases: list[tuple[Any, Tensor, str | None, float]] = [
+        (theirs.MulticlassF1Score(5), CLASSES, None, f1_score(CLASSES, LOGITS.argmax(1), average="macro")),
+        (
+            theirs.MultilabelAveragePrecision(5),
+            FLAGS,
+            None,
+            average_precision_score(FLAGS, LOGITS.sigmoid(), average="macro"),
+        ),
+        (
+            pytest.importorskip("torchmetrics").MetricCollection(
+                {"f1": theirs.MultilabelF1Score(5), "map": theirs.MultilabelAveragePrecision(5)}
+            ),
+            flags,
+            "map",
+            average_precision_score(flags, LOGITS.sigmoid(), average="macro"),
+        ),
+    ]
+    for metric, targets, key, expected in cases:
+        scorer = Scorer(metric, lambda outputs: outputs, key)
+        assert scorer.measure("my metric").higher_is_better
+        assert scorer.measure("my metric").is_share
+        samples = SimpleNamespace(inputs=LOGITS, targets=targets)
+        found = evaluate(nn.Identity(), samples, loss=lambda *_: torch.zeros(()), metric=scorer, batch_size=size)
+        assert found.score == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_a_collection_without_a_key_is_refused() -> None:
+    torchmetrics = pytest.importorskip("torchmetrics")
+    collection = torchmetrics.MetricCollection({"f1": torchmetrics.classification.MulticlassF1Score(5)})
+    with pytest.raises(SettingsError, match="higher_is_better is None"):
+        Scorer(collection, lambda outputs: outputs).measure("training.metric 'my:metric'")
