@@ -226,7 +226,7 @@ class Scorer:
     def measure(self, reference: str) -> Measure:
         """Return how the figure is to be read; see `measure_of`."""
         inner = self.inner.of_each if isinstance(self.inner, MeanOf) else self.inner
-        if isinstance(inner, nn.ModuleDict) and self.key in inner:  # a collection of torchmetrics says nothing itself
+        if isinstance(inner, nn.ModuleDict) and self.key is not None and self.key in inner:  # torchmetrics' collection
             inner = inner[self.key]
         return measure_of(inner, reference)
 
