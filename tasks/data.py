@@ -204,7 +204,8 @@ def open_sets(settings: Settings) -> Splits | DataSets:
     reference, task = settings.data.factory, task_of(settings)
     with generators_seeded(settings.run.seed):  # in every stage alike: it may divide samples at random
         found = import_strings.call(reference, settings.data.kwargs)
-    return opened(found, reference, task, settings.machine.num_workers)
+    most_bytes = settings.data.copy_below_bytes
+    return opened(found, reference, task, num_workers=settings.machine.num_workers, most_bytes=most_bytes)
 
 
 _opened: dict[str, DataSets] = {}  # the last that were opened, by what they have to be

@@ -6,15 +6,19 @@ torch data sets, loaders, a DataModule         ─► DataSets    opened; read w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from pruning.errors import DataError
+from pruning.batches import DatasetBatches, Unpack, generators_seeded
+from pruning.errors import DataError, describe_user_fault, pass_on
 from pruning.task import MultiLabel, Task
 from tasks.data_sets import AT_ONCE, PARTLY_LABELLED, SPLITS, DataSets, Source, Split, malformed, takes
 from zoo.datasets.splits import Samples, Splits
@@ -51,17 +55,21 @@ def check_targets(splits: Splits, reference: str, task: Task) -> None:
             raise DataError(f"{reference!r}: {name}: {fault}. {takes(task)}") from fault
 
 
-def opened(found: Any, reference: str, task: Task | None = None, num_workers: int = 0) -> Splits | DataSets:
+def opened(
+    found: Any, reference: str, task: Task | None = None, *, num_workers: int = 0, most_bytes: int = 2**30
+) -> Splits | DataSets:
     """Check what a user's data function returned, and read the first batch of each data set.
 
     Accepted are `Splits`; and any object or mapping with train, validation and test, each with inputs and targets, or a
     torch `Dataset`, or a `DataLoader`, of which dataset, `collate_fn` and batch size are taken, such as a `DataModule`.
+    A stream (`IterableDataset`) is read whole.
 
     Args:
         found: What it returned.
         reference: Its import string.
         task: Takes samples apart; None for the usual pairs.
         num_workers: Processes that make samples.
+        most_bytes: Of a stream, which is read whole.
 
     Raises:
         DataError: Something is missing or malformed.
@@ -72,7 +80,9 @@ def opened(found: Any, reference: str, task: Task | None = None, num_workers: in
     try:
         parts = [_given(found, name) for name in SPLITS]
         if any(is_data_set(part) for part in parts):
-            return _data_sets(found, dict(zip(SPLITS, parts, strict=True)), reference, task or Task(), num_workers)
+            return _data_sets(
+                found, dict(zip(SPLITS, parts, strict=True)), reference, task or Task(), num_workers, most_bytes
+            )
         needed = task is None or task.by_class or isinstance(task, MultiLabel)
         classes = tuple(_given(found, "classes") if needed else get("classes", None) or ())
         bare = [name for name, part in zip(SPLITS, parts, strict=True) if getattr(part, "targets", None) is None]
@@ -103,12 +113,16 @@ def is_data_set(part: Any) -> bool:
     return isinstance(part, Dataset | DataLoader) or (has_samples and not isinstance(part, str | Mapping | Tensor))
 
 
-def _data_sets(found: Any, parts: Mapping[Split, Any], reference: str, task: Task, num_workers: int) -> DataSets:
+def _data_sets(
+    found: Any, parts: Mapping[Split, Any], reference: str, task: Task, num_workers: int, most_bytes: int
+) -> DataSets:
     def named(name: str) -> Any:
         return found.get(name) if isinstance(found, Mapping) else getattr(found, name, None)
 
     collate = named("collate_fn")
-    given = {name: _source(part, collate, f"{reference!r}: {name}") for name, part in parts.items()}
+    given = {
+        name: _source(part, collate, task.unpack, f"{reference!r}: {name}", most_bytes) for name, part in parts.items()
+    }
     names = named("classes")
     if names is None:
         names = getattr(given["train"].dataset, "classes", None)
@@ -126,16 +140,76 @@ def _data_sets(found: Any, parts: Mapping[Split, Any], reference: str, task: Tas
     )
 
 
-def _source(part: Any, collate: Any, where: str) -> Source:
+def _source(part: Any, collate: Any, unpack: Unpack, where: str, most_bytes: int) -> Source:
     loader = part if isinstance(part, DataLoader) else None
     dataset = part if loader is None else loader.dataset
     if not is_data_set(dataset):
         raise DataError(f"{where} is a {type(part).__name__}; expected a torch Dataset or DataLoader, as other splits")
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-        raise DataError(
-            f"{where} is a stream, a {type(dataset).__name__}: it has no length and no order that could be asked for "
-            "again; expected a map-style data set, with __len__ and __getitem__"
-        )
-    if loader is not None:
-        return Source(dataset, loader.collate_fn, loader.batch_size or AT_ONCE)
-    return Source(dataset, collate or default_collate, AT_ONCE)
+    size = AT_ONCE if loader is None else loader.batch_size or AT_ONCE
+    source = Source(dataset, (collate or default_collate) if loader is None else loader.collate_fn, size)
+    return _listed(source, unpack, where, most_bytes) if is_stream(dataset) else source
+
+
+def is_stream(dataset: Any) -> bool:
+    """Say whether samples come one after the other, without numbers."""
+    return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__")
+
+
+def _listed(stream: Source, unpack: Unpack, where: str, most_bytes: int) -> Source:
+    """Read a stream into a list, twice, so that one that doesn't repeat itself is found.
+
+    Raises:
+        DataError: It gives other samples the second time, holds more than may be kept, or raises.
+    """
+    samples, num_bytes = list[Any](), 0
+    for number, sample in enumerate(_one_by_one(stream, where, seed=0)):
+        samples.append(sample)
+        num_bytes += _bytes_in(sample)
+        if num_bytes > most_bytes:
+            raise DataError(
+                f"{where} is a stream, a {type(stream.dataset).__name__}, of more than {number:,} samples and "
+                f"{most_bytes:,} bytes (data.copy_below_bytes): a stream can be read from its beginning alone, so "
+                "it is read whole. Give a map-style data set, with __len__ and __getitem__, such as "
+                "zoo.datasets:webdataset makes of shards"
+            )
+    listed = Source(samples, stream.collate_fn, stream.batch_size)
+    again = _one_by_one(stream, where, seed=1)  # what is drawn at random then differs
+    parts = DatasetBatches(samples, unpack, collate_fn=stream.collate_fn, name=where)
+    for expected in parts.ordered(stream.batch_size):
+        some = list(islice(again, expected.size))
+        found = None
+        if len(some) == expected.size:
+            found = DatasetBatches(some, unpack, collate_fn=stream.collate_fn, name=where).first(expected.size)
+        if found is None or found.digest() != expected.digest():
+            break
+    else:
+        if next(again, again) is again:
+            return listed
+    raise DataError(
+        f"{where} is a stream that gives other samples each time it is read: every stage has to see the same, in one "
+        "order. Take shuffling and random transforms out of it; name transforms as training.augment"
+    )
+
+
+def _one_by_one(stream: Source, where: str, seed: int) -> Iterator[Any]:
+    number, given = 0, None
+    while True:
+        try:
+            with generators_seeded(seed + number):
+                given = iter(stream.dataset) if given is None else given
+                sample = next(given)
+        except StopIteration:
+            return
+        except Exception as fault:
+            pass_on(fault)
+            raise DataError(f"{where}: sample {number}: {describe_user_fault(fault)}") from fault
+        yield sample
+        number += 1
+
+
+def _bytes_in(sample: Any) -> int:
+    """Return about how much memory a sample takes."""
+    return sum(
+        int(getattr(leaf, "nbytes", 0)) or (len(leaf) if isinstance(leaf, bytes | str) else sys.getsizeof(leaf))
+        for leaf in tree_flatten(sample)[0]
+    )

@@ -53,9 +53,30 @@ WANTED = Splits(
 )
 
 
+class Stream(IterableDataset[Any]):
+    """Samples one after the other: all of a split, in an order that may change, without end, or with a fault."""
+
+    def __init__(self, name: str = "train", flaw: str = "") -> None:
+        self.part, self.flaw, self.passes = dict(WANTED.named())[name], flaw, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.passes += 1
+        numbers = torch.randperm(len(self.part)) if self.flaw == "shuffled" else torch.arange(len(self.part))
+        for number in numbers.tolist()[: -1 if self.flaw == "shorter" and self.passes > 1 else None]:
+            yield self.part.inputs[number], self.part.targets[number]
+        if self.flaw == "longer" and self.passes > 1:
+            yield self.part.inputs[0], self.part.targets[0]
+        if self.flaw == "raises":
+            raise OSError("shard 3 is gone")
+        while self.flaw == "endless":
+            yield torch.zeros(1 << 20), 0
+
+
 @pytest.mark.parametrize(
     "found",
     [
+        {name: Stream(name) for name in ("train", "validation", "test")},
+        {**parts(), "test": DataLoader(Stream("test"), batch_size=3)},
         parts(),
         SimpleNamespace(**parts()),
         parts(lambda x, y: {"image": x, "label": y}),
@@ -87,11 +108,6 @@ def test_a_task_takes_samples_apart() -> None:
 
     found = as_splits(parts(lambda x, y: {"pixels": x, "species": {"id": y}}), "my:data", Own())
     assert found.fingerprint() == WANTED.fingerprint()
-
-
-class Stream(IterableDataset[Any]):
-    def __iter__(self) -> Iterator[Any]:
-        yield from zip(INPUTS, TARGETS, strict=True)
 
 
 def raising(x: Tensor, y: int) -> Any:
@@ -156,7 +172,20 @@ WRONG: list[tuple[Any, Task, str]] = [
     ({**parts(), "test": Listed(0, 0)}, Classification(), "test holds no samples"),
     ({**parts(), "test": None}, Classification(), "test is a NoneType; expected a torch Dataset or DataLoader"),
     ({"train": Listed(0, 9), "test": Listed(0, 9)}, Classification(), "returned a dict \\('validation'\\)"),
-    ({**parts(), "train": Stream()}, Classification(), "train is a stream, a Stream: it has no length"),
+    *(
+        (
+            {**parts(), "train": Stream(flaw=flaw)},
+            Classification(),
+            "train is a stream that gives other samples each time",
+        )
+        for flaw in ("shuffled", "shorter", "longer")
+    ),
+    ({**parts(), "train": Stream(flaw="raises")}, Classification(), "train: sample 50: OSError: shard 3 is gone"),
+    (
+        {**parts(), "train": Stream(flaw="endless")},
+        Classification(),
+        r"train is a stream, a Stream, of more than 3\d\d samples and 1,073,741,824 bytes .*Give a map-style data set",
+    ),
     ({**parts(), "classes": ["only"]}, Classification(), "expected at least two different names"),
     ({**parts(), "classes": ["a", "b"]}, Classification(), r"targets of train lie in \[0, 3\], expected \[0, 1\]"),
     (Splits(WANTED.train, WANTED.validation, WANTED.test, ()), Classification(), "the data have no classes"),

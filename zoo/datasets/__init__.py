@@ -8,6 +8,7 @@ from zoo.datasets.digits import digits, fashion_mnist, mnist
 from zoo.datasets.glyphs import glyphs
 from zoo.datasets.image_folder import image_folder
 from zoo.datasets.splits import DataModule, Samples, Splits, stratified_split
+from zoo.datasets.webdataset import webdataset
 
 __all__ = [
     "DataModule",
@@ -21,4 +22,5 @@ __all__ = [
     "image_folder",
     "mnist",
     "stratified_split",
+    "webdataset",
 ]
