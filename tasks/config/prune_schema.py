@@ -232,8 +232,8 @@ class Structured(_ByScores):
     """
     residual_streams: Literal["never", "when_needed", "always"] = "when_needed"
     """Whether channels of residual streams go, over which a norm computes its statistics: a transformer's hidden size,
-    a stage of ConvNeXt. when_needed: where a target is out of reach within all limits, the limits are tried again with
-    them. The norms then take their statistics over the channels that stay; log and report say so.
+    a stage of ConvNeXt. when_needed: where a target is out of reach within the first limits, and looser limits leave a
+    higher loss than streams do, or don't reach it. The norms then take their statistics over the channels that stay.
     """
     basis: Literal["auto", "channels", "principal_components"] = "auto"
     """What of a residual stream goes. principal_components: a stream is turned before it loses channels, so that what

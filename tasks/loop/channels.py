@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
+from math import inf
 
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ from pruning.allocation.budget import Budget, BudgetSolver, Measure, joined
 from pruning.allocation.hardware_widths import find_kernel_widths, plan_for_latency, rounded
 from pruning.allocation.knapsack import allocate, search
 from pruning.allocation.selection import Scope, Tried, choose, choose_by_trial, free_groups
-from pruning.errors import TargetError
+from pruning.errors import ModelError, TargetError
 from pruning.evaluation import evaluate
 from pruning.graph.groups import Groups
 from pruning.importance import Criterion, Ranking, needs_of
@@ -98,7 +100,8 @@ def choose_channels(context: StepContext) -> tuple[Choice, Offered, Freedom]:
     """Choose which channels go, by the criterion, and how many, by the allocation.
 
     Returned are the choice, what it was made from, and what it was free to do: the first of the settings' freedoms that
-    lets the goal be met.
+    lets the goal be met. Where that takes looser limits and streams may go, the first that lets streams go is tried as
+    well; taken is the one whose model, recovered and not trained, has the lower loss on validation samples.
 
     Raises:
         TargetError: The goal can't be met.
@@ -120,7 +123,29 @@ def choose_channels(context: StepContext) -> tuple[Choice, Offered, Freedom]:
         return _choose_within(context, found, limits, allocation)
 
     choice, freedom = within_first(freedoms(), choose_within)
+    if freedom == allowed[0] or freedom.streams:
+        return choice, offered(streams=freedom.streams), freedom
+    with_streams = [one for one in freedoms() if one.streams]
+    if with_streams:
+        with suppress(TargetError):  # then the limits are what has to give way
+            other, way = within_first(with_streams, choose_within)
+            losses = [_loss_after(offered(streams=streams), one) for streams, one in ((False, choice), (True, other))]
+            log.info(
+                "prune: loss on validation samples before training, within %s: %.6g; within %s: %.6g",
+                *(freedom, losses[0], way, losses[1]),
+            )
+            if losses[1] < losses[0]:
+                choice, freedom = other, way
     return choice, offered(streams=freedom.streams), freedom
+
+
+def _loss_after(offered: Offered, choice: Choice) -> float:
+    """Return the mean loss on validation samples of what a choice leaves, recovered, not trained; infinite without."""
+    try:
+        num_samples = structured(offered.context).recover.num_samples
+        return float(_losses_after(offered, num_samples, JUDGED_ON, choice.plan).double().mean())
+    except ModelError:
+        return inf
 
 
 def _choose_by_trial(context: StepContext, offered: Offered, limits: Limits) -> Choice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -198,6 +199,22 @@ def test_without_streams_the_target_is_refused_and_with_them_taken_from_the_firs
     assert always.accepted
     assert always.relaxed is None
     assert always.streams == ("patches.weight:0",)
+
+
+def test_of_looser_limits_and_streams_the_one_with_the_lower_loss_gives_way(
+    tmp_path: Path, project_writer: Writer, caplog: pytest.LogCaptureFixture
+) -> None:
+    change = changed("vit", target={"mac_reduction": 0.33}, relaxed_limits=[{"max_group_rate": 1.0, "min_channels": 1}])
+    with caplog.at_level("INFO", logger="secateur"):
+        (row,) = rows_of(made(tmp_path, project_writer, [*BEFORE_THE_LOOP, "prune"], change))
+    (text,) = (one.getMessage() for one in caplog.records if "loss on validation samples before" in one.getMessage())
+    found = re.fullmatch(r".*, within (.*): (\S+); within (.*): (\S+)", text)
+    assert found is not None
+    limits, of_limits, streams, of_streams = found.groups()
+    assert limits == "max_group_rate 1 and min_channels 1"
+    assert streams == "max_group_rate 0.75 and min_channels 8, residual streams included"
+    assert row.relaxed == (streams if float(of_streams) < float(of_limits) else limits)
+    assert bool(row.streams) is (row.relaxed == streams)
 
 
 def test_what_is_out_of_reach_says_how_far_each_freedom_gets(tmp_path: Path, project_writer: Writer) -> None:
