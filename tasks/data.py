@@ -92,6 +92,11 @@ def task_of(settings: Settings) -> Task:
             f"task.name {reference!r} gave a {type(found).__name__}; expected a subclass of secateur.Task, or a "
             "function that returns an object of one"
         )
+    needed = {"loss(outputs, targets)": (Task.loss, chosen), "metric()": (Task.metric, settings.training.metric)}
+    for what, (undefined, named) in needed.items():
+        if named is None and getattr(type(found), undefined.__name__) is undefined:
+            name = undefined.__name__
+            raise SettingsError(f"task.name {reference!r} defines no {what}; define it, or name a training.{name}")
     return found if chosen is None else found.with_loss(on_device(import_strings.made(chosen), settings))
 
 

@@ -26,6 +26,7 @@ LONGEST_S = 10.0  # of a processor: half of it where no other process is in its 
 WRONG_CODE = """
 from types import SimpleNamespace
 from dataclasses import dataclass
+import itertools
 import sys
 
 import numpy
@@ -34,6 +35,8 @@ from torch import nn
 from torch.nn import functional
 
 from own_project import few, small
+from pruning.task import Classification
+from secateur import Task
 from zoo.datasets.splits import Samples
 
 
@@ -146,6 +149,77 @@ def augment_nan(inputs, generator): return inputs / 0 * 0
 def half_trained(model, samples): return model
 def no_optimizer(groups, lr): return "an optimizer"
 
+class Undirected:
+    higher_is_better = None
+    def reset(self): ...
+    def update(self, predictions, targets): ...
+    def compute(self): return 0.5
+
+class Figures(Undirected):
+    higher_is_better = True
+    def compute(self): return {"map": 0.5, "map_50": 0.7}
+
+class NotFinite(Figures):
+    def compute(self): return float("inf")
+
+class UpdateRaises(Figures):
+    def update(self, predictions, targets): raise KeyError("boxes")
+
+class NoTask: ...
+
+class Unfinished(Task): ...
+
+class WithoutMetric(Task):
+    def loss(self, outputs, targets): return functional.cross_entropy(outputs, targets)
+
+class NeedsWidth(Classification):
+    def __init__(self, width): ...
+
+class InitRaises(Classification):
+    def __init__(self): raise RuntimeError("no anchors")
+
+class PredictRaises(Classification):
+    def predict(self, outputs): raise ZeroDivisionError("no boxes")
+    def metric(self): return Figures()
+
+class Uncounted(Classification):
+    def loss(self, outputs, targets): return functional.cross_entropy(outputs, targets, reduction="sum"), torch.ones(16)
+
+class Evaluates(Classification):
+    def evaluate(self, model, loader): return {"map": 0.5}
+
+class EvaluatesLess(Classification):
+    def evaluate(self, model, loader):
+        inputs, targets = next(iter(loader))
+        return {"metric": 0.5, "loss": 1.0, "num_samples": len(inputs) - 1}
+
+class LosesKey(Classification):
+    def unpack(self, batch): return batch["pixels"], batch["label"]
+
+class Keyed(torch.utils.data.Dataset):
+    def __init__(self, samples, change): self.samples, self.change = samples, change
+    def __len__(self): return len(self.samples)
+    def __getitem__(self, index):
+        return self.change({"image": self.samples.inputs[index], "label": self.samples.targets[index]}, index)
+
+def keyed(change=lambda one, index: one):
+    whole = few()
+    return {name: Keyed(part, change) for name, part in whole.named()}
+
+def ragged():
+    return keyed(lambda one, index: {**one, "image": one["image"][:, : 8 - index % 2]})
+
+def vanished():
+    def read(one, index):
+        if index == 70: open("/nowhere/scan_70.png")
+        return one
+    return keyed(read)
+
+COUNT = itertools.count()
+
+def drawn():
+    return keyed(lambda one, index: {**one, "image": one["image"] + next(COUNT)})
+
 def score_of_one(group): return torch.zeros(group.size)
 def score_short(group, statistics): return torch.zeros(1)
 def score_none(group, statistics): return None
@@ -176,6 +250,20 @@ def metric(name: str) -> Change:
 
 def augment(name: str, **arguments: Any) -> Change:
     return lambda s: s["training"].update(augment={"function": f"wrong_code:{name}", "kwargs": arguments})
+
+
+def key(name: str) -> Change:
+    return lambda s: s["training"].update(metric_key=name)
+
+
+def task(name: str, **arguments: Any) -> Change:
+    def change(s: dict[str, Any]) -> None:
+        s.update(task={"name": f"wrong_code:{name}", "kwargs": arguments}, training={**s["training"], **NO_NAMES})
+
+    return change
+
+
+NO_NAMES = {"loss": None, "metric": None}
 
 
 def recipe(**changed: Any) -> Change:
@@ -277,6 +365,25 @@ CASES: list[tuple[Change, str]] = [
     (lambda s: s["baseline"]["recipe"].update(distillation=0.5), "baseline.recipe distils, but there is no teacher"),
     (both(loss("good_loss"), recipe(label_smoothing=0.1)), "sets label_smoothing, which only the built-in"),
     (recipe(sparsity={"penalty": "group_lasso", "share": 0.9}), "can't be at zero"),
+    (metric("Undirected"), "its higher_is_better is None; give it an attribute"),
+    (metric("Figures"), "gives map, map_50, and none is chosen; set training.metric_key"),
+    (both(metric("Figures"), key("map_75")), "gives map, map_50, and 'map_75' is none of them"),
+    (metric("NotFinite"), "gave inf; expected a finite number"),
+    (metric("UpdateRaises"), "raised KeyError: 'boxes'"),
+    (task("NoTask"), "gave a NoTask; expected a subclass of secateur.Task"),
+    (task("Unfinished"), "task.name 'wrong_code:Unfinished' defines no loss(outputs, targets)"),
+    (task("WithoutMetric"), "task.name 'wrong_code:WithoutMetric' defines no metric()"),
+    (task("NeedsWidth"), "missing a required argument: 'width'"),
+    (task("InitRaises"), "raised RuntimeError: no anchors"),
+    (task("Classification", width=3), "it takes"),
+    (task("PredictRaises"), "raised ZeroDivisionError: no boxes"),
+    (task("Uncounted"), "gave a tuple"),
+    (task("Evaluates"), "gave a mapping of map"),
+    (task("EvaluatesLess"), "saw 15 of 16 samples"),
+    (both(data("keyed"), task("LosesKey")), "can't be unpacked: KeyError: 'pixels'"),
+    (data("ragged"), "can't be joined"),
+    (data("vanished"), "sample 70: FileNotFoundError"),
+    (data("drawn"), "gives other samples each time"),
     (recipe(optimizer="Adamm"), "prune.recipes[0].optimizer: unknown optimizer 'Adamm'; did you mean 'Adam'"),
     (recipe(optimizer="LBFGS"), "LBFGS evaluates the loss several times in a step"),
     (recipe(optimizer="Muon"), "recipe 'distil': optimizer 'Muon' can't be made"),

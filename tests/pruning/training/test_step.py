@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.nn import functional
 
 from pruning.errors import SettingsError
 from pruning.evaluation import evaluate
-from pruning.task import Segmentation
+from pruning.task import Classification, Segmentation
 from pruning.training.averaging import MovingAverage
 from pruning.training.callbacks import Callbacks
 from pruning.training.recipe import Recipe
@@ -96,6 +97,30 @@ def test_half_precision_learns_and_leaves_weights_and_outputs_alone(precision: s
     assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
     assert evaluate(model, samples()).score > 0.9
     assert seen == {torch.bfloat16 if precision == "bf16" else torch.float16, torch.float32}, "judged in fp32"
+
+
+@dataclass
+class Answer:
+    logits: Tensor
+    hidden: Tensor
+
+
+@pytest.mark.parametrize(
+    "held", [lambda out: {"logits": out, "more": [out]}, lambda out: (out, out), lambda out: Answer(out, out)]
+)
+def test_half_precision_outputs_are_fp32_in_any_container(held: Callable[[Tensor], Any]) -> None:
+    class Holding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, inputs: Tensor) -> Any:
+            return held(self.inner(inputs))
+
+    plain, model = network(), Holding()
+    trained(plain, recipe(precision="bf16", gradient_accumulation=2), loss=Classification())
+    trained(model, recipe(precision="bf16", gradient_accumulation=2), loss=Classification())
+    assert torch.equal(weights(plain), weights(model))
 
 
 def test_a_step_whose_fp16_gradients_overflow_is_left_out() -> None:
