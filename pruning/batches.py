@@ -61,7 +61,9 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """Return it with its tensors on a device."""
-        inputs, targets = (with_tensors(part, lambda tensor: tensor.to(device)) for part in self[:2])
+        inputs, targets = (
+            with_tensors(part, lambda one: one.to(device, non_blocking=one.is_pinned())) for part in self[:2]
+        )
         return Batch(inputs, targets, self.size)
 
     def digest(self) -> str:
@@ -251,7 +253,14 @@ class DatasetBatches(Batches):
             pin_memory=self._pin_memory,
             generator=torch.Generator(),  # else it would draw from the generator that training draws from
         )
-        yield from loader
+        try:
+            yield from loader
+        except RuntimeError as fault:  # its own, since ours come as values
+            reason = str(fault).strip().partition("\n")[0]
+            raise DataError(
+                f"{self._made.name}: a worker process ended ({reason}); memory, or shared memory in /dev/shm, may be "
+                "short: take fewer workers or smaller batches"
+            ) from fault
 
     def _own(self, numbers: Numbers) -> Tensor:
         """Return the numbers in the data set."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -210,7 +211,10 @@ def open_sets(settings: Settings) -> Splits | DataSets:
     with generators_seeded(settings.run.seed):  # in every stage alike: it may divide samples at random
         found = import_strings.call(reference, settings.data.kwargs)
     most_bytes = settings.data.copy_below_bytes
-    return opened(found, reference, task, num_workers=settings.machine.num_workers, most_bytes=most_bytes)
+    sets = opened(found, reference, task, num_workers=settings.machine.num_workers, most_bytes=most_bytes)
+    if isinstance(sets, Splits):
+        return sets
+    return replace(sets, pin_memory=settings.run.device.startswith("cuda"))
 
 
 _opened: dict[str, DataSets] = {}  # the last that were opened, by what they have to be

@@ -95,6 +95,7 @@ class DataSets:
         sources: The files, folders, globs and URLs that samples are read from, where the function says so.
         declared: What the function says that stands for their content.
         num_workers: Processes that make samples.
+        pin_memory: Whether batches go to memory that a GPU copies from faster.
         input_shape: Of one sample, where each is to be checked against it.
     """
 
@@ -105,6 +106,7 @@ class DataSets:
     sources: tuple[str, ...]
     declared: str | None
     num_workers: int = 0
+    pin_memory: bool = False
     input_shape: tuple[int, ...] | None = None
 
     @cached_property
@@ -117,6 +119,7 @@ class DataSets:
                 unpack,
                 collate_fn=source.collate_fn,
                 num_workers=self.num_workers,
+                pin_memory=self.pin_memory,
                 name=f"{self.reference!r}: {name}",
             )
             for name, source in self.given.items()

@@ -69,7 +69,7 @@ def _is_url(source: str) -> bool:
 
 
 def _local(source: str) -> str:
-    return str(Path(source.partition("://")[2] if "://" in source else source).expanduser())
+    return os.path.abspath(Path(source.partition("://")[2] if "://" in source else source).expanduser())  # noqa: PTH100
 
 
 def _files(source: str) -> list[_File]:
@@ -79,7 +79,7 @@ def _files(source: str) -> list[_File]:
         found = [path for path in glob.glob(source, recursive=True) if not os.path.isdir(path)]  # noqa: PTH207, PTH112
         pairs = [(os.path.relpath(path, fixed), path) for path in found]
     elif os.path.isdir(source):  # noqa: PTH112 - a million files are listed in seconds, without an object for each
-        pairs = [(os.path.relpath(path, source), path) for path in _below(source)]
+        pairs = [(path[len(source) :].lstrip(os.sep), path) for path in _below(source)]
     else:
         pairs = [(os.path.basename(source), source)] if os.path.exists(source) else []  # noqa: PTH110, PTH119
     try:
@@ -107,7 +107,7 @@ def _below(folder: str) -> Iterator[str]:
 
 def _stated(name: str, path: str) -> _File:
     found = os.stat(path)  # noqa: PTH116
-    return _File(name, os.path.abspath(path), found.st_ino % 2**63, found.st_size, found.st_mtime_ns)  # noqa: PTH100
+    return _File(name, path, found.st_ino % 2**63, found.st_size, found.st_mtime_ns)
 
 
 def _open(path: Path) -> sqlite3.Connection:

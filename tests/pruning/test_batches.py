@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import random
 from collections import UserDict
 from collections.abc import Iterator
@@ -193,6 +194,19 @@ def test_a_fault_names_the_sample_and_the_line_wherever_it_was_made(
 ) -> None:
     samples = DatasetBatches(dataset, Task().unpack, collate_fn=collate, num_workers=num_workers, name="my data")
     with pytest.raises(DataError, match=message):
+        list(samples.ordered(8))
+
+
+class Ending(Listed):
+    def __getitem__(self, index: int) -> Any:
+        if index == 23:
+            os._exit(3)
+        return super().__getitem__(index)
+
+
+def test_a_worker_that_ends_is_told() -> None:
+    samples = DatasetBatches(Ending(), Task().unpack, num_workers=2, name="my data")
+    with pytest.raises(DataError, match=r"my data: a worker process ended \(.*; memory, or shared memory in /dev/shm"):
         list(samples.ordered(8))
 
 

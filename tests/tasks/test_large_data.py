@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -266,6 +268,39 @@ def test_files_are_told_by_their_content_and_opened_once(tmp_path: Path, opened:
         hashed(folder / "nothing")
     (tmp_path / "ws" / ".source_hashes.sqlite").write_bytes(b"no database" * 100)
     assert hashed() == hashed()
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+import tasks.source_files as source_files
+from tasks.workspace import Workspace
+
+source_files._AT_ONCE, hash_file, count = 10, source_files._hash, [0]
+
+def hash_some(file):
+    count[0] += 1
+    if count[0] > 35:
+        os.kill(os.getpid(), 9)
+    return hash_file(file)
+
+source_files._hash = hash_some
+source_files.hash_sources([sys.argv[1]], Workspace(Path(sys.argv[2])))
+"""
+
+
+def test_hashing_that_was_killed_goes_on_where_it_was(tmp_path: Path, opened: list[str]) -> None:
+    folder, workspace = tmp_path / "images", Workspace(tmp_path / "ws")
+    folder.mkdir()
+    for number in range(50):
+        (folder / f"{number}.jpg").write_bytes(str(number).encode())
+    age(folder)
+    expected = hash_sources([str(folder)], Workspace(tmp_path / "other"))
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(workspace.root)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    opened.clear()
+    assert hash_sources([str(folder)], workspace) == expected
+    assert 15 <= len({path for path in opened if path.endswith(".jpg")}) <= 20
 
 
 def test_changed_files_make_prepare_run_again(
