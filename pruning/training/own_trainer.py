@@ -4,18 +4,50 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pruning.batches import Batches
+from pruning.containers import Inputs
 from pruning.errors import ModelError, SettingsError, describe_user_fault, pass_on
 from pruning.evaluation import device_of, restored_modes
 from pruning.graph.unwrapping import unwrap
 from pruning.training.recipe import Recipe, imported
+from pruning.training.step import deal_batches
 
 _SHOWN = 3
+
+
+class ShuffledLoader:
+    """All samples in batches (inputs, targets) on a device, in another order each time that one goes through it.
+
+    Order and what a data set draws follow from (seed, how often it was gone through).
+    """
+
+    def __init__(self, samples: Batches, recipe: Recipe, seed: int, device: torch.device) -> None:
+        """Read nothing yet."""
+        self._samples, self._seed, self._device = samples, seed, device
+        self.batch_size, self.epoch = recipe.batch_size, 0
+
+    def __len__(self) -> int:
+        """Count the batches."""
+        return len(self._deal())
+
+    def __iter__(self) -> Iterator[tuple[Inputs, Any]]:
+        """Yield the inputs and targets of each batch."""
+        batches, epoch = self._deal(), self.epoch
+        self.epoch += 1
+        for batch in self._samples.read(batches, seed=self._seed, epoch=epoch):
+            inputs, targets, _ = batch.to(self._device)
+            yield inputs, targets
+
+    def _deal(self) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.epoch)
+        return deal_batches(len(self._samples), self.batch_size, generator)
+
 
 log = logging.getLogger(__name__)
 

@@ -167,3 +167,12 @@ def _loss_of(run: Run, batch: Batch, generator: torch.Generator, key: tuple[int,
 
 def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
+def deal_batches(num_samples: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """Deal all samples into shuffled batches, none of a single sample unless there is only one."""
+    batches = list(torch.split(torch.randperm(num_samples, generator=generator), batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        last = batches.pop()
+        batches[-1] = torch.cat([batches[-1], last])
+    return batches

@@ -16,7 +16,7 @@ from functools import partial
 from itertools import islice
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pruning.batches import Batches, Samples, checked_batches
 from pruning.errors import ModelError, SettingsError
@@ -31,11 +31,11 @@ from pruning.task import Task
 from pruning.training.averaging import MovingAverage
 from pruning.training.callbacks import Augment, Callbacks
 from pruning.training.optimizer import make_optimizer
-from pruning.training.own_trainer import train_by_own
+from pruning.training.own_trainer import ShuffledLoader, train_by_own
 from pruning.training.precision import Precision
 from pruning.training.recipe import Recipe, recipe_for
 from pruning.training.schedule import LearningRates
-from pruning.training.step import Position, Run, run_step
+from pruning.training.step import Position, Run, deal_batches, run_step
 from pruning.training.validation import Best, Patience
 
 _log = logging.getLogger(__name__)
@@ -103,7 +103,15 @@ def finetune(
     callbacks, device = Callbacks() if callbacks is None else callbacks, device_of(model)
     _check(recipe, callbacks, teacher, device)
     if recipe.trainer is not None:
-        train_by_own(model, recipe, seed, teacher, samples=batches, loss=loss)
+        train_by_own(
+            model,
+            recipe,
+            seed,
+            teacher,
+            samples=batches,
+            loss=loss,
+            loader=ShuffledLoader(batches, recipe, seed, device),
+        )
         return History(recipe.name, ())
     distillation = loss.distillation if isinstance(loss, Task) else distillation_loss
     if recipe.label_smoothing > 0:
@@ -245,7 +253,7 @@ def _run_epoch(run: Run, epoch: int, before: Sequence[float] = ()) -> float:
     """Train one epoch, or what is left of it, and return its mean loss."""
     generator = torch.Generator().manual_seed(run.seed * 1_000_003 + epoch)
     torch.manual_seed(run.seed * 1_000_003 + epoch)
-    batches = _batches(len(run.samples), run.recipe.batch_size, generator)
+    batches = deal_batches(len(run.samples), run.recipe.batch_size, generator)
     first, num_steps, checkpointer = epoch * len(batches), run.rates.num_steps, run.callbacks.checkpointer
     num_epochs = -(-num_steps // len(batches))
     batches = batches[: num_steps - first]
@@ -278,15 +286,6 @@ def _count_parts(recipe: Recipe, size: int) -> int:
 
 
 def _count_batches(num_samples: int, batch_size: int) -> int:
-    """Return how many batches `_batches` deals."""
+    """Return how many batches `deal_batches` deals."""
     whole, rest = divmod(num_samples, batch_size)
     return max(1, whole + (rest > (1 if whole else 0)))
-
-
-def _batches(num_samples: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """Deal all samples into shuffled batches, none of a single sample unless there is only one."""
-    batches = list(torch.split(torch.randperm(num_samples, generator=generator), batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        last = batches.pop()
-        batches[-1] = torch.cat([batches[-1], last])
-    return batches

@@ -18,6 +18,7 @@ from pruning.training import trainer
 from pruning.training.callbacks import Callbacks
 from pruning.training.recipe import OPTIMIZERS, Recipe, Sparsity
 from pruning.training.sparsity import SparsityTraining
+from pruning.training.step import run_step
 from pruning.training.trainer import History, finetune
 from tasks.training_state import UNFINISHED, TrainingCheckpointer
 from tests.tasks.test_pipeline import BEFORE_THE_LOOP, Project, made, make
@@ -312,6 +313,37 @@ def test_baseline_and_attempt_go_on_where_they_were_killed(
     for name, files in expected.items():
         assert project.bytes_of(name) == files
     assert not (project.workspace.root / UNFINISHED).exists()
+
+
+def test_a_run_that_is_killed_within_epochs_ends_with_the_same_bytes(
+    undisturbed: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project_writer: Writer
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(TrainingCheckpointer, "is_due", lambda _self: True)
+    project, real, taken = make(tmp_path, project_writer, _keep_epochs), run_step, [0, 0]
+
+    def step(*given: Any) -> float:
+        taken[0] += 1
+        taken[1] += 1
+        if taken[1] == 20:  # of some nine an epoch
+            taken[1] = 0
+            raise Killed
+        return real(*given)
+
+    monkeypatch.setattr(trainer, "run_step", step)
+    for name in (*BEFORE_THE_LOOP, "prune"):
+        for _ in range(20):
+            try:
+                project.run(name)
+                break
+            except Killed:
+                continue
+    assert taken[0] > 100
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(undisturbed.root)
+        expected = {name: undisturbed.bytes_of(name) for name in ("baseline", "iterations")}
+    for name, files in expected.items():
+        assert project.bytes_of(name) == files
 
 
 def test_what_was_kept_for_other_settings_is_not_gone_on_from(

@@ -49,7 +49,7 @@ def compiled_copy(model: nn.Module, samples: Any, recipe: Recipe, teacher: nn.Mo
 
 
 def all_by_name(**given: Any) -> None:
-    assert given.keys() == {"model", "samples", "recipe", "teacher", "loss", "seed"}
+    assert given.keys() == {"model", "samples", "loader", "recipe", "teacher", "loss", "seed"}
     in_place(given["model"], given["samples"], given["recipe"], given["teacher"])
 
 
@@ -148,3 +148,31 @@ def test_module_modes_and_random_state_are_restored() -> None:
     assert not model.training
     with pytest.raises(SettingsError):
         run("rebuilds", model)
+
+
+ORDERS: list[list[float]] = []
+
+
+def by_loader(model: nn.Module, loader: Any) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert len(loader) == 3
+    for _ in range(2):
+        seen: list[float] = []
+        for inputs, targets in loader:
+            seen += inputs[:, 0].tolist()
+            optimizer.zero_grad()
+            torch.autograd.backward(nn.functional.cross_entropy(model(inputs), targets))
+            optimizer.step()
+        ORDERS.append(seen)
+
+
+def test_the_loader_gives_every_sample_once_in_another_order_each_time() -> None:
+    ORDERS.clear()
+    recipe = Recipe(name="mine", batch_size=8, trainer=f"{__name__}:by_loader")
+    models = [narrowed(), narrowed()]
+    for model in models:
+        finetune(model, DATA, recipe, seed=5)
+    assert ORDERS[:2] == ORDERS[2:], "the same seed, the same orders"
+    assert ORDERS[0] != ORDERS[1]
+    assert sorted(ORDERS[0]) == sorted(ORDERS[1]) == sorted(DATA.inputs[:, 0].tolist())
+    assert torch.equal(models[0].state_dict()["0.weight"], models[1].state_dict()["0.weight"])
