@@ -8,6 +8,7 @@ from zoo.datasets.digits import digits, fashion_mnist, mnist
 from zoo.datasets.glyphs import glyphs
 from zoo.datasets.image_folder import image_folder
 from zoo.datasets.splits import DataModule, Samples, Splits, stratified_split
+from zoo.datasets.text_lines import text_lines
 from zoo.datasets.webdataset import webdataset
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "image_folder",
     "mnist",
     "stratified_split",
+    "text_lines",
     "webdataset",
 ]
