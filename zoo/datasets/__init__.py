@@ -6,6 +6,7 @@ A data set of one's own is any function that returns one of the two; its argumen
 from zoo.datasets.cifar import cifar10, cifar100
 from zoo.datasets.digits import digits, fashion_mnist, mnist
 from zoo.datasets.glyphs import glyphs
+from zoo.datasets.hf import hf
 from zoo.datasets.image_folder import image_folder
 from zoo.datasets.splits import DataModule, Samples, Splits, stratified_split
 from zoo.datasets.text_lines import text_lines
@@ -20,6 +21,7 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "glyphs",
+    "hf",
     "image_folder",
     "mnist",
     "stratified_split",
