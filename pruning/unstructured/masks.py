@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning.errors import CheckpointError
+from pruning.errors import CheckpointError, ModelError
 
 WeightMasks = Mapping[str, Tensor]
 """Parameter -> which of its weights stay."""
@@ -39,6 +39,9 @@ def enforce_masks(model: nn.Module, masks: WeightMasks) -> Iterator[None]:
 
     Their gradients are zero, so their momenta are, and weight decay leaves a zero where it is. It holds for every
     optimizer that updates value by value and begins inside the block.
+
+    Raises:
+        ModelError: Some are not zero at the end of the block: the optimizer isn't of that kind.
     """
     zero_weights(model, masks)
     parameters = dict(model.named_parameters())
@@ -52,6 +55,12 @@ def enforce_masks(model: nn.Module, masks: WeightMasks) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+    for name, mask in masks.items():
+        if bool(parameters[name].detach()[~mask.to(parameters[name].device)].any()):
+            raise ModelError(
+                f"weights of {name} that were removed are not zero after training: its optimizer or trainer moves "
+                "weights whose gradients are zero; choose one that updates value by value, such as sgd or adamw"
+            )
 
 
 def sparsity_of(masks: WeightMasks) -> float:

@@ -3,13 +3,14 @@ from __future__ import annotations
 from math import ceil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pruning import find_groups
-from pruning.errors import CriterionError, SettingsError, TargetError
+from pruning.errors import CriterionError, ModelError, SettingsError, TargetError
 from pruning.io.onnx import check_parity, export_onnx
 from pruning.training.recipe import Recipe
 from pruning.training.trainer import finetune
@@ -224,6 +225,8 @@ def test_faults_are_named() -> None:
     [
         Recipe(epochs=3, learning_rate=0.1, batch_size=8, weight_decay=0.01, gradient_clip=1.0),
         Recipe(epochs=3, learning_rate=0.01, batch_size=8, weight_decay=0.1, optimizer="adamw"),
+        Recipe(epochs=3, learning_rate=0.01, batch_size=8, optimizer="Adafactor", precision="bf16", ema=0.5),
+        Recipe(epochs=3, batch_size=8, optimizer="RMSprop", gradient_accumulation=2, precision="fp16"),
     ],
 )
 def test_zeros_are_exactly_zero_after_training_and_the_rest_has_moved(recipe: Recipe) -> None:
@@ -238,6 +241,25 @@ def test_zeros_are_exactly_zero_after_training_and_the_rest_has_moved(recipe: Re
         assert bool((after[mask] != before[name][mask]).float().mean() > 0.9)
     finetune(model, samples(), recipe, seed=0)
     assert all(bool((model.get_parameter(name)[~mask] != 0).any()) for name, mask in masks.items())
+
+
+class Noisy(torch.optim.SGD):
+    """Moves weights whatever their gradients are, as optimizers that turn or perturb updates do."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.add_(1e-3)
+
+
+def test_an_optimizer_that_moves_removed_weights_is_refused() -> None:
+    model = network()
+    masks = choose_n_of_m(find_groups(model, IMAGE), 2, 4)
+    recipe = Recipe(epochs=1, learning_rate=0.1, batch_size=8, optimizer=f"{__name__}:Noisy")
+    with pytest.raises(ModelError, match="that were removed are not zero after training"), enforce_masks(model, masks):
+        finetune(model, samples(), recipe, seed=0)
 
 
 def test_onnx_file_holds_the_zeros_and_computes_the_same(tmp_path: Path) -> None:
