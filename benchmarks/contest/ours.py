@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from copy import deepcopy
 from functools import cache, partial
 from typing import Any, Literal
@@ -93,6 +94,13 @@ def _default(change: dict[str, Any], terms: Terms, baseline: nn.Module, seed: in
         return plans[name], name
 
     (plan, way), freedom = within_first(settings.freedoms, chosen_within)
+    if freedom != settings.freedoms[0] and not freedom.streams and any(group.mixed for group in offered(True)[0]):
+        with suppress(TargetError):
+            (other, other_way), streams = within_first(settings.freedoms[len(settings.limits) :], chosen_within)
+            plans = ((offered(False)[0], plan), (offered(True)[0], other))
+            losses = [float(_losses(terms, groups, len(terms.unlabelled), one).mean()) for groups, one in plans]
+            if losses[1] < losses[0]:
+                plan, way, freedom = other, other_way, streams
     note = ", ".join(filter(None, (way, "" if freedom == settings.freedoms[0] else f"within {freedom}")))
     groups, _ = offered(freedom.streams)
     dense = pruning.narrow(groups.model, plan, example, groups=groups)
