@@ -117,6 +117,8 @@ def _train(model: nn.Module, settings: Settings, workspace: Workspace, under_way
             save_checkpoint(under_way / str(epoch), copy.deepcopy(model).cpu(), Plan(removed={}, sizes={}))
 
     loss, _ = loss_and_metric(settings)
+    stops = recipe.early_stopping is not None
+    validate = judge_by(read_split(settings, workspace, "validation"), settings) if stops else None
     with shown("baseline: training") as progress:
         finetune(
             model,
@@ -130,7 +132,7 @@ def _train(model: nn.Module, settings: Settings, workspace: Workspace, under_way
                 memory=sparsity,
                 progress=progress,
                 checkpointer=TrainingCheckpointer(under_way / "training.safetensors"),
-                validate=judge_by(read_split(settings, workspace, "validation"), settings),
+                validate=validate,
             ),
         )
 

@@ -88,6 +88,14 @@ def test_an_evaluation_and_a_trainer_of_the_user_s_own_run_to_the_report(
         project_writer,
         NAMES,
         task={"name": "own_training:Judged"},
+        baseline={
+            "recipe": {
+                "epochs": 8,
+                "learning_rate": 0.05,
+                "batch_size": 32,
+                "early_stopping": {"patience": 2, "restore_best": True},
+            }
+        },
         prune={
             "target": {"mac_reduction": 0.3},
             "iterations": 1,
