@@ -25,8 +25,10 @@ from torch import Tensor, nn
 
 from pruning.batches import Batches, Samples, checked_batches
 from pruning.containers import Inputs
-from pruning.errors import PlanError
+from pruning.errors import PlanError, describe, pass_on
 from pruning.evaluation import device_of
+from pruning.graph.contexts import forked_torch
+from pruning.graph.dispatch import examples_of
 from pruning.graph.groups import Group, Groups, Slice
 from pruning.graph.module_copy import copy_whole
 from pruning.plan.verification import TOLERANCE, difference_on
@@ -35,6 +37,7 @@ from pruning.statistics.moments import contrasts, principal_components
 
 Kind = Literal["layer", "rms", "scale"]
 
+_COMPARED = 8  # samples on which the turned model is compared with the original, beside the example
 _CLOSE = 1e-3  # of what a norm gives for random numbers: its eps and rounding
 
 
@@ -75,13 +78,13 @@ def in_principal_components(groups: Groups, samples: Batches | Samples | Inputs,
     model = copy_whole(groups.model).eval()
     streams: list[str] = []
     refused: dict[str, str] = {}
-    for group in groups:
-        if not group.mixed:
-            continue
+    compared_on = [*examples_of(groups.example_inputs), batches.first(_COMPARED).to(device_of(model)).inputs]
+    for group in (one for one in groups if one.mixed):
         tried = copy_whole(model)
         try:
-            _turn(tried, group, groups.example_inputs, batches, batch_size)
-            difference = difference_on(groups.model, tried, groups.example_inputs)
+            with forked_torch():
+                _turn(tried, group, groups.example_inputs, batches, batch_size)
+            difference = difference_on(groups.model, tried, compared_on)
             if not difference <= TOLERANCE:
                 raise PlanError(
                     f"the turned model gives other outputs (relative difference {difference:.2g}), so that something "
@@ -89,6 +92,9 @@ def in_principal_components(groups: Groups, samples: Batches | Samples | Inputs,
                 )
         except PlanError as fault:
             refused[group.name] = str(fault)
+        except Exception as fault:  # noqa: BLE001 - a model's own code may raise anything where its values are moved
+            pass_on(fault)
+            refused[group.name] = f"what reads it can't be found: {describe(fault)}"
         else:
             model = tried
             streams.append(group.name)

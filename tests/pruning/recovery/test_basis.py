@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import pruning
 from pruning.plan.plan import Plan
 from pruning.plan.verification import outputs_of, relative_difference
+from pruning.recovery import basis
 from pruning.recovery.basis import in_principal_components
 from pruning.statistics.moments import contrasts
 
@@ -175,6 +176,23 @@ def test_stream_that_cannot_be_turned_stays_and_says_why(model: Callable[[], Net
     assert len(turned.refused) == 1
     assert why in next(iter(turned.refused.values()))
     assert difference(original, turned.model) == 0
+
+
+def test_code_that_fails_while_a_stream_is_turned_leaves_it_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(layer_norm)
+    groups, samples = groups_of(model), inputs(8)
+
+    def fails(*_: object) -> Tensor:
+        torch.rand(3)
+        raise ValueError("no more than three calls")
+
+    monkeypatch.setattr(basis, "_rotation", fails)
+    state = torch.get_rng_state()
+    turned = in_principal_components(groups, samples)
+    assert torch.equal(state, torch.get_rng_state())
+    assert not turned.streams
+    assert "what reads it can't be found: no more than three calls" in next(iter(turned.refused.values()))
+    assert difference(model, turned.model) == 0
 
 
 def test_tied_embedding_is_refused_by_name() -> None:
