@@ -289,9 +289,9 @@ def test_baseline_and_attempt_go_on_where_they_were_killed(
     trained: list[str] = []
     real = trainer._run_epoch
 
-    def recorded(run: Any, epoch: int) -> float:
+    def recorded(run: Any, epoch: int, *before: Any) -> float:
         trained.append(run.recipe.name)
-        return real(run, epoch)
+        return real(run, epoch, *before)
 
     monkeypatch.setattr(trainer, "_run_epoch", recorded)
     project.run("baseline")
@@ -360,9 +360,9 @@ def test_what_was_kept_for_other_settings_is_not_gone_on_from(
     epochs: list[int] = []
     real = trainer._run_epoch
 
-    def recorded(run: Any, epoch: int) -> float:
+    def recorded(run: Any, epoch: int, *before: Any) -> float:
         epochs.append(epoch)
-        return real(run, epoch)
+        return real(run, epoch, *before)
 
     monkeypatch.setattr(trainer, "_run_epoch", recorded)
     other.run("baseline")
