@@ -22,11 +22,11 @@ from pruning.allocation.schedule import ScheduleSettings
 from pruning.importance import FALLBACK, find_criterion
 from pruning.plan.constraints import Freedom, Limits
 from pruning.training.recipe import Recipe
-from tasks.config.recipe_checks import ImportableRecipe
 from tasks.config.target_schema import (
     RELAXED,
     TARGETS,
     Allocation,
+    Gates,
     Kind,
     MaxDrop,
     Recover,
@@ -34,7 +34,16 @@ from tasks.config.target_schema import (
     Start,
     Target,
 )
-from tasks.config.types import KIND, CriterionName, RoundFor, RoundTo, Section, Share, WeightCriterionName
+from tasks.config.types import (
+    KIND,
+    CriterionName,
+    ImportableRecipe,
+    RoundFor,
+    RoundTo,
+    Section,
+    Share,
+    WeightCriterionName,
+)
 
 
 class Weights(Section):
@@ -44,15 +53,6 @@ class Weights(Section):
     """global: one threshold over all layers. local: the same share of each layer."""
     max_layer_sparsity: Share = 0.99
     """Largest share of its weights that a layer may lose."""
-
-
-class Gates(Section):
-    """How gates learn."""
-
-    weight: StrictFloat = Field(default=100.0, gt=0, le=1_000_000)
-    """Weight of the penalty on MACs."""
-    ramp: StrictFloat = Field(default=0.5, gt=0, le=1)
-    """Part of the training over which the MACs fall to the target."""
 
 
 RECIPES = (Recipe(name="distil", distillation=0.7), Recipe(name="plain"))

@@ -339,7 +339,8 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _recipes_suit_the_rest(self) -> Self:
-        check_recipes(self)
+        baseline = self.baseline
+        check_recipes(baseline.recipe, baseline.keep_epochs, self.prune, self.training.loss, self.run.device)
         return self
 
     @model_validator(mode="after")

@@ -205,3 +205,12 @@ class Start(Section):
         if (self.epoch is None) == (self.weights == "rewind"):
             raise ValueError("expected an epoch where weights is 'rewind', and only there")
         return self
+
+
+class Gates(Section):
+    """How gates learn."""
+
+    weight: StrictFloat = Field(default=100.0, gt=0, le=1_000_000)
+    """Weight of the penalty on MACs."""
+    ramp: StrictFloat = Field(default=0.5, gt=0, le=1)
+    """Part of the training over which the MACs fall to the target."""

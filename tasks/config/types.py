@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, 
 from pruning.allocation.hardware_widths import find_kernel_widths
 from pruning.errors import SettingsError, unknown_name
 from pruning.importance import criterion_names
+from pruning.training.recipe import Recipe
 from pruning.unstructured.criteria import weight_criterion_names
 from tasks.config import import_strings
 
@@ -187,3 +188,19 @@ Arguments = Annotated[dict[str, Any], AfterValidator(_plain)]
 Share = Annotated[StrictFloat, Field(gt=0, lt=1)]
 Threads = Annotated[StrictInt, Field(ge=0, le=MOST_THREADS)]
 TimedBatch = Annotated[StrictInt, Field(ge=1, le=4096)]
+
+
+def importable(recipe: Recipe) -> Recipe:
+    """Accept a recipe whose import strings can be imported."""
+    for name in ("optimizer", "schedule", "trainer"):
+        reference = getattr(recipe, name)
+        if reference is not None and ":" in reference:
+            try:
+                import_strings.resolve(reference)
+            except SettingsError as error:
+                raise ValueError(f"{name}: {error}") from error
+    return recipe
+
+
+ImportableRecipe = Annotated[Recipe, AfterValidator(importable)]
+"""A recipe whose import strings can be imported."""

@@ -20,9 +20,9 @@ from pruning.plan.constraints import Limits
 from pruning.recovery.reconstruct import reconstruct
 from pruning.unstructured.select import WeightScope
 from tasks.config.migration import migrate
-from tasks.config.prune_schema import Gates, Structured, Weights
+from tasks.config.prune_schema import Structured, Weights
 from tasks.config.schema import Analyze, Benchmark, Export, Profile, Settings, Training
-from tasks.config.target_schema import Recover
+from tasks.config.target_schema import Gates, Recover
 from tasks.config.yaml_io import read_mapping
 
 Place = tuple[str | int, ...]
