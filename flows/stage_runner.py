@@ -21,7 +21,7 @@ from tasks.loop.ledger import FOLDER as LOOP
 from tasks.loop.ledger import read_ledger
 from tasks.registry import mlflow_runs
 from tasks.registry.dvc_repo import DvcRepo, inside_dvc
-from tasks.source_files import sources_unchanged
+from tasks.source_files import SOURCES_CHANGED, reads_others
 from tasks.stage_table import CODE, STAGES, Stage, find_stage
 from tasks.workspace import Json, Workspace, digest, is_current, locked, origin_of, seal
 
@@ -100,17 +100,15 @@ class Making:
     @property
     def is_done(self) -> bool:
         """Whether the folder is there and was made by the same settings, code and inputs."""
-        if not is_current(self.folder, digest(self.origin)):
-            return False
-        return self.stage.name != "prepare" or sources_unchanged(self.run.workspace)
+        return is_current(self.folder, digest(self.origin)) and not reads_others(self.stage, self.run.workspace)
 
     def say_why(self) -> None:
         """Log what has changed since the stage last ran, if it did."""
         before = origin_of(self.folder)
         if before not in (None, self.origin):
             log.info("%s: runs again: %s", self.stage.name, changes(before, self.origin))
-        elif self.stage.name == "prepare" and not sources_unchanged(self.run.workspace):
-            log.info("prepare: runs again: files that the data are read from changed")
+        elif reads_others(self.stage, self.run.workspace):
+            log.info("%s: runs again: %s", self.stage.name, SOURCES_CHANGED)
 
     def seal(self) -> None:
         """Record the folder's files and what they were made by.

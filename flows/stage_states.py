@@ -10,7 +10,7 @@ from pruning.errors import CheckpointError, WorkspaceError
 from tasks import last_run
 from tasks.file_cache import holding
 from tasks.fingerprint import list_changes, origin
-from tasks.source_files import sources_unchanged
+from tasks.source_files import SOURCES_CHANGED, reads_others
 from tasks.stage_table import STAGES, Stage
 from tasks.workspace import Workspace, digest, is_current, origin_of
 
@@ -73,8 +73,8 @@ def _state_of(stage: Stage, settings: Settings, workspace: Workspace, earlier: d
         if now is None:
             return State(stage.name, "changed", tuple(again))
         if is_current(folder, digest(now)):
-            if stage.name == "prepare" and not sources_unchanged(workspace):
-                return State(stage.name, "changed", ("files that the data are read from changed",))
+            if reads_others(stage, workspace):
+                return State(stage.name, "changed", (SOURCES_CHANGED,))
             return State(stage.name, "changed", tuple(again)) if again else State(stage.name, "current")
         return State(stage.name, "changed", (*list_changes(before, now), *again))
     except CheckpointError as fault:

@@ -33,7 +33,7 @@ from tasks.reporting.tables import (
     measure_in,
     text_table,
 )
-from tasks.source_files import sources_unchanged
+from tasks.source_files import reads_others
 from tasks.stage_table import STAGES, Stage
 from tasks.stages import benchmark
 from tasks.workspace import DEFAULT_PARAMS, Workspace, is_current, write_json, writing
@@ -107,10 +107,11 @@ def take_over(stage: Stage, settings: Settings, source: Workspace, into: Workspa
         made_by = fingerprint(stage, settings, into)
     except WorkspaceError:  # its inputs aren't there
         return False
-    unchanged = stage.name != "prepare" or sources_unchanged(source)
-    if unchanged and is_current(place, made_by):
+    if reads_others(stage, source):
+        return False
+    if is_current(place, made_by):
         return True
-    if not unchanged or not is_current(folder, made_by):
+    if not is_current(folder, made_by):
         return False
     with writing(place) as beside:
         shutil.copytree(folder, beside, copy_function=_link, dirs_exist_ok=True)

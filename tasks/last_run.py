@@ -24,7 +24,7 @@ from tasks.code_closure import hash_of_program
 from tasks.code_hash import Meaning, known_meanings, learn
 from tasks.file_cache import derive, read_bytes
 from tasks.fingerprint import is_told, origin_now
-from tasks.source_files import sources_unchanged
+from tasks.source_files import reads_others
 from tasks.stage_table import STAGES
 from tasks.workspace import Workspace, digest, is_current, origin_of, write_json
 
@@ -118,7 +118,7 @@ def same_again(params: Path, workspace: Workspace, *, told: bool = False) -> Ans
             now = origin_now(stage, before, workspace)
             if digest(now) != fingerprint or not is_current(folder, fingerprint):
                 return None
-            if stage.name == "prepare" and not sources_unchanged(workspace):
+            if reads_others(stage, workspace):
                 return None
             if told and not is_told(stage, now, workspace):
                 return None

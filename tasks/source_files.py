@@ -23,6 +23,7 @@ from pathlib import Path
 
 from pruning.errors import DataError
 from tasks.file_cache import derive
+from tasks.stage_table import Stage
 from tasks.workspace import Workspace
 
 CACHE = ".source_hashes.sqlite"
@@ -174,6 +175,15 @@ def _of_url(url: str) -> Iterator[tuple[str, int, str]]:
             yield str(one).removeprefix(str(path)), int(system.size(one) or 0), str(system.ukey(one))
     except (OSError, ValueError, ImportError, NotImplementedError) as error:
         raise DataError(f"the source {url!r} can't be listed: {type(error).__name__}: {error}") from error
+
+
+SOURCES_CHANGED = "files that the data are read from changed"
+"""Why `prepare` runs again, in words."""
+
+
+def reads_others(stage: Stage, workspace: Workspace) -> bool:
+    """Say whether a stage reads files that are others than those it was made from: so far `prepare` alone reads any."""
+    return stage.name == "prepare" and not sources_unchanged(workspace)
 
 
 def sources_unchanged(workspace: Workspace) -> bool:

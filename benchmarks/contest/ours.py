@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
 from copy import deepcopy
 from functools import cache, partial
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from pruning.allocation.selection import Scope, choose_by_trial, make_plan
 from pruning.errors import TargetError
 from pruning.evaluation import evaluate
 from pruning.importance import criterion_names, find_criterion
-from pruning.plan.constraints import Freedom, Limits, within_first
+from pruning.plan.constraints import Freedom, Limits
 from pruning.plan.plan import Plan
 from pruning.recovery.basis import in_principal_components
 from pruning.recovery.batch_norm import recalibrate
@@ -28,6 +28,7 @@ from tasks.config.prune_schema import Structured
 from tasks.config.schema import load
 from tasks.config.target_schema import Allocation
 from tasks.environment import REPOSITORY
+from tasks.loop.channels import within_better
 
 TOOL = "secateur"
 MAX_SPARSITY = 0.9  # of a group, where one threshold serves all
@@ -93,14 +94,15 @@ def _default(change: dict[str, Any], terms: Terms, baseline: nn.Module, seed: in
         name = next(one.name for one in choose_by_trial(plans, judges) if one.chosen)
         return plans[name], name
 
-    (plan, way), freedom = within_first(settings.freedoms, chosen_within)
-    if freedom != settings.freedoms[0] and not freedom.streams and any(group.mixed for group in offered(True)[0]):
-        with suppress(TargetError):
-            (other, other_way), streams = within_first(settings.freedoms[len(settings.limits) :], chosen_within)
-            plans = ((offered(False)[0], plan), (offered(True)[0], other))
-            losses = [float(_losses(terms, groups, len(terms.unlabelled), one).mean()) for groups, one in plans]
-            if losses[1] < losses[0]:
-                plan, way, freedom = other, other_way, streams
+    def loss(made: tuple[Plan, str], freedom: Freedom) -> float:
+        return float(_losses(terms, offered(freedom.streams)[0], len(terms.unlabelled), made[0]).mean())
+
+    def freedoms() -> Iterator[Freedom]:
+        for one in settings.freedoms:
+            if not one.streams or any(group.mixed for group in offered(True)[0]):
+                yield one
+
+    (plan, way), freedom = within_better(freedoms, chosen_within, loss)
     note = ", ".join(filter(None, (way, "" if freedom == settings.freedoms[0] else f"within {freedom}")))
     groups, _ = offered(freedom.streams)
     dense = pruning.narrow(groups.model, plan, example, groups=groups)

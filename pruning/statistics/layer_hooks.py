@@ -287,11 +287,8 @@ def changed_inputs(model: nn.Module, readers: Iterable[str], change: Change) -> 
         module = owner_of(model, weight)
         if module is not None:
             handles.append(module.register_forward_pre_hook(_hook(weight, module, change)))
-    try:
+    with hooked(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _hook(weight: str, module: nn.Module, change: Change) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
@@ -363,7 +360,7 @@ def reached(
     found: dict[int, nn.Module] = {}
 
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-        held[id(module)].append(([one.clone() for one in _tensors(args, kwargs)], outputs))
+        held[id(module)].append(([one.clone() for one in tensors_in(args, kwargs)], outputs))
 
     with hooked([end.register_forward_hook(keep, with_kwargs=True) for end in ends]):
         run_each(model, examples)
@@ -379,7 +376,7 @@ def reached(
 
     def hold(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _outputs: Any) -> Any:
         inputs, outputs = next(turns[id(module)])
-        given = _tensors(args, kwargs)
+        given = tensors_in(args, kwargs)
         if any(not torch.equal(one, other) for one, other in zip(given, inputs, strict=True)):
             found[id(module)] = module
         return outputs
@@ -392,7 +389,3 @@ def reached(
     ):
         run_each(model, examples)
     return list(found.values())
-
-
-def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    return [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]

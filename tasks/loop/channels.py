@@ -6,11 +6,12 @@ And the model that they leave, recovered without training: that is how allocatio
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from math import inf
+from typing import TypeVar
 
 from torch import Tensor, nn
 
@@ -41,6 +42,8 @@ from tasks.models import chosen_criterion, loss_and_metric
 from tasks.terminal import shown
 
 log = logging.getLogger("secateur")
+
+Made = TypeVar("Made")
 
 JUDGED_ON = 512  # validation samples that tell one candidate from another
 
@@ -122,21 +125,42 @@ def choose_channels(context: StepContext) -> tuple[Choice, Offered, Freedom]:
             return _choose_by_trial(context, found, limits)
         return _choose_within(context, found, limits, allocation)
 
-    choice, freedom = within_first(freedoms(), choose_within)
-    if freedom == allowed[0] or freedom.streams:
-        return choice, offered(streams=freedom.streams), freedom
+    choice, freedom = within_better(
+        freedoms, choose_within, lambda made, within: _loss_after(offered(streams=within.streams), made)
+    )
+    return choice, offered(streams=freedom.streams), freedom
+
+
+def within_better(
+    freedoms: Callable[[], Iterator[Freedom]],
+    make: Callable[[Freedom], Made],
+    loss: Callable[[Made, Freedom], float],
+) -> tuple[Made, Freedom]:
+    """Make something within the first freedom that lets its target be met, or the first that lets streams go.
+
+    Args:
+        freedoms: Gives them in their order, each time anew; what is not asked for is not worked out.
+        make: Makes it within one of them.
+        loss: What it costs; only asked where limits had to give way and streams would do as well.
+
+    Raises:
+        OutOfReachError: The target is out of reach of all.
+    """
+    made, freedom = within_first(freedoms(), make)
+    if freedom.streams or freedom == next(freedoms()):
+        return made, freedom
     with_streams = [one for one in freedoms() if one.streams]
     if with_streams:
         with suppress(TargetError):  # then the limits are what has to give way
-            other, way = within_first(with_streams, choose_within)
-            losses = [_loss_after(offered(streams=streams), one) for streams, one in ((False, choice), (True, other))]
+            other, way = within_first(with_streams, make)
+            losses = loss(made, freedom), loss(other, way)
             log.info(
                 "prune: loss on validation samples before training, within %s: %.6g; within %s: %.6g",
                 *(freedom, losses[0], way, losses[1]),
             )
             if losses[1] < losses[0]:
-                choice, freedom = other, way
-    return choice, offered(streams=freedom.streams), freedom
+                return other, way
+    return made, freedom
 
 
 def _loss_after(offered: Offered, choice: Choice) -> float:
