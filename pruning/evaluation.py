@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -83,15 +83,24 @@ def distillation_loss(outputs: Tensor, teacher_outputs: Tensor, temperature: flo
     Raises:
         ModelError: the two differ in shape.
     """
+    check_same_shape(outputs, teacher_outputs)
+    student = torch.log_softmax(outputs / temperature, dim=1)
+    teacher = torch.log_softmax(teacher_outputs / temperature, dim=1)
+    divergence = (teacher.exp() * (teacher - student)).sum(dim=1)
+    return divergence.mean() * temperature**2
+
+
+def check_same_shape(outputs: Tensor, teacher_outputs: Tensor) -> None:
+    """See that a student's outputs can be compared with its teacher's.
+
+    Raises:
+        ModelError: The two differ in shape.
+    """
     if outputs.shape != teacher_outputs.shape:
         raise ModelError(
             f"the student's outputs are {tuple(outputs.shape)}, the teacher's {tuple(teacher_outputs.shape)}; "
             "distillation needs both of one shape: set distillation to 0 or bring another teacher"
         )
-    student = torch.log_softmax(outputs / temperature, dim=1)
-    teacher = torch.log_softmax(teacher_outputs / temperature, dim=1)
-    divergence = (teacher.exp() * (teacher - student)).sum(dim=1)
-    return divergence.mean() * temperature**2
 
 
 def top1(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -152,6 +161,9 @@ def losses_of_each(loss: Loss, outputs: Any, targets: Any) -> Tensor:
 
 def sums_of_each(loss: Loss, outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
     """Return each sample's sum and number of what was summed over, [N] both; a mean counts as one."""
+    if (at_once := getattr(loss, "sums_of_each", None)) is not None:
+        found: tuple[Tensor, Tensor] = at_once(outputs, targets)
+        return found
     own = _counted(loss)
 
     def of_one(one: Any, target: Any) -> tuple[Tensor, Tensor]:
@@ -160,13 +172,13 @@ def sums_of_each(loss: Loss, outputs: Any, targets: Any) -> tuple[Tensor, Tensor
 
     try:
         first, second = (tree_map(lambda tensor: tensor.unsqueeze(1), part) for part in (outputs, targets))
-        found: tuple[Tensor, Tensor] = torch.vmap(of_one)(first, second)
-        return found
+        found = torch.vmap(of_one)(first, second)
     except Exception as fault:  # noqa: BLE001 - a loss that looks at values or draws random numbers isn't vectorised
         pass_on(fault)
         here = [slice(i, i + 1) for i in range(count_samples(targets))]
         pairs = [of_one(take(outputs, one), take(targets, one)) for one in here]
-        return torch.stack([total for total, _ in pairs]), torch.stack([count for _, count in pairs])
+        found = torch.stack([total for total, _ in pairs]), torch.stack([count for _, count in pairs])
+    return found
 
 
 def interval_of_mean(values: Tensor) -> tuple[float, float]:
@@ -201,19 +213,26 @@ def restored_modes(model: nn.Module) -> Iterator[None]:
 class Scorer:
     """A metric of what a task predicts, for `evaluate`."""
 
-    def __init__(self, metric: Metric | StatefulMetric, predict: Callable[[Any], Any], key: str | None = None) -> None:
-        """Take a metric, what is predicted of outputs, and which of several figures counts.
+    def __init__(
+        self,
+        metric: Metric | StatefulMetric,
+        predict: Callable[[Any], Any],
+        key: str | None = None,
+        wanted: Callable[[Any], Any] | None = None,
+    ) -> None:
+        """Take a metric, what is predicted of outputs, which of several figures counts, and how it takes targets.
 
         A function of one value per sample is given the outputs as the model returns them; an object what is predicted.
         """
         is_object = isinstance(metric, StatefulMetric)
         self._predict = predict if is_object else lambda outputs: outputs
         self.inner: StatefulMetric = metric if isinstance(metric, StatefulMetric) else MeanOf(metric)
-        self.key = key
+        self.key = key or getattr(metric, "key", None)
+        self._wanted = wanted
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Add a batch."""
-        self.inner.update(self._predict(outputs), targets)
+        self.inner.update(self._predict(outputs), targets if self._wanted is None else self._wanted(targets))
 
     def compute(self) -> Any:
         """Return the figure of all batches."""
@@ -228,7 +247,8 @@ class Scorer:
         inner = self.inner.of_each if isinstance(self.inner, MeanOf) else self.inner
         if isinstance(inner, nn.ModuleDict) and self.key is not None and self.key in inner:  # torchmetrics' collection
             inner = inner[self.key]
-        return measure_of(inner, reference)
+        found, names = measure_of(inner, reference), getattr(inner, "names", {})
+        return replace(found, name=names[self.key]) if isinstance(names, Mapping) and self.key in names else found
 
     @property
     def values(self) -> Tensor | None:

@@ -8,18 +8,18 @@ A task of one's own is a subclass with `loss` and `metric`, the rest where its d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pruning.containers import Inputs, main_output
 from pruning.errors import DataError, ModelError
-from pruning.evaluation import Loss, cross_entropy, distillation_loss, mean_loss, top1
+from pruning.evaluation import Loss, check_same_shape, cross_entropy, distillation_loss, mean_loss, top1
 from pruning.metrics import (
     IGNORED,
     MacroF1,
@@ -44,6 +44,8 @@ class Task:
     """Whether axis 1 of the outputs holds classes, of which the largest is chosen."""
     mean_over_samples: ClassVar[bool] = False
     """Whether the score is a mean of one value per sample."""
+    collate: Callable[[list[Any]], Any] | None = None
+    """Joins samples to a batch where the data set brings nothing for it; None: as torch does."""
 
     def unpack(self, batch: Any) -> tuple[Inputs, Any]:
         """Divide what the data set gives into what the model is given, and the targets.
@@ -81,6 +83,18 @@ class Task:
     def metric(self) -> StatefulMetric:
         """Return a new metric: update(predictions, targets), compute(), reset(), higher_is_better."""
         raise NotImplementedError
+
+    def wanted(self, targets: Any) -> Any:
+        """Return targets as the metric takes them, beside what `predict` gives."""
+        return targets
+
+    def join(self, targets: Sequence[Tensor]) -> Tensor:
+        """Return the targets of several batches as those of one."""
+        return torch.cat(list(targets))
+
+    def adapt(self, model: nn.Module) -> nn.Module:
+        """Let a model that was just built return what this task reads; parameters keep their names."""
+        return model
 
     def answers(self, outputs: Any) -> Tensor:
         """Return what stands for the targets where there are none: what the baseline answers."""
@@ -121,16 +135,12 @@ class Task:
 
     def __call__(self, outputs: Any, targets: Any) -> Tensor:
         """Return the loss as a mean: a task is a loss."""
-        return mean_loss(self.loss, outputs, targets)
+        return mean_loss(self.sum_and_count, outputs, targets)
 
 
 def _pair(outputs: Any, others: Any) -> tuple[Tensor, Tensor]:
     student, teacher = main_output(outputs), main_output(others)
-    if student.shape != teacher.shape:
-        raise ModelError(
-            f"the student's outputs are {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}; "
-            "distillation needs both of one shape: set distillation to 0 or bring another teacher"
-        )
+    check_same_shape(student, teacher)
     return student, teacher
 
 
@@ -320,18 +330,14 @@ class MultiLabel(Task):
 
     def check_targets(self, targets: Any, classes: Sequence[str]) -> None:
         """See that they are 0 or 1, one for each class."""
-        fits = targets.ndim == 2 and (not classes or targets.shape[1] == len(classes))
         what = f"0 or 1 for each class, [N, {len(classes) or 'C'}]"
-        _check(targets, what, fits)
+        _check(targets, what, targets.ndim == 2 and (not classes or targets.shape[1] == len(classes)))
         if not bool(((targets == 0) | (targets == 1)).all()):
             raise DataError(f"targets lie in [{targets.min():g}, {targets.max():g}]; expected {what}")
 
     def check_outputs(self, outputs: Tensor, targets: Any, classes: Sequence[str]) -> None:
         """See that they are one logit for each."""
-        if outputs.shape != targets.shape:
-            raise ModelError(
-                f"of shape {list(outputs.shape)} for targets {list(targets.shape)}; expected the same shape"
-            )
+        of_one_shape(outputs, targets)
 
 
 class Regression(Task):
@@ -341,12 +347,11 @@ class Regression(Task):
 
     def loss(self, outputs: Any, targets: Any) -> Any:
         """Return the mean squared error."""
-        found, wanted = self._aligned(outputs, targets)
-        return functional.mse_loss(found, wanted)
+        return functional.mse_loss(*self._aligned(outputs, targets))
 
     def _aligned(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
-        found, targets = of_one_shape(main_output(outputs), targets)
-        return found, targets.to(found.dtype)
+        found, wanted = of_one_shape(main_output(outputs), targets)
+        return found, wanted.to(found.dtype)
 
     def metric(self) -> StatefulMetric:
         """Return the RMSE."""
@@ -374,8 +379,7 @@ class ImageToImage(Regression):
 
     def loss(self, outputs: Any, targets: Any) -> Any:
         """Return the mean absolute error."""
-        found, wanted = self._aligned(outputs, targets)
-        return functional.l1_loss(found, wanted)
+        return functional.l1_loss(*self._aligned(outputs, targets))
 
     def metric(self) -> StatefulMetric:
         """Return the PSNR."""

@@ -120,9 +120,7 @@ def _data_sets(
         return found.get(name) if isinstance(found, Mapping) else getattr(found, name, None)
 
     collate = named("collate_fn")
-    given = {
-        name: _source(part, collate, task.unpack, f"{reference!r}: {name}", most_bytes) for name, part in parts.items()
-    }
+    given = {name: _source(part, collate, task, f"{reference!r}: {name}", most_bytes) for name, part in parts.items()}
     names = named("classes")
     if names is None:
         names = getattr(given["train"].dataset, "classes", None)
@@ -140,14 +138,16 @@ def _data_sets(
     )
 
 
-def _source(part: Any, collate: Any, unpack: Unpack, where: str, most_bytes: int) -> Source:
+def _source(part: Any, collate: Any, task: Task, where: str, most_bytes: int) -> Source:
     loader = part if isinstance(part, DataLoader) else None
     dataset = part if loader is None else loader.dataset
     if not is_data_set(dataset):
         raise DataError(f"{where} is a {type(part).__name__}; expected a torch Dataset or DataLoader, as other splits")
     size = AT_ONCE if loader is None else loader.batch_size or AT_ONCE
-    source = Source(dataset, (collate or default_collate) if loader is None else loader.collate_fn, size)
-    return _listed(source, unpack, where, most_bytes) if is_stream(dataset) else source
+    if loader is not None and loader.collate_fn is not default_collate:
+        collate = loader.collate_fn
+    source = Source(dataset, collate or task.collate or default_collate, size)
+    return _listed(source, task.unpack, where, most_bytes) if is_stream(dataset) else source
 
 
 def is_stream(dataset: Any) -> bool:

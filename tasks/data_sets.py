@@ -186,6 +186,10 @@ class DataSets:
             if not self.labelled:
                 train, validation, test = (part.inputs for part in samples)
                 return Splits.unlabelled(train, validation, test, self.classes or ())
+            if len({part.targets.shape[1:] for part in samples}) > 1:  # boxes: as many for each image
+                joined = self.task.join([part.targets for part in samples])
+                parts = torch.split(joined, [len(part) for part in samples])
+                samples = [Samples(one.inputs, targets) for one, targets in zip(samples, parts, strict=True)]
             classes = self.classes if self.classes is not None else _numbered(samples, self.task)
             return Splits(samples[0], samples[1], samples[2], classes)
         except ValueError as error:
@@ -209,7 +213,9 @@ class DataSets:
         try:
             inputs = torch.cat([batch.inputs for batch in batches])
             labels = (
-                torch.cat([batch.targets for batch in batches]) if self.labelled else torch.zeros(len(inputs)).long()
+                self.task.join([batch.targets for batch in batches])
+                if self.labelled
+                else torch.zeros(len(inputs)).long()
             )
         except RuntimeError as fault:
             raise DataError(

@@ -76,8 +76,9 @@ def make_factory(settings: Settings, data: Description) -> Callable[[], nn.Modul
             raise SettingsError(
                 f"model.factory {settings.model.factory!r} returned a {type(model).__name__}; expected a module"
             )
-        return model
+        return task.adapt(model)
 
+    task = task_of(settings)
     return build
 
 
@@ -212,7 +213,7 @@ def loss_and_metric(settings: Settings) -> tuple[Task, Scorer]:
     """Make the task, which is the loss too, and what scores; tensors that they hold go to the device of the run."""
     task, chosen = task_of(settings), settings.training
     metric = None if chosen.metric is None else on_device(import_strings.made(chosen.metric), settings)
-    scorer = Scorer(task.metric() if metric is None else metric, task.predict, chosen.metric_key)
+    scorer = Scorer(task.metric() if metric is None else metric, task.predict, chosen.metric_key, task.wanted)
     on_device(scorer.inner, settings)
     return task, scorer
 

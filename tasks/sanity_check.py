@@ -254,7 +254,7 @@ def _check_loss(
         raise ModelError(f"{name} gave {value.item():g} on the model's first outputs; expected a finite number")
     with torch.no_grad():
         total = _called(lambda: losses_of_each(task, outputs, targets), _on(name, outputs, targets), ModelError)
-        is_mean = not isinstance(task.loss(outputs, targets), tuple)
+        is_mean = not isinstance(task.sum_and_count(outputs, targets), tuple)
     whole, total = value.detach().double(), total.double().sum()
     if (
         is_mean

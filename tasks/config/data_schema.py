@@ -34,7 +34,8 @@ class Task(Section):
 
     name: Annotated[str, named("task", TASKS)] = TASKS["classification"]
     """classification, multi_label, regression, segmentation, image_to_image, sequence_classification,
-    token_classification, causal_lm, or the import string of a class of your own, my_package.task:Detection.
+    token_classification, causal_lm, embedding, detection, or the import string of a class of your own,
+    my_package.task:Counting.
     """
     kwargs: Arguments = Field(default_factory=dict)
     """Keyword arguments for it, such as {ignore_index: 255} for segmentation."""

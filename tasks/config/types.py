@@ -36,6 +36,7 @@ TASKS = {
     "sequence_classification": "pruning.task:Classification",
     "token_classification": "pruning.task:TokenClassification",
     "causal_lm": "pruning.task:CausalLM",
+    "detection": "pruning.detection:Detection",
     "embedding": "pruning.embedding:Embedding",
 }
 LOSSES = {"cross_entropy": "pruning.evaluation:cross_entropy"}

@@ -100,7 +100,7 @@ def _answers(model: nn.Module, workspace: Workspace, split: Split, settings: Set
         batches, device = read_inputs(settings, workspace, split), torch.device(settings.run.device)
         ordered = batches.ordered(settings.training.batch_size)
         found = [task.answers(model(batch.to(device).inputs)).cpu() for batch in ordered]
-    return torch.cat(found)
+    return task.join(found)
 
 
 def _train(model: nn.Module, settings: Settings, workspace: Workspace, under_way: Path) -> None:

@@ -116,7 +116,8 @@ class Splits:
                 "without labels"
             )
         faults = []
-        if len(set(self.classes)) != len(self.classes) or len(self.classes) == 1:
+        boxes = self.train.targets.is_floating_point()  # of which there may be one class
+        if len(set(self.classes)) != len(self.classes) or (len(self.classes) == 1 and not boxes):
             faults.append(f"classes are {self.classes}, expected at least two different names")
         if others := [name for name in self.classes if not isinstance(name, str)]:
             faults.append(f"classes hold {others[0]!r}, expected names: texts, such as str(number)")
