@@ -13,10 +13,11 @@ from pruning.graph.groups import Group
 from pruning.graph.layers import column_channels, places_of, to_matrix
 from pruning.statistics.collect import Statistics
 from pruning.statistics.collector import Uncounted
-from pruning.statistics.moments import damped, solve
+from pruning.statistics.moments import Factored, damped, solve
 from pruning.statistics.readers import NO_LAYERS_WEIGHTS, NO_READER, UNEQUAL
 
 RIDGE = 1e-4  # keeps a system solvable where channels are copies of each other
+_VALUES = 1 << 24  # worked out at a time
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,14 @@ class Reading:
 
     Attributes:
         matrix: [outputs, columns] its weights.
-        covariance: [columns, columns] of what it reads, per row; about the mean where it can take a mean over.
+        covariance: [columns, columns] of what it reads, per row; about the mean where it can take a mean over. Of a
+            layer that reads very many columns, as a product.
         columns: [size, taps] the columns of each channel.
         gain: what its errors are weighed by beside those of readers that are no layers.
     """
 
     matrix: Tensor
-    covariance: Tensor
+    covariance: Tensor | Factored
     columns: Tensor
     gain: float = 1.0
 
@@ -42,8 +44,36 @@ class Reading:
         """
         size, taps = self.columns.shape
         at = self.columns.flatten()
+        if isinstance(self.covariance, Factored):
+            return self.gain * _gram_by_rows(self.matrix[:, at], self.covariance.factor[:, at], size)
         products = self.covariance * (self.matrix.T @ self.matrix)
         return self.gain * products[at][:, at].reshape(size, taps, size, taps).sum(dim=(1, 3))
+
+
+def _gram_by_rows(matrix: Tensor, factor: Tensor, size: int) -> Tensor:
+    """Return Σ ⟨X_c W_c, X_d W_d⟩ over rows and outputs, [size, size], a block of outputs or of channels at a time.
+
+    Args:
+        matrix: W, [outputs, columns], a channel's after one another.
+        factor: X, [rows, columns].
+        size: Channels.
+    """
+    rows, outputs, taps = len(factor), len(matrix), factor.shape[1] // size
+    gram = factor.new_zeros(size, size)
+    if rows * outputs < taps**2 * (rows + outputs):
+        read = factor.T.reshape(size, taps, rows)
+        step = max(1, _VALUES // (size * rows))
+        for start in range(0, outputs, step):
+            some = matrix[start : start + step]
+            given = (some.T.reshape(size, taps, len(some)).mT @ read).flatten(1)
+            gram += given @ given.T
+        return gram
+    step = taps * max(1, _VALUES // (taps * factor.shape[1]))
+    for start in range(0, factor.shape[1], step):
+        here = slice(start, start + step)
+        both = (factor[:, here].T @ factor) * (matrix[:, here].T @ matrix)
+        gram[start // taps : (start + step) // taps] = both.reshape(-1, taps, size, taps).sum(dim=(1, 3))
+    return gram
 
 
 @dataclass(frozen=True)
@@ -52,14 +82,14 @@ class Columns:
 
     Attributes:
         matrix: [outputs, columns] its weights, for the outputs kept.
-        covariance: [columns, columns] of what it read in the whole model.
+        covariance: [columns, columns] of what it read in the whole model; of very many columns, as a product.
         kept: bool [columns].
         taps: columns per channel.
         multiplicities: asks for a weight per column, [columns]: see `order_greedily`.
     """
 
     matrix: Tensor
-    covariance: Tensor
+    covariance: Tensor | Factored
     kept: Tensor
     taps: int
     multiplicities: Callable[[], Tensor]
@@ -130,5 +160,9 @@ def refit(columns: Columns) -> Tensor:
     """Return the matrix that gives nearly the same outputs from the columns kept: W_S + W_R C_RS C_SS⁻¹."""
     kept, gone = columns.kept, ~columns.kept
     covariance = columns.covariance
+    if isinstance(covariance, Factored):  # X_Rᵀ X_S (X_Sᵀ X_S + λI)⁻¹ = X_Rᵀ (X_S X_Sᵀ + λI)⁻¹ X_S
+        read = Factored(covariance.factor[:, kept])
+        lost = covariance.factor[:, gone] @ columns.matrix[:, gone].T  # [rows, outputs]
+        return columns.matrix[:, kept] + solve(read.damped(RIDGE)[0], lost).T @ read.factor
     mixed = solve(damped(covariance[kept][:, kept], RIDGE), covariance[kept][:, gone])
     return columns.matrix[:, kept] + columns.matrix[:, gone] @ mixed.T

@@ -9,10 +9,10 @@ from pruning.graph.groups import Group
 from pruning.importance.least_squares import RIDGE, Reading, other_contributions, readings, refit
 from pruning.importance.registry import criterion
 from pruning.statistics.collect import Statistics
-from pruning.statistics.moments import damped
+from pruning.statistics.moments import Factored, damped
 
-_MOST_DEAD = 0.125  # share of columns that were removed: beyond it they cost more than to copy what is left
 _PENDING = 64  # columns whose removal is carried out at once
+_VALUES = 1 << 24  # worked out at a time
 
 
 class _Surgery:
@@ -21,26 +21,29 @@ class _Surgery:
     Channels go one at a time, but what their going changes in the two large matrices is carried out for many at once:
     the last ones are kept as factors, H⁻¹ = inverse − A Bᵀ and Wᵀ = matrix − B Vᵀ, and only the rows that are asked
     for are worked out. So a removal costs what reading the matrices once costs, and the rest are products of matrices.
-    What each channel's cost is made of is kept up to date, and worked out anew from the matrices each time that they
-    are written.
+    What each channel's cost is made of is kept up to date, and worked out anew from the matrices as they are written.
     """
 
     def __init__(self, reading: Reading) -> None:
-        self.matrix, self.columns, self.gain = reading.matrix.T.contiguous(), reading.columns, reading.gain
-        hessian = damped(reading.covariance, RIDGE)
-        # float32 rounds products differently on the two sides of the diagonal, and elimination takes them for equal
-        self.inverse = torch.linalg.inv((hessian + hessian.T) / 2)
-        self._stays = torch.ones(len(self.inverse), dtype=torch.bool)
-        self._begin()
+        self.columns, self.gain = reading.columns, reading.gain
+        self._state: _Whole | _ByRows
+        if isinstance(reading.covariance, Factored):
+            self._state = _ByRows(reading.matrix, reading.covariance, reading.columns)
+            self.columns = torch.arange(self.columns.numel()).reshape(self.columns.shape)
+        else:
+            self._state = _Whole(reading.matrix, reading.covariance)
+        self._stays = torch.ones(self._state.num_columns, dtype=torch.bool)
+        self._since: list[Tensor] = []
+        self._begin(anew=True)
 
-    def _begin(self) -> None:
-        at, size = self.columns, max(_PENDING, self.columns.shape[1])
-        self._a, self._b = self.inverse.new_empty(2, len(self.inverse), size)
-        self._v = self.matrix.new_empty(self.matrix.shape[1], size)
+    def _begin(self, *, anew: bool) -> None:
+        size = max(self._state.pending, self.columns.shape[1])
+        self._a, self._b = torch.empty(2, self._state.num_columns, size, dtype=torch.float64)
+        self._v = torch.empty(self._state.num_outputs, size, dtype=torch.float64)
         self._pending = 0
-        self._inverses = self.inverse[at[:, :, None], at[:, None, :]]  # (H⁻¹)_MM, [size, taps, taps]
-        weights = self.matrix[at]
-        self._products = weights @ weights.mT  # W_Mᵀ W_M
+        if anew:
+            # (H⁻¹)_MM and W_Mᵀ W_M, [size, taps, taps] each
+            self._inverses, self._products = self._state.blocks(self.columns)
 
     def costs(self, left: Tensor) -> Tensor:
         """Return Σ_i W_{i,M} ((H⁻¹)_MM)⁻¹ W_{i,M}ᵀ for each channel M that is left, [left], times the gain."""
@@ -55,10 +58,11 @@ class _Surgery:
             at = self.columns[channel]
         done = self._pending
         former_b, former_v = self._b[:, :done], self._v[:, :done]
-        a = self.inverse[at].T - self._a[:, :done] @ former_b[at].T
+        inverse, weights = self._state.rows(at)
+        a = inverse.T - self._a[:, :done] @ former_b[at].T
         b = torch.linalg.solve(a[at], a.T).T
-        v = self.matrix[at].T - former_v @ former_b[at].T
-        x = self.matrix @ v - former_b @ (former_v.T @ v)
+        v = weights.T - former_v @ former_b[at].T
+        x = self._state.times(v) - former_b @ (former_v.T @ v)
         a_of, b_of, x_of = (one[self.columns] for one in (a, b, x - 0.5 * b @ (v.T @ v)))  # [size, taps, taps] each
         self._inverses -= a_of @ b_of.mT
         self._products -= x_of @ b_of.mT + b_of @ x_of.mT
@@ -66,18 +70,134 @@ class _Surgery:
             kept[:, done : done + taps] = one
         self._pending += taps
         self._stays[at] = False
+        self._since.append(at)
 
     def _write(self) -> None:
         """Carry out what is pending, and drop columns that were taken out: they are never looked at again."""
         a, b, v = (one[:, : self._pending] for one in (self._a, self._b, self._v))
-        self.inverse.addmm_(a, b.T, alpha=-1)
-        self.matrix.addmm_(b, v.T, alpha=-1)
-        if int(self._stays.sum()) < (1 - _MOST_DEAD) * len(self._stays):
+        self._state.write(a, b, v, torch.cat(self._since))
+        self._since.clear()
+        few = int(self._stays.sum()) < (1 - self._state.most_dead) * len(self._stays)
+        if few:
             self.columns = (self._stays.cumsum(0) - 1)[self.columns]
-            self.matrix = self.matrix[self._stays]
-            self.inverse = self.inverse[self._stays][:, self._stays]
-            self._stays = torch.ones(len(self.inverse), dtype=torch.bool)
-        self._begin()
+            self._state.keep(self._stays)
+            self._stays = torch.ones(self._state.num_columns, dtype=torch.bool)
+        self._begin(anew=few or self._state.cheap)
+
+
+class _Whole:
+    """Wᵀ and H⁻¹ as matrices."""
+
+    most_dead = 0.125  # share of columns that were removed: beyond it they cost more than to copy what is left
+    pending = _PENDING
+    cheap = True  # to look at what is made of a channel's columns
+
+    def __init__(self, matrix: Tensor, covariance: Tensor) -> None:
+        self._matrix = matrix.T.contiguous()
+        hessian = damped(covariance, RIDGE)
+        # float32 rounds products differently on the two sides of the diagonal, and elimination takes them for equal
+        self._inverse = torch.linalg.inv((hessian + hessian.T) / 2)
+
+    @property
+    def num_columns(self) -> int:
+        """Of what is left."""
+        return len(self._inverse)
+
+    @property
+    def num_outputs(self) -> int:
+        """Of the layer."""
+        return self._matrix.shape[1]
+
+    def rows(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (H⁻¹)_M, [taps, columns], and W_Mᵀ, [taps, outputs]."""
+        return self._inverse[at], self._matrix[at]
+
+    def times(self, v: Tensor) -> Tensor:
+        """Return Wᵀ v, [columns, taps]."""
+        return self._matrix @ v
+
+    def blocks(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (H⁻¹)_MM and W_Mᵀ W_M for the columns of each channel."""
+        weights = self._matrix[at]
+        return self._inverse[at[:, :, None], at[:, None, :]], weights @ weights.mT
+
+    def write(self, a: Tensor, b: Tensor, v: Tensor, _gone: Tensor) -> None:
+        """Take A Bᵀ from H⁻¹ and B Vᵀ from Wᵀ."""
+        self._inverse.addmm_(a, b.T, alpha=-1)
+        self._matrix.addmm_(b, v.T, alpha=-1)
+
+    def keep(self, stays: Tensor) -> None:
+        """Drop columns."""
+        self._matrix = self._matrix[stays]
+        self._inverse = self._inverse[stays][:, stays]
+
+
+class _ByRows:
+    """The same by X, where H = XᵀX + λI has very many columns; nothing of their square is made.
+
+    With R the columns that are gone, S those that stay, K = X_S X_Sᵀ + λI and E = W_R X_Rᵀ:
+
+        H_S⁻¹ = (I − X_Sᵀ K⁻¹ X_S) / λ,      W_S as refitted = W_S + E K⁻¹ X_S
+    """
+
+    most_dead = 0.25
+    cheap = False
+
+    def __init__(self, matrix: Tensor, covariance: Factored, columns: Tensor) -> None:
+        at = columns.flatten()
+        whole = torch.equal(at, torch.arange(matrix.shape[1]))
+        self._x = covariance.factor.T[at]  # [columns, rows]; a channel's after one another
+        self._matrix = matrix.T if whole else matrix.T[at]
+        self._inner, self._level = covariance.damped(RIDGE)
+        self._lost = matrix.new_zeros(len(matrix), len(self._inner))
+        self._factor = torch.linalg.cholesky_ex(self._inner).L  # its least eigenvalue is λ
+        self.pending = max(_PENDING, len(self._inner) // 8)
+
+    @property
+    def num_columns(self) -> int:
+        """Of what is left, of those that belong to the group."""
+        return len(self._x)
+
+    @property
+    def num_outputs(self) -> int:
+        """Of the layer."""
+        return self._matrix.shape[1]
+
+    def rows(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (H⁻¹)_M, [taps, columns], and W_Mᵀ, [taps, outputs]."""
+        solved = torch.cholesky_solve(self._x[at].T, self._factor)  # K⁻¹ X_M
+        inverse = (self._x @ solved).T / -self._level
+        inverse[torch.arange(len(at)), at] += 1 / self._level
+        return inverse, self._matrix[at] + (self._lost @ solved).T
+
+    def times(self, v: Tensor) -> Tensor:
+        """Return Wᵀ v, [columns, taps]."""
+        return self._matrix @ v + self._x @ torch.cholesky_solve(self._lost.T @ v, self._factor)
+
+    def blocks(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (H⁻¹)_MM and W_Mᵀ W_M for the columns of each channel."""
+        inverses, products = self._x.new_empty(2, *at.shape, at.shape[1])
+        step = max(1, _VALUES // (at.shape[1] * max(len(self._factor), self.num_outputs)))
+        for start in range(0, len(at), step):
+            some = at[start : start + step]
+            read = self._x[some]  # [some, taps, rows]
+            solved = torch.cholesky_solve(read.flatten(0, 1).T, self._factor).T
+            inverses[start : start + step] = read @ solved.reshape(read.shape).mT / -self._level
+            weights = self._matrix[some] + (solved @ self._lost.T).reshape(*some.shape, -1)
+            products[start : start + step] = weights @ weights.mT
+        inverses.diagonal(dim1=1, dim2=2).add_(1 / self._level)
+        return inverses, products
+
+    def write(self, _a: Tensor, _b: Tensor, _v: Tensor, gone: Tensor) -> None:
+        """Take the columns that are gone from K, and add what they gave to E."""
+        read = self._x[gone]
+        self._lost += self._matrix[gone].T @ read
+        self._inner -= read.T @ read
+        self._factor = torch.linalg.cholesky_ex(self._inner).L
+
+    def keep(self, stays: Tensor) -> None:
+        """Drop columns."""
+        self._matrix, self._x = self._matrix[stays], self._x[stays]
 
 
 class _Loss:

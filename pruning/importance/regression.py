@@ -10,7 +10,7 @@ from pruning.graph.groups import Group
 from pruning.importance.least_squares import RIDGE, Columns, all_contributions, readings, refit
 from pruning.importance.registry import criterion
 from pruning.statistics.collect import Statistics
-from pruning.statistics.moments import damped, solve
+from pruning.statistics.moments import Factored, damped, solve
 from pruning.statistics.readers import BY_NO_LAYER
 
 _STEPS = 100  # values of λ, from the one that lets nothing in down to a thousandth of it
@@ -96,10 +96,19 @@ def combine_channels(columns: Columns) -> Tensor:
     """Return the consumer's matrix with X ≈ A X_S put in: W_S + W_R A_RS, one A for all taps of a channel."""
     taps, kept = columns.taps, columns.kept.reshape(-1, columns.taps)[:, 0]
     channels = len(kept)
-    by_channel = columns.covariance.reshape(channels, taps, channels, taps)
-    covariance = by_channel.diagonal(dim1=1, dim2=3).mean(dim=-1)
-    mixed = solve(damped(covariance[kept][:, kept], RIDGE), covariance[kept][:, ~kept])  # [kept, gone]
     weights = columns.matrix.reshape(-1, channels, taps)
+    if isinstance(columns.covariance, Factored):
+        read = columns.covariance.factor.reshape(-1, channels, taps).mT.flatten(0, 1) / taps**0.5
+        if len(read) < channels:  # see `refit`
+            stays = Factored(read[:, kept])
+            lost = read[:, ~kept] @ weights[:, ~kept].transpose(0, 1).flatten(1)  # [rows, outputs and taps]
+            made = stays.factor.T @ solve(stays.damped(RIDGE)[0], lost)
+            return (weights[:, kept] + made.reshape(len(made), -1, taps).transpose(0, 1)).flatten(1)
+        covariance = read.T @ read
+    else:
+        by_channel = columns.covariance.reshape(channels, taps, channels, taps)
+        covariance = by_channel.diagonal(dim1=1, dim2=3).mean(dim=-1)
+    mixed = solve(damped(covariance[kept][:, kept], RIDGE), covariance[kept][:, ~kept])  # [kept, gone]
     return (weights[:, kept] + torch.einsum("ort,sr->ost", weights[:, ~kept], mixed)).flatten(1)
 
 

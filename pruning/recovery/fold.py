@@ -97,7 +97,7 @@ def _fold_layer(
 
 def _multiplicities(layer: Layer, index: int, plan: Plan, groups: Groups, statistics: Statistics) -> Tensor:
     """Return the multiplicity of each column of a layer: of the groups that lose channels, else 1."""
-    columns = torch.ones(statistics.moments[layer.weight].total.shape[1], dtype=torch.float64)
+    columns = torch.ones(statistics.moments[layer.weight].mean().shape[1], dtype=torch.float64)
     for name in plan.removed:
         for piece in groups[name].slices:
             if piece.parameter == layer.weight and piece.role == "consumer":

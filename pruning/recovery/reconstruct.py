@@ -66,8 +66,9 @@ def reconstruct(
     makes up for what the other branch lost: all of it where the plan removes blocks, which the original still has.
 
     Layers are all calls of convolutions (grouped, depthwise, transposed) and linear layers, by modules or functions.
-    Each layer runs twice in each model. Memory holds one layer's normal equations, one batch, and at most `MAX_BYTES`
-    of what is read behind the layer; the rest lies in files of the temporary folder.
+    Each layer runs twice in each model. Memory holds one layer's normal equations (of one that reads more columns than
+    `pruning.statistics.moments.WIDE` the rows, a sample of them where there are many), one batch, and at most
+    `MAX_BYTES` of what is read behind the layer; the rest lies in files of the temporary folder.
 
     Source: He et al. 2017, arXiv 1707.06168, for the least squares against the original's outputs; ours
     adds the ridge towards the old weights, the mean, and the other branch's residual.

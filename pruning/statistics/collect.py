@@ -22,7 +22,7 @@ from pruning.statistics import activations, contributions, gradients, hessian, k
 from pruning.statistics import moments as second_moments
 from pruning.statistics.collector import Batch, Collector, Uncounted
 from pruning.statistics.layer_hooks import Layer
-from pruning.statistics.moments import Moments
+from pruning.statistics.moments import Moments, RowMoments
 
 Result = TypeVar("Result")
 
@@ -54,7 +54,7 @@ class Statistics:
     seed: int = 0
     gathered: Mapping[str, Mapping[str, Tensor | Uncounted]] = field(default_factory=dict)
     layers: Mapping[str, Layer] = field(default_factory=dict)
-    moments: Mapping[str, Moments] = field(default_factory=dict)
+    moments: Mapping[str, Moments | RowMoments] = field(default_factory=dict)
     contributions: Mapping[str, Tensor | Uncounted] | None = None
     gains: Mapping[str, Mapping[int | str, float]] = field(default_factory=dict)
     worked_out: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)

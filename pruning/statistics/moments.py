@@ -1,11 +1,17 @@
 """Second moments of what layers read: the normal equations of least squares, in memory that doesn't grow.
 
-Products are formed chunk by chunk and added up in float64.
+Products are formed chunk by chunk and added up in float64. Of a layer that reads more columns than `WIDE` the rows are
+kept in their place, at most `MAX_ROWS`: X, of which the second moment is XᵀX. Where there are fewer rows than columns,
+all that is asked of XᵀX + λI is told by the smaller XXᵀ + λI, exactly:
+
+    (XᵀX + λI)⁻¹ = (I − Xᵀ (XXᵀ + λI)⁻¹ X) / λ,      (XᵀX + λI)⁻¹ Xᵀ = Xᵀ (XXᵀ + λI)⁻¹
+
+Source: Woodbury 1950, "Inverting modified matrices".
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,6 +22,14 @@ from pruning.graph.layers import LayerCall
 from pruning.statistics.collector import Batch, Collected, Collector
 from pruning.statistics.layer_hooks import Layer, Observer, find_layers, observe
 from pruning.statistics.readers import readers_of
+
+WIDE = 4608
+"""Columns up to which a layer's second moment is kept whole, 170 MB: 3 × 3 taps of 512 channels have as many."""
+
+MAX_ROWS = 4096
+"""Rows that are kept of a layer that reads more columns."""
+
+_MAX_VALUES = 1 << 26  # of the rows that are kept of a layer, 256 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,117 @@ class Moments:
         return second
 
 
+def max_rows(values: int) -> int:
+    """Return how many rows of so many values are kept at most."""
+    return max(1, min(MAX_ROWS, _MAX_VALUES // max(1, values)))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of all that were seen, each as likely to be among them as any other; all of them up to a number.
+
+    Attributes:
+        most: That number.
+        seen: Rows seen.
+        keys: [rows] float64, random: the lowest are kept.
+        tensors: [rows, ...] each, in the order in which they were seen.
+    """
+
+    most: int
+    seen: int = 0
+    keys: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+    tensors: tuple[Tensor, ...] = ()
+
+    def plus(self, *tensors: Tensor) -> Sample:
+        """Add rows, [rows, ...] each; the same ones are kept whenever the same are added."""
+        number = len(tensors[0])
+        drawn = torch.rand(number, generator=torch.Generator().manual_seed(self.seen), dtype=torch.float64)
+        keys = torch.cat([self.keys, drawn])
+        stay = keys.argsort(stable=True)[: self.most].sort().values
+        old, new = stay[stay < len(self.keys)], stay[stay >= len(self.keys)] - len(self.keys)
+        before = self.tensors or tuple(one[:0] for one in tensors)
+        pairs = zip(before, (one.detach() for one in tensors), strict=True)
+        kept = tuple(torch.cat([_at(a, old), _at(b, new)]) for a, b in pairs)
+        return Sample(self.most, self.seen + number, keys[stay], kept)
+
+    def joined(self, other: Sample) -> Sample:
+        """The rows of both, as many as there are."""
+        tensors = tuple(torch.cat(pair) for pair in zip(self.tensors, other.tensors, strict=True))
+        most, seen = self.most + other.most, self.seen + other.seen
+        return Sample(most, seen, torch.cat([self.keys, other.keys]), tensors)
+
+
+def _at(tensor: Tensor, rows: Tensor) -> Tensor:
+    return tensor if len(rows) == len(tensor) else tensor[rows.to(tensor.device)]
+
+
+@dataclass(frozen=True)
+class RowMoments:
+    """What `Moments` tells, of a layer that reads many columns: by a sample of the rows.
+
+    Attributes:
+        sample: Of one tensor, [rows, groups, columns].
+    """
+
+    sample: Sample
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that are kept."""
+        return len(self.sample.keys)
+
+    def plus(self, columns: Tensor) -> RowMoments:
+        """Add rows [rows, groups, columns]."""
+        return RowMoments(self.sample.plus(columns))
+
+    def cpu(self) -> RowMoments:
+        """The same on the CPU."""
+        tensors = tuple(one.cpu() for one in self.sample.tensors)
+        return RowMoments(Sample(self.sample.most, self.sample.seen, self.sample.keys, tensors))
+
+    def mean(self) -> Tensor:
+        """Return the mean of the columns, [groups, columns]."""
+        return self.sample.tensors[0].sum(dim=0, dtype=torch.float64) / max(1, self.num_rows)
+
+    def covariance(self, *, centred: bool = True) -> tuple[Factored, ...]:
+        """Return the mean of u uᵀ of each group, without the mean's share of it if centred."""
+        mean = self.mean()
+        found = []
+        for index in range(len(mean)):
+            rows = self.sample.tensors[0][:, index].to(torch.float64)
+            found.append(Factored((rows - mean[index] if centred else rows) / max(1, self.num_rows) ** 0.5))
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Factored:
+    """A covariance that is XᵀX, which is never formed.
+
+    Attributes:
+        factor: X, [rows, columns] float64.
+    """
+
+    factor: Tensor
+
+    def diagonal(self) -> Tensor:
+        """Return the diagonal of XᵀX, [columns]."""
+        return self.factor.square().sum(dim=0)
+
+    def damped(self, ridge: float, least: float = 0.0) -> tuple[Tensor, float]:
+        """Return XXᵀ + λI, [rows, rows], and λ: what `damped` adds to the diagonal of XᵀX."""
+        level = float(_level(self.diagonal().mean(), ridge, least))
+        inner = self.factor @ self.factor.T
+        inner.diagonal().add_(level)
+        return inner, level
+
+
+def no_moments(groups: int, columns: int, device: torch.device | None = None) -> Moments | RowMoments:
+    """Return the moments of no rows of a layer: whole, or where it reads more columns than `WIDE`, by rows."""
+    if columns <= WIDE:
+        return Moments.none(groups, columns, device)
+    return RowMoments(Sample(max_rows(groups * columns)))
+
+
 def products(left: Tensor, right: Tensor) -> Tensor:
     """Return Σ over rows of l rᵀ, [groups, left columns, right columns] float64 on the device of the rows.
 
@@ -96,11 +221,15 @@ def damped(covariance: Tensor, ridge: float, least: Tensor | float = 0.0) -> Ten
         ridge: share of the mean variance.
         least: what is added at least, [...]: variance below it is rounding.
     """
-    level = (ridge * covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1)).clamp(min=least)
-    level = torch.where(level > 0, level, 1.0)
+    level = _level(covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1), ridge, least)
     added = covariance.clone()
     added.diagonal(dim1=-2, dim2=-1).add_(level[..., None])
     return added
+
+
+def _level(variance: Tensor, ridge: float, least: Tensor | float) -> Tensor:
+    level = (ridge * variance).clamp(min=least)
+    return torch.where(level > 0, level, 1.0)
 
 
 def solve(matrix: Tensor, right: Tensor) -> Tensor:
@@ -118,7 +247,8 @@ NEEDS = ("moments",)
 class MomentGatherer(Collector, Observer):
     """Gathers the moments of the unfolded inputs of every layer that consumes a group.
 
-    They take 8 · columns² bytes per layer, on the model's device until all is gathered, however many samples there are.
+    They take 8 · columns² bytes per layer, on the model's device until all is gathered, however many samples there are;
+    of a layer that reads more columns than `WIDE`, what `MAX_ROWS` rows take, at most 256 MiB in float32.
 
     Attributes:
         layers: the consumers, by their weights.
@@ -129,7 +259,7 @@ class MomentGatherer(Collector, Observer):
         self._model = groups.model
         self._consumers = set(readers_of(groups))
         self.layers: dict[str, Layer] = {}
-        self.moments: dict[str, Moments] = {}
+        self.moments: dict[str, Moments | RowMoments] = {}
 
     def update(self, batch: Batch) -> None:
         """Run the batch forward."""
@@ -143,7 +273,7 @@ class MomentGatherer(Collector, Observer):
         if call.weight in self.layers:
             for _, columns in call.rows():
                 _, parts, width = columns.shape
-                known = self.moments.get(call.weight) or Moments.none(parts, width, columns.device)
+                known = self.moments.get(call.weight) or no_moments(parts, width, columns.device)
                 self.moments[call.weight] = known.plus(columns)
 
     def compute(self) -> Collected:

@@ -106,6 +106,7 @@ def test_structured_obs_is_what_removing_the_channels_at_once_costs_however_many
     (group,) = groups
     statistics = collect(groups, {"weights", "moments"}, inputs)
     (reading,) = readings(group, statistics)
+    assert isinstance(reading.covariance, Tensor)
     inverse = torch.linalg.inv(damped(reading.covariance, RIDGE))
 
     def at_once(channels: list[int]) -> float:  # min ‖(W' − W) X‖² where W' has no columns of these channels
@@ -132,6 +133,7 @@ def test_structured_obs_costs_add_up_where_fewer_inputs_than_columns_were_seen()
     statistics = collect(groups, {"weights", "moments"}, inputs)
     group = groups["features.2.0.weight:0"]
     (reading,) = readings(group, statistics)
+    assert isinstance(reading.covariance, Tensor)
     assert len(reading.covariance) > len(inputs)
     order, costs = remove_one_by_one(group, statistics)
     assert float(costs.min()) > 0
