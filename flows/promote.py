@@ -14,7 +14,7 @@ from pruning.errors import WorkspaceError
 from tasks.config.schema import Settings, load
 from tasks.registry import promote as promotion
 from tasks.registry.promote import Case
-from tasks.reporting.tables import WIDTH, markdown_table, text_table
+from tasks.reporting.tables import WIDTH, as_sentence, markdown_table, text_table
 from tasks.reporting.verdict import as_rows, summarise
 from tasks.workspace import Workspace, deciding
 
@@ -94,9 +94,7 @@ def _verdict(case: Case) -> str:
     """Print the verdict, then the figures."""
     sentence = f"Version {case.version} {summarise(case.gates)}."
     score = case.gates[0] if case.gates else None
-    return (
-        f"{sentence} {score.name[:1].upper()}{score.name[1:]}: {score.remark}." if score and score.remark else sentence
-    )
+    return f"{sentence} {as_sentence(score.name)}: {score.remark}." if score and score.remark else sentence
 
 
 def _show(case: Case) -> None:

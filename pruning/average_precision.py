@@ -108,8 +108,11 @@ class MeanAveragePrecision:
         self._ignored[label].append(ignored)
         self._wanted[label] += int((~crowds).sum())
 
-    def per_class(self) -> dict[int, Floats]:
-        """Return the average precision at each IoU threshold of each class that occurs among the targets."""
+    def per_class(self, key: str = "map") -> dict[int, float]:
+        """Return one of the figures of each class that occurs among the targets."""
+        return {label: _figures(each)[key] for label, each in self._precisions().items()}
+
+    def _precisions(self) -> dict[int, Floats]:
         return {label: self._precision(label) for label, count in sorted(self._wanted.items()) if count}
 
     def _precision(self, label: int) -> Floats:
@@ -130,11 +133,13 @@ class MeanAveragePrecision:
 
     def compute(self) -> dict[str, float]:
         """Return the figures; NaN where no target was seen."""
-        found = list(self.per_class().values())
-        if not found:
-            return dict.fromkeys(self.names, math.nan)
-        every = np.stack(found)
-        return {"map": float(every.mean()), "map_50": float(every[:, 0].mean())}
+        found = list(self._precisions().values())
+        return _figures(np.stack(found)) if found else dict.fromkeys(self.names, math.nan)
+
+
+def _figures(precisions: Floats) -> dict[str, float]:
+    """Return the figures of average precisions [..., 10]."""
+    return {"map": float(precisions.mean()), "map_50": float(precisions[..., 0].mean())}
 
 
 def _match(ious: Floats, crowds: Flags) -> tuple[Flags, Flags]:

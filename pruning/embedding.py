@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -59,11 +60,18 @@ class CosineSimilarity:
     def reset(self) -> None:
         """Forget all batches."""
         self._total, self._count = 0.0, 0
+        self._each = list[Tensor]()
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
         """Add a batch of [N, …, D]."""
         found = _similarities(predictions.double(), targets.double())
         self._total, self._count = self._total + found.sum().item(), self._count + found.numel()
+        self._each.append(found.cpu())
+
+    @property
+    def values(self) -> Tensor | None:
+        """That of each sample, [N]; None where a sample has several embeddings."""
+        return torch.cat(self._each) if self._each and all(one.ndim == 1 for one in self._each) else None
 
     def compute(self) -> float:
         """Return it."""

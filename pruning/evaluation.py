@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_map
 from pruning.batches import Batches, Samples, checked_batches
 from pruning.containers import Inputs, as_call, count_samples, take
 from pruning.errors import DataError, ModelError, SecateurError, describe_user_fault, pass_on
-from pruning.metrics import MeanOf, Measure, Metric, StatefulMetric, described, measure_of, score_of
+from pruning.metrics import Metric, StatefulMetric, described, score_of
+from pruning.scoring import MeanOf
 
 Loss = Callable[[Any, Any], Any]
 """(outputs, targets) -> scalar: the mean over the samples; or (sum, number of what was summed over), such as the tokens
@@ -54,6 +55,7 @@ class Evaluation:
         num_samples: how many samples were seen.
         losses: what each sample adds to the loss, [N] float64, where it was asked for; their mean is the loss.
         values: the metric of each sample, [N] float64 on the CPU; None where the score is no mean of such values.
+        per_class: the metric of each class by its number, where it has one by itself.
     """
 
     score: float
@@ -61,6 +63,7 @@ class Evaluation:
     num_samples: int
     losses: Tensor | None = field(default=None, compare=False, repr=False)
     values: Tensor | None = field(default=None, compare=False, repr=False)
+    per_class: Mapping[int, float] = field(default_factory=dict, compare=False, repr=False)
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -210,53 +213,6 @@ def restored_modes(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-class Scorer:
-    """A metric of what a task predicts, for `evaluate`."""
-
-    def __init__(
-        self,
-        metric: Metric | StatefulMetric,
-        predict: Callable[[Any], Any],
-        key: str | None = None,
-        wanted: Callable[[Any], Any] | None = None,
-    ) -> None:
-        """Take a metric, what is predicted of outputs, which of several figures counts, and how it takes targets.
-
-        A function of one value per sample is given the outputs as the model returns them; an object what is predicted.
-        """
-        is_object = isinstance(metric, StatefulMetric)
-        self._predict = predict if is_object else lambda outputs: outputs
-        self.inner: StatefulMetric = metric if isinstance(metric, StatefulMetric) else MeanOf(metric)
-        self.key = key or getattr(metric, "key", None)
-        self._wanted = wanted
-
-    def update(self, outputs: Any, targets: Any) -> None:
-        """Add a batch."""
-        self.inner.update(self._predict(outputs), targets if self._wanted is None else self._wanted(targets))
-
-    def compute(self) -> Any:
-        """Return the figure of all batches."""
-        return self.inner.compute()
-
-    def reset(self) -> None:
-        """Forget all batches."""
-        self.inner.reset()
-
-    def measure(self, reference: str) -> Measure:
-        """Return how the figure is to be read; see `measure_of`."""
-        inner = self.inner.of_each if isinstance(self.inner, MeanOf) else self.inner
-        if isinstance(inner, nn.ModuleDict) and self.key is not None and self.key in inner:  # torchmetrics' collection
-            inner = inner[self.key]
-        found, names = measure_of(inner, reference), getattr(inner, "names", {})
-        return replace(found, name=names[self.key]) if isinstance(names, Mapping) and self.key in names else found
-
-    @property
-    def values(self) -> Tensor | None:
-        """The value of each sample, [N]; None where the figure is no mean of such values."""
-        found: Tensor | None = getattr(self.inner, "values", None) if isinstance(self.inner, MeanOf) else None
-        return found
-
-
 def whole_pass(model: nn.Module, _batch: int, inputs: Inputs) -> Any:
     """Run all of a model."""
     args, kwargs = as_call(inputs)
@@ -328,6 +284,7 @@ def evaluate(
         num_samples=num_samples,
         losses=torch.cat(sums) * (num_samples / float(torch.cat(counts).sum().clamp(min=1))) if each else None,
         values=getattr(scored, "values", None),
+        per_class=scored.per_class() if hasattr(scored, "per_class") else {},
     )
 
 

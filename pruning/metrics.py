@@ -67,6 +67,10 @@ class Measure:
         """Write the two ends of an interval of scores."""
         return f"[{100 * low:.1f}, {100 * high:.1f}]" if self.is_share else f"[{low:.4g}, {high:.4g}]"
 
+    def show_change_interval(self, low: float, high: float) -> str:
+        """Write the two ends of an interval of differences, with their signs."""
+        return f"[{100 * low:+.2f}, {100 * high:+.2f}]" if self.is_share else f"[{low:+.4g}, {high:+.4g}]"
+
     def gain(self, before: float, after: float) -> float:
         """Return by how much the second score is better: below 0 if it is worse."""
         return after - before if self.higher_is_better else before - after
@@ -138,21 +142,6 @@ def score_of(metric: StatefulMetric, key: str | None = None) -> float:
     return score
 
 
-def values_of_each(metric: Metric, outputs: Any, targets: Any) -> Tensor:
-    """Return the metric of each sample, [N], and hold it to its contract.
-
-    Raises:
-        ModelError: it isn't one value per sample.
-    """
-    values: Any = metric(outputs, targets)
-    if not isinstance(values, Tensor) or values.shape != (len(targets),):
-        raise ModelError(
-            f"the metric gave {described(values)} for {len(targets)} samples; expected a tensor [{len(targets)}]: one "
-            "value per sample"
-        )
-    return values
-
-
 def described(value: Any) -> str:
     """Say what a value is: the shape and type of a tensor, the class of anything else."""
     if isinstance(value, Tensor):
@@ -171,36 +160,6 @@ def of_one_shape(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     if outputs.shape != targets.shape:
         raise ModelError(f"of shape {list(outputs.shape)} for targets {list(targets.shape)}; expected the same shape")
     return outputs, targets
-
-
-class MeanOf:
-    """The mean of a function that gives one value for each sample; its values are kept, 8 bytes a sample."""
-
-    higher_is_better = True
-
-    def __init__(self, of_each: Callable[[Any, Any], Tensor]) -> None:
-        """Take the function: (outputs, targets) -> [N]."""
-        self.of_each = of_each
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all samples."""
-        self._total, self._values = 0.0, list[Tensor]()
-
-    def update(self, predictions: Any, targets: Any) -> None:
-        """Add a batch."""
-        values = values_of_each(self.of_each, predictions, targets).to(torch.float64)
-        self._total += values.sum().item()
-        self._values.append(values.cpu())
-
-    def compute(self) -> float:
-        """Return the mean."""
-        return self._total / max(1, sum(map(len, self._values)))
-
-    @property
-    def values(self) -> Tensor:
-        """The value of each sample, [N] float64."""
-        return torch.cat(self._values) if self._values else torch.empty(0, dtype=torch.float64)
 
 
 class _Sums:
@@ -228,7 +187,17 @@ class _Sums:
         return self._sums[name]
 
 
-class _Confusion(_Sums):
+class _PerClass(_Sums):
+    def per_class(self) -> dict[int, float]:
+        """Return the figure of each class."""
+        raise NotImplementedError
+
+    def compute(self) -> float:
+        """Return the mean over the classes."""
+        return float(torch.tensor(list(self.per_class().values()), dtype=torch.float64).mean())
+
+
+class _Confusion(_PerClass):
     """Counts of (target, prediction), [C, C]; C grows with the classes that occur."""
 
     def __init__(self, ignore_index: int = IGNORED) -> None:
@@ -256,12 +225,16 @@ class _Confusion(_Sums):
             wide[: len(part), : len(part)] += part
         self._sums["counts"] = wide
 
-    def _per_class(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return hits, targets and predictions of each class that occurs among targets or predictions."""
+    def _share(self, hits: Tensor, targets: Tensor, predictions: Tensor) -> Tensor:
+        """Return the figure of each class."""
+        raise NotImplementedError
+
+    def per_class(self) -> dict[int, float]:
+        """Return the figure of each class that occurs among targets or predictions."""
         counts = self._sum("counts")
         hits, targets, predictions = counts.diagonal(), counts.sum(1), counts.sum(0)
-        occurs = targets + predictions > 0
-        return hits[occurs], targets[occurs], predictions[occurs]
+        shares = self._share(hits, targets, predictions)
+        return {label: float(shares[label]) for label in (targets + predictions).nonzero().flatten().tolist()}
 
 
 class MeanIoU(_Confusion):
@@ -272,10 +245,8 @@ class MeanIoU(_Confusion):
 
     name = "mean IoU"
 
-    def compute(self) -> float:
-        """Return it."""
-        hits, targets, predictions = self._per_class()
-        return float((hits / (targets + predictions - hits)).mean())
+    def _share(self, hits: Tensor, targets: Tensor, predictions: Tensor) -> Tensor:
+        return hits / (targets + predictions - hits)
 
 
 class MacroF1(_Confusion):
@@ -283,10 +254,8 @@ class MacroF1(_Confusion):
 
     name = "macro F1"
 
-    def compute(self) -> float:
-        """Return it."""
-        hits, targets, predictions = self._per_class()
-        return float((2 * hits / (targets + predictions)).mean())
+    def _share(self, hits: Tensor, targets: Tensor, predictions: Tensor) -> Tensor:
+        return 2 * hits / (targets + predictions)
 
 
 class ValidAccuracy(_Confusion):
@@ -294,13 +263,16 @@ class ValidAccuracy(_Confusion):
 
     name = "accuracy"
 
+    def _share(self, hits: Tensor, targets: Tensor, predictions: Tensor) -> Tensor:  # noqa: ARG002
+        return hits / targets.clamp(min=1)
+
     def compute(self) -> float:
         """Return it."""
         counts = self._sum("counts")
         return float(counts.diagonal().sum() / counts.sum())
 
 
-class MultiLabelF1(_Sums):
+class MultiLabelF1(_PerClass):
     """Mean over labels of 2 · hits / (targets + predictions): 0 for a label that neither has.
 
     Predictions are logits [N, C] (a label is predicted above 0) or booleans, targets 0 or 1, [N, C].
@@ -313,10 +285,10 @@ class MultiLabelF1(_Sums):
         found, wanted = predictions > 0, targets > 0.5
         self._add(hits=(found & wanted).sum(0), found=found.sum(0), wanted=wanted.sum(0))
 
-    def compute(self) -> float:
-        """Return it."""
+    def per_class(self) -> dict[int, float]:
+        """Return the figure of each label."""
         either = self._sum("found") + self._sum("wanted")
-        return float((2 * self._sum("hits") / either.clamp(min=1)).mean())
+        return dict(enumerate((2 * self._sum("hits") / either.clamp(min=1)).tolist()))
 
 
 class RootMeanSquaredError(_Sums):
@@ -337,6 +309,26 @@ class RootMeanSquaredError(_Sums):
     def compute(self) -> float:
         """Return it."""
         return math.sqrt(self.mean_square())
+
+
+class MeanAbsoluteError(_Sums):
+    """Mean over the samples of the mean of |prediction − target|; it holds that of each, 8 bytes a sample."""
+
+    name, higher_is_better, is_share = "mean absolute error", False, False
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self.values = torch.empty(0, dtype=torch.float64)
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        """Add a batch."""
+        predictions, targets = of_one_shape(predictions, targets)
+        each = (predictions.double() - targets.double()).abs().reshape(len(targets), -1).mean(1)
+        self.values = torch.cat([self.values, each.cpu()])
+
+    def compute(self) -> float:
+        """Return it."""
+        return float(self.values.mean())
 
 
 class PeakSignalToNoiseRatio(RootMeanSquaredError):  # noqa: N818 - no exception: the error is measured

@@ -24,7 +24,6 @@ from pruning.metrics import (
     IGNORED,
     MacroF1,
     MeanIoU,
-    MeanOf,
     MultiLabelF1,
     PeakSignalToNoiseRatio,
     Perplexity,
@@ -33,6 +32,7 @@ from pruning.metrics import (
     described,
     of_one_shape,
 )
+from pruning.scoring import MeanOf
 
 
 class Task:

@@ -25,8 +25,8 @@ from tasks.reporting.plots import Mark, as_png, as_svg, draw_frontier
 from tasks.reporting.tables import (
     WIDTH,
     Summary,
-    as_interval,
     as_ms,
+    as_sentence,
     ended_because,
     latency_name,
     markdown_table,
@@ -200,9 +200,7 @@ def write_frontier(points: Sequence[Point], title: str, measure: Measure, folder
         f'<p class="quiet">{escape(remark)}</p>',
         plots(
             {
-                f"{measure.name[:1].upper()}{measure.name[1:]} against {cost}": as_svg(
-                    draw_frontier({cost: some}, up, BASELINE)
-                )
+                f"{as_sentence(measure.name)} against {cost}": as_svg(draw_frontier({cost: some}, up, BASELINE))
                 for cost, some in marks.items()
             }
         ),
@@ -239,7 +237,9 @@ def _cells(points: Sequence[Point], measure: Measure) -> tuple[list[str], list[l
         [
             str(number or "–"),
             one.name,
-            f"{measure.show(one.score)} {as_interval(one.score_interval) if one.score_interval else ''}".strip(),
+            " ".join(
+                [measure.show(one.score), *([measure.show_interval(*found)] if (found := one.score_interval) else [])]
+            ),
             *(cell(one, cost) for cost in one.costs),
             one.stopped_because or "–",
         ]

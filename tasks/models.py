@@ -18,11 +18,12 @@ from pruning.batches import Batches
 from pruning.containers import main_output
 from pruning.dynamic.gates import GatedModel, macs_of_samples
 from pruning.errors import CheckpointError, SettingsError
-from pruning.evaluation import Evaluation, Loader, Scorer, evaluate, evaluate_by, restored_modes
+from pruning.evaluation import Evaluation, Loader, evaluate, evaluate_by, restored_modes
 from pruning.importance import Criterion
 from pruning.io.checkpoint import load_checkpoint, save_checkpoint
 from pruning.metrics import Measure
 from pruning.plan.plan import Cost, Plan, count_effective_macs
+from pruning.scoring import Scorer
 from pruning.task import Task
 from pruning.training.callbacks import Augment
 from pruning.training.recipe import Recipe
@@ -136,6 +137,14 @@ def measure_each(
     Returns:
         The figures, and the metric of each sample, [N]; None where the score is no mean of such values.
     """
+    figures, found = measure_whole(model, samples, settings, example)
+    return figures, found.values
+
+
+def measure_whole(
+    model: nn.Module, samples: Batches, settings: Settings, example: Tensor
+) -> tuple[ModelMetrics, Evaluation]:
+    """Evaluate a model and count its costs; return what was found by sample and by class too; see `measure_each`."""
     found, batch_size = score(model, samples, settings), settings.training.batch_size
     inner = model.model if isinstance(model, GatedModel) else model
     groups = pruning.find_groups(inner, example)
@@ -154,7 +163,7 @@ def measure_each(
         weight_sparsity=zeros / sum(weight.numel() for weight in weights) if sparse else None,
         effective_macs=count_effective_macs(groups) if sparse else None,
     )
-    return figures, found.values
+    return figures, found
 
 
 def score(model: nn.Module, samples: Batches, settings: Settings, *, each: bool = False) -> Evaluation:
@@ -188,11 +197,11 @@ def judge_by(samples: Batches, settings: Settings) -> Judge:
 
     def judge(model: nn.Module) -> Tensor:
         found = score(model, samples, settings, each=True)
+        higher = loss_and_metric(settings)[1].measure(name_of_metric(settings)).higher_is_better
         if found.values is not None:
-            return found.values
+            return found.values if higher else -found.values
         if found.losses is not None:
             return -found.losses
-        higher = loss_and_metric(settings)[1].measure(name_of_metric(settings)).higher_is_better
         return torch.tensor([found.score if higher else -found.score], dtype=torch.float64)
 
     return judge

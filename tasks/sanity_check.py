@@ -26,7 +26,7 @@ from pruning.errors import (
     SettingsError,
     UnscoredGroupError,
 )
-from pruning.evaluation import Loss, Scorer, evaluate_by, losses_of_each, restored_modes
+from pruning.evaluation import Loss, evaluate_by, losses_of_each, restored_modes
 from pruning.graph.groups import Groups
 from pruning.graph.unwrapping import unwrap
 from pruning.importance import find_criterion, order_channels
@@ -36,6 +36,7 @@ from pruning.latency.microbenchmarks import check_provider
 from pruning.metrics import described, score_of
 from pruning.plan.constraints import groups_in
 from pruning.recovery.basis import in_principal_components
+from pruning.scoring import MeanOf, Scorer
 from pruning.statistics.collect import collect
 from pruning.task import Task
 from pruning.training.recipe import Recipe
@@ -201,10 +202,10 @@ def _check_metric(metric: Scorer, outputs: Any, targets: Tensor, settings: Setti
     with torch.no_grad():
         metric.reset()
         _called(lambda: metric.update(outputs, targets), _on(name, outputs, targets), ModelError)
-    if metric.values is None:
+    if not isinstance(metric.inner, MeanOf):
         _called(lambda: score_of(metric, metric.key), name, ModelError)
         return
-    low, high = metric.values.min().item(), metric.values.max().item()
+    low, high = metric.inner.values.min().item(), metric.inner.values.max().item()
     if not (low >= 0 and high <= 1):
         raise ModelError(
             f"{name} gave values from {low:g} to {high:g}; expected them in [0, 1], where 1 is right: their mean is "

@@ -43,6 +43,7 @@ LOSSES = {"cross_entropy": "pruning.evaluation:cross_entropy"}
 METRICS = {
     "accuracy": "pruning.evaluation:top1",
     "macro_f1": "pruning.metrics:MacroF1",
+    "mae": "pruning.metrics:MeanAbsoluteError",
     "mean_iou": "pruning.metrics:MeanIoU",
     "multi_label_f1": "pruning.metrics:MultiLabelF1",
     "perplexity": "pruning.metrics:Perplexity",

@@ -96,7 +96,7 @@ def _measure(
         return (
             replace(new, **taken["candidate"], answer_difference=differences[0]),
             replace(old, **taken["reference"], answer_difference=differences[1]),
-            None if before is None or values is None else compare_pairs(before, values),
+            None if before is None or values is None else compare_pairs(before, values, new.measure),
         )
 
 

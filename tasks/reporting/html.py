@@ -9,7 +9,7 @@ from html import escape
 from pruning.allocation.selection import Tried
 from pruning.metrics import ACCURACY, Measure
 from tasks.loop.ledger import Row
-from tasks.reporting.tables import Line, as_bytes
+from tasks.reporting.tables import Line, as_bytes, as_sentence
 from tasks.reporting.verdict import Verdict, mark
 
 _STYLE = """
@@ -47,6 +47,24 @@ svg { width: 100%; height: auto; display: block; }
 svg text { fill: var(--ink); } figure { margin: 0; }
 dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .35rem 1.2rem; margin: .6rem 0; }
 dd { margin: 0; } summary { cursor: pointer; margin: .8rem 0; } td summary { margin: 0; }
+.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 27rem), 1fr)); gap: .8rem;
+           margin-top: .8rem; }
+.sample { border: 1px solid var(--line); border-radius: .5rem; padding: .8rem; background: var(--card); min-width: 0; }
+.sample figcaption { color: var(--quiet); font-size: .88rem; margin-top: .5rem; }
+.parts { display: grid; grid-template-columns: repeat(auto-fit, minmax(5.6rem, 1fr)); gap: .7rem; }
+.parts > div { min-width: 0; font-size: .88rem; }
+.parts b { display: block; font-weight: 600; margin-bottom: .3rem; }
+.parts svg { max-width: 16rem; border-radius: .2rem; }
+.bar { display: grid; grid-template-columns: 1fr auto; gap: 0 .5rem; margin-bottom: .35rem; }
+.bar i { grid-column: 1 / 3; height: .25rem; background: var(--quiet); border-radius: .2rem; min-width: 1px; }
+.names, .legend { display: flex; flex-wrap: wrap; gap: .1rem .8rem; margin: .4rem 0 0; }
+.legend { margin-bottom: .7rem; }
+.parts dl { grid-template-columns: auto 1fr; gap: .15rem .8rem; margin: 0; }
+.parts dd { margin: 0; text-align: left; }
+.swatch { display: inline-block; width: .7em; height: .7em; border-radius: .15em; margin-right: .35em; }
+.tokens { overflow-x: auto; } .tokens table { width: auto; } .tokens tr { display: table-row; border: 0; }
+.tokens td, .tokens th { display: table-cell; padding: .15rem .5rem .15rem 0; white-space: nowrap; border: 0; }
+.tokens td::before { content: none; } .parts > div:has(.tokens) { grid-column: 1 / -1; }
 @media (min-width: 60rem) { .attempts td:nth-child(4), .attempts td:nth-child(5) { min-width: 11rem; } }
 @media (max-width: 40rem) {
   body { padding-top: 1.4rem; } h1 { font-size: 1.45rem; }
@@ -94,6 +112,9 @@ class Report:
         tried: How the loop went, in a sentence.
         origin: What the result was made from: name and value.
         settings: Those that differ from their default: path and value.
+        measure: What the score is.
+        per_class: Name of a class -> score of baseline and pruned model on its test samples.
+        samples: A few of the validation set with what both models answer, as HTML.
     """
 
     subject: str
@@ -106,6 +127,8 @@ class Report:
     origin: Sequence[tuple[str, str]] = ()
     settings: Sequence[tuple[str, str]] = ()
     measure: Measure = ACCURACY
+    per_class: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    samples: str = ""
 
 
 def render(report: Report) -> str:
@@ -120,13 +143,15 @@ def render(report: Report) -> str:
     attempts = [_attempt_cells(row, report.measure) for row in report.rows]
     parts = [
         f'<h1 class="{shade}">{escape(head)}</h1>',
-        *([f'<p class="lead">{escape(rest[0].upper() + rest[1:])}.</p>'] if rest else ()),
+        *([f'<p class="lead">{escape(as_sentence(rest))}.</p>'] if rest else ()),
         f'<p class="quiet">{escape(report.subject)}</p>',
         *([f'<ul class="checks">{checks}</ul>'] if checks else ()),
         "<h2>Gained and lost</h2>",
         f'<div class="cards">{"".join(_card(line) for line in report.lines)}</div>',
         f'<p class="quiet">{_LEGEND}</p>',
         *(f"<p>{escape(note)}</p>" for note in report.notes),
+        *_by_class(report),
+        *(["<h2>Samples</h2>", f'<p class="quiet">{_SAMPLES}</p>', report.samples] if report.samples else ()),
         "<h2>What was tried</h2>",
         *([f"<p>{escape(report.tried)}</p>"] if report.tried else ()),
         f'<div class="attempts">{_table(_attempt_head(report.measure), attempts)}</div>',
@@ -141,6 +166,27 @@ def render(report: Report) -> str:
         f"<details><summary>Words on this page</summary>{_list(list(WORDS.items()))}</details>",
     ]
     return document(f"{report.subject}: {head}", parts)
+
+
+_SAMPLES = (
+    "Some samples of the validation set, spread over it, and those whose outputs pruning changed most: what the "
+    "baseline and the pruned model answer."
+)
+_MOST_CLASSES = 20
+
+
+def _by_class(report: Report) -> list[str]:
+    """Return the table of classes: all, or those that changed most."""
+    measure, changed = report.measure, report.per_class.items()
+    if len(changed) < 2:
+        return []
+    rows = [
+        [name, measure.show(before), measure.show(after), measure.show_change(after - before)]
+        for name, (before, after) in sorted(changed, key=lambda one: -abs(one[1][1] - one[1][0]))[:_MOST_CLASSES]
+    ]
+    which = f"The {len(rows)} of {len(changed)} classes that changed most. " if len(rows) < len(changed) else ""
+    note = f"{which}A class has fewer samples than the whole, so chance moves its score further."
+    return ["<h2>By class</h2>", table(("class", "baseline", "pruned", "change"), rows), f'<p class="quiet">{note}</p>']
 
 
 def document(title: str, parts: Sequence[str]) -> str:

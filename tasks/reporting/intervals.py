@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import TypedDict  # pydantic reads those of `typing` from Python 3.12 on
 
 from pruning.evaluation import NORMAL_95, interval_of_mean
+from pruning.metrics import ACCURACY, Measure
 
 _ROUNDING = 1e-9
 
@@ -23,8 +24,8 @@ class Paired(TypedDict):
         difference: Mean of the second model's metric minus the first's.
         low: Lower end of its interval.
         high: Upper end.
-        lost: Samples on which the second model scores less.
-        won: Samples on which it scores more.
+        lost: Samples on which the second model is worse.
+        won: Samples on which it is better.
         num_samples: How many there are.
     """
 
@@ -55,7 +56,7 @@ def interval_of(values: Tensor) -> Interval:
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
-def compare_pairs(before: Tensor, after: Tensor) -> Paired:
+def compare_pairs(before: Tensor, after: Tensor, measure: Measure = ACCURACY) -> Paired:
     """Compare two models sample by sample, which is more precise than comparing two means.
 
     mean(d) ± z √((mean(d²) − mean(d)²)/n) with d = after − before. Where the metric is 0 or 1, half a sample lost, half
@@ -64,6 +65,7 @@ def compare_pairs(before: Tensor, after: Tensor) -> Paired:
     Args:
         before: The first model's metric of each sample, [N].
         after: The second's, [N].
+        measure: What the metric is: which way is up.
 
     Source: A. Agresti and Y. Min, "Simple improved confidence intervals for comparing matched proportions", 2005.
     """
@@ -72,27 +74,30 @@ def compare_pairs(before: Tensor, after: Tensor) -> Paired:
     more, one = (2, 1.0) if _is_share(before) and _is_share(after) else (0, 0.0)
     mean = total / (count + more)
     half = NORMAL_95 * sqrt(max((squares + one) / (count + more) - mean**2, 0.0) / (count + more))
+    gains = changes if measure.higher_is_better else -changes
     return {
         "difference": total / count,
         "low": mean - half,
         "high": mean + half,
-        "lost": int((changes < -_ROUNDING).sum()),
-        "won": int((changes > _ROUNDING).sum()),
+        "lost": int((gains < -_ROUNDING).sum()),
+        "won": int((gains > _ROUNDING).sum()),
         "num_samples": count,
     }
 
 
-def describe_pairs(found: Paired) -> str:
-    """Say how many samples differ, and whether that is evidence of a gain or a loss."""
+def describe_pairs(found: Paired, measure: Measure = ACCURACY) -> str:
+    """Say how many samples differ, and whether that is evidence of a gain or a loss, by which way is up."""
     count, net = found["num_samples"], found["won"] - found["lost"]
     if not found["lost"] and not found["won"]:
         return f"the same on all {count:,} samples"
+    way = "gain" if measure.gain(0.0, found["difference"]) > 0 else "loss"
     evidence = {
         (False, False): "no evidence of a difference",
-        (True, False): "no evidence of a gain" if found["difference"] > 0 else "no evidence of a loss",
-        (True, True): "a gain beyond chance" if found["difference"] > 0 else "a loss beyond chance",
+        (True, False): f"no evidence of a {way}",
+        (True, True): f"a {way} beyond chance",
     }[abs(found["difference"]) > _ROUNDING, found["low"] > 0 or found["high"] < 0]
-    if abs(found["difference"] * count - net) > _ROUNDING * count or not net:  # not right or wrong, or as many of both
+    right_or_wrong = abs(abs(found["difference"]) * count - abs(net)) <= _ROUNDING * count
+    if not right_or_wrong or not net:
         return f"{found['lost']:,} of {count:,} samples worse, {found['won']:,} better: {evidence}"
     return f"{abs(net):,} of {count:,} samples: {evidence}"
 

@@ -21,16 +21,24 @@ from pruning.latency.runner import cpu_name
 from pruning.metrics import Measure
 from pruning.plan.masks import find_groups_under
 from tasks.config.schema import Settings
-from tasks.data import Description, read_description, read_split
+from tasks.data import Description, read_description, read_split, task_of
 from tasks.data_sets import SPLITS
 from tasks.determinism import begin
 from tasks.loop.ledger import Ledger, LoopOutcome, read_ledger, read_outcome
 from tasks.loop.measurements import latency_cost, read_curves, read_profile
 from tasks.loop.targets import clock_warning
-from tasks.models import ModelMetrics, example_inputs, load_model, measure_each, measure_of
+from tasks.models import ModelMetrics, example_inputs, load_model, measure_of, measure_whole
 from tasks.reporting.html import Report, render
 from tasks.reporting.intervals import compare_pairs, interval_of
-from tasks.reporting.tables import Summary, compare, compare_latency, describe_rounding, nothing_accepted, rounding_of
+from tasks.reporting.tables import (
+    Summary,
+    as_sentence,
+    compare,
+    compare_latency,
+    describe_rounding,
+    nothing_accepted,
+    rounding_of,
+)
 from tasks.reporting.verdict import decide
 from tasks.stages import benchmark, export, transform
 from tasks.workspace import Json, Workspace, write_json, writing
@@ -132,10 +140,10 @@ def report(settings: Settings, workspace: Workspace) -> None:
     data = read_description(workspace)
     example = example_inputs(workspace, settings)
     test = read_split(settings, workspace, "test")
-    models, plans, found, values = {}, {}, {}, {}
+    models, plans, found, scores = {}, {}, {}, {}
     for name in ("baseline", "dense"):
         models[name], plans[name], _ = load_model(workspace.folder(name), settings, data, example)
-        found[name], values[name] = measure_each(models[name], test, settings, example)
+        found[name], scores[name] = measure_whole(models[name], test, settings, example)
     ledger, outcome, curves = (
         read_ledger(workspace.folder("iterations")),
         read_outcome(workspace),
@@ -150,10 +158,11 @@ def report(settings: Settings, workspace: Workspace) -> None:
         **summarise(found["baseline"], found["dense"], ledger, outcome, workspace),
         "score_drop": measure.gain(found["dense"].score, found["baseline"].score),
         "pairs": None,
+        "per_class": _per_class(data.classes, scores["baseline"].per_class, scores["dense"].per_class),
     }
-    each = {name: found for name, found in values.items() if found is not None}
+    each = {name: found.values for name, found in scores.items() if found.values is not None}
     if len(each) == len(models):
-        summary["pairs"] = compare_pairs(each["baseline"], each["dense"])
+        summary["pairs"] = compare_pairs(each["baseline"], each["dense"], measure)
         for name, of_samples in each.items():
             summary[name]["score_interval"] = list(interval_of(of_samples))
     if any(row.unrounded for row in ledger.accepted):
@@ -177,13 +186,15 @@ def report(settings: Settings, workspace: Workspace) -> None:
             lines=[*compare(cast(Summary, summary)), *compare_latency(workspace)],
             rows=ledger.rows,
             pictures={
-                text.format(measure.name[:1].upper() + measure.name[1:]): as_svg(figures[name])
+                text.format(as_sentence(measure.name)): as_svg(figures[name])
                 for name, text in PICTURES.items()
                 if name in figures
             },
             notes=_notes(summary, outcome, ledger, plans["dense"].blocks, warning),
             tried=_tried(summary, outcome, measure),
             measure=measure,
+            per_class=summary["per_class"],
+            samples=_samples(models, settings, workspace, data),
             origin=origin_of_report(settings, workspace, data),
             settings=list(flat(settings.unlike_default)),
         )
@@ -196,6 +207,29 @@ def report(settings: Settings, workspace: Workspace) -> None:
     if unpruned := nothing_accepted(summary):
         log.warning("report: %s", unpruned)
     log.info("report: %s", workspace.folder(FOLDER) / PAGE)
+
+
+def _per_class(
+    classes: Sequence[str], before: Mapping[int, float], after: Mapping[int, float]
+) -> dict[str, tuple[float, float]]:
+    """Return the scores of both models by the name of each class that both have one of."""
+    names = {label: classes[label] if label < len(classes) else str(label) for label in sorted(before.keys() & after)}
+    return {name: (before[label], after[label]) for label, name in names.items()}
+
+
+def _samples(models: Mapping[str, nn.Module], settings: Settings, workspace: Workspace, data: Description) -> str:
+    """Return some validation samples with what both models answer, as HTML."""
+    from tasks.reporting.samples import choose_samples, render_samples  # imported late, as it draws
+
+    shown = choose_samples(
+        {"baseline": models["baseline"], "pruned": models["dense"]},
+        read_split(settings, workspace, "validation"),
+        task_of(settings),
+        data.classes,
+        labelled=data.labelled,
+        batch_size=settings.training.batch_size,
+    )
+    return render_samples(shown, data.classes) if shown else ""
 
 
 def summarise(

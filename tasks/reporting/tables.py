@@ -135,6 +135,12 @@ class Summary(TypedDict):
     stopped_because: str
 
 
+def as_sentence(text: str) -> str:
+    """Begin a text with a capital letter, unless its first word has one within: mAP."""
+    first = text.split(" ", 1)[0]
+    return text if first != first.lower() else text[:1].upper() + text[1:]
+
+
 def measure_in(summary: Summary) -> Measure:
     """Return what the score of a summary is."""
     return Measure(summary["measure"], summary["higher_is_better"], summary["is_share"])
@@ -176,13 +182,13 @@ def _score_line(summary: Summary) -> Line:
     return Line(
         f"{measure.name} (test)",
         *texts,
-        describe_pairs(pairs),
-        "worse" if pairs["high"] < 0 else "better" if pairs["low"] > 0 else "same",
+        describe_pairs(pairs, measure),
+        "same" if pairs["low"] <= 0 <= pairs["high"] else _trend(0.0, measure.gain(0.0, pairs["difference"])),
         (
             "95 % interval",
-            as_interval(before["score_interval"]),
-            as_interval(after["score_interval"]),
-            f"[{100 * pairs['low']:+.2f}, {100 * pairs['high']:+.2f}]",
+            measure.show_interval(*before["score_interval"]),
+            measure.show_interval(*after["score_interval"]),
+            measure.show_change_interval(pairs["low"], pairs["high"]),
         ),
     )
 
@@ -262,11 +268,6 @@ def as_quartiles(quartiles: Interval) -> str:
 def as_ms(median: float, lower: float, upper: float) -> str:
     """Write a median in milliseconds with its quartiles."""
     return f"{median:.3f} ms {as_quartiles((lower, upper))}"
-
-
-def as_interval(interval: Interval) -> str:
-    """Write the interval of a share in percent."""
-    return f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
 
 
 def as_text(lines: list[Line]) -> str:

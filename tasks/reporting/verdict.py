@@ -16,8 +16,8 @@ from tasks.reporting.tables import (
     WIDTH,
     Summary,
     as_bytes,
-    as_interval,
     as_quartiles,
+    as_sentence,
     measure_in,
     nothing_accepted,
     quartiles_of,
@@ -129,9 +129,9 @@ def _score(candidate: Figures, reference: Figures, chosen: Promote, pairs: Paire
         why = f"the reference is measured by {reference.measure.name}, so the two can't be compared"
         return replace(gate, passed=False, remark=why)
     if candidate.score_interval and reference.score_interval:
-        intervals = as_interval(candidate.score_interval), as_interval(reference.score_interval)
-        gate = replace(gate, spread=("95 % interval", *intervals))
-    return replace(gate, remark=describe_pairs(pairs) if pairs else "")
+        intervals = [measure.show_interval(*one) for one in (candidate.score_interval, reference.score_interval)]
+        gate = replace(gate, spread=("95 % interval", intervals[0], intervals[1]))
+    return replace(gate, remark=describe_pairs(pairs, measure) if pairs else "")
 
 
 def as_rows(gates: tuple[Gate, ...]) -> list[tuple[str, ...]]:
@@ -226,7 +226,7 @@ def decide(summary: Summary, latencies: Sequence[tuple[Row, Row]], limits: Promo
         limits: Of the promotion gates; latency is judged with the first number of threads, as promotion does.
     """
     if missing := nothing_accepted(summary):
-        return Verdict(missing[0].upper() + missing[1:], ())
+        return Verdict(as_sentence(missing), ())
     checks = (_floor(summary), _promotion(summary, latencies, limits), _equivalence(summary), _parity(summary))
     failed = [check.short for check in checks if not check.passed]
     shorts = [check.short for check in checks]
@@ -266,11 +266,8 @@ def _floor(summary: Summary) -> Check:
         if within
         else f"on the test set {measure.name} is beyond the floor ({test}, {permitted})"
     )
-    change = (
-        ""
-        if pairs is None
-        else f" (95 % interval of the change {100 * pairs['low']:+.2f} to {100 * pairs['high']:+.2f})"
-    )
+    ends = None if pairs is None else measure.show_change_interval(pairs["low"], pairs["high"])
+    change = "" if ends is None else f" (95 % interval of the change {ends[1:-1].replace(', ', ' to ')})"
     return Check(
         "Within the floor" if within else "Beyond the floor",
         within,

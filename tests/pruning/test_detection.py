@@ -14,9 +14,10 @@ from pruning.average_precision import MeanAveragePrecision
 from pruning.batches import DatasetBatches
 from pruning.detection import Detection, pack_boxes, unpack_boxes
 from pruning.errors import DataError, ModelError, SettingsError
-from pruning.evaluation import Scorer, losses_of_each
+from pruning.evaluation import losses_of_each
 from pruning.metrics import score_of
 from pruning.raw_heads import RawHeads, up_to_heads
+from pruning.scoring import Scorer
 from pruning.training.recipe import Recipe
 from pruning.training.trainer import finetune
 from tests.rendered import Detector, Scenes

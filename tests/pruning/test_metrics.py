@@ -13,12 +13,11 @@ from sklearn.metrics import accuracy_score, average_precision_score, f1_score, j
 from torch import Tensor, nn
 
 from pruning.errors import ModelError, SettingsError
-from pruning.evaluation import Scorer, evaluate
+from pruning.evaluation import evaluate
 from pruning.metrics import (
     CoefficientOfDetermination,
     MacroF1,
     MeanIoU,
-    MeanOf,
     Measure,
     MultiLabelF1,
     PeakSignalToNoiseRatio,
@@ -29,6 +28,7 @@ from pruning.metrics import (
     measure_of,
     score_of,
 )
+from pruning.scoring import MeanOf, Scorer
 
 N = 509  # a prime, in batches of 7
 GENERATOR = torch.Generator().manual_seed(0)

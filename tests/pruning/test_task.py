@@ -14,8 +14,9 @@ from torch.nn import functional
 
 from pruning.containers import main_output
 from pruning.errors import DataError, ModelError
-from pruning.evaluation import Scorer, evaluate, sums_of_each
+from pruning.evaluation import evaluate, sums_of_each
 from pruning.plan.dry_run import find_groups
+from pruning.scoring import Scorer
 from pruning.statistics.collect import collect
 from pruning.task import (
     CausalLM,

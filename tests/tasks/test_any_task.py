@@ -293,8 +293,36 @@ def test_a_task_runs_from_its_data_set_to_the_report(
     assert row.measured is not None
     assert row.measured.score == (max(scores) if higher_is_better else min(scores))
     page = (workspace.folder("report") / "report.html").read_text(encoding="utf-8")
+    assert page.count('class="sample"') >= 4
+    of_classes = [two for _, two in summary["per_class"].values()]
+    if of_classes:
+        assert sum(of_classes) / len(of_classes) == pytest.approx(summary["dense"]["score"])
     assert f"validation {measure} by recipe" in page
     assert "accuracy" not in page.partition("Words on this page")[0].replace("max_accuracy_drop", "")
+
+
+def test_an_error_that_is_a_mean_over_samples_has_an_interval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project_writer: Callable[..., Path]
+) -> None:
+    finished = project(
+        tmp_path,
+        project_writer,
+        task={"name": "regression"},
+        data={"factory": "any_task:regression"},
+        model={"factory": "any_task:pooled", "kwargs": {"outputs": 1}},
+        training={"metric": "mae"},
+    )
+    monkeypatch.chdir(tmp_path)
+    summary = finished.json("report", "summary.json")
+    pairs = summary["pairs"]
+    assert (summary["measure"], summary["higher_is_better"]) == ("mean absolute error", False)
+    assert pairs["difference"] == pytest.approx(summary["score_drop"])  # an error that rises is a loss
+    assert pairs["low"] < pairs["difference"] < pairs["high"]
+    assert pairs["num_samples"] == 67 >= pairs["lost"] + pairs["won"]
+    low, high = summary["dense"]["score_interval"]
+    assert low < summary["dense"]["score"] < high
+    page = (finished.workspace.folder("report") / "report.html").read_text(encoding="utf-8")
+    assert f"of 67 samples worse, {pairs['won']} better" in page
 
 
 def test_a_metric_of_torchmetrics_manner_decides_in_its_own_direction(

@@ -12,7 +12,8 @@ import torch
 
 from pruning.batches import DatasetBatches
 from pruning.detection import Detection
-from pruning.evaluation import Scorer, evaluate
+from pruning.evaluation import evaluate
+from pruning.scoring import Scorer
 from tasks.data import read_description
 from tasks.models import example_inputs, load_model
 from tasks.stage_table import NAMES
@@ -80,3 +81,37 @@ def test_a_detector_runs_from_its_data_set_to_the_report(
     exported = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     for one, expected in zip(exported, heads.values(), strict=False):
         torch.testing.assert_close(torch.from_numpy(one), expected, rtol=1e-3, atol=1e-4)
+
+
+HALVES: dict[str, dict[str, Any]] = {
+    "mAP": {},
+    "mean IoU": {
+        "data": {"kwargs": {"train": 384, "validation": 128, "test": 256, "what": "masks"}},
+        "task": {"name": "segmentation"},
+        "model": {"factory": "shapes:UNet"},
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("measure", HALVES)
+def test_half_of_the_macs_go_within_two_percent_of_the_score(
+    measure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project_writer: Callable[..., Path]
+) -> None:
+    recipe = {"learning_rate": 0.003, "optimizer": "adamw", "batch_size": 16, "epochs": 12}
+    sections = {
+        "data": {"kwargs": {"train": 384, "validation": 128, "test": 256}},
+        "analyze": {"for_report": False},
+        "prune": {
+            "max_drop": {"relative": 0.02},
+            "recipes": [{"name": "distil", "distillation": 0.3, **recipe}, {"name": "plain", **recipe}],
+        },
+        **HALVES[measure],
+    }
+    finished = project(tmp_path, project_writer, epochs=(20, 12), **sections)
+    monkeypatch.chdir(tmp_path)
+    summary = finished.json("report", "summary.json")
+    assert summary["measure"] == measure
+    assert summary["mac_reduction"] >= 0.5 - 1e-6
+    assert summary["baseline"]["score"] > 0.8
+    assert summary["dense"]["score"] >= 0.98 * summary["baseline"]["score"]

@@ -116,7 +116,7 @@ def test_summary_has_the_agreed_keys_and_says_what_the_files_say(inside: Project
     assert set(summary) == {
         *("measure", "higher_is_better", "is_share"),
         *("test_samples", "kind", "baseline", "dense", "mac_reduction", "parameter_reduction"),
-        *("score_drop", "pairs", "validation", "floor", "parity", "proven"),
+        *("score_drop", "pairs", "per_class", "validation", "floor", "parity", "proven"),
         *("attempts", "accepted", "stopped_because"),
     }
     data, example = read_description(inside.workspace), example_inputs(inside.workspace, inside.settings)
@@ -130,6 +130,10 @@ def test_summary_has_the_agreed_keys_and_says_what_the_files_say(inside: Project
         test = read_split(inside.settings, inside.workspace, "test").loaded()
         hits = (model(test.inputs).argmax(1) == test.targets).float().mean().item()
         assert found["score"] == pytest.approx(hits)
+        for label, of_class in enumerate(data.classes):
+            here = test.targets == label
+            right = (model(test.inputs[here]).argmax(1) == label).float().mean().item()
+            assert summary["per_class"][of_class][name == "dense"] == pytest.approx(right)
     assert summary["mac_reduction"] == pytest.approx(1 - summary["dense"]["macs"] / summary["baseline"]["macs"])
     assert summary["mac_reduction"] >= 0.6
     assert summary["stopped_because"] == "target reached"
@@ -199,7 +203,10 @@ def test_outputs_that_others_read_hold_no_time_and_no_place(inside: Project) -> 
 
 def test_report_holds_pictures_figures_and_nothing_from_outside(inside: Project) -> None:
     page = (inside.workspace.folder("report") / "report.html").read_text(encoding="utf-8")
-    assert page.count("<svg") == len(report.PICTURES) == 4
+    page, pictures = re.subn(r"data:image/\w+;base64,[^\"]+", "", page)
+    assert page.count("<svg") == len(report.PICTURES) + pictures
+    assert len(report.PICTURES) == 4
+    assert page.count('class="sample"') == pictures == 8
     assert page.index("Ready to ship") < page.index("Gained and lost"), "the verdict comes first"
     assert not re.search(r"\b(dense|masked|goal)\b", page.partition("<body>")[2].partition("Words on this page")[0])
     assert "http" not in page.replace("http-equiv", "")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pruning.metrics import Measure
 from tasks.reporting.intervals import compare_pairs, describe_pairs, interval_of
 
 
@@ -39,6 +40,16 @@ def test_pairs_of_shares_are_agrestis_and_mins() -> None:
 def test_models_that_never_differ_still_have_an_interval() -> None:
     found = compare_pairs(right(), right())
     assert found["low"] < 0 < found["high"]
+
+
+def test_what_falls_is_a_gain_of_an_error() -> None:
+    error = Measure("RMSE", higher_is_better=False, is_share=False)
+    before, after = torch.linspace(1, 2, 99), torch.linspace(0.5, 1.7, 99)
+    found = compare_pairs(before, after, error)
+    assert (found["won"], found["lost"]) == (99, 0)
+    assert found["high"] < 0
+    assert describe_pairs(found, error) == "0 of 99 samples worse, 99 better: a gain beyond chance"
+    assert describe_pairs(compare_pairs(after, before, error), error).endswith("a loss beyond chance")
 
 
 def test_pairs_tell_more_than_two_means_do() -> None:

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from pruning.metrics import Measure
 from tasks.config.schema import Promote
 from tasks.loop.ledger import Row
 from tasks.models import ModelMetrics
 from tasks.reporting.html import Report, render
-from tasks.reporting.intervals import Paired, compare_pairs
+from tasks.reporting.intervals import Paired, compare_pairs, interval_of
 from tasks.reporting.report import widths
-from tasks.reporting.tables import as_markdown, as_text, compare, compare_latency, nothing_accepted
+from tasks.reporting.tables import as_markdown, as_sentence, as_text, compare, compare_latency, nothing_accepted
 from tasks.reporting.verdict import Verdict, decide
 from tasks.workspace import Workspace, write_json
 
@@ -175,3 +176,23 @@ def test_channels_of_a_layer_are_those_that_it_gives() -> None:
         )
 
     assert widths(make(4), make(2)) == [("0", 4, 2), ("1", 8, 4), ("2", 24, 12), ("3", 5, 5)]
+
+
+def test_a_sentence_begins_with_a_capital_letter_unless_a_name_has_its_own() -> None:
+    assert as_sentence("mean IoU is within the floor") == "Mean IoU is within the floor"
+    assert as_sentence("mAP is within the floor") == "mAP is within the floor"
+
+
+def test_an_error_with_intervals_is_written_in_its_own_unit() -> None:
+    error = Measure("mean absolute error", higher_is_better=False, is_share=False)
+    before, after = torch.linspace(1, 2, 99), torch.linspace(0.5, 1.7, 99)
+    found = summary()
+    found.update(measure=error.name, higher_is_better=False, is_share=False, pairs=compare_pairs(before, after, error))
+    for name, values in (("baseline", before), ("dense", after)):
+        found[name].update(score=float(values.mean()), score_interval=interval_of(values))
+    line = compare(found)[0]
+    assert line.change == "-0.4"
+    assert line.trend == "better"
+    assert line.spread is not None
+    assert line.spread[1].startswith("[1.44")
+    assert line.spread[3].startswith("[-0.4")
