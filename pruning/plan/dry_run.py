@@ -33,6 +33,9 @@ from pruning.plan.shape_check import Comparison, Deviation
 from pruning.plan.slicing import rebuild
 from pruning.plan.verification import attempt
 
+_Spot = tuple[str, str, str, int]
+"""Where code hands a number to PyTorch: module, line, function, position among the numbers."""
+
 
 def find_groups(
     model: nn.Module, example_inputs: Inputs, *, allow_mixed: bool = False, ignore_unused: bool = False
@@ -118,9 +121,8 @@ def confirm(groups: Groups) -> Groups:
         for traced in groups.trace.passes:
             traced.facts.counts[:] = [count for count in traced.facts.counts if count not in moving]
             traced.facts.moving.update(argument.argument for argument in moving)
-        for argument in moving:
-            line = argument.spot[0]
-            freeze(argument.axis, f"the code at {line} works out another size where the inputs have another size")
+        for argument, reason in moving.items():
+            freeze(argument.axis, reason)
         groups = Groups(groups.model, groups.example_inputs, groups.trace)
 
 
@@ -145,32 +147,48 @@ def _follow(groups: Groups) -> Groups:
     return groups
 
 
-def _moving(groups: Groups) -> list[Argument]:
-    """The bound numbers that code works out from the sizes of its inputs: on other inputs they are other numbers."""
-    found: list[Argument] = []
-    for traced in groups.trace.passes:
-        bound = [count for count in traced.facts.counts if isinstance(count, Argument)]
+def _moving(groups: Groups) -> dict[Argument, str]:
+    """The bound numbers that code works out from the sizes of its inputs: on other inputs they are other numbers.
+
+    So are those that other inputs bring to calls that no example reaches: nothing says whether these mean the axis.
+    """
+    found: dict[Argument, str] = {}
+    bound_in = [[count for count in one.facts.counts if isinstance(count, Argument)] for one in groups.trace.passes]
+    if not any(bound_in):
+        return found
+    shown_by_examples = {spot for one in groups.trace.passes for spot in _numbers(groups, one, one.example) or {}}
+    for traced, bound in zip(groups.trace.passes, bound_in, strict=True):
         for candidates in resizings(traced.example) if bound else ():
             numbers = next((n for inputs in candidates if (n := _numbers(groups, traced, inputs)) is not None), {})
+            elsewhere = {
+                (spot[0], value): spot[1]
+                for spot in numbers.keys() - shown_by_examples
+                for value in numbers[spot].values()
+            }
             for argument in bound:
                 line, function, ordinal, index = argument.spot
                 shown = numbers.get((argument.module, line, function, index), {})
                 values = shown.values() if ordinal is None else [shown[ordinal]] if ordinal in shown else []
-                if argument not in found and any(value != argument.axis.size for value in values):
-                    found.append(argument)
+                if any(value != argument.axis.size for value in values):
+                    found[argument] = f"the code at {line} works out another size where the inputs have another size"
+                elif (other := elsewhere.get((argument.module, argument.axis.size))) is not None:
+                    found[argument] = (
+                        f"the code at {other} may hold its size, and runs where the inputs have another size; "
+                        "give such inputs as a further example"
+                    )
     return found
 
 
-def _numbers(groups: Groups, traced: Trace, inputs: Inputs) -> dict[tuple[str, str, str, int], dict[int, int]] | None:
+def _numbers(groups: Groups, traced: Trace, inputs: Inputs) -> dict[_Spot, dict[int, int]] | None:
     """The numbers that the model hands to PyTorch on other inputs, by module, line, function, position and call."""
-    found: dict[tuple[str, str, str, int], dict[int, int]] = {}
+    found: dict[_Spot, dict[int, int]] = {}
 
     def on_call(_func: Any, _args: Any, _kwargs: Any, _result: Any, place: Place) -> None:
         if (written := place.written) is not None:
             for index, value in written.numbers:
                 found.setdefault((place.module, place.line, written.function, index), {})[written.ordinal] = value
 
-    def run() -> dict[tuple[str, str, str, int], dict[int, int]]:
+    def run() -> dict[_Spot, dict[int, int]]:
         watch(copy_module(groups.model), inputs, Listeners(on_call), traced.tensors, training=traced.training)
         return found
 

@@ -270,3 +270,36 @@ def test_a_number_that_stands_in_the_code_is_its_authors() -> None:
     assert "conv.weight" not in layers_with_groups(groups)
     reasons = " ".join(groups.report()["conv.weight"].reasons)
     assert "test_computed_sizes.py:" in reasons
+
+
+class _LongerInputs(nn.Module):
+    """Runs code for inputs longer than a window that shorter ones don't reach, as Swin shifts its windows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 3
+        self.qkv, self.proj = nn.Linear(12, 36), nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, width = x.shape
+        q, k, v = self.qkv(x).reshape(n, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        weights = q @ k.transpose(-2, -1)
+        if length > 4:
+            weights = weights.view(n, self.heads, length, length) + torch.ones(length, length).tril(-4) * -100
+        out: Tensor = self.proj((weights.softmax(-1) @ v).transpose(1, 2).reshape(n, length, -1))
+        return out
+
+
+@torch.no_grad()
+def test_number_that_is_read_where_no_example_leads_stays_until_one_does() -> None:
+    torch.manual_seed(0)
+    model, short, long = _LongerInputs().eval(), torch.randn(2, 4, 12), torch.randn(2, 8, 12)
+    groups = pruning.find_groups(model, short)
+    assert {group.name: group.size for group in groups} == {"qkv.weight:0.2": 4}  # the width of a head
+    everything = pruning.find_groups(model, [short, long])
+    assert {group.name: group.size for group in everything} == {"qkv.weight:0.1": 3, "qkv.weight:0.2": 4}
+    for found, example in ((groups, short), (everything, [short, long])):
+        plan = pruning.Plan.of(found, {group.name: [0] for group in found})
+        dense, masked = pruning.narrow(model, plan, example, groups=found), pruning.apply_masks(model, plan)
+        for inputs in (short, long):
+            assert relative_difference([masked(inputs)], [dense(inputs)]) < 1e-5
