@@ -12,6 +12,7 @@ from pruning.statistics.collect import Statistics
 from pruning.statistics.moments import Factored, damped
 
 _PENDING = 64  # columns whose removal is carried out at once
+_MANY_OUTPUTS = 256  # of a layer: beyond it their products are kept in their place
 _VALUES = 1 << 24  # worked out at a time
 
 
@@ -21,6 +22,7 @@ class _Surgery:
     Channels go one at a time, but what their going changes in the two large matrices is carried out for many at once:
     the last ones are kept as factors, H⁻¹ = inverse − A Bᵀ and Wᵀ = matrix − B Vᵀ, and only the rows that are asked
     for are worked out. So a removal costs what reading the matrices once costs, and the rest are products of matrices.
+    Costs ask of W nothing but WᵀW; where there are many outputs, that is kept in place of W (`_WithProducts`).
     What each channel's cost is made of is kept up to date, and worked out anew from the matrices as they are written.
     """
 
@@ -31,7 +33,8 @@ class _Surgery:
             self._state = _ByRows(reading.matrix, reading.covariance, reading.columns)
             self.columns = torch.arange(self.columns.numel()).reshape(self.columns.shape)
         else:
-            self._state = _Whole(reading.matrix, reading.covariance)
+            kind = _Whole if len(reading.matrix) <= _MANY_OUTPUTS else _WithProducts
+            self._state = kind(reading.matrix, reading.covariance)
         self._stays = torch.ones(self._state.num_columns, dtype=torch.bool)
         self._since: list[Tensor] = []
         self._begin(anew=True)
@@ -39,7 +42,7 @@ class _Surgery:
     def _begin(self, *, anew: bool) -> None:
         size = max(self._state.pending, self.columns.shape[1])
         self._a, self._b = torch.empty(2, self._state.num_columns, size, dtype=torch.float64)
-        self._v = torch.empty(self._state.num_outputs, size, dtype=torch.float64)
+        self._v = torch.empty(self._state.num_lost, size, dtype=torch.float64)
         self._pending = 0
         if anew:
             # (H⁻¹)_MM and W_Mᵀ W_M, [size, taps, taps] each
@@ -58,12 +61,10 @@ class _Surgery:
             at = self.columns[channel]
         done = self._pending
         former_b, former_v = self._b[:, :done], self._v[:, :done]
-        inverse, weights = self._state.rows(at)
-        a = inverse.T - self._a[:, :done] @ former_b[at].T
+        a = self._state.inverse_rows(at).T - self._a[:, :done] @ former_b[at].T
         b = torch.linalg.solve(a[at], a.T).T
-        v = weights.T - former_v @ former_b[at].T
-        x = self._state.times(v) - former_b @ (former_v.T @ v)
-        a_of, b_of, x_of = (one[self.columns] for one in (a, b, x - 0.5 * b @ (v.T @ v)))  # [size, taps, taps] each
+        v, x = self._state.lost(at, b, former_b, former_v)
+        a_of, b_of, x_of = (one[self.columns] for one in (a, b, x))  # [size, taps, taps] each
         self._inverses -= a_of @ b_of.mT
         self._products -= x_of @ b_of.mT + b_of @ x_of.mT
         for kept, one in ((self._a, a), (self._b, b), (self._v, v)):
@@ -104,17 +105,29 @@ class _Whole:
         return len(self._inverse)
 
     @property
-    def num_outputs(self) -> int:
-        """Of the layer."""
+    def num_lost(self) -> int:
+        """Height of what `lost` gives first."""
         return self._matrix.shape[1]
 
-    def rows(self, at: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (H⁻¹)_M, [taps, columns], and W_Mᵀ, [taps, outputs]."""
-        return self._inverse[at], self._matrix[at]
+    def inverse_rows(self, at: Tensor) -> Tensor:
+        """Return (H⁻¹)_M, [taps, columns]."""
+        found: Tensor = self._inverse[at]
+        return found
 
-    def times(self, v: Tensor) -> Tensor:
-        """Return Wᵀ v, [columns, taps]."""
-        return self._matrix @ v
+    def lost(self, at: Tensor, b: Tensor, former_b: Tensor, former: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what tells how the removal of M changes the weights, W − v bᵀ, and their products.
+
+        Args:
+            at: The columns M.
+            b: H⁻¹_M ((H⁻¹)_MM)⁻¹, [columns, taps].
+            former_b: The same of those whose removal is pending, side by side.
+            former: What came first for these.
+
+        Returns:
+            v = W_M, [outputs, taps], and x = Wᵀ v − ½ b vᵀv, [columns, taps]: WᵀW loses x bᵀ + b xᵀ.
+        """
+        v = self._matrix[at].T - former @ former_b[at].T
+        return v, self._matrix @ v - former_b @ (former.T @ v) - 0.5 * b @ (v.T @ v)
 
     def blocks(self, at: Tensor) -> tuple[Tensor, Tensor]:
         """Return (H⁻¹)_MM and W_Mᵀ W_M for the columns of each channel."""
@@ -130,6 +143,34 @@ class _Whole:
         """Drop columns."""
         self._matrix = self._matrix[stays]
         self._inverse = self._inverse[stays][:, stays]
+
+
+class _WithProducts(_Whole):
+    """WᵀW and H⁻¹ as matrices: no removal reads all weights of many outputs."""
+
+    def __init__(self, matrix: Tensor, covariance: Tensor) -> None:
+        super().__init__(matrix, covariance)
+        self._matrix = matrix.T @ matrix
+
+    def lost(self, at: Tensor, b: Tensor, former_b: Tensor, former: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x twice."""
+        x = self._matrix[at].T - former @ former_b[at].T - former_b @ former[at].T  # (WᵀW)_M
+        x = x - 0.5 * b @ x[at]
+        return x, x
+
+    def blocks(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (H⁻¹)_MM and W_Mᵀ W_M for the columns of each channel."""
+        return self._inverse[at[:, :, None], at[:, None, :]], self._matrix[at[:, :, None], at[:, None, :]]
+
+    def write(self, a: Tensor, b: Tensor, v: Tensor, gone: Tensor) -> None:
+        """Take A Bᵀ from H⁻¹ and X Bᵀ + B Xᵀ from WᵀW."""
+        super().write(a, b, v, gone)
+        self._matrix.addmm_(v, b.T, alpha=-1)
+
+    def keep(self, stays: Tensor) -> None:
+        """Drop columns."""
+        super().keep(stays)
+        self._matrix = self._matrix[:, stays]
 
 
 class _ByRows:
@@ -159,25 +200,29 @@ class _ByRows:
         return len(self._x)
 
     @property
-    def num_outputs(self) -> int:
-        """Of the layer."""
+    def num_lost(self) -> int:
+        """Height of what `lost` gives first."""
         return self._matrix.shape[1]
 
-    def rows(self, at: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (H⁻¹)_M, [taps, columns], and W_Mᵀ, [taps, outputs]."""
-        solved = torch.cholesky_solve(self._x[at].T, self._factor)  # K⁻¹ X_M
-        inverse = (self._x @ solved).T / -self._level
+    def inverse_rows(self, at: Tensor) -> Tensor:
+        """Return (H⁻¹)_M, [taps, columns]."""
+        inverse = (self._x @ self._solved(at)).T / -self._level
         inverse[torch.arange(len(at)), at] += 1 / self._level
-        return inverse, self._matrix[at] + (self._lost @ solved).T
+        return inverse
 
-    def times(self, v: Tensor) -> Tensor:
-        """Return Wᵀ v, [columns, taps]."""
-        return self._matrix @ v + self._x @ torch.cholesky_solve(self._lost.T @ v, self._factor)
+    def _solved(self, at: Tensor) -> Tensor:
+        return torch.cholesky_solve(self._x[at].T, self._factor)  # K⁻¹ X_M
+
+    def lost(self, at: Tensor, b: Tensor, former_b: Tensor, former: Tensor) -> tuple[Tensor, Tensor]:
+        """Return v and x, see `_Whole`."""
+        v = self._matrix[at].T + self._lost @ self._solved(at) - former @ former_b[at].T
+        x = self._matrix @ v + self._x @ torch.cholesky_solve(self._lost.T @ v, self._factor)
+        return v, x - former_b @ (former.T @ v) - 0.5 * b @ (v.T @ v)
 
     def blocks(self, at: Tensor) -> tuple[Tensor, Tensor]:
         """Return (H⁻¹)_MM and W_Mᵀ W_M for the columns of each channel."""
         inverses, products = self._x.new_empty(2, *at.shape, at.shape[1])
-        step = max(1, _VALUES // (at.shape[1] * max(len(self._factor), self.num_outputs)))
+        step = max(1, _VALUES // (at.shape[1] * max(len(self._factor), self.num_lost)))
         for start in range(0, len(at), step):
             some = at[start : start + step]
             read = self._x[some]  # [some, taps, rows]

@@ -97,7 +97,11 @@ def test_structured_obs_asks_again_after_each_removal() -> None:
     assert score_channels("structured_obs", group, statistics).tolist() == pytest.approx([0, 4, 2.25], abs=2e-3)
 
 
-def test_structured_obs_is_what_removing_the_channels_at_once_costs_however_many_went_before() -> None:
+@pytest.mark.parametrize("many", [0, 256])  # outputs: a layer's own weights are kept up to so many, else products
+def test_structured_obs_is_what_removing_the_channels_at_once_costs_however_many_went_before(
+    many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pruning.importance.obs._MANY_OUTPUTS", many)
     torch.manual_seed(0)
     size, taps = 40, 4  # 160 columns: more than are pending at a time, and than are kept once they are gone
     model = nn.Sequential(nn.Conv2d(3, size, 2), nn.ReLU(), nn.Flatten(), nn.Linear(size * taps, 7))
@@ -125,7 +129,11 @@ def test_structured_obs_is_what_removing_the_channels_at_once_costs_however_many
         assert cheapest == order[count]
 
 
-def test_structured_obs_costs_add_up_where_fewer_inputs_than_columns_were_seen() -> None:
+@pytest.mark.parametrize("many", [0, 256])
+def test_structured_obs_costs_add_up_where_fewer_inputs_than_columns_were_seen(
+    many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pruning.importance.obs._MANY_OUTPUTS", many)
     model = make("Plain")
     torch.manual_seed(1)
     inputs = torch.randn(24, 3, 16, 16)
