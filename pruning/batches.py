@@ -82,6 +82,9 @@ class Batch(NamedTuple):
 class Batches(ABC):
     """Samples that can be asked for by their numbers, 0 … len − 1, as often as one likes."""
 
+    window: int | None = None
+    """Within how many samples their order may be shuffled; None: within all."""
+
     @abstractmethod
     def __len__(self) -> int:
         """Count the samples."""
@@ -113,8 +116,7 @@ class Batches(ABC):
 
     def spread(self, count: int) -> Batches:
         """Return this many of the samples, spread evenly; all of them if there are no more."""
-        number = len(self)
-        return self if count >= number else self.take(torch.arange(count) * number // count)
+        return self if count >= len(self) else self.take(torch.arange(count) * len(self) // count)
 
     def first(self, count: int) -> Batch:
         """Read the first so many samples, or all."""
@@ -309,22 +311,22 @@ class _Made(Dataset[Any]):
                 samples = []
                 for number in numbers:
                     doing = f"{self.name}: sample {number}"
-                    _seed(_drawn(seed, epoch, number))
+                    _seed(sample_seed(seed, epoch, number))
                     samples.append(self.dataset[number])
                 which = f"{self.name}: samples {numbers[0]} to {numbers[-1]}"
                 doing = f"{which} can't be joined to a batch"
-                _seed(_drawn(seed, epoch, numbers[0]))
+                _seed(sample_seed(seed, epoch, numbers[0]))
                 joined = self.collate_fn(samples)
                 doing = f"{which} can't be unpacked"
                 inputs, targets = self.unpack(joined)
                 doing = f"{which}: the inputs"
-                return Batch(inputs, targets, _counted(inputs, len(numbers)))
+                return Batch(inputs, targets, check_count(inputs, len(numbers)))
         except Exception as fault:  # noqa: BLE001 - the user's code raises what it likes
             pass_on(fault)
             return _Fault(f"{doing}: {describe_user_fault(fault)}")
 
 
-def _counted(inputs: Any, expected: int) -> int:
+def check_count(inputs: Any, expected: int) -> int:
     """See that none was dropped or doubled, where inputs are plain tensors."""
     parts = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple) else (inputs,)
     for part in parts:
@@ -339,7 +341,8 @@ def _as_it_is(made: Any) -> Any:
     return made
 
 
-def _drawn(seed: int, epoch: int, number: int) -> int:
+def sample_seed(seed: int, epoch: int, number: int) -> int:
+    """Return the seed of what is drawn for one sample."""
     return int.from_bytes(sha256(f"{seed} {epoch} {number}".encode()).digest()[:8], "big")
 
 

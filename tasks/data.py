@@ -21,7 +21,7 @@ from pruning.task import Task
 from tasks.config import import_strings
 from tasks.config.schema import Settings
 from tasks.data_factory import opened
-from tasks.data_sets import SPLITS, DataSets, Split
+from tasks.data_sets import GIVES_OTHERS, SPLITS, DataSets, Split
 from tasks.source_files import hash_sources
 from tasks.terminal import command_line
 from tasks.workspace import Json, Workspace, contents, digest, write_json
@@ -30,6 +30,8 @@ from zoo.datasets.splits import Splits
 FOLDER = "data"
 DESCRIPTION = "meta.json"
 EXAMPLE = "example.safetensors"
+CALIBRATION = "calibration.safetensors"
+"""Of a training stream: samples spread over it, which criteria and recovery ask for again and again."""
 ANSWERS = "answers.safetensors"
 """In the baseline's folder: its answer to each sample, if the data have no labels."""
 
@@ -57,6 +59,7 @@ class Description(BaseModel):
         sources_sha256: Over the files that these name, where they tell whether the data are the same.
         declared: What the user's function says that stands for the content.
         probes: Where they are not copied: split -> number of a sample -> hash of it as it is read.
+        streams: Splits that are read in passes from their beginning, since nothing else can be asked of a stream.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,6 +75,7 @@ class Description(BaseModel):
     sources_sha256: str | None = None
     declared: str | None = None
     probes: dict[Split, dict[int, str]] = Field(default_factory=dict)
+    streams: tuple[Split, ...] = ()
 
     @property
     def offered(self) -> dict[str, Any]:
@@ -145,8 +149,11 @@ def describe_sets(sets: DataSets, identity: Identity, workspace: Workspace) -> D
                 f"{sets.reference!r}: {name} gives other samples in each epoch; expected the same, since models are "
                 "compared on them: leave random transforms to train"
             )
-    numbers = {name: spread_numbers(len(part), NUM_PROBES) for name, part in sets.parts.items()}
+    numbers = {name: _probed(len(part), name in sets.streams) for name, part in sets.parts.items()}
     probes = {name: dict(zip(found, sets.probe(name, found), strict=True)) for name, found in numbers.items()}
+    for name in sets.streams:
+        if sets.probe(name, numbers[name]) != list(probes[name].values()):
+            raise DataError(GIVES_OTHERS.format(f"{sets.reference!r}: {name}"))
     num_samples = {str(name): len(part) for name, part in sets.parts.items()}
     sources_sha256 = hash_sources(sets.sources, workspace) if identity == "files" else None
     content = [sets.content(name) for name in SPLITS] if identity == "content" else None
@@ -164,7 +171,14 @@ def describe_sets(sets: DataSets, identity: Identity, workspace: Workspace) -> D
         sources_sha256=sources_sha256,
         declared=sets.declared,
         probes=probes,
+        streams=sets.streams,
     )
+
+
+def _probed(number: int, is_stream: bool) -> list[int]:
+    """Return which samples are looked at; of a stream the first ones too, which are reached without the rest."""
+    first = range(min(_NUM_CHECKED, number)) if is_stream else ()
+    return sorted({*spread_numbers(number, NUM_PROBES), *first})
 
 
 def spread_numbers(number: int, count: int) -> list[int]:
@@ -172,8 +186,13 @@ def spread_numbers(number: int, count: int) -> list[int]:
     return [index * number // min(count, number) for index in range(min(count, number))]
 
 
-def save_description(description: Description, example: Tensor, folder: Path) -> None:
-    """Write what is known of a data set, and the inputs of one sample."""
+def save_description(
+    description: Description, example: Tensor, folder: Path, kept: TensorBatches | None = None
+) -> None:
+    """Write what is known of a data set, the inputs of one sample, and those samples of a stream that are kept."""
+    if kept is not None:
+        targets = {} if kept.targets is None else {"targets": kept.targets.contiguous()}
+        replace_file(folder / CALIBRATION, format_safetensors({"inputs": kept.inputs.contiguous(), **targets}))
     replace_file(folder / EXAMPLE, format_safetensors({"inputs": example.contiguous()}))
     write_json(folder / DESCRIPTION, description.model_dump(mode="json"))
 
@@ -200,8 +219,12 @@ def identity_of(sets: DataSets, settings: Settings) -> Identity:
     return asked
 
 
-def open_sets(settings: Settings) -> Splits | DataSets:
+def open_sets(settings: Settings, lengths: Mapping[Split, int] | None = None) -> Splits | DataSets:
     """Call the user's function and open what it returns.
+
+    Args:
+        settings: Data, task, machine.
+        lengths: Of streams that are read in passes, where they have been counted.
 
     Raises:
         SettingsError: It can't be called, or raised.
@@ -210,8 +233,8 @@ def open_sets(settings: Settings) -> Splits | DataSets:
     reference, task = settings.data.factory, task_of(settings)
     with generators_seeded(settings.run.seed):  # in every stage alike: it may divide samples at random
         found = import_strings.call(reference, settings.data.kwargs)
-    most_bytes = settings.data.copy_below_bytes
-    sets = opened(found, reference, task, num_workers=settings.machine.num_workers, most_bytes=most_bytes)
+    workers, most_bytes = settings.machine.num_workers, settings.data.copy_below_bytes
+    sets = opened(found, reference, task, num_workers=workers, most_bytes=most_bytes, lengths=lengths or {})
     if isinstance(sets, Splits):
         return sets
     return replace(sets, pin_memory=settings.run.device.startswith("cuda"))
@@ -221,17 +244,23 @@ _opened: dict[str, DataSets] = {}  # the last that were opened, by what they hav
 _seen: set[tuple[str, Split]] = set()  # splits of theirs that have been probed
 
 
-def _opened_again(settings: Settings, data: Description, split: Split) -> Batches:
+def _read_calibration(workspace: Workspace) -> TensorBatches:
+    tensors = _read_tensors(workspace.folder(FOLDER) / CALIBRATION, "prepare", "inputs")
+    return TensorBatches(tensors["inputs"], tensors.get("targets"))
+
+
+def _opened_again(settings: Settings, workspace: Workspace, data: Description, split: Split) -> Batches:
     """Return the samples of a split that isn't copied, after a look at some of them."""
     asked = settings.model_dump(mode="json", include={"data", "task", "machine"})
     key = digest([asked, data.fingerprint])
     if key not in _opened:
         _opened.clear()
         _seen.clear()
-        sets = open_sets(settings)
+        sets = open_sets(settings, {name: data.num_samples[name] for name in data.streams})
         if isinstance(sets, Splits):
             raise _changed(settings, "it returns tensors now")
-        _opened[key] = sets.checking(data.input_shape)
+        kept = _read_calibration(workspace) if "train" in data.streams else None
+        _opened[key] = replace(sets.checking(data.input_shape), kept=kept)
     sets, part = _opened[key], _opened[key].parts[split]
     if (key, split) not in _seen:
         if data.identity == "declared" and sets.declared != data.declared:
@@ -239,7 +268,8 @@ def _opened_again(settings: Settings, data: Description, split: Split) -> Batche
         if len(part) != data.num_samples[split]:
             raise _changed(settings, f"{split} holds {len(part):,} samples, it held {data.num_samples[split]:,}")
         known = data.probes[split]
-        numbers = [list(known)[at] for at in spread_numbers(len(known), _NUM_CHECKED)]
+        places = range(_NUM_CHECKED) if split in data.streams else spread_numbers(len(known), _NUM_CHECKED)
+        numbers = [list(known)[at] for at in places if at < len(known)]
         for number, found in zip(numbers, sets.probe(split, numbers), strict=True):
             if found != known[number]:
                 raise _changed(settings, f"sample {number:,} of {split} isn't what it was")
@@ -287,7 +317,7 @@ def read_inputs(settings: Settings, workspace: Workspace, split: Split) -> Batch
 def _read(settings: Settings, workspace: Workspace, split: Split) -> Batches:
     data = read_description(workspace)
     if not data.copied:
-        return _opened_again(settings, data, split)
+        return _opened_again(settings, workspace, data, split)
     path = workspace.folder(FOLDER) / f"{split}.safetensors"
     tensors = _read_tensors(path, "prepare", "inputs")
     try:

@@ -6,8 +6,10 @@ torch data sets, loaders, a DataModule         ─► DataSets    opened; read w
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,11 +19,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from pruning.batches import DatasetBatches, Unpack, generators_seeded
-from pruning.errors import DataError, describe_user_fault, pass_on
+from pruning.batches import DatasetBatches, Unpack
+from pruning.errors import DataError
+from pruning.streams import StreamBatches
 from pruning.task import MultiLabel, Task
-from tasks.data_sets import AT_ONCE, PARTLY_LABELLED, SPLITS, DataSets, Source, Split, malformed, takes
+from tasks.data_sets import AT_ONCE, GIVES_OTHERS, PARTLY_LABELLED, SPLITS, DataSets, Source, Split, malformed, takes
 from zoo.datasets.splits import Samples, Splits
+
+log = logging.getLogger("secateur")
 
 
 def as_splits(found: Any, reference: str, task: Task | None = None) -> Splits:
@@ -56,20 +61,27 @@ def check_targets(splits: Splits, reference: str, task: Task) -> None:
 
 
 def opened(
-    found: Any, reference: str, task: Task | None = None, *, num_workers: int = 0, most_bytes: int = 2**30
+    found: Any,
+    reference: str,
+    task: Task | None = None,
+    *,
+    num_workers: int = 0,
+    most_bytes: int = 2**30,
+    lengths: Mapping[Split, int] | None = None,
 ) -> Splits | DataSets:
     """Check what a user's data function returned, and read the first batch of each data set.
 
     Accepted are `Splits`; and any object or mapping with train, validation and test, each with inputs and targets, or a
     torch `Dataset`, or a `DataLoader`, of which dataset, `collate_fn` and batch size are taken, such as a `DataModule`.
-    A stream (`IterableDataset`) is read whole.
+    A stream (`IterableDataset`) is read whole, or in passes if it is larger.
 
     Args:
         found: What it returned.
         reference: Its import string.
         task: Takes samples apart; None for the usual pairs.
         num_workers: Processes that make samples.
-        most_bytes: Of a stream, which is read whole.
+        most_bytes: Of a stream that is read whole.
+        lengths: Of streams that are larger, those that are known; others are counted. None: they are refused.
 
     Raises:
         DataError: Something is missing or malformed.
@@ -81,8 +93,20 @@ def opened(
         parts = [_given(found, name) for name in SPLITS]
         if any(is_data_set(part) for part in parts):
             return _data_sets(
-                found, dict(zip(SPLITS, parts, strict=True)), reference, task or Task(), num_workers, most_bytes
+                found,
+                dict(zip(SPLITS, parts, strict=True)),
+                reference,
+                task or Task(),
+                num_workers,
+                most_bytes,
+                lengths,
             )
+        for name, part in zip(SPLITS, parts, strict=True):
+            if isinstance(part, Iterator):
+                raise DataError(
+                    f"{reference!r}: {name} is a {type(part).__name__}, which can be read only once; expected a torch "
+                    "Dataset, an IterableDataset or a DataLoader, from which samples can be read again"
+                )
         needed = task is None or task.by_class or isinstance(task, MultiLabel)
         classes = tuple(_given(found, "classes") if needed else get("classes", None) or ())
         bare = [name for name, part in zip(SPLITS, parts, strict=True) if getattr(part, "targets", None) is None]
@@ -114,13 +138,22 @@ def is_data_set(part: Any) -> bool:
 
 
 def _data_sets(
-    found: Any, parts: Mapping[Split, Any], reference: str, task: Task, num_workers: int, most_bytes: int
+    found: Any,
+    parts: Mapping[Split, Any],
+    reference: str,
+    task: Task,
+    num_workers: int,
+    most_bytes: int,
+    lengths: Mapping[Split, int] | None,
 ) -> DataSets:
     def named(name: str) -> Any:
         return found.get(name) if isinstance(found, Mapping) else getattr(found, name, None)
 
     collate = named("collate_fn")
-    given = {name: _source(part, collate, task, f"{reference!r}: {name}", most_bytes) for name, part in parts.items()}
+    known = None if lengths is None else {f"{reference!r}: {name}": length for name, length in lengths.items()}
+    given = {
+        name: _source(part, collate, task, f"{reference!r}: {name}", most_bytes, known) for name, part in parts.items()
+    }
     names = named("classes")
     if names is None:
         names = getattr(given["train"].dataset, "classes", None)
@@ -138,7 +171,9 @@ def _data_sets(
     )
 
 
-def _source(part: Any, collate: Any, task: Task, where: str, most_bytes: int) -> Source:
+def _source(
+    part: Any, collate: Any, task: Task, where: str, most_bytes: int, lengths: Mapping[str, int] | None
+) -> Source:
     loader = part if isinstance(part, DataLoader) else None
     dataset = part if loader is None else loader.dataset
     if not is_data_set(dataset):
@@ -147,7 +182,21 @@ def _source(part: Any, collate: Any, task: Task, where: str, most_bytes: int) ->
     if loader is not None and loader.collate_fn is not default_collate:
         collate = loader.collate_fn
     source = Source(dataset, collate or task.collate or default_collate, size)
-    return _listed(source, task.unpack, where, most_bytes) if is_stream(dataset) else source
+    if not is_stream(dataset):
+        return source
+    if lengths and where in lengths:
+        return replace(source, length=lengths[where])
+    listed = _listed(source, task.unpack, where, most_bytes)
+    if listed is not None:
+        return listed
+    if lengths is None:
+        raise DataError(
+            f"{where} is a stream, a {type(dataset).__name__}, of more than {most_bytes:,} bytes "
+            "(data.copy_below_bytes): here streams are read whole. Give a map-style data set, with __len__ and "
+            "__getitem__, such as zoo.datasets:webdataset makes of shards"
+        )
+    log.info("%s is a stream of more than %s bytes: its samples are counted", where, f"{most_bytes:,}")
+    return replace(source, length=sum(1 for _ in _one_by_one(source, where, seed=0)))
 
 
 def is_stream(dataset: Any) -> bool:
@@ -155,23 +204,18 @@ def is_stream(dataset: Any) -> bool:
     return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__")
 
 
-def _listed(stream: Source, unpack: Unpack, where: str, most_bytes: int) -> Source:
-    """Read a stream into a list, twice, so that one that doesn't repeat itself is found.
+def _listed(stream: Source, unpack: Unpack, where: str, most_bytes: int) -> Source | None:
+    """Read a stream into a list, twice, so that one that doesn't repeat itself is found; None if it is too large.
 
     Raises:
-        DataError: It gives other samples the second time, holds more than may be kept, or raises.
+        DataError: It gives other samples the second time, or raises.
     """
     samples, num_bytes = list[Any](), 0
-    for number, sample in enumerate(_one_by_one(stream, where, seed=0)):
+    for sample in _one_by_one(stream, where, seed=0):
         samples.append(sample)
         num_bytes += _bytes_in(sample)
         if num_bytes > most_bytes:
-            raise DataError(
-                f"{where} is a stream, a {type(stream.dataset).__name__}, of more than {number:,} samples and "
-                f"{most_bytes:,} bytes (data.copy_below_bytes): a stream can be read from its beginning alone, so "
-                "it is read whole. Give a map-style data set, with __len__ and __getitem__, such as "
-                "zoo.datasets:webdataset makes of shards"
-            )
+            return None
     listed = Source(samples, stream.collate_fn, stream.batch_size)
     again = _one_by_one(stream, where, seed=1)  # what is drawn at random then differs
     parts = DatasetBatches(samples, unpack, collate_fn=stream.collate_fn, name=where)
@@ -185,26 +229,12 @@ def _listed(stream: Source, unpack: Unpack, where: str, most_bytes: int) -> Sour
     else:
         if next(again, again) is again:
             return listed
-    raise DataError(
-        f"{where} is a stream that gives other samples each time it is read: every stage has to see the same, in one "
-        "order. Take shuffling and random transforms out of it; name transforms as training.augment"
-    )
+    raise DataError(GIVES_OTHERS.format(where))
 
 
 def _one_by_one(stream: Source, where: str, seed: int) -> Iterator[Any]:
-    number, given = 0, None
-    while True:
-        try:
-            with generators_seeded(seed + number):
-                given = iter(stream.dataset) if given is None else given
-                sample = next(given)
-        except StopIteration:
-            return
-        except Exception as fault:
-            pass_on(fault)
-            raise DataError(f"{where}: sample {number}: {describe_user_fault(fault)}") from fault
-        yield sample
-        number += 1
+    passes = StreamBatches(stream.dataset, Task().unpack, length=0, name=where)
+    return (sample for _, sample in passes.one_by_one(seed))
 
 
 def _bytes_in(sample: Any) -> int:

@@ -13,19 +13,28 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from pruning.batches import Batch, DatasetBatches
+from pruning.batches import Batch, DatasetBatches, TensorBatches
 from pruning.errors import DataError
 from pruning.metrics import described
+from pruning.streams import StreamBatches, spread_over
 from pruning.task import MultiLabel, Task
 from zoo.datasets.splits import Samples, Splits
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
+_MOST_KEPT, _MOST_KEPT_BYTES = 1024, 2**28
+
 AT_ONCE = 64
 """Samples that are read at once where no loader says how many."""
 
 PARTLY_LABELLED = "{!r}: {} has no targets, other splits have; expected all or none with them"
+
+
+GIVES_OTHERS = (
+    "{} is a stream that gives other samples each time it is read: every stage has to see the same, in one order. Take "
+    "shuffling and random transforms out of it; name transforms as training.augment"
+)
 
 
 def takes(task: Task) -> str:
@@ -43,14 +52,16 @@ class Source:
     """A data set as its user gave it.
 
     Attributes:
-        dataset: Map-style.
+        dataset: Map-style, or a stream.
         collate_fn: Joins samples to a batch.
         batch_size: How many are read at once.
+        length: Of a stream that is read in passes, how many samples it gives; None: it is map-style.
     """
 
     dataset: Any
     collate_fn: Callable[[list[Any]], Any]
     batch_size: int
+    length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,7 @@ class DataSets:
         num_workers: Processes that make samples.
         pin_memory: Whether batches go to memory that a GPU copies from faster.
         input_shape: Of one sample, where each is to be checked against it.
+        kept: Training samples of a stream that are asked for all over again.
     """
 
     given: Mapping[Split, Source]
@@ -108,22 +120,42 @@ class DataSets:
     num_workers: int = 0
     pin_memory: bool = False
     input_shape: tuple[int, ...] | None = None
+    kept: TensorBatches | None = None
 
     @cached_property
-    def parts(self) -> Mapping[Split, DatasetBatches]:
+    def parts(self) -> Mapping[Split, DatasetBatches | StreamBatches]:
         """The samples of each split."""
-        unpack = _Unpack(self.task, self.classes or (), self.input_shape)
-        return {
-            name: DatasetBatches(
-                source.dataset,
-                unpack,
-                collate_fn=source.collate_fn,
-                num_workers=self.num_workers,
-                pin_memory=self.pin_memory,
-                name=f"{self.reference!r}: {name}",
+        return {name: self._part(name, source) for name, source in self.given.items()}
+
+    def _part(self, name: Split, source: Source) -> DatasetBatches | StreamBatches:
+        unpack, where = _Unpack(self.task, self.classes or (), self.input_shape), f"{self.reference!r}: {name}"
+        if source.length is not None:
+            kept, collate = self.kept if name == "train" else None, source.collate_fn
+            return StreamBatches(
+                source.dataset, unpack, length=source.length, collate_fn=collate, kept=kept, name=where
             )
-            for name, source in self.given.items()
-        }
+        return DatasetBatches(
+            source.dataset,
+            unpack,
+            collate_fn=source.collate_fn,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            name=where,
+        )
+
+    @property
+    def streams(self) -> tuple[Split, ...]:
+        """The splits that are read in passes."""
+        return tuple(name for name in SPLITS if self.given[name].length is not None)
+
+    def calibration(self) -> TensorBatches | None:
+        """Read what is kept of a training stream, spread over it: at most 1,024 samples and 256 MiB; else None."""
+        if "train" not in self.streams:
+            return None
+        part, of_each = self.parts["train"], max(1, int(_bytes_of_each(self.first["train"])))
+        return part.take(
+            spread_over(len(part), max(1, min(len(part), _MOST_KEPT, _MOST_KEPT_BYTES // of_each)))
+        ).loaded()
 
     @cached_property
     def first(self) -> Mapping[Split, Batch]:

@@ -46,7 +46,7 @@ class ShuffledLoader:
 
     def _deal(self) -> list[Tensor]:
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.epoch)
-        return deal_batches(len(self._samples), self.batch_size, generator)
+        return deal_batches(len(self._samples), self.batch_size, generator, self._samples.window)
 
 
 log = logging.getLogger(__name__)

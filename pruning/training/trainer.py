@@ -253,7 +253,7 @@ def _run_epoch(run: Run, epoch: int, before: Sequence[float] = ()) -> float:
     """Train one epoch, or what is left of it, and return its mean loss."""
     generator = torch.Generator().manual_seed(run.seed * 1_000_003 + epoch)
     torch.manual_seed(run.seed * 1_000_003 + epoch)
-    batches = deal_batches(len(run.samples), run.recipe.batch_size, generator)
+    batches = deal_batches(len(run.samples), run.recipe.batch_size, generator, run.samples.window)
     first, num_steps, checkpointer = epoch * len(batches), run.rates.num_steps, run.callbacks.checkpointer
     num_epochs = -(-num_steps // len(batches))
     batches = batches[: num_steps - first]

@@ -72,6 +72,7 @@ def _describe(sets: DataSets, settings: Settings, workspace: Workspace) -> Descr
     example = sets.first["validation"].inputs[:1]
     checking = sets.checking(tuple(example.shape[1:]))
     description = describe_sets(checking, identity_of(sets, settings), workspace)
+    kept = checking.calibration()
     with writing(workspace.folder(FOLDER)) as folder:
-        save_description(description, example, folder)
+        save_description(description, example, folder, kept)
     return description

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from pruning.batches import TensorBatches
 from pruning.errors import DataError
+from pruning.streams import StreamBatches
 from tasks.data import read_description, read_split
 from tasks.source_files import hash_sources, sources_unchanged
 from tasks.workspace import Workspace
@@ -27,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from own_project import few
 
@@ -52,6 +54,24 @@ def scans(noise=0.0, declared="1", offset=0.0, everywhere=False, classes=True, *
     parts = {name: Scans(part, offset=offset, noise=noise if everywhere or name == "train" else 0.0, **more)
              for name, part in whole.named()}
     return {**parts, "classes": whole.classes if classes else None, "fingerprint": declared}
+
+
+class Passing(IterableDataset):
+    """The same, one after the other; perhaps others each time."""
+
+    def __init__(self, samples, offset=0.0, moves=0.0):
+        self.samples, self.offset, self.moves = samples, offset, moves
+
+    def __iter__(self):
+        moved = self.offset + self.moves * float(np.random.default_rng().random())
+        for image, label in zip(self.samples.inputs, self.samples.targets):
+            yield image + moved, int(label)
+
+
+def streams(declared="1", only=("train", "validation", "test"), **more):
+    whole = few()
+    parts = {name: Passing(part, **more) if name in only else Scans(part) for name, part in whole.named()}
+    return {**parts, "classes": whole.classes, "fingerprint": declared}
 
 
 def loaders():
@@ -81,9 +101,10 @@ STAGES = ("prepare", "baseline", "analyze", "profile", "measurements", "prune", 
 def changed(factory: str, **kwargs: Any) -> Callable[[dict[str, Any]], None]:
     """Return a change of the settings: this data set, which isn't copied, and a short run."""
     identity, num_workers = kwargs.pop("identity", "declared"), kwargs.pop("num_workers", 0)
+    most = {"copy_below_bytes": kwargs.pop("copy_below_bytes")} if "copy_below_bytes" in kwargs else {}
 
     def change(settings: dict[str, Any]) -> None:
-        settings["data"] = {"factory": factory, "kwargs": kwargs, "identity": identity}
+        settings["data"] = {"factory": factory, "kwargs": kwargs, "identity": identity, **most}
         settings["machine"] = {"num_workers": num_workers}
         settings["baseline"]["recipe"]["epochs"] = 2
         settings["prune"] |= {"iterations": 1, "max_attempts": 1, "max_accuracy_drop": 0.9}
@@ -131,6 +152,67 @@ def test_the_same_bytes_for_tensors_and_data_sets_and_any_number_of_workers(
             *("meta.json", "example.safetensors", "stage.json")
         }
         assert weights(found) == expected, name
+
+
+@pytest.mark.thorough
+def test_streams_in_passes_give_the_bytes_of_tensors_where_a_window_holds_all(
+    expected: dict[str, bytes], tmp_path: Path, project_writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StreamBatches, "window", 512)
+    cases: list[dict[str, Any]] = [{"identity": "content"}, {"only": ["train"]}]
+    for number, kwargs in enumerate(cases):
+        place = tmp_path / str(number)
+        place.mkdir()
+        found = project(place, project_writer, STAGES, "large:streams", copy_below_bytes=10_000, **kwargs)
+        assert {path.name for path in (place / "data").iterdir()} == {
+            *("meta.json", "example.safetensors", "calibration.safetensors", "stage.json")
+        }
+        assert weights(found) == expected
+        for name in ("export", "benchmark", "report"):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(place)
+                found.run(name)
+
+
+@pytest.mark.thorough
+def test_a_stream_that_is_large_is_counted_and_some_of_it_is_kept(
+    tmp_path: Path, project_writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = prepared(tmp_path, project_writer, "large:streams", copy_below_bytes=10_000)
+    data = read_description(found.workspace)
+    assert (data.streams, data.copied) == (("train", "validation", "test"), False)
+    train = read_split(found.settings, found.workspace, "train")
+    assert isinstance(train, StreamBatches)
+    assert isinstance(train.spread(16), TensorBatches)
+    listed = tmp_path / "listed"
+    listed.mkdir()
+    monkeypatch.chdir(listed)
+    whole = prepared(listed, project_writer, "own_project:few", identity="auto")
+    expected = read_split(whole.settings, whole.workspace, "train")
+    assert len(train) == len(expected) == data.num_samples["train"]
+    assert train.spread(16).first(16).digest() == expected.spread(16).first(16).digest()
+    assert [one.digest() for one in train.ordered(50)] == [one.digest() for one in expected.ordered(50)]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("kwargs", [{"offset": 1e-6}, {"declared": "2"}])
+def test_a_large_stream_that_has_changed_is_refused(
+    kwargs: dict[str, Any], tmp_path: Path, project_writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = prepared(tmp_path, project_writer, "large:streams", copy_below_bytes=10_000)
+    other = again(found, project_writer, "large:streams", copy_below_bytes=10_000, **kwargs)
+    with pytest.raises(DataError, match=r"changed after .*run prepare"):
+        read_split(other.settings, other.workspace, "train")
+
+
+def test_a_large_stream_that_gives_others_each_time_is_refused(
+    tmp_path: Path, project_writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="gives other samples each time it is read"):
+        prepared(tmp_path, project_writer, "large:streams", copy_below_bytes=10_000, moves=1e-3)
 
 
 @pytest.mark.thorough
