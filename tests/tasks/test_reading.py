@@ -46,5 +46,5 @@ def test_no_stage_reads_a_whole_split_for_one_sample(
     assert found["profile"] <= {"example"}
     batches = found["benchmark"], found["transform"], found["export"]
     assert all(one == {"example", "validation"} for one in batches), "what they run are batches of samples"
-    assert found["report"] == {"example", "test"}
+    assert found["report"] == {"example", "test", "validation"}
     assert "test" not in found["prune"]
