@@ -27,7 +27,8 @@ def fold(dense: nn.Module, plan: Plan, groups: Groups, statistics: Statistics, c
 
     All statistics are of the whole model, so errors don't build up, but neither does one layer make up for another's:
     `reconstruct` does. The mean of what is lost goes into the layer's bias, or the running mean of the batch norm that
-    reads it; a layer with neither keeps the mean in its weights.
+    reads it; a layer with neither keeps the mean in its weights. A layer whose weights something else reads too, as an
+    embedding does, keeps them.
 
     Args:
         dense: `narrow(model, plan, ...)`.
@@ -55,7 +56,7 @@ def fold(dense: nn.Module, plan: Plan, groups: Groups, statistics: Statistics, c
         axes = groups.trace.parameters[weight]
         inputs = kept_indices(axes[layer.geometry.input_axis], masks)
         outputs = kept_indices(axes[1 - layer.geometry.input_axis], masks)
-        if not inputs.all() and not (layer.geometry.transposed and layer.geometry.groups > 1):
+        if not inputs.all() and not layer.tied and not (layer.geometry.transposed and layer.geometry.groups > 1):
             _fold_layer(dense, layer, inputs, outputs, plan, groups, statistics, found.folding)
             changed += 1
     return changed

@@ -344,13 +344,14 @@ class Fit:
         """Solve, and write weights and mean.
 
         Where rows were held out, the ridge is raised until the fit is the best on them; where none helps, the weights
-        stay and the mean alone moves, or nothing.
+        stay and the mean alone moves, or nothing. So do the weights of a layer whose weights something else reads too.
         """
         layer = self._layer
         shifted = layer.bias is not None or layer.running_mean is not None
-        (change, missing), before, after = self._equations.solve(ridge, shifted)
+        (change, missing), before, after = self._equations.solve(MEAN_ALONE if layer.tied else ridge, shifted)
         weight = self._state[layer.weight]
-        weight += from_matrix(change.mT.contiguous(), weight.shape, layer.geometry).to(weight)
+        if not layer.tied:
+            weight += from_matrix(change.mT.contiguous(), weight.shape, layer.geometry).to(weight)
         if layer.bias is not None:
             self._state[layer.bias].add_(missing.flatten().to(weight))
         elif layer.running_mean is not None:

@@ -65,6 +65,9 @@ def reconstruct(
     Where the layer's outputs go into a sum (a residual connection), r is the residual of the sum, so that the layer
     makes up for what the other branch lost: all of it where the plan removes blocks, which the original still has.
 
+    Of a layer whose weights something else reads too (an embedding that is tied to the output layer) the mean alone is
+    fitted: other weights would change what all layers before it read.
+
     Layers are all calls of convolutions (grouped, depthwise, transposed) and linear layers, by modules or functions.
     Each layer runs twice in each model. Memory holds one layer's normal equations (of one that reads more columns than
     `pruning.statistics.moments.WIDE` the rows, a sample of them where there are many), one batch, and at most
@@ -105,6 +108,8 @@ def reconstruct(
         outputs = _kept_outputs(layer, plan, groups)
         if outputs is None:
             return Refit(layer.weight, skipped="it is a transposed convolution with groups")
+        if layer.tied and layer.bias is None and layer.running_mean is None:
+            return Refit(layer.weight, skipped="something that is no layer reads its weights too, as an embedding does")
         fit = Fit(layer, _tensors_of(layer, state_of(dense)), outputs.to(device))
         if all(
             fit.see(*(one.look(batch, layer) for one in (whole, now)), held_out=judges)

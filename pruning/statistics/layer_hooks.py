@@ -42,6 +42,7 @@ class OperatorCall:
         args: Its arguments.
         kwargs: Its keyword arguments.
         result: What it gave.
+        reads: Names of the parameters and buffers among its arguments.
     """
 
     name: str
@@ -50,6 +51,7 @@ class OperatorCall:
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
     result: Any
+    reads: tuple[str, ...] = ()
 
 
 class Observer:
@@ -147,8 +149,9 @@ class Watcher:
                 for observer in self._observers:
                     observer.on_layer(call)
         if name not in IDENTITIES and tensors_in(result):
+            reads = tuple(self._names[id(one)] for one in tensors_in(args, kwargs) if id(one) in self._names)
             for observer in self._observers:
-                observer.on_operation(OperatorCall(name, self._calls[name], func, args, kwargs, result), call)
+                observer.on_operation(OperatorCall(name, self._calls[name], func, args, kwargs, result, reads), call)
             self._calls[name] += 1
 
     def _name_parts(self, tensors: Sequence[Tensor]) -> None:
@@ -214,6 +217,7 @@ class Layer:
         running_mean: of the batch norm that reads all it gives; None if there is none.
         summed: whether all that it gives, or that batch norm, goes into a sum with something of the same shape.
         sums: paths of the modules that add these sums.
+        tied: whether something that is no layer reads its weights too, such as an embedding.
     """
 
     weight: str
@@ -223,6 +227,7 @@ class Layer:
     running_mean: str | None
     summed: bool
     sums: tuple[str, ...] = ()
+    tied: bool = False
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -236,6 +241,10 @@ class _Census(Observer):
         self.calls: Counter[str] = Counter()
         self.norms: dict[str, list[str]] = {}
         self.sums: dict[str, list[str]] = {}
+        self.read_otherwise: set[str] = set()
+
+    def on_operation(self, call: OperatorCall, layer: LayerCall | None) -> None:
+        self.read_otherwise.update(name for name in call.reads if layer is None or name != layer.weight)
 
     def on_layer(self, call: LayerCall) -> None:
         self.first.setdefault(call.weight, call)
@@ -257,9 +266,9 @@ def find_layers(model: nn.Module, inputs: Inputs, *, parts: bool = False) -> tup
     for weight, count in census.calls.items():
         means = census.norms.get(weight, [])
         alone = len(means) == count and len(set(means)) == 1 and uses[means[0]] == count
-        call, sums = census.first[weight], tuple(census.sums.get(weight, ()))
+        call, sums, tied = census.first[weight], tuple(census.sums.get(weight, ())), weight in census.read_otherwise
         summed = len(sums) == count and (alone or not means)
-        layers.append(Layer(weight, call.bias, call.geometry, count, means[0] if alone else None, summed, sums))
+        layers.append(Layer(weight, call.bias, call.geometry, count, means[0] if alone else None, summed, sums, tied))
     return tuple(layers)
 
 

@@ -15,7 +15,8 @@ from pruning.errors import CriterionError, DataError, PlanError
 from pruning.evaluation import restored_modes
 from pruning.graph.layers import LayerCall
 from pruning.plan.blocks import find_blocks
-from pruning.recovery.reconstruct import _Passes
+from pruning.recovery.least_squares import MEAN_ALONE
+from pruning.recovery.reconstruct import RIDGE, _Passes
 from pruning.statistics.layer_hooks import Observer, observe
 from tests.pruning.networks import make
 
@@ -359,3 +360,39 @@ def test_a_batch_on_which_code_looks_at_values_is_run_whole() -> None:
         reconstruct(dense, model, plan, groups, inputs, batch_size=batch_size)
         results.append(dense(inputs))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+class TiedToAnEmbedding(nn.Module):
+    """An output layer whose weights are those of the embedding."""
+
+    def __init__(self, *, bias: bool) -> None:
+        super().__init__()
+        self.embedding, self.up, self.down = nn.Embedding(30, 8), nn.Linear(8, 24), nn.Linear(24, 8, bias=False)
+        self.out = nn.Linear(8, 30, bias=bias)
+        self.out.weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        read = self.embedding(x)
+        out: Tensor = self.out(read + self.down(self.up(read).relu()))
+        return out
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_that_an_embedding_reads_too_stay(bias: bool) -> None:
+    torch.manual_seed(0)
+    model = TiedToAnEmbedding(bias=bias).eval()
+    inputs = torch.randint(30, (64, 6))
+    groups = find_groups(model, inputs[:1])
+    plan = Plan.of(groups, {"up.weight:0": range(8)})
+    dense = narrow(model, plan, inputs[:1], groups=groups)
+    # where there is a bias, the means alone are made up for, so that the last layer has one left to take
+    found = reconstruct(dense, model, plan, groups, inputs, ridge=MEAN_ALONE if bias else RIDGE)
+    refits = {refit.layer: refit for refit in found}
+    assert torch.equal(dense.get_parameter("embedding.weight"), model.get_parameter("embedding.weight"))
+    last = refits["embedding.weight"]
+    if bias:
+        assert not torch.equal(dense.get_parameter("out.bias"), model.get_parameter("out.bias"))
+        assert last.error_after < last.error_before
+    else:
+        assert "embedding" in last.skipped
+        assert refits["down.weight"].error_after < refits["down.weight"].error_before
