@@ -30,8 +30,9 @@ def test_each_stage_depends_on_what_it_computes_with_and_on_nothing_more() -> No
     choosing = {"tasks.loop.loop", "tasks.loop.methods", "tasks.loop.channels"}
     assert not choosing & found["report"], "it reads what the loop wrote"
     engine = [name for name in found["prepare"] if name.startswith("pruning.")]
-    of_tasks = ("pruning.batches", "pruning.containers", "pruning.evaluation", "pruning.metrics", "pruning.task")
-    assert all(name.startswith(("pruning.errors", "pruning.io.", *of_tasks)) for name in engine), engine
+    of_samples = ("pruning.batches", "pruning.containers", "pruning.streams")
+    of_tasks = ("pruning.evaluation", "pruning.metrics", "pruning.scoring", "pruning.task")
+    assert all(name.startswith(("pruning.errors", "pruning.io.", *of_samples, *of_tasks)) for name in engine), engine
     for stage, modules in found.items():
         assert find_stage(stage).module in modules
         assert not modules & set(NOT_FOLLOWED)
