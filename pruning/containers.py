@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, is_dataclass
+from inspect import Parameter, signature
 from numbers import Number
 from types import CodeType, FrameType, FunctionType, MemberDescriptorType, ModuleType
 from typing import Any, Literal
@@ -79,14 +80,8 @@ def main_output(outputs: Any) -> Tensor:
     """
     if isinstance(outputs, Tensor):
         return outputs
-    parts: Mapping[str, Any] = {}
-    if isinstance(outputs, Mapping):
-        parts = outputs
-    elif is_dataclass(outputs) and not isinstance(outputs, type):
-        parts = {field.name: getattr(outputs, field.name) for field in fields(outputs)}
-    elif hasattr(outputs, "_asdict"):  # a namedtuple
-        parts = outputs._asdict()
-    elif isinstance(outputs, Sequence) and outputs and isinstance(outputs[0], Tensor):
+    parts = _parts_by_name(outputs) or {}
+    if not parts and isinstance(outputs, Sequence) and outputs and isinstance(outputs[0], Tensor):
         return outputs[0]
     for name in _FIRST_NAMES:
         if isinstance(found := parts.get(name), Tensor):
@@ -99,6 +94,137 @@ def main_output(outputs: Any) -> Tensor:
         f"the model returned a {held}; the loss reads one tensor: one named {', '.join(_FIRST_NAMES)}, or the first of "
         "a tuple. Name a task of your own, whose loss and predict pick it"
     )
+
+
+def _parts_by_name(value: Any) -> Mapping[str, Any] | None:
+    """Return what a mapping, a dataclass or a namedtuple holds; None where it is none of these."""
+    if isinstance(value, Mapping):
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    if hasattr(value, "_asdict"):  # a namedtuple
+        found: Mapping[str, Any] = value._asdict()
+        return found
+    return None
+
+
+INPUT, OUTPUT = "input", "output"
+"""What the only input, and the only output, is called where nothing names it."""
+
+
+def named_inputs(inputs: Inputs, model: nn.Module | None = None) -> dict[str, Tensor]:
+    """Return the tensors that a model is given by name, in the order of its `forward`.
+
+    Args:
+        inputs: A tensor, which is called `input`; a tuple, whose tensors are called as `forward` calls them, or
+            `input_0`, `input_1` …; or a dict, whose keys are the names.
+        model: Whose `forward` is looked at; None to go without.
+
+    Raises:
+        ModelError: They are anything else, or hold something that is no tensor.
+    """
+    taken = _parameters_of(model)
+    if isinstance(inputs, Tensor):
+        parts: dict[str, Any] = {INPUT: inputs}
+    elif isinstance(inputs, Mapping):
+        given = list(inputs)
+        order = sorted(given, key=lambda name: taken.index(name) if name in taken else len(taken) + given.index(name))
+        parts = {str(name): inputs[name] for name in order}
+    elif isinstance(inputs, tuple) and inputs:
+        names = taken[: len(inputs)]
+        if len(names) < len(inputs):
+            names = [f"{INPUT}_{place}" for place in range(len(inputs))]
+        parts = dict(zip(names, inputs, strict=True))
+    else:
+        raise ModelError(f"a model is given {_described(inputs)}; expected a tensor, a tuple of tensors, or a dict")
+    for name, part in parts.items():
+        if not isinstance(part, Tensor):
+            raise ModelError(f"input {name!r} is {_described(part)}; expected a tensor")
+    return parts
+
+
+def _parameters_of(model: nn.Module | None) -> list[str]:
+    """Return the names of the arguments that `forward` takes by position; none where they can't be read."""
+    if model is None:
+        return []
+    try:
+        found = signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [one.name for one in found if one.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.POSITIONAL_ONLY)]
+
+
+def described_inputs(inputs: Inputs) -> str:
+    """Write shapes and types of what a model is given, with the names of several."""
+    named = named_inputs(inputs)
+    texts = {name: f"{list(one.shape)} of {str(one.dtype).removeprefix('torch.')}" for name, one in named.items()}
+    return texts[INPUT] if isinstance(inputs, Tensor) else ", ".join(f"{name} {one}" for name, one in texts.items())
+
+
+def check_names(model: nn.Module, inputs: Inputs) -> None:
+    """See that a model's `forward` takes the inputs that are given by name, and lacks none.
+
+    Raises:
+        ModelError: It doesn't.
+    """
+    if not isinstance(inputs, Mapping):
+        return
+    try:
+        taken = signature(model.forward)
+    except ValueError:  # it can't be read
+        return
+    try:
+        taken.bind(**inputs)
+    except TypeError as fault:
+        known = [name for name, one in taken.parameters.items() if one.kind not in _ANY_NUMBER]
+        raise ModelError(
+            f"the data give {', '.join(inputs)}, the model's forward takes {', '.join(known)}: {fault}. Name them "
+            "alike, in the data set, its collate_fn or the unpack of a task of your own, and leave out what isn't taken"
+        ) from fault
+
+
+_ANY_NUMBER = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+
+
+def named_outputs(outputs: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors that a model gave by name, in its order, and what it gave beside them.
+
+    A single tensor is called `output`; of a mapping, dataclass or namedtuple the keys are the names, of a tuple or list
+    `output_0`, `output_1` …; the names of what lies deeper are joined by dots. None is nothing.
+
+    Returns:
+        The tensors; and the types of objects, by name, that are not looked into, such as a cache of keys and values.
+
+    Raises:
+        ModelError: There is a number, a text or an array among them, or no tensor at all.
+    """
+    found: dict[str, Tensor] = {}
+    others: dict[str, str] = {}
+
+    def look(value: Any, name: str, depth: int) -> None:
+        if isinstance(value, Tensor):
+            if name in found:
+                raise ModelError(f"the model gave two outputs that are called {name!r}; name them differently")
+            found[name] = value
+        elif value is not None:
+            parts = _parts_by_name(value)
+            if parts is None and isinstance(value, tuple | list):
+                parts = {f"{OUTPUT}_{place}" if not name else str(place): one for place, one in enumerate(value)}
+            if parts is not None and depth < _DEEPEST:
+                for key, part in parts.items():
+                    look(part, f"{name}.{key}" if name else str(key), depth + 1)
+            elif isinstance(value, _PLAIN):
+                what = f"output {name!r}" if name else "what the model gave"
+                raise ModelError(f"{what} is {_described(value)}; expected tensors: return it as one, or leave it out")
+            else:
+                others[name or OUTPUT] = type(value).__qualname__
+
+    look(outputs, OUTPUT if isinstance(outputs, Tensor) else "", 0)
+    if list(found) == [f"{OUTPUT}_0"]:
+        found = {OUTPUT: found[f"{OUTPUT}_0"]}
+    if not found:
+        raise ModelError(f"the model gave {_described(outputs)}, in which there is no tensor; expected its outputs")
+    return found, others
 
 
 def with_tensors(value: Any, replace: Callable[[Tensor], Tensor]) -> Any:

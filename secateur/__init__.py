@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from pruning.batches import Batches, DatasetBatches, TensorBatches
     from pruning.evaluation import Evaluation, evaluate
     from pruning.io.checkpoint import load_checkpoint, save_checkpoint
-    from pruning.io.onnx import check_parity, export_onnx
+    from pruning.io.onnx import dynamic_axes, export_onnx
+    from pruning.io.parity import check_parity
     from pruning.io.weights import load_weights
     from pruning.latency.measure import profile
     from pruning.recovery.batch_norm import recalibrate
@@ -69,7 +70,8 @@ _ELSEWHERE = {
     "pruning.batches": ("Batches", "DatasetBatches", "TensorBatches"),
     "pruning.evaluation": ("Evaluation", "evaluate"),
     "pruning.io.checkpoint": ("load_checkpoint", "save_checkpoint"),
-    "pruning.io.onnx": ("check_parity", "export_onnx"),
+    "pruning.io.onnx": ("dynamic_axes", "export_onnx"),
+    "pruning.io.parity": ("check_parity",),
     "pruning.io.weights": ("load_weights",),
     "pruning.recovery.batch_norm": ("recalibrate",),
     "pruning.task": ("Task",),
@@ -116,6 +118,7 @@ __all__ = [
     "count_bytes",
     "count_macs",
     "count_parameters",
+    "dynamic_axes",
     "enforce_masks",
     "errors",
     "evaluate",

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import pruning
 from pruning.allocation.selection import Rounding
+from pruning.containers import Inputs, take
 from pruning.errors import SettingsError, TargetError, WorkspaceError
 from pruning.graph.contexts import quiet
 from pruning.io.weights import load_weights
@@ -26,6 +27,7 @@ from tasks.data import read_description, read_example
 from tasks.data_factory import opened
 from tasks.data_sets import DataSets
 from tasks.workspace import Workspace
+from zoo.datasets.splits import inputs_of, shapes_of
 
 REDUCTIONS = (0.3, 0.5, 0.7)
 
@@ -87,7 +89,7 @@ class Source:
             rules=rules,
         )
 
-    def load(self, workspace: Workspace | None = None) -> tuple[nn.Module, Tensor]:
+    def load(self, workspace: Workspace | None = None) -> tuple[nn.Module, Inputs]:
         """Build the model and get one sample [1, ...].
 
         Args:
@@ -121,7 +123,7 @@ class Source:
                 "place of --input, or give num_classes a default"
             )
 
-    def _sample(self, workspace: Workspace | None) -> tuple[Tensor, dict[str, Any]]:
+    def _sample(self, workspace: Workspace | None) -> tuple[Inputs, dict[str, Any]]:
         if self.data is None:
             if self.shape is None:
                 raise SettingsError("give --data package.module:name or --input SHAPE, such as --input 3,224,224")
@@ -135,10 +137,11 @@ class Source:
         if isinstance(found, DataSets) and found.classes is None:
             found = found.read()
         if isinstance(found, DataSets):
-            example, classes = found.first["validation"].inputs[:1], found.classes or ()
+            inputs, classes = found.first["validation"].inputs, found.classes or ()
         else:
-            example, classes = found.validation.inputs[:1], found.classes
-        return example, {"input_shape": tuple(example.shape[1:]), "num_classes": len(classes)}
+            inputs, classes = found.validation.inputs, found.classes
+        shape = inputs_of(shapes_of(inputs))
+        return take(inputs, slice(0, 1)), {"input_shape": shape, "num_classes": len(classes)}
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ class Inspection:
         return 1 - self.smallest.parameters / self.size.parameters if self.size.parameters else 0.0
 
 
-def inspect(model: nn.Module, example: Tensor, rules: Rules | None = None) -> Inspection:
+def inspect(model: nn.Module, example: Inputs, rules: Rules | None = None) -> Inspection:
     """Find what could be pruned, and predict what is left at several reductions of the MACs.
 
     Predictions are exact counts for a plan by the norm of the weights with one threshold over all groups; another

@@ -23,6 +23,7 @@ from tasks.config.prune_schema import Prune
 from tasks.config.schema import FromScratch, Run
 from tasks.registry.dvc_repo import dvc_yaml
 from tasks.workspace import DEFAULT_ROOT, Workspace
+from zoo.datasets.splits import shapes_of, shown_shapes
 
 IGNORED = (
     *("/artifacts/", "/trials/", "/frontier/", "/restored/", "/.prefect/", "/mlartifacts/", "/mlruns/", "/mlflow.db*"),
@@ -83,7 +84,7 @@ def _look(source: Source, say: Callable[[str], None]) -> None:
     if not found.groups:
         reasons = "; ".join(list(found.whole)[:3])
         raise ModelError(f"nothing in the model of {source.model!r} can be pruned: {reasons}. See `secateur inspect`")
-    say(f"model       {found.name}, input {list(example.shape[1:])}: {len(found.groups)} groups of channels")
+    say(f"model       {found.name}, input {shown_shapes(shapes_of(example))}: {len(found.groups)} groups of channels")
     say(f"size        {found.size.macs:,} MACs, {found.size.parameters:,} parameters")
     say(f"prunable    {found.prunable_macs:.1%} of the MACs, {found.prunable_parameters:.1%} of the parameters at most")
     reached = found.predicted[FIRST_TARGET]

@@ -14,6 +14,7 @@ from safetensors.torch import save as format_safetensors
 from torch import Tensor, nn
 
 from pruning.batches import Batches, TensorBatches, generators_seeded
+from pruning.containers import take
 from pruning.errors import DataError, SettingsError
 from pruning.io.atomic import replace_file
 from pruning.io.json_files import read_bytes
@@ -25,7 +26,7 @@ from tasks.data_sets import GIVES_OTHERS, SPLITS, DataSets, Split
 from tasks.source_files import hash_sources
 from tasks.terminal import command_line
 from tasks.workspace import Json, Workspace, contents, digest, write_json
-from zoo.datasets.splits import Splits
+from zoo.datasets.splits import Inputs, Shapes, Splits, inputs_of, shapes_by_name, tensors_of
 
 FOLDER = "data"
 DESCRIPTION = "meta.json"
@@ -49,7 +50,8 @@ class Description(BaseModel):
         fingerprint: sha256 over everything in it; where only files or a declaration stand for it, over these and the
             samples that were looked at.
         classes: Names in the order of the targets; none in a regression.
-        input_shape: Of one sample, without the batch axis.
+        input_shape: Of one sample, without the batch axis; of several inputs, by position or name; None in it for a
+            size that differs from batch to batch.
         num_samples: Of each split.
         labelled: Whether the samples have labels; if not, the baseline's answers take their place.
         identity: What the fingerprint is of: the content of all samples, the files that they are read from, or what the
@@ -66,7 +68,7 @@ class Description(BaseModel):
 
     fingerprint: str
     classes: tuple[str, ...]
-    input_shape: tuple[int, ...]
+    input_shape: Shapes
     num_samples: dict[str, int]
     labelled: bool = True
     identity: Identity = "content"
@@ -113,10 +115,8 @@ def on_device(found: Any, settings: Settings) -> Any:
 def save_splits(splits: Splits, folder: Path) -> Description:
     """Write a data set into a folder."""
     for name, samples in splits.named():
-        tensors = {"inputs": samples.inputs.contiguous()}
-        if splits.labelled:
-            tensors["targets"] = samples.targets.contiguous()
-        replace_file(folder / f"{name}.safetensors", format_safetensors(tensors))
+        targets = {"targets": samples.targets} if splits.labelled else {}
+        replace_file(folder / f"{name}.safetensors", _formatted({**tensors_of(samples.inputs), **targets}))
     description = Description(
         fingerprint=splits.fingerprint(),
         classes=splits.classes,
@@ -124,8 +124,12 @@ def save_splits(splits: Splits, folder: Path) -> Description:
         num_samples={name: len(samples) for name, samples in splits.named()},
         labelled=splits.labelled,
     )
-    save_description(description, splits.validation.inputs[:1], folder)
+    save_description(description, take(splits.validation.inputs, slice(0, 1)), folder)
     return description
+
+
+def _formatted(tensors: Mapping[str, Tensor]) -> bytes:
+    return format_safetensors({key: tensor.contiguous() for key, tensor in tensors.items()})
 
 
 def read_description(workspace: Workspace) -> Description:
@@ -137,12 +141,26 @@ def read_description(workspace: Workspace) -> Description:
     return workspace.read_json(FOLDER, DESCRIPTION, "prepare", Description)
 
 
+def with_shapes(sets: DataSets) -> DataSets:
+    """Look at some samples, and return the data sets as stages read them: each batch is checked against these.
+
+    Raises:
+        DataError: Samples can't be read, or differ in more than sizes; or the classes aren't known.
+    """
+    few = {
+        name: range(min(_NUM_CHECKED, len(part))) if name in sets.streams else spread_numbers(len(part), _NUM_CHECKED)
+        for name, part in sets.parts.items()
+    }
+    return sets.checking(sets.shape(few))
+
+
 def describe_sets(sets: DataSets, identity: Identity, workspace: Workspace) -> Description:
     """Describe data sets that aren't copied: look at some samples, and at what tells whether they are the same.
 
     Raises:
         DataError: Samples can't be read, or change from one reading to the next.
     """
+    assert sets.input_shape is not None, "they are those of `with_shapes`"
     for name in SPLITS:
         if sets.varies(name) and name != "train":
             raise DataError(
@@ -162,7 +180,7 @@ def describe_sets(sets: DataSets, identity: Identity, workspace: Workspace) -> D
     return Description(
         fingerprint=digest([*known, classes, num_samples, probes]),
         classes=classes,
-        input_shape=tuple(sets.first["validation"].inputs.shape[1:]),
+        input_shape=inputs_of(sets.input_shape),
         num_samples=num_samples,
         labelled=sets.labelled,
         identity=identity,
@@ -187,13 +205,13 @@ def spread_numbers(number: int, count: int) -> list[int]:
 
 
 def save_description(
-    description: Description, example: Tensor, folder: Path, kept: TensorBatches | None = None
+    description: Description, example: Inputs, folder: Path, kept: TensorBatches | None = None
 ) -> None:
     """Write what is known of a data set, the inputs of one sample, and those samples of a stream that are kept."""
     if kept is not None:
-        targets = {} if kept.targets is None else {"targets": kept.targets.contiguous()}
-        replace_file(folder / CALIBRATION, format_safetensors({"inputs": kept.inputs.contiguous(), **targets}))
-    replace_file(folder / EXAMPLE, format_safetensors({"inputs": example.contiguous()}))
+        targets = {} if kept.targets is None else {"targets": kept.targets}
+        replace_file(folder / CALIBRATION, _formatted({**tensors_of(kept.inputs), **targets}))
+    replace_file(folder / EXAMPLE, _formatted(tensors_of(example)))
     write_json(folder / DESCRIPTION, description.model_dump(mode="json"))
 
 
@@ -245,8 +263,9 @@ _seen: set[tuple[str, Split]] = set()  # splits of theirs that have been probed
 
 
 def _read_calibration(workspace: Workspace) -> TensorBatches:
-    tensors = _read_tensors(workspace.folder(FOLDER) / CALIBRATION, "prepare", "inputs")
-    return TensorBatches(tensors["inputs"], tensors.get("targets"))
+    path = workspace.folder(FOLDER) / CALIBRATION
+    tensors = _read_tensors(path, "prepare")
+    return TensorBatches(_inputs_in(tensors, path), tensors.get("targets"))
 
 
 def _opened_again(settings: Settings, workspace: Workspace, data: Description, split: Split) -> Batches:
@@ -260,7 +279,7 @@ def _opened_again(settings: Settings, workspace: Workspace, data: Description, s
         if isinstance(sets, Splits):
             raise _changed(settings, "it returns tensors now")
         kept = _read_calibration(workspace) if "train" in data.streams else None
-        _opened[key] = replace(sets.checking(data.input_shape), kept=kept)
+        _opened[key] = replace(sets.checking(shapes_by_name(data.input_shape)), kept=kept)
     sets, part = _opened[key], _opened[key].parts[split]
     if (key, split) not in _seen:
         if data.identity == "declared" and sets.declared != data.declared:
@@ -319,21 +338,32 @@ def _read(settings: Settings, workspace: Workspace, split: Split) -> Batches:
     if not data.copied:
         return _opened_again(settings, workspace, data, split)
     path = workspace.folder(FOLDER) / f"{split}.safetensors"
-    tensors = _read_tensors(path, "prepare", "inputs")
+    tensors = _read_tensors(path, "prepare")
     try:
-        return TensorBatches(tensors["inputs"], tensors.get("targets"))
+        return TensorBatches(_inputs_in(tensors, path), tensors.get("targets"))
     except DataError as error:
         raise DataError(f"{path} holds no samples ({error}); {_mend(path, 'prepare')}") from error
 
 
-def read_example(workspace: Workspace) -> Tensor:
+def read_example(workspace: Workspace) -> Inputs:
     """Read the inputs of the first validation sample, [1, ...]: a file of its own, so that no split is read for it.
+
+    Of several, tensors by position or by name.
 
     Raises:
         WorkspaceError: `prepare` hasn't run.
         DataError: The file is missing or damaged.
     """
-    return _read_tensors(workspace.folder(FOLDER) / EXAMPLE, "prepare", "inputs")["inputs"]
+    path = workspace.folder(FOLDER) / EXAMPLE
+    return _inputs_in(_read_tensors(path, "prepare"), path)
+
+
+def _inputs_in(tensors: Mapping[str, Tensor], path: Path) -> Inputs:
+    try:
+        found: Inputs = inputs_of(tensors)
+        return found
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{path} holds no inputs; {_mend(path, 'prepare')}") from error
 
 
 def save_answers(answers: Mapping[Split, Tensor], folder: Path) -> None:

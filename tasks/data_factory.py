@@ -23,7 +23,8 @@ from pruning.batches import DatasetBatches, Unpack
 from pruning.errors import DataError
 from pruning.streams import StreamBatches
 from pruning.task import MultiLabel, Task
-from tasks.data_sets import AT_ONCE, GIVES_OTHERS, PARTLY_LABELLED, SPLITS, DataSets, Source, Split, malformed, takes
+from tasks.data_sets import AT_ONCE, GIVES_OTHERS, PARTLY_LABELLED, SPLITS, DataSets, Source, Split, malformed
+from tasks.unpacking import takes
 from zoo.datasets.splits import Samples, Splits
 
 log = logging.getLogger("secateur")

@@ -15,10 +15,19 @@ from torch.utils._pytree import tree_flatten
 
 from pruning.batches import Batch, DatasetBatches, TensorBatches
 from pruning.errors import DataError
-from pruning.metrics import described
 from pruning.streams import StreamBatches, spread_over
 from pruning.task import MultiLabel, Task
-from zoo.datasets.splits import Samples, Splits
+from tasks.unpacking import Unpack
+from zoo.datasets.splits import (
+    Samples,
+    Shape,
+    Splits,
+    common_shapes,
+    inputs_of,
+    shapes_of,
+    shown_shapes,
+    tensors_of,
+)
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -35,11 +44,6 @@ GIVES_OTHERS = (
     "{} is a stream that gives other samples each time it is read: every stage has to see the same, in one order. Take "
     "shuffling and random transforms out of it; name transforms as training.augment"
 )
-
-
-def takes(task: Task) -> str:
-    """Say what to do where targets are not those of a task."""
-    return f"Task {type(task).__name__} takes those; set task.name in the settings to the one that suits the data"
 
 
 def malformed(reference: str, error: ValueError) -> DataError:
@@ -65,36 +69,6 @@ class Source:
 
 
 @dataclass(frozen=True)
-class _Unpack:
-    """Divides a batch into inputs and targets, and checks it against what is known of all samples."""
-
-    task: Task
-    classes: tuple[str, ...] = ()
-    input_shape: tuple[int, ...] | None = None
-
-    def __call__(self, joined: Any) -> tuple[Tensor, Tensor | None]:
-        inputs, targets = self.task.unpack(joined)
-        one = _one_tensor(inputs, "inputs")
-        labels = None if targets is None else _one_tensor(targets, "targets")
-        if self.input_shape is None:
-            return one, labels
-        try:
-            Samples(one, torch.zeros(len(one)) if labels is None else labels)
-        except ValueError as fault:
-            raise DataError(str(fault)) from fault
-        if tuple(one.shape[1:]) != self.input_shape:
-            raise DataError(
-                f"inputs have the shape {list(one.shape[1:])}, others {list(self.input_shape)}; give each the same"
-            )
-        if labels is not None:
-            try:
-                self.task.check_targets(labels, self.classes)
-            except DataError as fault:
-                raise DataError(f"{fault}. {takes(self.task)}") from fault
-        return one, labels
-
-
-@dataclass(frozen=True)
 class DataSets:
     """Data sets that have been opened, and what their first batches show.
 
@@ -107,7 +81,7 @@ class DataSets:
         declared: What the function says that stands for their content.
         num_workers: Processes that make samples.
         pin_memory: Whether batches go to memory that a GPU copies from faster.
-        input_shape: Of one sample, where each is to be checked against it.
+        input_shape: Of one sample, where each is to be checked against it; None in it for a size that may differ.
         kept: Training samples of a stream that are asked for all over again.
     """
 
@@ -119,7 +93,7 @@ class DataSets:
     declared: str | None
     num_workers: int = 0
     pin_memory: bool = False
-    input_shape: tuple[int, ...] | None = None
+    input_shape: Mapping[str, Shape] | None = None
     kept: TensorBatches | None = None
 
     @cached_property
@@ -128,7 +102,7 @@ class DataSets:
         return {name: self._part(name, source) for name, source in self.given.items()}
 
     def _part(self, name: Split, source: Source) -> DatasetBatches | StreamBatches:
-        unpack, where = _Unpack(self.task, self.classes or (), self.input_shape), f"{self.reference!r}: {name}"
+        unpack, where = Unpack(self.task, self.classes or (), self.input_shape), f"{self.reference!r}: {name}"
         if source.length is not None:
             kept, collate = self.kept if name == "train" else None, source.collate_fn
             return StreamBatches(
@@ -242,15 +216,13 @@ class DataSets:
                 "transforms out of the data set, and name them as training.augment"
             )
         batches = list(part.ordered(self.given[name].batch_size))
+        labelled = self.labelled
         try:
-            inputs = torch.cat([batch.inputs for batch in batches])
-            labels = (
-                self.task.join([batch.targets for batch in batches])
-                if self.labelled
-                else torch.zeros(len(inputs)).long()
-            )
+            parts = [tensors_of(batch.inputs) for batch in batches]
+            inputs = inputs_of({key: torch.cat([one[key] for one in parts]) for key in _same_keys(parts)})
+            labels = self.task.join([batch.targets for batch in batches]) if labelled else torch.zeros(len(part)).long()
         except RuntimeError as fault:
-            raise DataError(
+            raise SizesError(
                 f"{where}: samples differ in shape from batch to batch ({fault}); give each the same"
             ) from fault
         try:
@@ -258,11 +230,11 @@ class DataSets:
         except ValueError as error:
             raise malformed(self.reference, error) from error
 
-    def checking(self, input_shape: tuple[int, ...]) -> DataSets:
+    def checking(self, input_shape: Mapping[str, Shape]) -> DataSets:
         """Return the same for stages that read samples a batch at a time: each batch is checked.
 
         Args:
-            input_shape: Of one sample.
+            input_shape: Of one sample, by the names of `tensors_of`; None in it for a size that may differ.
 
         Raises:
             DataError: The classes aren't known.
@@ -280,6 +252,40 @@ class DataSets:
         found = self.parts[name].read([torch.tensor([number]) for number in numbers])
         return [batch.digest()[:16] for batch in found]
 
+    def shape(self, numbers: Mapping[Split, Sequence[int]]) -> dict[str, Shape]:
+        """Return the shape of one sample of each input, None for a size that differs from batch to batch.
+
+        Args:
+            numbers: Of samples of each split that are looked at, beside the first ones.
+
+        Raises:
+            DataError: Samples differ in more than sizes, or those that differ can't be joined to a batch.
+        """
+        joined = shapes_of(self.first["validation"].inputs)
+        for name, part in self.parts.items():
+            asked = [torch.tensor([number]) for number in numbers[name]]
+            alone = [shapes_of(batch.inputs) for batch in part.read(asked)]
+            for one in (shapes_of(self.first[name].inputs), *alone):
+                if (both := common_shapes(joined, one)) is None:
+                    raise DataError(
+                        f"{self.reference!r}: inputs of {name} have the shape {shown_shapes(one)}, others "
+                        f"{shown_shapes(joined)}; give each the same number of axes and the same names"
+                    )
+                joined = both
+            if (other := next((at for at, one in enumerate(alone) if one != alone[0]), None)) is not None:
+                self._join(name, (numbers[name][0], numbers[name][other]), (alone[0], alone[other]))
+        return joined
+
+    def _join(self, name: Split, numbers: Sequence[int], shapes: Sequence[Mapping[str, Shape]]) -> None:
+        """See that samples of two shapes can be joined to a batch."""
+        try:
+            next(self.parts[name].read([torch.tensor(list(numbers))]))
+        except DataError as fault:
+            raise DataError(
+                f"{fault}. The samples differ in shape, {' and '.join(map(shown_shapes, shapes))}: give each the same, "
+                "or pad those of a batch in collate_fn"
+            ) from fault
+
     def content(self, name: Split) -> str:
         """Return a hash of all samples of a split, read a batch at a time."""
         digest = sha256()
@@ -288,22 +294,20 @@ class DataSets:
         return digest.hexdigest()
 
 
-def _one_tensor(value: Any, what: str) -> Tensor:
-    if isinstance(value, Mapping) and len(value) == 1:
-        (value,) = value.values()
-    if not isinstance(value, Tensor):
-        held = (
-            f"{type(value).__name__} of {', '.join(map(str, value))}"
-            if isinstance(value, Mapping)
-            else described(value)
-        )
-        raise DataError(
-            f"{what} are {held.removeprefix('a ')}; the pipeline takes one tensor a sample: join them in "
-            "collate_fn, or in the unpack of a task of your own, and let the model take them apart"
-        )
-    if what == "targets":  # Python's floats come as float64, masks as bytes
-        return value.float() if value.dtype == torch.float64 else value if value.is_floating_point() else value.long()
-    return value
+class SizesError(DataError):
+    """Samples can't be joined to one tensor, since their sizes differ from batch to batch."""
+
+
+def _same_keys(parts: Sequence[Mapping[str, Tensor]]) -> list[str]:
+    """Return the names of the inputs, which are the same in each batch.
+
+    Raises:
+        DataError: They aren't.
+    """
+    for one in parts:
+        if one.keys() != parts[0].keys():
+            raise DataError(f"a batch has {', '.join(one)}, the first {', '.join(parts[0])}; give the same in each")
+    return list(parts[0])
 
 
 def _numbered(samples: Sequence[Samples], task: Task) -> tuple[str, ...]:

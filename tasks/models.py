@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,12 +16,13 @@ from torch import Tensor, nn
 
 import pruning
 from pruning.batches import Batches
-from pruning.containers import main_output
+from pruning.containers import Inputs, with_tensors
 from pruning.dynamic.gates import GatedModel, macs_of_samples
 from pruning.errors import CheckpointError, SettingsError
-from pruning.evaluation import Evaluation, Loader, evaluate, evaluate_by, restored_modes
+from pruning.evaluation import Evaluation, Loader, evaluate, evaluate_by
 from pruning.importance import Criterion
 from pruning.io.checkpoint import load_checkpoint, save_checkpoint
+from pruning.io.onnx import dynamic_axes
 from pruning.metrics import Measure
 from pruning.plan.plan import Cost, Plan, count_effective_macs
 from pruning.scoring import Scorer
@@ -34,6 +36,7 @@ from tasks.config import import_strings
 from tasks.config.schema import Settings
 from tasks.data import Description, on_device, read_example, task_of
 from tasks.workspace import Json, Workspace
+from zoo.datasets.splits import inputs_of, shapes_by_name, tensors_of
 
 
 class ModelMetrics(BaseModel):
@@ -83,18 +86,54 @@ def make_factory(settings: Settings, data: Description) -> Callable[[], nn.Modul
     return build
 
 
-def example_inputs(workspace: Workspace, settings: Settings) -> Tensor:
+def example_inputs(workspace: Workspace, settings: Settings) -> Inputs:
     """Return one validation sample [1, ...] on the device of the run: what models are traced and counted with."""
-    return read_example(workspace).to(settings.run.device)
+    return on(settings.run.device, read_example(workspace))
 
 
-def load_model(folder: Path, settings: Settings, data: Description, example: Tensor) -> tuple[nn.Module, Plan, Json]:
+def on(device: str, inputs: Inputs) -> Inputs:
+    """Return inputs, of any container, on a device."""
+    found: Inputs = with_tensors(inputs, lambda tensor: tensor.to(device))
+    return found
+
+
+def axes_that_differ(model: nn.Module, batch: Inputs, data: Description) -> dict[str, dict[int, str]]:
+    """Return the axes beside the first whose sizes differ from batch to batch in the data, as `export_onnx` takes them.
+
+    Args:
+        model: Whose `forward` names its inputs.
+        batch: What it is given.
+        data: Say which sizes differ.
+    """
+    shapes = shapes_by_name(data.input_shape)
+    return dynamic_axes(batch, resized(batch, lambda key, axis: shapes[key][axis - 1] is None), model)
+
+
+def resized(batch: Inputs, chosen: Callable[[str, int], bool]) -> Inputs:
+    """Return inputs that are half as long on some axes, twice where they have one element.
+
+    Args:
+        batch: A tensor or several.
+        chosen: (name as `tensors_of` gives it, axis from 1) -> whether.
+    """
+    cut = tensors_of(batch)
+    for key, tensor in cut.items():
+        for axis in range(1, tensor.ndim):
+            if chosen(key, axis):
+                one = cut[key]
+                size = one.shape[axis]
+                cut[key] = one.narrow(axis, 0, ceil(size / 2)) if size > 1 else torch.cat([one, one], axis)
+    found: Inputs = inputs_of(cut)
+    return found
+
+
+def load_model(folder: Path, settings: Settings, data: Description, example: Inputs) -> tuple[nn.Module, Plan, Json]:
     """Load a checkpoint onto the device of the run.
 
     Raises:
         CheckpointError: It is missing, damaged, or from another model.
     """
-    model, plan, meta = load_checkpoint(folder, make_factory(settings, data), example.cpu())
+    model, plan, meta = load_checkpoint(folder, make_factory(settings, data), on("cpu", example))
     return model.to(settings.run.device), plan, meta
 
 
@@ -118,13 +157,13 @@ def measured_in(meta: Json, folder: Path) -> ModelMetrics:
         ) from error
 
 
-def measure(model: nn.Module, samples: Batches, settings: Settings, example: Tensor) -> ModelMetrics:
+def measure(model: nn.Module, samples: Batches, settings: Settings, example: Inputs) -> ModelMetrics:
     """Evaluate a model and count its costs; see `measure_each`."""
     return measure_each(model, samples, settings, example)[0]
 
 
 def measure_each(
-    model: nn.Module, samples: Batches, settings: Settings, example: Tensor
+    model: nn.Module, samples: Batches, settings: Settings, example: Inputs
 ) -> tuple[ModelMetrics, Tensor | None]:
     """Evaluate a model and count its costs.
 
@@ -142,7 +181,7 @@ def measure_each(
 
 
 def measure_whole(
-    model: nn.Module, samples: Batches, settings: Settings, example: Tensor
+    model: nn.Module, samples: Batches, settings: Settings, example: Inputs
 ) -> tuple[ModelMetrics, Evaluation]:
     """Evaluate a model and count its costs; return what was found by sample and by class too; see `measure_each`."""
     found, batch_size = score(model, samples, settings), settings.training.batch_size
@@ -246,21 +285,6 @@ def measure_of(settings: Settings, data: Description) -> Measure:
     return replace(found, name=name)
 
 
-def with_one_output(model: nn.Module, example: Tensor) -> nn.Module:
-    """Return what is exported: the model; where it returns several tensors, one that returns what the task reads."""
-    with torch.no_grad(), restored_modes(model):
-        return model if isinstance(model.eval()(example), Tensor) else _OneOutput(model)
-
-
-class _OneOutput(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return main_output(self.model(inputs))
-
-
 def augmentation(settings: Settings) -> Augment | None:
     """Import the augmentation, its arguments bound; None where the settings name none."""
     chosen = settings.training.augment
@@ -275,7 +299,7 @@ def chosen_criterion(name: str) -> str | Criterion:
 
 
 def sparsity_training(
-    recipe: Recipe, model: nn.Module, example: Tensor, ignore: Sequence[str] = ()
+    recipe: Recipe, model: nn.Module, example: Inputs, ignore: Sequence[str] = ()
 ) -> SparsityTraining | None:
     """Return what brings about the sparsity that a recipe names; None if it names none."""
     if recipe.sparsity is None:

@@ -16,7 +16,17 @@ from torch import Tensor, nn
 
 import pruning
 from pruning.batches import TensorBatches
-from pruning.containers import main_output
+from pruning.containers import (
+    Inputs,
+    as_call,
+    check_names,
+    count_samples,
+    described_inputs,
+    main_output,
+    named_inputs,
+    take,
+    with_tensors,
+)
 from pruning.errors import (
     DataError,
     ExportError,
@@ -30,7 +40,8 @@ from pruning.evaluation import Loss, evaluate_by, losses_of_each, restored_modes
 from pruning.graph.groups import Groups
 from pruning.graph.unwrapping import unwrap
 from pruning.importance import find_criterion, order_channels
-from pruning.io.onnx import check_parity, export_onnx
+from pruning.io.onnx import export_onnx
+from pruning.io.parity import check_parity
 from pruning.io.weights import load_weights
 from pruning.latency.microbenchmarks import check_provider
 from pruning.metrics import described, score_of
@@ -47,15 +58,16 @@ from tasks.data import Description, read_description, read_inputs, read_split
 from tasks.determinism import begin
 from tasks.models import (
     augmentation,
+    axes_that_differ,
     chosen_criterion,
     example_inputs,
     loss_and_metric,
     make_factory,
     name_of_metric,
+    on,
     own_evaluation,
     size_bytes,
     sparsity_training,
-    with_one_output,
 )
 from tasks.workspace import Workspace
 
@@ -95,18 +107,18 @@ def sanity_check(settings: Settings, workspace: Workspace, *, exports: bool = Fa
     inputs, labels = _first_batch(settings, workspace, data)
     task, metric = loss_and_metric(settings)
     with torch.no_grad(), restored_modes(model):
-        outputs = _run(model.eval(), inputs.to(settings.run.device), settings)
+        outputs = _run(model.eval(), on(settings.run.device, inputs), settings)
         targets = task.answers(outputs) if labels is None else labels.to(settings.run.device)
     _check_outputs(task, outputs, targets, settings, data)
     _check_metric(metric, outputs, targets, settings)
     _check_evaluation(task, model, TensorBatches(inputs, targets.cpu()), settings)
     _check_augmentation(inputs, settings)
     trains = settings.baseline.recipe is not None or bool(settings.prune.recipes)
-    _check_loss(task, model, inputs.to(settings.run.device), targets, settings, trains=trains)
+    _check_loss(task, model, on(settings.run.device, inputs), targets, settings, trains=trains)
     groups = pruning.find_groups(model, example_inputs(workspace, settings))
     _check_pruning(model, groups, TensorBatches(inputs, targets.cpu()), task, settings)
     if exports:
-        _check_export(model, inputs, settings)
+        _check_export(model, inputs, data, settings)
 
 
 def _build(settings: Settings, data: Description) -> nn.Module:
@@ -144,7 +156,7 @@ def _check_provider(settings: Settings) -> None:
         )
 
 
-def _first_batch(settings: Settings, workspace: Workspace, data: Description) -> tuple[Tensor, Tensor | None]:
+def _first_batch(settings: Settings, workspace: Workspace, data: Description) -> tuple[Inputs, Tensor | None]:
     """Return a few training samples, spread over all, and their targets; None where there are no labels."""
     if data.labelled:
         samples = read_split(settings, workspace, "train").spread(_NUM_SAMPLES).loaded()
@@ -152,13 +164,16 @@ def _first_batch(settings: Settings, workspace: Workspace, data: Description) ->
     return read_inputs(settings, workspace, "train").first(_NUM_SAMPLES).inputs, None
 
 
-def _run(model: nn.Module, inputs: Tensor, settings: Settings) -> Any:
+def _run(model: nn.Module, inputs: Inputs, settings: Settings) -> Any:
     """Run the model on a batch, and check that loss, metric and export can take its outputs."""
     factory = f"model.factory {settings.model.factory!r}"
-    shown = f"{list(inputs.shape)} of {str(inputs.dtype).removeprefix('torch.')}"
-    given = inputs.clone()
-    found = _called(lambda: model(given), f"{factory}: the model can't be run on inputs {shown}", ModelError)
-    if not torch.allclose(given, inputs, rtol=0, atol=0, equal_nan=True):
+    _called(lambda: check_names(model, inputs), factory, ModelError)
+    shown = described_inputs(inputs)
+    given = with_tensors(inputs, torch.clone)
+    args, kwargs = as_call(given)
+    found = _called(lambda: model(*args, **kwargs), f"{factory}: the model can't be run on inputs {shown}", ModelError)
+    before, after = (list(named_inputs(one).values()) for one in (inputs, given))
+    if not all(torch.allclose(*pair, rtol=0, atol=0, equal_nan=True) for pair in zip(after, before, strict=True)):
         raise ModelError(
             f"{factory}: the model writes into its inputs, so the data would differ at the next pass; look for "
             "in-place operations (x -= mean, x[...] = 0, a first layer with inplace=True), or begin with x = x.clone()"
@@ -167,7 +182,7 @@ def _run(model: nn.Module, inputs: Tensor, settings: Settings) -> Any:
         outputs = main_output(found)
     except ModelError as fault:
         raise ModelError(f"{factory}: {fault}") from fault
-    what, count = f"{factory}: the model gave outputs", len(inputs)
+    what, count = f"{factory}: the model gave outputs", count_samples(inputs)
     if not outputs.is_floating_point():
         raise ModelError(f"{what} {described(outputs).removeprefix('a tensor ')}; expected floating point")
     if outputs.shape[:1] != (count,):
@@ -227,21 +242,30 @@ def _check_evaluation(task: Task, model: nn.Module, samples: TensorBatches, sett
     _called(lambda: evaluate_by(own, model, samples), name, ModelError)
 
 
-def _check_augmentation(inputs: Tensor, settings: Settings) -> None:
+def _check_augmentation(inputs: Inputs, settings: Settings) -> None:
     augment = augmentation(settings)
     if augment is None or settings.training.augment is None:
         return
     name = f"training.augment {settings.training.augment.function!r}"
-    shown = described(inputs).removeprefix("a tensor ")
-    given: Any = _called(lambda: augment(inputs.clone(), torch.Generator()), f"{name}, called with inputs {shown}")
-    if not isinstance(given, Tensor) or given.shape != inputs.shape or given.dtype != inputs.dtype:
-        raise SettingsError(f"{name} gave {described(given)} for inputs {shown}; expected the same shape and type")
-    if not bool(given.isfinite().all()):
+    copy_of = with_tensors(inputs, torch.clone)
+    given: Any = _called(
+        lambda: augment(copy_of, torch.Generator()), f"{name}, called with inputs {described_inputs(inputs)}"
+    )
+    try:
+        before, after = named_inputs(inputs), named_inputs(given)
+    except ModelError as fault:
+        raise SettingsError(f"{name} gave {described(given)}; expected inputs as it was given ({fault})") from fault
+    wanted, found = ([(key, one.shape, one.dtype) for key, one in part.items()] for part in (before, after))
+    if type(given) is not type(inputs) or found != wanted:
+        gave = described(given) if isinstance(given, Tensor) else described_inputs(given)
+        wants = described_inputs(inputs)
+        raise SettingsError(f"{name} gave {gave} for inputs {wants}; expected the same names, shapes and types")
+    if not all(bool(one.isfinite().all()) for one in after.values()):
         raise SettingsError(f"{name} gave inputs that are not finite")
 
 
 def _check_loss(
-    task: Task, model: nn.Module, inputs: Tensor, targets: Tensor, settings: Settings, *, trains: bool
+    task: Task, model: nn.Module, inputs: Inputs, targets: Tensor, settings: Settings, *, trains: bool
 ) -> None:
     """See that the loss is one finite number, the mean over the samples, and that its gradient reaches the model."""
     chosen = settings.training.loss
@@ -305,7 +329,7 @@ def _check_pruning(model: nn.Module, groups: Groups, samples: TensorBatches, los
             )
     baseline: tuple[Recipe, ...] = () if settings.baseline.recipe is None else (settings.baseline.recipe,)
     for recipe in (*baseline, *chosen.recipes):
-        sparsity_training(recipe, model, samples.inputs[:1].to(settings.run.device))
+        sparsity_training(recipe, model, on(settings.run.device, take(samples.inputs, slice(0, 1))))
         _try_recipe(recipe, model, samples, loss, settings)
     if chosen.target.size_bytes is not None and chosen.target.size_bytes >= (size := size_bytes(model)):
         raise SettingsError(
@@ -335,16 +359,16 @@ def _try_recipe(recipe: Recipe, model: nn.Module, samples: TensorBatches, loss: 
     finetune(copy.deepcopy(model), samples, one, loss=loss, seed=seed, teacher=teacher, augment=augment)
 
 
-def _check_export(model: nn.Module, inputs: Tensor, settings: Settings) -> None:
+def _check_export(model: nn.Module, inputs: Inputs, data: Description, settings: Settings) -> None:
     """See that the model, as it is before training, becomes an ONNX file that ONNX Runtime runs."""
+    axes = axes_that_differ(model, inputs, data)
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = Path(folder) / "untrained.onnx"
-            model = with_one_output(model, inputs)
-            export_onnx(model, inputs, path, opset=settings.export.opset, optimize=False)
-            check_parity(path, model, inputs)
-        except ExportError as fault:
-            raise ExportError(
+            export_onnx(model, inputs, path, opset=settings.export.opset, optimize=False, axes=axes)
+            check_parity(path, model, inputs, by_class=False)
+        except (ExportError, ModelError) as fault:
+            raise type(fault)(
                 f"model.factory {settings.model.factory!r}: {fault}. Tried before anything is trained, since no run "
                 "could end in an ONNX file; mend the model's forward"
             ) from fault

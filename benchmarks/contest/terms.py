@@ -97,7 +97,8 @@ class Terms:
     @property
     def unlabelled(self) -> Tensor:
         """What recovery without training may look at."""
-        return self.data.train.inputs[: self.calibration]
+        seen: Tensor = self.data.train.inputs[: self.calibration]
+        return seen
 
 
 @dataclass

@@ -1,33 +1,28 @@
-"""Write a model as an ONNX file, and prove that the file computes the same function."""
+"""Write a model as an ONNX file, with inputs and outputs by name, and load it."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass
 from io import StringIO
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pruning.batches import Batches, Samples, as_batches
-from pruning.errors import ExportError, pass_on, unknown_name
-from pruning.evaluation import device_of, restored_modes
-from pruning.graph.contexts import quiet
+from pruning.containers import Inputs, as_call, described_inputs, named_inputs, named_outputs
+from pruning.errors import ExportError, describe, pass_on, unknown_name
+from pruning.graph.contexts import forked_torch, quiet
 from pruning.graph.module_copy import copy_whole
 from pruning.io.atomic import replace_file
 from pruning.io.onnx_sandbox import weights_elsewhere
-from pruning.plan.verification import TOLERANCE
 
 
 def refuse_external_weights(path: Path) -> None:
@@ -48,37 +43,61 @@ _LARGEST_FILE = 2**31 - 2**20  # a protobuf holds 2 GiB at most
 
 
 _LONGEST_CAUSE = 400
-_TINY = float(np.finfo(np.float32).tiny)  # where the model's outputs are all zero
 
 
-@dataclass(frozen=True)
-class Parity:
-    """How far the file's outputs are from the model's.
+Axes = Mapping[str, Mapping[int, str]]
+"""Name of an input -> its dynamic axes beside the first, each with a name; axes of one name are of one size."""
 
-    Attributes:
-        max_abs_difference: max |d| over all batches, d = output of the file − output of the model.
-        max_relative_difference: the largest max|d| / max|y| of a batch, y = output of the model.
-        close: share of samples whose largest |d| is at most 1e-4 of the largest |y| of their batch.
-        top1_agreement: share of samples whose largest output is the same; None where outputs are no classes.
-        num_samples: how many samples were compared.
+
+def dynamic_axes(batch: Inputs, other: Inputs, model: nn.Module | None = None) -> dict[str, dict[int, str]]:
+    """Find which axes are dynamic beside the first: those on which two batches differ.
+
+    Args:
+        batch: what a model is given.
+        other: the same of other samples, such as longer texts.
+        model: whose `forward` names what is given in a tuple.
+
+    Returns:
+        Name of an input -> axis -> its name: `sequence` for the second one, `height` and `width` for the last two of
+        four, else after the input. Axes whose sizes are alike in both batches share a name, height and width aside.
+
+    Raises:
+        ExportError: the batches have other inputs, or inputs of other dimensions.
     """
+    first, second = named_inputs(batch, model), named_inputs(other, model)
+    if {name: one.ndim for name, one in first.items()} != {name: one.ndim for name, one in second.items()}:
+        shown = [described_inputs(one) for one in (batch, other)]
+        raise ExportError("one batch has {}, another {}; expected the same inputs".format(*shown))
+    names: dict[tuple[tuple[int, int], str], str] = {}
+    found: dict[str, dict[int, str]] = {}
+    differ = [
+        (name, axis, sizes, _AXES.get((one.ndim, axis), ""))
+        for name, one in first.items()
+        for axis, sizes in enumerate(zip(one.shape, second[name].shape, strict=True))
+        if axis and sizes[0] != sizes[1]
+    ]
+    for name, axis, sizes, role in sorted(differ, key=lambda one: one[3] != _SEQUENCE):
+        key = (sizes, _SEQUENCE) if (sizes, _SEQUENCE) in names else (sizes, role)
+        if key not in names:
+            names[key] = role if role and role not in names.values() else f"{name}_{axis}"
+        found.setdefault(name, {})[axis] = names[key]
+    return found
 
-    max_abs_difference: float
-    max_relative_difference: float
-    close: float
-    top1_agreement: float | None
-    num_samples: int
+
+_SEQUENCE = "sequence"
+_AXES = {(2, 1): _SEQUENCE, (3, 1): _SEQUENCE, (4, 2): "height", (4, 3): "width"}
 
 
 def export_onnx(
     model: nn.Module,
-    example_inputs: Tensor,
+    example_inputs: Inputs,
     path: str | Path,
     *,
     opset: int = 20,
     optimize: bool = True,
-    input_names: Sequence[str] = ("input",),
-    output_names: Sequence[str] = ("output",),
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    axes: Axes | None = None,
 ) -> Path:
     """Write a model to one ONNX file with a dynamic batch axis named "batch".
 
@@ -87,38 +106,51 @@ def export_onnx(
 
     Args:
         model: untouched.
-        example_inputs: one batch; its first sample is used, twice (a batch of one would be taken as fixed).
+        example_inputs: one batch, a tensor or several in a tuple or dict; its first sample is used, repeated (a batch
+            of one would be taken as fixed).
         path: where the file goes; its folder is made.
         opset: the ONNX operator set asked for.
         optimize: fold what doesn't depend on the inputs, which takes a third of the time.
-        input_names: name of the input.
-        output_names: name of each output.
+        input_names: name of each input, in the order of `named_inputs`; by default as there.
+        output_names: name of each output, in the order of `named_outputs`; by default as there.
+        axes: dynamic axes beside the first, see `dynamic_axes`.
 
     Returns:
         The path.
 
     Raises:
         ExportError: the model can't be exported, is above 2 GiB, or the file isn't what was asked for.
+        ModelError: an input or output is no tensor.
     """
-    path = Path(path)
+    path, axes = Path(path), axes or {}
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     if size > _LARGEST_FILE:
         raise ExportError(f"the model holds {size:,} bytes; one ONNX file holds 2 GiB at most")
     deployed = copy_whole(model).cpu().eval()
-    first = example_inputs[:1].detach().cpu()
+    named = named_inputs(example_inputs, model)
+    if unknown := axes.keys() - named.keys():
+        raise ExportError(unknown_name("input with dynamic axes", min(unknown), list(named)))
+    given = _repeated(named, axes)
+    produced = _produced(deployed, _like(example_inputs, given))
+    inputs = list(input_names or given)
+    outputs = list(output_names or _free_names(named_outputs(produced)[0], inputs))
+    shapes: Any = tuple({0: "batch", **axes.get(name, {})} for name in named)
+    if not (isinstance(example_inputs, Tensor) and isinstance(produced, Tensor)):
+        names = list(given) if isinstance(example_inputs, Mapping) else None
+        deployed, shapes = _ByPosition(deployed, names).eval(), (shapes,)
     with _quiet():
         _read_operators_once()
         try:
             program = torch.onnx.export(
                 deployed,
-                (torch.cat([first, first]),),
+                tuple(given.values()),
                 dynamo=True,
                 verbose=False,
                 opset_version=opset,
                 optimize=optimize,
-                input_names=list(input_names),
-                output_names=list(output_names),
-                dynamic_shapes=({0: "batch"},),
+                input_names=inputs,
+                output_names=outputs,
+                dynamic_shapes=shapes,
                 external_data=False,
             )
         except torch.onnx.OnnxExporterError as error:
@@ -128,8 +160,71 @@ def export_onnx(
     proto = program.model_proto
     _strip_metadata(proto)
     _check(proto, opset)
+    _check_names(proto, inputs, outputs, [axes.get(name, {}) for name in named])
     replace_file(path, proto.SerializeToString(deterministic=True))
     return path
+
+
+def _produced(model: nn.Module, inputs: Inputs) -> Any:
+    """Return what a model gives; it may remember the call, so it is run in a copy."""
+    args, kwargs = as_call(inputs)
+    try:
+        with torch.no_grad(), forked_torch():
+            return copy_whole(model)(*args, **kwargs)
+    except Exception as fault:
+        pass_on(fault)
+        raise ExportError(f"the model can't be run on {described_inputs(inputs)}: {describe(fault)}") from fault
+
+
+class _ByPosition(nn.Module):
+    """A model that takes its inputs by position and gives a tuple of its outputs."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str] | None) -> None:
+        super().__init__()
+        self.model, self._names = model, names
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs = (
+            self.model(*inputs) if self._names is None else self.model(**dict(zip(self._names, inputs, strict=True)))
+        )
+        return tuple(named_outputs(outputs)[0].values())
+
+
+def _repeated(named: Mapping[str, Tensor], axes: Axes) -> dict[str, Tensor]:
+    """Repeat the first sample so often that no other dynamic axis has the batch's size, or it would be taken for it."""
+    others = {one.shape[axis] for name, one in named.items() for axis in axes.get(name, {})}
+    count = next(count for count in range(2, len(others) + 3) if count not in others)
+    return {name: torch.cat([one[:1].detach().cpu()] * count) for name, one in named.items()}
+
+
+def _like(inputs: Inputs, named: Mapping[str, Tensor]) -> Inputs:
+    """Bring tensors by name back into the container that they came in."""
+    if isinstance(inputs, Tensor):
+        return next(iter(named.values()))
+    return dict(named) if isinstance(inputs, Mapping) else tuple(named.values())
+
+
+def _free_names(outputs: Mapping[str, Tensor], taken: Sequence[str]) -> list[str]:
+    """Name outputs; one that is called as an input is gets a suffix, since ONNX has one name for one tensor."""
+    return [f"{name}_out" if name in taken else name for name in outputs]
+
+
+def feeds_of(session: onnxruntime.InferenceSession, inputs: Inputs) -> dict[str, NDArray[Any]]:
+    """Return what a session is given: the only input, inputs in the file's order, or those of a dict by name.
+
+    Raises:
+        ExportError: the file has other inputs.
+    """
+    wanted = [entry.name for entry in session.get_inputs()]
+    named = named_inputs(inputs)
+    if not isinstance(inputs, Mapping) and len(named) == len(wanted):
+        named = dict(zip(wanted, named.values(), strict=True))
+    if named.keys() != set(wanted):
+        raise ExportError(
+            f"the file's inputs are {', '.join(wanted)}, the samples' "
+            f"{', '.join(named)}; give each of them, and no others"
+        )
+    return {name: named[name].detach().cpu().numpy() for name in wanted}
 
 
 @functools.cache
@@ -150,53 +245,6 @@ def _cause(error: BaseException) -> str:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines[:2])[:_LONGEST_CAUSE]}"
-
-
-def check_parity(
-    path: str | Path,
-    model: nn.Module,
-    inputs: Batches | Samples | Tensor,
-    *,
-    batch_sizes: Sequence[int] = (1, 3, 7),
-    batch_size: int = 256,
-    by_class: bool = True,
-) -> Parity:
-    """Compare an ONNX file with the model it came from, in ONNX Runtime on the CPU.
-
-    Args:
-        path: the file; it has one input.
-        model: run in evaluation mode on its device; modes are restored.
-        inputs: samples, or a tensor [N, ...]. The first ones are run at each of `batch_sizes`, then
-            all of them by `batch_size`.
-        batch_sizes: proves that the batch axis is dynamic; sizes above N are cut to N.
-        batch_size: samples per pass over the whole set.
-        by_class: whether axis 1 of the outputs holds classes, of which the largest counts.
-
-    Raises:
-        ExportError: the file can't be loaded or run at one of the batch sizes.
-    """
-    session = open_session(path)
-    name, samples, device = session.get_inputs()[0].name, as_batches(inputs), device_of(model)
-    passes = chain((samples.first(size) for size in batch_sizes), samples.ordered(batch_size))
-    largest, relative, agreed, close, compared = 0.0, 0.0, 0, 0, 0
-    with restored_modes(model), torch.no_grad():
-        model.eval()
-        for number, (batch, _, _) in enumerate(passes):
-            expected = model(batch.to(device)).cpu().numpy()
-            found = _run(session, name, batch, path)
-            if found.shape != expected.shape:
-                raise ExportError(f"{path}: output of shape {found.shape}; the model's is {expected.shape}")
-            differences = np.abs(found - expected).reshape(len(batch), -1).max(axis=1)
-            scale = max(float(np.abs(expected).max()), _TINY)
-            largest = max(largest, float(differences.max()))
-            relative = max(relative, float(differences.max()) / scale)
-            if number >= len(batch_sizes):
-                compared += len(batch)
-                if by_class:
-                    same = found.argmax(axis=1) == expected.argmax(axis=1)
-                    agreed += int(same.reshape(len(batch), -1).all(axis=1).sum())
-                close += int((differences <= TOLERANCE * scale).sum())
-    return Parity(largest, relative, close / compared, agreed / compared if by_class else None, compared)
 
 
 def open_session(
@@ -233,15 +281,6 @@ def open_session(
         raise ExportError(f"{path} can't be loaded by ONNX Runtime; export the model again ({error})") from error
 
 
-def _run(session: onnxruntime.InferenceSession, name: str, batch: Tensor, path: str | Path) -> NDArray[np.float32]:
-    try:
-        found: NDArray[np.float32] = session.run(None, {name: batch.cpu().numpy()})[0]
-    except Exception as error:  # as above
-        pass_on(error)
-        raise ExportError(f"{path} can't be run at batch size {len(batch)}: {error}") from error
-    return found
-
-
 def _strip_metadata(proto: onnx.ModelProto) -> None:
     """Drop what names the machine that exported: the stack trace at every node holds absolute paths."""
     graph = proto.graph
@@ -260,11 +299,25 @@ def _check(proto: onnx.ModelProto, opset: int) -> None:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the exported file fails ONNX's own check: {error}") from error
-    shape = proto.graph.input[0].type.tensor_type.shape
-    if not shape.dim or shape.dim[0].dim_param != "batch":
-        raise ExportError(
-            "the exporter fixed the batch axis: somewhere in its forward the model uses the batch size as a constant"
-        )
+
+
+def _check_names(
+    proto: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str], axes: Sequence[Mapping[int, str]]
+) -> None:
+    """See that the file has these inputs and outputs, and that their axes are as dynamic as they have to be."""
+    for what, wanted, held in (("inputs", inputs, proto.graph.input), ("outputs", outputs, proto.graph.output)):
+        if [one.name for one in held] != list(wanted):
+            found = ", ".join(one.name for one in held)
+            raise ExportError(f"the exporter gave the {what} {found}; expected {', '.join(wanted)}")
+    for one, more in zip(proto.graph.input, axes, strict=True):
+        shape = one.type.tensor_type.shape
+        for axis, name in {0: "batch", **more}.items():
+            if len(shape.dim) <= axis or shape.dim[axis].dim_param != name:
+                which = f"axis {axis} ({name}) of {one.name!r}" if axis else "the batch axis"
+                size = "its size" if axis else "the batch size"
+                raise ExportError(
+                    f"the exporter fixed {which}: somewhere in its forward the model uses {size} as a constant"
+                )
 
 
 @contextmanager

@@ -7,13 +7,15 @@ program, which imports nothing of the package (torch alone would take longer tha
 
 from __future__ import annotations
 
+import json
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -26,7 +28,11 @@ _ADDRESSES = 4 * 2**30  # that Python and ONNX Runtime reserve, most of them wit
 _REFUSED = 3  # exit code after a message
 
 
-def try_in_sandbox(path: Path, batches: Sequence[NDArray[np.generic]] = (), *, most_bytes: int) -> str | None:
+Feeds = Mapping[str, NDArray[np.generic]]
+"""Name of an input -> its values."""
+
+
+def try_in_sandbox(path: Path, batches: Sequence[Feeds] = (), *, most_bytes: int) -> str | None:
     """Load a file in a process of its own, which may take `SECONDS` of a processor, and run it on batches.
 
     Args:
@@ -39,7 +45,9 @@ def try_in_sandbox(path: Path, batches: Sequence[NDArray[np.generic]] = (), *, m
     """
     with tempfile.TemporaryDirectory() as folder:
         given = Path(folder, "batches.npz")
-        np.savez(given, *batches)
+        names = [list(batch) for batch in batches]
+        values = {f"{place}-{at}": batch[name] for place, batch in enumerate(batches) for at, name in enumerate(batch)}
+        np.savez(given, names=np.frombuffer(json.dumps(names).encode(), dtype=np.uint8), **cast(Any, values))
         command = [sys.executable, "-I", __file__, str(path.absolute()), str(given), str(most_bytes), str(SECONDS)]
         try:
             done = subprocess.run(
@@ -93,10 +101,9 @@ def main() -> int:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        with np.load(given) as batches:
-            for key in batches.files:
-                session.run(None, {name: batches[key]})
+        with np.load(given) as values:
+            for place, names in enumerate(json.loads(values["names"].tobytes())):
+                session.run(None, {name: values[f"{place}-{at}"] for at, name in enumerate(names)})
     except Exception as fault:  # noqa: BLE001 - protobuf and ONNX Runtime raise what they like
         sys.stdout.write(f"{type(fault).__name__}: {' '.join(str(fault).split())[:500]}")
         return _REFUSED

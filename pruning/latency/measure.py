@@ -13,12 +13,12 @@ import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from pruning.containers import Inputs, count_samples, take
 from pruning.errors import ExportError, ProfileError
 from pruning.evaluation import Progress
 from pruning.graph.groups import Groups
-from pruning.io.onnx import open_session
+from pruning.io.onnx import feeds_of, open_session
 from pruning.latency.microbenchmarks import ask
 from pruning.latency.profile import Profile, Profiles, Runtime, read_profiles
 from pruning.latency.runner import MeasuringError, cpu_name, measure
@@ -52,7 +52,7 @@ class Latency:
 def measure_latency(
     models: Mapping[str, str | Path],
     *,
-    inputs: Tensor | None = None,
+    inputs: Inputs | None = None,
     batch_sizes: Sequence[int] = (1, 32),
     num_threads: int = 1,
     provider: str = "CPUExecutionProvider",
@@ -62,9 +62,9 @@ def measure_latency(
     """Measure models in turns, A B A B …, so that whatever else the machine does meets all of them alike.
 
     Args:
-        models: name -> ONNX file with one input whose batch axis is dynamic.
-        inputs: samples [N, ...] that batches are made of, in turns; None: random numbers, for models that read floating
-            point.
+        models: name -> ONNX file whose inputs have a dynamic batch axis.
+        inputs: samples, [N, ...] each, that batches are made of, in turns: a tensor, a tuple, or a dict by the inputs'
+            names; None: random numbers, for models that read floating point.
         batch_sizes: each is measured by itself.
         num_threads: threads of ONNX Runtime.
         provider: what runs the operators.
@@ -75,8 +75,8 @@ def measure_latency(
         One entry per model and batch size: batch sizes in the order asked for, models in the order given.
 
     Raises:
-        ExportError: a file is missing, damaged, has an axis other than the first that is dynamic, or doesn't take the
-            samples.
+        ExportError: a file is missing, damaged, or doesn't take the samples; or there are none, and it reads integers
+            or has an axis other than the first that is dynamic.
     """
     sessions = {name: open_session(path, num_threads=num_threads, provider=provider) for name, path in models.items()}
     found: list[Latency] = []
@@ -110,26 +110,32 @@ def _time_ms(session: onnxruntime.InferenceSession, feed: Mapping[str, NDArray[n
 
 
 def _feed(
-    name: str, session: onnxruntime.InferenceSession, batch_size: int, inputs: Tensor | None
+    name: str, session: onnxruntime.InferenceSession, batch_size: int, inputs: Inputs | None
 ) -> dict[str, NDArray[np.generic]]:
     """Make a batch for a session: of the samples given, in turns, or of fixed random numbers."""
-    (entry,) = session.get_inputs()
-    shape = list(entry.shape[1:])
-    if not all(isinstance(size, int) for size in shape):
-        raise ExportError(
-            f"model {name!r}: input {entry.name!r} is {entry.type} {entry.shape}; "
-            "expected a dynamic axis in the first place only"
-        )
     if inputs is not None:
-        if list(inputs.shape[1:]) != shape:
+        numbers = torch.arange(batch_size) % count_samples(inputs)
+        feed = feeds_of(session, take(inputs, numbers))
+        for entry in session.get_inputs():
+            fixed = [size if isinstance(size, int) else None for size in entry.shape[1:]]
+            shape = list(feed[entry.name].shape[1:])
+            if len(shape) != len(fixed) or any(size not in (None, one) for size, one in zip(fixed, shape, strict=True)):
+                raise ExportError(
+                    f"model {name!r}: input {entry.name!r} is {entry.shape}, the samples are {shape} each"
+                )
+        return feed
+    generator, feed = np.random.default_rng(0), {}
+    for entry in session.get_inputs():
+        shape = list(entry.shape[1:])
+        if not all(isinstance(size, int) for size in shape):
             raise ExportError(
-                f"model {name!r}: input {entry.name!r} is {entry.shape}, the samples are {list(inputs.shape[1:])} each"
+                f"model {name!r}: input {entry.name!r} is {entry.type} {entry.shape}; expected a dynamic axis in the "
+                "first place only, or samples to measure it on"
             )
-        return {entry.name: inputs[torch.arange(batch_size) % len(inputs)].cpu().numpy()}
-    if entry.type not in _DTYPES:
-        raise ExportError(f"model {name!r}: input {entry.name!r} is {entry.type}; give samples to measure it on")
-    values = np.random.default_rng(0).standard_normal([batch_size, *shape])
-    return {entry.name: values.astype(_DTYPES[entry.type])}
+        if entry.type not in _DTYPES:
+            raise ExportError(f"model {name!r}: input {entry.name!r} is {entry.type}; give samples to measure it on")
+        feed[entry.name] = generator.standard_normal([batch_size, *shape]).astype(_DTYPES[entry.type])
+    return feed
 
 
 def runtime_here(*, provider: str = "CPUExecutionProvider", num_threads: int = 1, batch_size: int = 1) -> Runtime:
@@ -182,8 +188,8 @@ def profile(
         progress: told after each file.
 
     Raises:
-        ProfileError: the provider can't be measured or isn't there, the network has no layer, or its input is no tensor
-            of 32-bit floats.
+        ProfileError: the provider can't be measured or isn't there, the network has no layer, or an input is no tensor,
+            or of floats that aren't of 32 bits.
         ExportError: the network can't be exported.
     """
     with tempfile.TemporaryDirectory() as folder:

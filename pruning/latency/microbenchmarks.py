@@ -11,12 +11,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from pruning.errors import ProfileError
+from pruning.containers import Inputs, named_inputs, take
+from pruning.errors import ModelError, ProfileError
 from pruning.graph.axes import Atom, Axis, count, leaves
 from pruning.graph.groups import Groups
 from pruning.graph.layers import Geometry, LayerCall
@@ -211,17 +213,20 @@ def ask(
         shortest_ms: how long each layer is measured at each pair of widths, within 4 and 200 passes.
 
     Raises:
-        ProfileError: the provider can't be measured, the network has no layer, or its input is no tensor of 32-bit
-            floats.
+        ProfileError: the provider can't be measured, the network has no layer, or an input is no tensor, or of
+            floats that aren't of 32 bits.
         ExportError: the network can't be exported.
     """
     folder = Path(folder)
     first = groups.example_inputs
     check_provider(provider)
-    if not isinstance(first, Tensor) or first.dtype != torch.float32:
-        raise ProfileError(
-            "a network is profiled on one tensor of 32-bit floats; its example inputs are something else"
-        )
+    try:
+        named = named_inputs(first, groups.model)
+    except ModelError as fault:
+        raise ProfileError(f"a network is profiled on tensors, but {fault}") from fault
+    for name, one in named.items():
+        if one.is_floating_point() and one.dtype != torch.float32:
+            raise ProfileError(f"a network is profiled with 32-bit floats; its {name} is {one.dtype}")
     folder.mkdir(parents=True, exist_ok=True)
     cases = [_case(groups, first, batch_size, folder) for batch_size in batch_sizes]
     export_onnx(groups.model, first, folder / _WHOLE)
@@ -304,9 +309,9 @@ class _Layer:
         )
 
 
-def _case(groups: Groups, first: Tensor, batch_size: int, folder: Path) -> dict[str, Any]:
+def _case(groups: Groups, first: Inputs, batch_size: int, folder: Path) -> dict[str, Any]:
     """Write the files of one batch size, and return what the manifest says of them."""
-    batch = torch.cat([first[:1]] * batch_size)
+    batch = take(first, torch.zeros(batch_size, dtype=torch.int64))
     noted = _Noted(groups)
     observe(groups.model, batch, [noted])
     if not noted.layers:
@@ -319,11 +324,21 @@ def _case(groups: Groups, first: Tensor, batch_size: int, folder: Path) -> dict[
             surfaces[layer.key] = {"inputs": layer.inputs, "outputs": layer.outputs, "rows": rows}
     return {
         "batch_size": batch_size,
-        "whole": {"file": _WHOLE, "feeds": {"input": list(batch.shape)}},
+        "whole": {"file": _WHOLE, **_feeds(named_inputs(batch, groups.model), folder, f"batch-{batch_size}.npz")},
         "surfaces": surfaces,
         "layers": [layer.entry.model_dump() for layer in noted.layers],
         "largest_weight": max(prod(one.shape.weight_shape(one.inputs[-1], one.outputs[-1])) for one in noted.layers),
     }
+
+
+def _feeds(batch: Mapping[str, Tensor], folder: Path, name: str) -> dict[str, Any]:
+    """Say what the whole network is fed: random numbers in place of one tensor of floats, else the example's values."""
+    shapes = {key: list(tensor.shape) for key, tensor in batch.items()}
+    if len(batch) == 1 and all(tensor.dtype == torch.float32 for tensor in batch.values()):
+        return {"feeds": shapes}
+    values: dict[str, Any] = {f"{place}": tensor.detach().cpu().numpy() for place, tensor in enumerate(batch.values())}
+    np.savez(folder / name, **values)
+    return {"feeds": shapes, "values": name, "values_sha256": sha256((folder / name).read_bytes()).hexdigest()}
 
 
 class _Noted(Observer):

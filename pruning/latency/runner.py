@@ -157,7 +157,7 @@ def _answer(folder: Path, manifest: Any, case: Any, threads: int, steps: Iterato
                 next(steps)
             rows.append([row[width] for width in surface["outputs"]])
         surfaces[key] = {"inputs": surface["inputs"], "outputs": surface["outputs"], "ms": rows}
-    whole_ms, overhead_ms = _whole(folder / case["whole"]["file"], _feeds(case["whole"]), **options)
+    whole_ms, overhead_ms = _whole(folder / case["whole"]["file"], _feeds(case["whole"], folder), **options)
     next(steps)
     return {
         "runtime": {
@@ -220,7 +220,11 @@ def _session(path: Path, threads: int, provider: str, *, trace: bool = False) ->
     return _runtime().InferenceSession(str(path), options, providers=[provider])
 
 
-def _feeds(question: Any) -> dict[str, Any]:
+def _feeds(question: Any, folder: Path | None = None) -> dict[str, Any]:
+    """Return what a file is fed: random numbers, or the values of a file beside it, which integers and masks need."""
+    if folder is not None and "values" in question:
+        with np.load(folder / question["values"]) as values:
+            return {name: values[str(place)] for place, name in enumerate(question["feeds"])}
     generator = np.random.default_rng(0)
     return {name: generator.standard_normal(shape, dtype=np.float32) for name, shape in question["feeds"].items()}
 

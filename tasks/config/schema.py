@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, StrictFloat, StrictInt, ValidationError, model_validator
 
@@ -165,10 +165,15 @@ class Profile(Section):
 
 
 class Export(Section):
-    """Which ONNX operator set the file uses."""
+    """Which ONNX operator set the file uses, and which sizes it takes."""
 
     opset: StrictInt = Field(default=20, ge=18, le=25)
     """Version of the ONNX operator set."""
+    dynamic_axes: Literal["batch", "auto", "all"] = "auto"
+    """Which axes of the inputs are dynamic. batch: that of the samples, and those whose sizes differ from batch to
+    batch in the data. auto: also the length of sequences of token ids, where the model allows another one. all: also
+    height and width of images.
+    """
 
 
 class Benchmark(Section):

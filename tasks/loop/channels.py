@@ -13,6 +13,7 @@ from functools import cache, cached_property, partial
 from math import inf
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 import pruning
@@ -20,6 +21,7 @@ from pruning.allocation.budget import Budget, BudgetSolver, Measure, joined
 from pruning.allocation.hardware_widths import find_kernel_widths, plan_for_latency, rounded
 from pruning.allocation.knapsack import allocate, search
 from pruning.allocation.selection import Scope, Tried, choose, choose_by_trial, free_groups
+from pruning.containers import Inputs
 from pruning.errors import ModelError, TargetError
 from pruning.evaluation import evaluate
 from pruning.graph.groups import Groups
@@ -357,10 +359,10 @@ def narrow_by(
     return pruning.narrow(context.start, context.plan.then(plan), example, samples=samples, verify=verify)
 
 
-def _batches(context: StepContext) -> Iterator[Tensor]:
+def _batches(context: StepContext) -> Iterator[Inputs]:
     """Training samples, read only if verifying on the example shows nothing."""
     samples = read_split(context.settings, context.workspace, "train").spread(_VERIFIED_ON)
-    yield from (batch.to(context.example.device).inputs for batch in samples.ordered(_BATCH))
+    yield from (batch.to(torch.device(context.settings.run.device)).inputs for batch in samples.ordered(_BATCH))
 
 
 def recover(

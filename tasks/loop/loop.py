@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from pruning.allocation.schedule import Attempt, ScheduleSettings, Stop
+from pruning.containers import Inputs
 from pruning.errors import DataError, ModelError, TargetError, WorkspaceError
 from pruning.io.checkpoint import check_checkpoint, save_checkpoint
 from pruning.metrics import Measure
@@ -279,7 +280,7 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, goals: Goa
     return row.model_copy(update={"checkpoint": name, "weights_sha256": digest})
 
 
-def _start(settings: Settings, workspace: Workspace, data: Description, example: Tensor) -> nn.Module | None:
+def _start(settings: Settings, workspace: Workspace, data: Description, example: Inputs) -> nn.Module | None:
     """Return the model whose weights training begins with; None keeps the last ones."""
     start = settings.prune.begins_with
     if start.weights == "keep":
@@ -290,7 +291,7 @@ def _start(settings: Settings, workspace: Workspace, data: Description, example:
     return make_factory(settings, data)().to(settings.run.device)
 
 
-def _as_it_is(settings: Settings, workspace: Workspace, taken: Step, example: Tensor) -> _Candidate:
+def _as_it_is(settings: Settings, workspace: Workspace, taken: Step, example: Inputs) -> _Candidate:
     """Measure what a step made, where nothing is trained."""
     measured = measure(taken.model, read_split(settings, workspace, "validation"), settings, example)
     return _Candidate(NO_TRAINING, taken.model, measured)
@@ -320,7 +321,7 @@ def _recover(
     recipe: Recipe,
     teacher: nn.Module,
     number: int,
-    example: Tensor,
+    example: Inputs,
     checkpointer: TrainingCheckpointer,
 ) -> _Candidate:
     """Fine-tune a copy by one recipe and measure it; a training that was killed goes on where it was kept.

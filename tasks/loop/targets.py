@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 import pruning
+from pruning.containers import Inputs
 from pruning.errors import SettingsError
 from pruning.io.onnx import export_onnx
 from pruning.latency.measure import measure_latency, runtime_here
@@ -159,7 +160,7 @@ class StepContext:
     reductions: Mapping[str, float]
     model: nn.Module
     plan: Plan
-    example: Tensor
+    example: Inputs
     reference: nn.Module
     baseline: nn.Module
     start: nn.Module | None = None
@@ -204,7 +205,7 @@ class LatencyEstimate:
 
 
 def estimate_latency(
-    model: nn.Module, baseline: nn.Module, settings: Settings, workspace: Workspace, example: Tensor, *, measured: bool
+    model: nn.Module, baseline: nn.Module, settings: Settings, workspace: Workspace, example: Inputs, *, measured: bool
 ) -> LatencyEstimate:
     """Return a model's latency against the baseline's.
 

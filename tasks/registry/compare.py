@@ -7,22 +7,24 @@ from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load as parse_safetensors
 from torch import Tensor
 
 from pruning.batches import Batches
+from pruning.containers import Inputs, count_samples, take
 from pruning.errors import SecateurError, WorkspaceError
-from pruning.io.onnx import check_parity
+from pruning.io.onnx import feeds_of, open_session
+from pruning.io.parity import check_parity
 from pruning.latency.measure import measure_latency
 from tasks.config.schema import Settings
 from tasks.data import read_description, read_split, task_of
 from tasks.determinism import begin, bounded_memory
-from tasks.models import example_inputs, load_model, measure_each, measure_of, with_one_output
+from tasks.models import example_inputs, load_model, measure_each, measure_of
+from tasks.registry.manifest import read_answered_batch
 from tasks.registry.mlflow_models import Version
 from tasks.registry.restore import Copy, brought_back
 from tasks.registry.trust import answers_of, refuse_what_hangs, settings_to_measure_by
@@ -87,9 +89,11 @@ def _measure(
         files = {"candidate": _file(one, "dense"), "reference": _file(two, stage)}
         sizes = (1, *settings.benchmark.batch_sizes)
         few = test.first(max(sizes)).inputs
-        batches = [few[torch.arange(size) % len(few)].numpy() for size in sizes]
+        turns = [torch.arange(size) % count_samples(few) for size in sizes]
         for version, file in zip((candidate, production or candidate), files.values(), strict=True):
-            refuse_what_hangs(version, file, batches)
+            refuse_what_hangs(version, file)  # loaded there first, so that it may be loaded here
+            session = open_session(file)
+            refuse_what_hangs(version, file, [feeds_of(session, take(few, numbers)) for numbers in turns])
         taken = _latencies(settings, files, few)
         new, values = _score(by_one, one, "dense", test, one.workspace)
         old, before = _score(by_two, two, stage, test, one.workspace)
@@ -100,11 +104,10 @@ def _measure(
         )
 
 
-def _batch(copy: Copy, version: Version) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the recorded inputs and answers."""
+def _batch(copy: Copy, version: Version) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """Return the recorded inputs and answers, by name."""
     try:
-        batch = parse_safetensors(copy.batch.read_bytes())
-        return batch["inputs"], batch["answers"]
+        return read_answered_batch(copy.batch.read_bytes())
     except Exception as error:  # whatever else is stored under that name: the parser may raise anything
         raise WorkspaceError(f"version {version.number}: its {copy.batch.name} can't be read ({error})") from error
 
@@ -113,7 +116,7 @@ def _file(copy: Copy, stage: str) -> Path:
     return copy.workspace.folder(export.FOLDER) / export.FILES[stage]
 
 
-def _latencies(settings: Settings, files: Mapping[str, Path], inputs: Tensor) -> dict[str, _Times]:
+def _latencies(settings: Settings, files: Mapping[str, Path], inputs: Inputs) -> dict[str, _Times]:
     """Return the latency of each file at each batch size, measured in turns."""
     chosen = settings.benchmark
     with shown("side by side") as progress:
@@ -137,8 +140,7 @@ def _score(settings: Settings, copy: Copy, stage: str, test: Batches, data: Work
     """Return a checkpoint's figures on the test samples, latency left out, and the metric of each sample."""
     example = example_inputs(data, settings)
     model, _, _ = load_model(copy.workspace.folder(stage), settings, read_description(data), example)
-    whole, by_class = with_one_output(model, example), task_of(settings).by_class
-    parity = check_parity(_file(copy, stage), whole, test, by_class=by_class)
+    parity = check_parity(_file(copy, stage), model, test, by_class=task_of(settings).by_class)
     found, values = measure_each(model, test, settings, example)
     figures = Figures(
         score=found.score,
@@ -155,6 +157,13 @@ def _answer_difference(settings: Settings, version: Version, copy: Copy) -> floa
     """Return how far the registered file's answers are from the recorded ones, relative to the largest."""
     inputs, expected = _batch(copy, version)
     found = answers_of(settings, version, inputs)
+    if found.keys() != expected.keys():
+        return sys.float_info.max
+    return max(_difference(found[name], expected[name]) for name in expected)
+
+
+def _difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
     if found.shape != expected.shape or not np.isfinite(found).all():
         return sys.float_info.max
+    found, expected = (one.astype(np.int64) if one.dtype == bool else one for one in (found, expected))
     return float(np.abs(found - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))

@@ -7,7 +7,8 @@
         batch.safetensors                  inputs, and what the ONNX file answered
         uncommitted.patch                  from Git's commit to the code as it was
 
-Data are too large to copy: DVC has them. Paths are those of the default workspace, wherever the files really were.
+Data that were copied are too large for that: DVC has them. Of data that are only named, what describes them is here.
+Paths are those of the default workspace, wherever the files really were.
 
 Anyone who can write to the registry can write a record, so one that names anything else is refused.
 """
@@ -18,17 +19,21 @@ import shutil
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from safetensors.numpy import load as parse_safetensors
 from safetensors.torch import save as format_safetensors
 
+from pruning.containers import INPUT, OUTPUT
 from pruning.io.atomic import replace_file
-from pruning.io.onnx import open_session
+from pruning.io.onnx import feeds_of, open_session
 from tasks.config.schema import Settings
 from tasks.data import FOLDER as DATA
-from tasks.data import read_inputs
+from tasks.data import read_description, read_inputs
 from tasks.fingerprint import files_of
 from tasks.registry import dvc_repo, git_snapshot
 from tasks.registry.mlflow_artifacts import MOST_FILES, is_plain
@@ -125,6 +130,11 @@ def make_record(
         ExportError: The ONNX file is missing or damaged.
     """
     logged = {_place(params, "params.yaml"): params}
+    if not read_description(
+        workspace
+    ).copied:  # of data that are only named a few kilobytes, which nothing else may have
+        for file in (*contents(workspace.folder(DATA), "prepare"), RECORD):
+            logged[(_PLACES.folder(DATA) / file).as_posix()] = workspace.folder(DATA) / file
     if settings.model.weights is not None:
         given = files_of(settings.model.weights)
         places = [_place(path, "") for path in given]
@@ -194,7 +204,31 @@ def _hash(path: Path) -> str:
 
 
 def _answered_batch(settings: Settings, workspace: Workspace) -> bytes:
-    inputs = read_inputs(settings, workspace, "validation").first(NUM_ANSWERS).inputs.contiguous()
+    """Return inputs and what the ONNX file answered: `inputs` and `answers`, of several `inputs:NAME` for each."""
+    inputs = read_inputs(settings, workspace, "validation").first(NUM_ANSWERS).inputs
     session = open_session(workspace.folder(export.FOLDER) / export.FILES["dense"])
-    (answers, *_) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
-    return format_safetensors({"inputs": inputs, "answers": torch.from_numpy(answers)})
+    feeds, names = feeds_of(session, inputs), [entry.name for entry in session.get_outputs()]
+    answers = dict(zip(names, session.run(names, feeds), strict=True))
+    stored = {}
+    for what, named in (("inputs", feeds), ("answers", answers)):
+        plain = len(named) == 1 and next(iter(named)) in (INPUT, OUTPUT)
+        for name, values in named.items():
+            stored[what if plain else f"{what}:{name}"] = torch.from_numpy(np.ascontiguousarray(values))
+    return format_safetensors(stored)
+
+
+def read_answered_batch(content: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """Return the inputs and answers of a version's record, by name.
+
+    Raises:
+        ValueError: It holds none.
+    """
+    found: dict[str, dict[str, NDArray[Any]]] = {"inputs": {}, "answers": {}}
+    plain = {"inputs": INPUT, "answers": OUTPUT}
+    for key, values in parse_safetensors(content).items():
+        what, _, name = key.partition(":")
+        if what in found:
+            found[what][name or plain[what]] = values
+    if not all(found.values()):
+        raise ValueError("it holds no inputs or no answers")
+    return found["inputs"], found["answers"]

@@ -14,6 +14,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pruning.containers import INPUT, OUTPUT, Inputs
+from pruning.io.onnx import feeds_of, open_session
 from tasks.config.schema import Settings
 from tasks.data import read_description, read_example
 from tasks.loop.ledger import Ledger, read_ledger
@@ -27,6 +29,8 @@ from tasks.stages import analyze, export
 from tasks.workspace import DEFAULT_ROOT, Workspace
 
 if TYPE_CHECKING:
+    import onnxruntime
+    from mlflow.models import ModelSignature
     from mlflow.tracking import MlflowClient
 
 _log = logging.getLogger(__name__)
@@ -122,18 +126,14 @@ def _create_version(
     import mlflow
     import onnx
     import onnxruntime
-    from mlflow.models import infer_signature
 
-    example = read_example(workspace).numpy()
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    outputs = session.run(None, {session.get_inputs()[0].name: example})[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice on pinning requirements, which are given
         with mlflow.start_run(run_id=run_id):
             logged = mlflow.onnx.log_model(
                 onnx.load(path),
                 name="model",
-                signature=infer_signature(example, outputs),
+                signature=_signature(open_session(path), read_example(workspace)),
                 pip_requirements=[f"onnxruntime=={onnxruntime.__version__}", f"onnx=={onnx.__version__}"],
                 onnx_execution_providers=["CPUExecutionProvider"],
                 save_as_external_data=False,
@@ -143,6 +143,34 @@ def _create_version(
         client.create_registered_model(name)
     made = client.create_model_version(name, logged.model_uri, run_id, tags=dict(tags), model_id=logged.model_id)
     return str(made.version)
+
+
+def _signature(session: onnxruntime.InferenceSession, example: Inputs) -> ModelSignature:
+    """Return what a server checks requests against: types and sizes of the inputs and outputs, −1 for a dynamic one.
+
+    Where there are several, or they have names, each is named; else requests may give the values alone.
+    """
+    from mlflow.models import ModelSignature, infer_signature
+    from mlflow.types import Schema, TensorSpec
+
+    feeds, names = feeds_of(session, example), [entry.name for entry in session.get_outputs()]
+    answers = dict(zip(names, session.run(names, feeds), strict=True))
+    if (list(feeds), names) == ([INPUT], [OUTPUT]) and all(isinstance(one, int) for one in _sizes(session)[INPUT][1:]):
+        return infer_signature(feeds[INPUT], answers[OUTPUT])
+    sizes = _sizes(session)
+    schemas = [
+        Schema(
+            [TensorSpec(one.dtype, (-1, *sizes[name][1:]) if sizes[name] else (), name) for name, one in part.items()]
+        )
+        for part in (feeds, answers)
+    ]
+    return ModelSignature(inputs=schemas[0], outputs=schemas[1])
+
+
+def _sizes(session: onnxruntime.InferenceSession) -> dict[str, list[int]]:
+    """Return the shapes of a file's inputs and outputs, −1 for what is dynamic."""
+    entries = (*session.get_inputs(), *session.get_outputs())
+    return {one.name: [size if isinstance(size, int) else -1 for size in one.shape] for one in entries}
 
 
 def _lineage(settings: Settings, workspace: Workspace, ledger: Ledger) -> dict[str, str]:

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pruning.errors import ExportError, SettingsError, WorkspaceError
 from pruning.io.json_files import first_fault
 from pruning.io.onnx import open_session
-from pruning.io.onnx_sandbox import try_in_sandbox
+from pruning.io.onnx_sandbox import Feeds, try_in_sandbox
 from tasks.config import yaml_io
 from tasks.config.data_schema import Task
 from tasks.config.errors import describe, with_new_names
@@ -139,7 +139,7 @@ def fetch_served(settings: Settings, version: Version, into: Path) -> Path:
     return into / _SERVED
 
 
-def refuse_what_hangs(version: Version, path: Path, batches: Sequence[NDArray[np.generic]] = ()) -> None:
+def refuse_what_hangs(version: Version, path: Path, batches: Sequence[Feeds] = ()) -> None:
     """Refuse an ONNX file of a version that can't be loaded, or run on batches, in bounded time and in free memory.
 
     Raises:
@@ -150,8 +150,8 @@ def refuse_what_hangs(version: Version, path: Path, batches: Sequence[NDArray[np
         raise ExportError(f"version {version.number}: its ONNX file {path.name} can't be used: {fault}")
 
 
-def answers_of(settings: Settings, version: Version, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return ONNX Runtime's answers with the file that a server of the registered model would load.
+def answers_of(settings: Settings, version: Version, feeds: Feeds) -> dict[str, NDArray[Any]]:
+    """Return ONNX Runtime's answers, by name, with the file that a server of the registered model would load.
 
     MLflow's own loader isn't used: it would run whatever code is stored beside the file.
 
@@ -161,13 +161,15 @@ def answers_of(settings: Settings, version: Version, inputs: NDArray[np.float32]
     """
     with tempfile.TemporaryDirectory() as folder:
         path = fetch_served(settings, version, Path(folder))
-        refuse_what_hangs(version, path, [inputs])
+        refuse_what_hangs(version, path, [feeds])
         session = open_session(path)
+        names = [entry.name for entry in session.get_outputs()]
         try:
-            return np.asarray(session.run(None, {session.get_inputs()[0].name: inputs})[0])
+            return dict(zip(names, map(np.asarray, session.run(names, dict(feeds))), strict=True))
         except Exception as error:  # ONNX Runtime's own errors have no public root but Exception
+            given = ", ".join(f"{name} {list(one.shape)}" for name, one in feeds.items())
             raise ExportError(
-                f"version {version.number}: its registered ONNX file doesn't take inputs {inputs.shape}: {error}"
+                f"version {version.number}: its registered ONNX file doesn't take inputs {given}: {error}"
             ) from error
 
 

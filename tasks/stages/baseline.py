@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruning.containers import as_call
+from pruning.errors import DataError
 from pruning.evaluation import restored_modes
 from pruning.io.checkpoint import save_checkpoint
 from pruning.io.json_files import JsonError, checked_json
@@ -99,8 +101,17 @@ def _answers(model: nn.Module, workspace: Workspace, split: Split, settings: Set
         model.eval()
         batches, device = read_inputs(settings, workspace, split), torch.device(settings.run.device)
         ordered = batches.ordered(settings.training.batch_size)
-        found = [task.answers(model(batch.to(device).inputs)).cpu() for batch in ordered]
-    return task.join(found)
+        found = []
+        for batch in ordered:
+            args, kwargs = as_call(batch.to(device).inputs)
+            found.append(task.answers(model(*args, **kwargs)).cpu())
+    try:
+        return task.join(found)
+    except RuntimeError as fault:
+        raise DataError(
+            f"the data have no labels, so that the baseline's answers take their place; those of {split} differ in "
+            f"shape from batch to batch ({fault}): give samples of one shape, or labels"
+        ) from fault
 
 
 def _train(model: nn.Module, settings: Settings, workspace: Workspace, under_way: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from pruning.containers import take
 from tasks.config.schema import Settings
 from tasks.data import (
     FOLDER,
@@ -14,9 +15,10 @@ from tasks.data import (
     save_description,
     save_splits,
     task_of,
+    with_shapes,
 )
 from tasks.data_factory import check_targets
-from tasks.data_sets import DataSets
+from tasks.data_sets import DataSets, SizesError
 from tasks.determinism import begin
 from tasks.workspace import Workspace, writing
 from zoo.datasets.splits import Splits
@@ -35,7 +37,10 @@ def prepare(settings: Settings, workspace: Workspace) -> None:
     reference = settings.data.factory
     found = open_sets(settings)
     if isinstance(found, DataSets) and _is_copied(found, settings):
-        found = found.read()
+        try:
+            found = found.read()
+        except SizesError:  # from batch to batch, as of texts that are padded to the longest: batches are read then
+            log.info("%s: sizes differ from batch to batch, so that batches can't be copied as one tensor", reference)
     description = (
         _copy(found, settings, workspace) if isinstance(found, Splits) else _describe(found, settings, workspace)
     )
@@ -69,8 +74,8 @@ def _copy(splits: Splits, settings: Settings, workspace: Workspace) -> Descripti
 
 
 def _describe(sets: DataSets, settings: Settings, workspace: Workspace) -> Description:
-    example = sets.first["validation"].inputs[:1]
-    checking = sets.checking(tuple(example.shape[1:]))
+    example = take(sets.first["validation"].inputs, slice(0, 1))
+    checking = with_shapes(sets)
     description = describe_sets(checking, identity_of(sets, settings), workspace)
     kept = checking.calibration()
     with writing(workspace.folder(FOLDER)) as folder:

@@ -17,7 +17,7 @@ from tasks.config.schema import Settings
 from tasks.data import read_description
 from tasks.determinism import begin
 from tasks.loop.measurements import NOTHING_PROFILED
-from tasks.models import example_inputs, make_factory
+from tasks.models import example_inputs, make_factory, on
 from tasks.terminal import shown
 from tasks.workspace import Workspace, writing
 
@@ -39,7 +39,7 @@ def profile(settings: Settings, workspace: Workspace) -> None:
     begin(settings)
     chosen = settings.profile
     model = make_factory(settings, read_description(workspace))()
-    example = example_inputs(workspace, settings).cpu()
+    example = on("cpu", example_inputs(workspace, settings))
     groups = pruning.find_groups(model, example, allow_mixed=settings.profiles_streams)
     place = workspace.folder(FOLDER)
     with writing(place) as folder:

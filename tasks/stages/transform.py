@@ -12,6 +12,7 @@ from typing_extensions import TypedDict  # pydantic reads those of `typing` from
 
 import pruning
 from pruning.batches import Batches
+from pruning.containers import count_samples
 from pruning.dynamic.gates import GatedModel, run_masked
 from pruning.errors import VerificationError
 from pruning.evaluation import device_of
@@ -61,7 +62,7 @@ def transform(settings: Settings, workspace: Workspace) -> None:
     if isinstance(dense, GatedModel):
         inputs = validation.first(_NUM_GATED).to(torch.device(settings.run.device)).inputs
         found, expected = run_masked(dense.eval(), pruning.find_groups(dense.model, example), inputs)
-        difference, num_samples, proven = relative_difference([expected], [found]), len(inputs), True
+        difference, num_samples, proven = relative_difference([expected], [found]), count_samples(inputs), True
     else:
         original = make_factory(settings, data)().to(settings.run.device)
         groups = find_groups_under(plan, original, example)

@@ -279,7 +279,7 @@ def test_a_task_runs_from_its_data_set_to_the_report(
     settings, workspace = finished.settings, finished.workspace
     test = read_split(settings, workspace, "test").loaded()
     session = onnxruntime.InferenceSession(workspace.folder("onnx") / "model.onnx")
-    (exported,) = session.run(None, {session.get_inputs()[0].name: test.inputs.numpy()})
+    exported, *_ = session.run(None, {session.get_inputs()[0].name: test.inputs.numpy()})
     model, _, _ = load_model(
         workspace.folder("dense"), settings, read_description(workspace), example_inputs(workspace, settings)
     )

@@ -157,9 +157,9 @@ WRONG: list[tuple[Any, Task, str]] = [
     ),
     (parts(lambda x, y: (object(), y)), Classification(), "can't be joined to a batch: TypeError: default_collate"),
     (
-        parts(lambda x, y: {"a": x, "b": x, "label": y}),
+        parts(lambda x, y: {"a": x, "b": "words", "label": y}),
         Classification(),
-        "inputs are dict of a, b; the pipeline takes one",
+        "input 'b' is a list",
     ),
     (parts(lambda x, y: {"a": x}), Classification(), "has the keys a; expected exactly one of labels"),
     (parts(lambda x, y: (x, {"boxes": x, "labels": x})), Classification(), "targets are dict of boxes, labels"),

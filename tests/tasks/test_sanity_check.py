@@ -293,7 +293,7 @@ CASES: list[tuple[Change, str]] = [
     (data("targets_missing"), "test has no targets"),
     (data("targets_beyond"), "targets of test lie in [10, 19], expected [0, 9]"),
     (data("nan_inputs"), "1 of 270 inputs hold values that are not finite"),
-    (data("byte_inputs"), "inputs are torch.uint8, expected torch.float32 or torch.int64"),
+    (data("byte_inputs"), "inputs are torch.uint8, expected torch.float32, torch.int64 or torch.bool"),
     (data("other_shape"), "inputs of test have shape [1, 8, 4], those of train [1, 8, 8]"),
     (data("fewer_targets"), "270 inputs for 269 targets"),
     (data("empty_split"), "there are no samples"),

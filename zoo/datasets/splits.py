@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +13,75 @@ from typing import Any
 import torch
 from torch import Tensor
 
-INPUT_DTYPES = (torch.float32, torch.int64)
+INPUT_DTYPES = (torch.float32, torch.int64, torch.bool)
+
+Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+"""What a model is given: a tensor [N, ...], several by position, or several by name."""
+
+Shape = tuple[int | None, ...]
+"""Of one sample, without the batch axis; None for a size that differs from batch to batch."""
+Shapes = Shape | tuple[Shape, ...] | dict[str, Shape]
+"""The same of each of `Inputs`, in their container."""
+
+
+def tensors_of(inputs: Any) -> dict[str, Tensor]:
+    """Return the tensors of `Inputs` by the names that files and messages use.
+
+    These are `inputs` for a tensor, `inputs.0`, `inputs.1` … for a tuple, `inputs:NAME` for a mapping.
+    """
+    if isinstance(inputs, Tensor):
+        return {"inputs": inputs}
+    if isinstance(inputs, Mapping):
+        return {f"inputs:{name}": part for name, part in inputs.items()}
+    return {f"inputs.{place}": part for place, part in enumerate(inputs)}
+
+
+def inputs_of(tensors: Mapping[str, Any]) -> Any:
+    """Return the inputs that these are the tensors of (or what else belongs to each); other names are left alone.
+
+    Raises:
+        KeyError: There are none.
+    """
+    if named := {name.partition(":")[2]: part for name, part in tensors.items() if name.startswith("inputs:")}:
+        return dict(sorted(named.items()))
+    if placed := {int(name[7:]): part for name, part in tensors.items() if name.startswith("inputs.")}:
+        return tuple(placed[place] for place in range(len(placed)))
+    return tensors["inputs"]
+
+
+def shapes_of(inputs: Any) -> dict[str, Shape]:
+    """Return the shape of one sample of each input, by the names of `tensors_of`."""
+    return {name: tuple(part.shape[1:]) for name, part in tensors_of(inputs).items()}
+
+
+def shapes_by_name(shapes: Shapes) -> dict[str, Shape]:
+    """Return shapes that are in their container by the names of `tensors_of`."""
+    if isinstance(shapes, dict):
+        return {f"inputs:{name}": shape for name, shape in shapes.items()}
+    several = [shape for shape in shapes if isinstance(shape, tuple)]
+    if several:
+        return {f"inputs.{place}": shape for place, shape in enumerate(several)}
+    return {"inputs": tuple(size for size in shapes if not isinstance(size, tuple))}
+
+
+def common_shapes(one: Mapping[str, Shape], other: Mapping[str, Shape]) -> dict[str, Shape] | None:
+    """Return what shapes have in common, None for a size that differs; None for all if they differ in more."""
+    if one.keys() != other.keys() or any(len(one[name]) != len(other[name]) for name in one):
+        return None
+    return {
+        name: tuple(size if size == another else None for size, another in zip(shape, other[name], strict=True))
+        for name, shape in one.items()
+    }
+
+
+def shown_shapes(shapes: Mapping[str, Shape]) -> str:
+    """Write the shape of one sample, of each input where there are several."""
+    texts = {
+        name: f"[{', '.join('any' if size is None else str(size) for size in one)}]" for name, one in shapes.items()
+    }
+    return (
+        texts["inputs"] if texts.keys() == {"inputs"} else ", ".join(f"{name[7:]} {one}" for name, one in texts.items())
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,34 +89,51 @@ class Samples:
     """Inputs with the target of each.
 
     Attributes:
-        inputs: Tensor [N, ...], float32 (images, features) or int64 (token ids).
+        inputs: Tensor [N, ...], float32 (images, features), int64 (token ids) or bool (masks); or several of them, in a
+            tuple, which the model is given by position, or in a dict, by name.
         targets: Tensor [N, ...]: int64 [N] for classes; what others tasks take is said in `pruning.task`.
 
     Raises:
         ValueError: With every fault that was found.
     """
 
-    inputs: Tensor
+    inputs: Any  # `Inputs`, of which callers that know which kind they gave need not be told
     targets: Tensor
 
     def __post_init__(self) -> None:
-        faults = []
-        if self.inputs.ndim < 2:
-            faults.append(f"inputs have shape {list(self.inputs.shape)}, expected [N, ...] with at least two axes")
-        if self.inputs.dtype not in INPUT_DTYPES:
-            faults.append(f"inputs are {self.inputs.dtype}, expected torch.float32 or torch.int64; convert them")
+        parts = tensors_of(self.inputs)
+        faults = [] if parts else ["inputs hold no tensor"]
+        for name, part in parts.items():
+            faults += self._faults_of(name, part, single=isinstance(self.inputs, Tensor))
         if self.targets.ndim < 1:
             faults.append("targets have shape [], expected [N, ...]")
-        elif self.inputs.shape[:1] != self.targets.shape[:1]:
-            faults.append(f"{self.inputs.shape[:1].numel()} inputs for {self.targets.shape[:1].numel()} targets")
-        elif len(self.inputs) == 0:
+        elif not faults and len(self.targets) == 0:
             faults.append("there are no samples")
-        elif self.inputs.is_floating_point():
-            broken = _count_broken(self.inputs)
-            if broken:
-                faults.append(f"{broken} of {len(self.inputs)} inputs hold values that are not finite; clean the data")
         if faults:
             raise ValueError("; ".join(faults))
+
+    def _faults_of(self, name: str, part: Any, *, single: bool) -> list[str]:
+        if not isinstance(part, Tensor):
+            return [f"{name} is a {type(part).__name__}, expected a tensor [N, ...]"]
+        faults, fewest = [], 2 if single else 1
+        if part.ndim < fewest:
+            axes = "at least two axes" if single else "the samples on its first axis"
+            faults.append(
+                f"{name} {'have' if single else 'has'} shape {list(part.shape)}, expected [N, ...] with {axes}"
+            )
+        if part.dtype not in INPUT_DTYPES:
+            faults.append(f"{name} are {part.dtype}, expected torch.float32, torch.int64 or torch.bool; convert them")
+        if self.targets.ndim and part.shape[:1] != self.targets.shape[:1]:
+            faults.append(f"{part.shape[:1].numel()} {name} for {self.targets.shape[:1].numel()} targets")
+        elif (
+            self.targets.ndim
+            and len(self.targets)
+            and part.is_floating_point()
+            and part.ndim
+            and (broken := _count_broken(part))
+        ):
+            faults.append(f"{broken} of {len(part)} {name} hold values that are not finite; clean the data")
+        return faults
 
     def __len__(self) -> int:
         """Count the samples."""
@@ -60,7 +145,8 @@ class Samples:
         Args:
             indices: Tensor [M], int64.
         """
-        return Samples(self.inputs[indices], self.targets[indices])
+        taken = {name: part[indices] for name, part in tensors_of(self.inputs).items()}
+        return Samples(inputs_of(taken), self.targets[indices])
 
 
 def _count_broken(inputs: Tensor) -> int:
@@ -92,13 +178,13 @@ class Splits:
     labelled: bool = True
 
     @classmethod
-    def unlabelled(cls, train: Tensor, validation: Tensor, test: Tensor, classes: tuple[str, ...]) -> Splits:
+    def unlabelled(cls, train: Inputs, validation: Inputs, test: Inputs, classes: tuple[str, ...]) -> Splits:
         """Make a data set of inputs alone: a model that is trained already can be pruned on it.
 
         The pipeline takes the baseline's answers for labels, so that accuracy is the agreement with it.
 
         Args:
-            train: Inputs [N, ...] that recovery looks at; a few hundred do.
+            train: Inputs, [N, ...] each, that recovery looks at; a few hundred do.
             validation: Inputs that decisions are made on.
             test: Inputs that the result is reported on.
             classes: The names of the model's outputs.
@@ -106,7 +192,9 @@ class Splits:
         Raises:
             ValueError: With every fault that was found.
         """
-        parts = [Samples(part, torch.zeros(len(part), dtype=torch.int64)) for part in (train, validation, test)]
+        counts = [len(next(iter(tensors_of(part).values()), ())) for part in (train, validation, test)]
+        bare = zip((train, validation, test), counts, strict=True)
+        parts = [Samples(part, torch.zeros(count, dtype=torch.int64)) for part, count in bare]
         return cls(parts[0], parts[1], parts[2], classes, labelled=False)
 
     def __post_init__(self) -> None:
@@ -121,7 +209,7 @@ class Splits:
             faults.append(f"classes are {self.classes}, expected at least two different names")
         if others := [name for name in self.classes if not isinstance(name, str)]:
             faults.append(f"classes hold {others[0]!r}, expected names: texts, such as str(number)")
-        shape = self.train.inputs.shape[1:]
+        first = tensors_of(self.train.inputs)
         for name, samples in self.named():
             targets = samples.targets
             if self.classes and self.labelled and targets.ndim == 1 and targets.dtype == torch.int64:
@@ -133,19 +221,23 @@ class Splits:
                     f"targets of {name} are {list(targets.shape)} of {targets.dtype}, those of train "
                     f"{list(self.train.targets.shape)} of {self.train.targets.dtype}"
                 )
-            if samples.inputs.shape[1:] != shape:
-                faults.append(
-                    f"inputs of {name} have shape {list(samples.inputs.shape[1:])}, those of train {list(shape)}"
-                )
-            if samples.inputs.dtype != self.train.inputs.dtype:
-                faults.append(f"inputs of {name} are {samples.inputs.dtype}, those of train {self.train.inputs.dtype}")
+            found = tensors_of(samples.inputs)
+            if found.keys() != first.keys():
+                faults.append(f"{name} has {', '.join(found)}, train {', '.join(first)}; expected the same")
+                continue
+            for what, part in found.items():
+                shape, dtype = first[what].shape[1:], first[what].dtype
+                if part.shape[1:] != shape:
+                    faults.append(f"{what} of {name} have shape {list(part.shape[1:])}, those of train {list(shape)}")
+                if part.dtype != dtype:
+                    faults.append(f"{what} of {name} are {part.dtype}, those of train {dtype}")
         if faults:
             raise ValueError("; ".join(faults))
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """The shape of one input, without the batch axis."""
-        return tuple(self.train.inputs.shape[1:])
+    def input_shape(self) -> Any:
+        """The shape of one input, without the batch axis; of several, in their container."""
+        return inputs_of(shapes_of(self.train.inputs))
 
     @property
     def num_classes(self) -> int:
@@ -164,7 +256,7 @@ class Splits:
         """
         digest = hashlib.sha256(json.dumps(self.classes if self.labelled else [*self.classes, None]).encode())
         for name, samples in self.named():
-            for part, tensor in (("inputs", samples.inputs), ("targets", samples.targets)):
+            for part, tensor in (*sorted(tensors_of(samples.inputs).items()), ("targets", samples.targets)):
                 digest.update(json.dumps([name, part, str(tensor.dtype), list(tensor.shape)]).encode())
                 digest.update(tensor.detach().cpu().contiguous().numpy().data)
         return digest.hexdigest()

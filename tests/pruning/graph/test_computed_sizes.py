@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import pruning
-from pruning.io.onnx import check_parity, export_onnx
+from pruning.io.onnx import export_onnx
+from pruning.io.parity import check_parity
 from pruning.plan.verification import outputs_of, relative_difference
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pruning.errors import ExportError
-from pruning.io.onnx import check_parity, export_onnx
+from pruning.io.onnx import export_onnx
+from pruning.io.parity import check_parity
 
 
 def model() -> nn.Sequential:

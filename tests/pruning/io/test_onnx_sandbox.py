@@ -76,7 +76,7 @@ def test_a_file_of_unknown_origin_is_tried_and_ends(
     monkeypatch.setattr(onnx_sandbox, "SECONDS", 1)
     monkeypatch.setattr(onnx_sandbox, "PATIENCE", 200)
     (tmp_path / "model.onnx").write_bytes(content)
-    found = try_in_sandbox(tmp_path / "model.onnx", [ONE], most_bytes=GIB)
+    found = try_in_sandbox(tmp_path / "model.onnx", [{"input": ONE}], most_bytes=GIB)
     if fault is None:
         assert found is None
     else:

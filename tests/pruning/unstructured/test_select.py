@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pruning import find_groups
 from pruning.errors import CriterionError, ModelError, SettingsError, TargetError
-from pruning.io.onnx import check_parity, export_onnx
+from pruning.io.onnx import export_onnx
+from pruning.io.parity import check_parity
 from pruning.training.recipe import Recipe
 from pruning.training.trainer import finetune
 from pruning.unstructured.criteria import LayerWeights, lamp, weight_criterion_names

@@ -35,10 +35,11 @@ def batch(shop: Any, into: Path) -> dict[str, NDArray[np.float32]]:
 def test_loaded_model_gives_the_recorded_answers(shop: Any, tmp_path: Path) -> None:
     found = batch(shop, tmp_path / "record")
     assert len(found["answers"]) == NUM_ANSWERS
-    answers = trust.answers_of(shop.settings, mlflow_models.find(shop.settings, number="1"), found["inputs"])
-    np.testing.assert_allclose(answers, found["answers"], rtol=1e-5, atol=1e-6)
-    other = trust.answers_of(shop.settings, mlflow_models.find(shop.settings, number="1"), found["inputs"][::-1].copy())
-    assert np.abs(other - found["answers"]).max() > 1e-3
+    version = mlflow_models.find(shop.settings, number="1")
+    answers = trust.answers_of(shop.settings, version, {"input": found["inputs"]})
+    np.testing.assert_allclose(answers["output"], found["answers"], rtol=1e-5, atol=1e-6)
+    other = trust.answers_of(shop.settings, version, {"input": found["inputs"][::-1].copy()})
+    assert np.abs(other["output"] - found["answers"]).max() > 1e-3
 
 
 @pytest.mark.slow
