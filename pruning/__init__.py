@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from pruning.recovery.reconstruct import reconstruct
     from pruning.statistics.collect import collect
     from pruning.training.optimizer import narrow_optimizer
-    from pruning.unstructured.masks import enforce_masks
-    from pruning.unstructured.select import choose_n_of_m, choose_weights
+    from pruning.unstructured.masks import choose_n_of_m, choose_weights, enforce_masks
 
 __all__ = [
     "Block",
@@ -90,8 +89,7 @@ _ELSEWHERE = {
     "pruning.recovery.reconstruct": ("reconstruct",),
     "pruning.statistics.collect": ("collect",),
     "pruning.training.optimizer": ("narrow_optimizer",),
-    "pruning.unstructured.masks": ("enforce_masks",),
-    "pruning.unstructured.select": ("choose_n_of_m", "choose_weights"),
+    "pruning.unstructured.masks": ("choose_n_of_m", "choose_weights", "enforce_masks"),
 }
 _PLACES = {name: module for module, names in _ELSEWHERE.items() for name in names}
 

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from pruning.io.parity import check_parity
     from pruning.io.weights import load_weights
     from pruning.latency.measure import profile
-    from pruning.recovery.batch_norm import recalibrate
+    from pruning.recovery.calibrate import recalibrate
     from pruning.task import Task
     from pruning.training.recipe import Recipe
     from pruning.training.trainer import finetune
@@ -73,7 +73,7 @@ _ELSEWHERE = {
     "pruning.io.onnx": ("dynamic_axes", "export_onnx"),
     "pruning.io.parity": ("check_parity",),
     "pruning.io.weights": ("load_weights",),
-    "pruning.recovery.batch_norm": ("recalibrate",),
+    "pruning.recovery.calibrate": ("recalibrate",),
     "pruning.task": ("Task",),
     "pruning.latency.measure": ("profile",),
     "pruning.training.trainer": ("finetune",),

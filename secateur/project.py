@@ -15,7 +15,7 @@ from string import Template
 from pydantic import BaseModel
 
 from pruning.errors import ModelError, SettingsError, WorkspaceError
-from pruning.io.atomic import replace_file
+from pruning.io.files import replace_file
 from secateur.inspection import Source, inspect
 from secateur.packages import advice
 from tasks.config import reference

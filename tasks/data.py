@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from pruning.batches import Batches, TensorBatches, generators_seeded
 from pruning.containers import take
 from pruning.errors import DataError, SettingsError
-from pruning.io.atomic import replace_file
-from pruning.io.json_files import read_bytes
+from pruning.io.files import read_bytes, replace_file
 from pruning.task import Task
 from tasks.config import import_strings
 from tasks.config.schema import Settings

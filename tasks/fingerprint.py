@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruning.io.json_files import JsonError, checked_json, shards_of
+from pruning.io.files import JsonError, checked_json, shards_of
 from tasks.code_closure import code_of, versions
 from tasks.file_cache import derive
 from tasks.stage_table import STAGES, STOP_ONLY, Stage, find_stage

@@ -12,7 +12,7 @@ from pathlib import Path
 from textwrap import wrap
 
 from pruning.errors import WorkspaceError
-from pruning.io.atomic import replace_file
+from pruning.io.files import replace_file
 from pruning.metrics import ACCURACY, Measure
 from tasks.config.schema import Settings, load
 from tasks.config.target_schema import Target

@@ -19,7 +19,7 @@ from pydantic_core import to_jsonable_python
 from typing_extensions import TypedDict  # pydantic reads those of `typing` from Python 3.12 on
 
 from pruning.errors import SecateurError
-from pruning.io.json_files import JsonError, checked_json
+from pruning.io.files import JsonError, checked_json
 from tasks.code_closure import hash_of_program
 from tasks.code_hash import Meaning, known_meanings, learn
 from tasks.file_cache import derive, read_bytes

@@ -27,10 +27,9 @@ from pruning.metrics import Measure
 from pruning.plan.plan import Cost, Plan, count_effective_macs
 from pruning.scoring import Scorer
 from pruning.task import Task
-from pruning.training.callbacks import Augment
+from pruning.training.callbacks import Augment, Judge
 from pruning.training.recipe import Recipe
 from pruning.training.sparsity import SparsityTraining
-from pruning.training.validation import Judge
 from pruning.unstructured.masks import packed_bytes
 from tasks.config import import_strings
 from tasks.config.schema import Settings

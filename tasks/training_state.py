@@ -20,8 +20,7 @@ from safetensors.torch import save as format_safetensors
 from torch import Tensor, nn
 
 from pruning.errors import ModelError
-from pruning.io.atomic import replace_file
-from pruning.io.json_files import JsonError, checked_json
+from pruning.io.files import JsonError, checked_json, replace_file
 from pruning.training.callbacks import Stateful
 from tasks.workspace import Workspace
 

@@ -14,8 +14,7 @@ from filelock import FileLock, Timeout
 from typing_extensions import TypedDict  # pydantic reads those of `typing` from Python 3.12 on
 
 from pruning.errors import CheckpointError, WorkspaceError
-from pruning.io.atomic import put_all_back, put_back, replace_file, writing
-from pruning.io.json_files import read_json
+from pruning.io.files import put_all_back, put_back, read_json, replace_file, writing
 from tasks.terminal import command_line
 
 __all__ = [
@@ -120,7 +119,7 @@ class Workspace:
             folder: The folder.
             name: The file.
             maker: The stage that writes it, for the message when it isn't there.
-            form: What it holds, as `pruning.io.json_files` takes it.
+            form: What it holds, as `pruning.io.files` takes it.
 
         Raises:
             WorkspaceError: It isn't there or is damaged.

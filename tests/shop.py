@@ -14,7 +14,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from pruning.io.atomic import replace_file
+from pruning.io.files import replace_file
 from tasks.config.schema import Settings, load
 from tasks.fingerprint import fingerprint, origin
 from tasks.registry import mlflow_client

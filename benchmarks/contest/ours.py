@@ -19,7 +19,7 @@ from pruning.importance import criterion_names, find_criterion
 from pruning.plan.constraints import Freedom, Limits
 from pruning.plan.plan import Plan
 from pruning.recovery.basis import in_principal_components
-from pruning.recovery.batch_norm import recalibrate
+from pruning.recovery.calibrate import recalibrate
 from pruning.recovery.fold import fold
 from pruning.recovery.reconstruct import reconstruct
 from pruning.statistics.collect import Statistics, collect

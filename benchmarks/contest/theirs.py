@@ -15,7 +15,7 @@ from torch import nn
 from benchmarks.contest.networks import Attention
 from benchmarks.contest.ours import MAX_SPARSITY, better, distilling
 from benchmarks.contest.terms import Entry, Pruned, Terms, macs
-from pruning.recovery.batch_norm import recalibrate
+from pruning.recovery.calibrate import recalibrate
 
 TOOL = "torch-pruning"
 _BISECTIONS = 10

@@ -20,7 +20,7 @@ from pruning.allocation.selection import Scope
 from pruning.importance import find_criterion
 from pruning.latency.profile import Profiles
 from pruning.plan.constraints import Limits
-from pruning.recovery.batch_norm import recalibrate
+from pruning.recovery.calibrate import recalibrate
 from pruning.recovery.reconstruct import reconstruct
 from pruning.statistics.collect import collect
 from pruning.training.recipe import Recipe

@@ -1,23 +1,24 @@
-"""Importance of each channel: one function per criterion, its formula and source. One file per family."""
+"""Importance of each channel: one function per criterion, its formula and source. One file per family of criteria."""
 
 from pruning.importance import (
     activations,
-    batch_norm,
     filters,
-    greedy,
     obs,
     regression,
     taylor,
 )
-from pruning.importance.ranking import FALLBACK, Criteria, Ranking, needs_of
 from pruning.importance.registry import (
+    FALLBACK,
+    Criteria,
     Criterion,
     Folding,
     Ordering,
+    Ranking,
     RegisteredCriterion,
     criterion,
     criterion_names,
     find_criterion,
+    needs_of,
     order_channels,
     score_channels,
 )
@@ -31,12 +32,10 @@ __all__ = [
     "Ranking",
     "RegisteredCriterion",
     "activations",
-    "batch_norm",
     "criterion",
     "criterion_names",
     "filters",
     "find_criterion",
-    "greedy",
     "needs_of",
     "obs",
     "order_channels",

@@ -28,8 +28,7 @@ from torch import Tensor, nn
 
 from pruning.dynamic.gates import GatedModel, add_gates
 from pruning.errors import CheckpointError, ModelError, PlanError
-from pruning.io.atomic import put_back, writing
-from pruning.io.json_files import parse_json, read_bytes
+from pruning.io.files import parse_json, put_back, read_bytes, writing
 from pruning.io.weights import load_state
 from pruning.plan.dry_run import find_groups
 from pruning.plan.narrow import narrow

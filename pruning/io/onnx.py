@@ -21,7 +21,7 @@ from pruning.containers import Inputs, as_call, described_inputs, named_inputs, 
 from pruning.errors import ExportError, describe, pass_on, unknown_name
 from pruning.graph.contexts import forked_torch, quiet
 from pruning.graph.module_copy import copy_whole
-from pruning.io.atomic import replace_file
+from pruning.io.files import replace_file
 from pruning.io.onnx_sandbox import weights_elsewhere
 
 

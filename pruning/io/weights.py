@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pruning.errors import CheckpointError, pass_on
-from pruning.io.json_files import JsonError, shards_of
+from pruning.io.files import JsonError, shards_of
 
 _SHOWN = 8
 _DEEPEST = 4  # how many keys may lead to a state dict

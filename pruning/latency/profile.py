@@ -16,7 +16,7 @@ from pruning.errors import ProfileError
 from pruning.graph.axes import Axis, count, leaves
 from pruning.graph.groups import Groups
 from pruning.graph.module_copy import removed_tensors
-from pruning.io.json_files import read_json
+from pruning.io.files import read_json
 
 GRANULE = 8
 """Kernels for the CPU make 8 channels at a time with AVX2, 16 with AVX-512: widths in between are filled up."""

@@ -15,12 +15,13 @@ from pruning.statistics.collector import Batch, Collected, Collector, Uncounted
 from pruning.statistics.layer_hooks import RECTIFIERS, Observer, observe
 from pruning.statistics.readers import NOT_BY_SAMPLE, UNEQUAL, ConsumerObserver
 
-NEEDS = ("activity", "contribution_variance", "entropy")
 BINS = 128
 
 
 class ActivationGatherer(Collector):
     """Runs one forward pass per batch for all observers of activations."""
+
+    NEEDS = ("activity", "contribution_variance", "entropy")
 
     def __init__(self, groups: Groups, needs: Collection[str]) -> None:
         self._model = groups.model

@@ -18,16 +18,18 @@ from pruning.evaluation import Loss, Progress, cross_entropy, device_of, mean_lo
 from pruning.graph.dispatch import state_copied_once, state_of
 from pruning.graph.groups import Group, Groups, Slice
 from pruning.graph.layers import rows_of
-from pruning.statistics import activations, contributions, gradients, hessian, knockoffs, sign_flips
-from pruning.statistics import moments as second_moments
+from pruning.statistics.activations import ActivationGatherer
 from pruning.statistics.collector import Batch, Collector, Uncounted
+from pruning.statistics.contributions import ContributionGatherer
+from pruning.statistics.disturbed_inputs import InversionGatherer, KnockoffGatherer
+from pruning.statistics.gradients import CurvatureGatherer, GradientGatherer
 from pruning.statistics.layer_hooks import Layer
-from pruning.statistics.moments import Moments, RowMoments
+from pruning.statistics.moments import MomentGatherer, Moments, RowMoments
 
 Result = TypeVar("Result")
 
-_WITH_LOSS = (*gradients.NEEDS, *hessian.NEEDS, *knockoffs.NEEDS)
-_WITHOUT_LOSS = (*activations.NEEDS, *sign_flips.NEEDS, *second_moments.NEEDS)
+_WITH_LOSS = (*GradientGatherer.NEEDS, *CurvatureGatherer.NEEDS, *KnockoffGatherer.NEEDS)
+_WITHOUT_LOSS = (*ActivationGatherer.NEEDS, *InversionGatherer.NEEDS, *MomentGatherer.NEEDS)
 
 NEEDS = ("weights", *_WITH_LOSS, *_WITHOUT_LOSS)
 """What a criterion may ask for. "weights" needs no samples; each gatherer says what its needs are."""
@@ -149,24 +151,24 @@ def collect(
         gatherers = _gatherers(groups, asked, partial(mean_loss, loss))
         _pass_over(groups, samples, gatherers, batch_size, seed, progress)
     gathered = {need: found for gatherer in gatherers for need, found in gatherer.compute().items()}
-    layers = next((one for one in gatherers if isinstance(one, second_moments.MomentGatherer)), None)
-    others = next((one for one in gatherers if isinstance(one, contributions.ContributionGatherer)), None)
+    layers = next((one for one in gatherers if isinstance(one, MomentGatherer)), None)
+    others = next((one for one in gatherers if isinstance(one, ContributionGatherer)), None)
     if layers is None or others is None:
         return Statistics(tensors, seed, gathered)
     return Statistics(tensors, seed, gathered, layers.layers, layers.moments, others.contributions, others.gains)
 
 
 def _gatherers(groups: Groups, asked: Collection[str], loss: Loss) -> list[Collector]:
-    made: list[tuple[tuple[str, ...], Callable[[], Collector]]] = [
-        (gradients.NEEDS, lambda: gradients.GradientGatherer(groups, asked, loss)),
-        (hessian.NEEDS, lambda: hessian.CurvatureGatherer(groups, asked, loss)),
-        (knockoffs.NEEDS, lambda: knockoffs.KnockoffGatherer(groups, loss)),
-        (activations.NEEDS, lambda: activations.ActivationGatherer(groups, asked)),
-        (sign_flips.NEEDS, lambda: sign_flips.InversionGatherer(groups)),
-        (second_moments.NEEDS, lambda: second_moments.MomentGatherer(groups)),
-        (second_moments.NEEDS, lambda: contributions.ContributionGatherer(groups)),
+    made: list[tuple[type[Collector], tuple[Any, ...]]] = [
+        (GradientGatherer, (groups, asked, loss)),
+        (CurvatureGatherer, (groups, asked, loss)),
+        (KnockoffGatherer, (groups, loss)),
+        (ActivationGatherer, (groups, asked)),
+        (InversionGatherer, (groups,)),
+        (MomentGatherer, (groups,)),
+        (ContributionGatherer, (groups,)),
     ]
-    return [make() for needs, make in made if set(needs) & set(asked)]
+    return [gatherer(*given) for gatherer, given in made if set(gatherer.NEEDS) & set(asked)]
 
 
 def _pass_over(

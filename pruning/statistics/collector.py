@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -70,7 +70,13 @@ Collected = Mapping[str, Mapping[str, Tensor | Uncounted]]
 
 
 class Collector(ABC):
-    """Adds up statistics over batches."""
+    """Adds up statistics over batches.
+
+    Attributes:
+        NEEDS: what it gathers, by the names that criteria ask for it by.
+    """
+
+    NEEDS: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def update(self, batch: Batch) -> None:

@@ -67,6 +67,8 @@ class ContributionGatherer(Collector):
         gains: group name -> its readers' gains, where it has several that are not all layers, divided by their mean.
     """
 
+    NEEDS = ("moments",)
+
     def __init__(self, groups: Groups) -> None:
         self._groups = groups
         self._readers = other_readers(groups)

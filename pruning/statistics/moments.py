@@ -241,9 +241,6 @@ def solve(matrix: Tensor, right: Tensor) -> Tensor:
     return torch.cholesky_solve(right, factor)
 
 
-NEEDS = ("moments",)
-
-
 class MomentGatherer(Collector, Observer):
     """Gathers the moments of the unfolded inputs of every layer that consumes a group.
 
@@ -254,6 +251,8 @@ class MomentGatherer(Collector, Observer):
         layers: the consumers, by their weights.
         moments: of their unfolded inputs.
     """
+
+    NEEDS = ("moments",)
 
     def __init__(self, groups: Groups) -> None:
         self._model = groups.model

@@ -136,7 +136,7 @@ class Sparsity(BaseModel):
 
 
 class EarlyStopping(BaseModel):
-    """When training ends before its last epoch, see `pruning.training.validation`."""
+    """When training ends before its last epoch, see `pruning.training.callbacks`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 

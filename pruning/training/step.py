@@ -1,25 +1,29 @@
-"""One step of training: forward, loss, backward, optimizer; and all that a run remembers between two of them."""
+"""One step of training, and all that a run remembers between two of them.
+
+Mixing samples, the forward pass in half precision, loss, backward pass with the scaled gradients that fp16 needs,
+optimizer, moving average of the weights.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pruning.batches import Batch, Batches
-from pruning.containers import as_call, with_tensors
-from pruning.evaluation import Loss, device_of, mean_and_count
-from pruning.training.averaging import MovingAverage
-from pruning.training.callbacks import Augment, Callbacks, Distillation, Stateful
-from pruning.training.mixup import mix
-from pruning.training.precision import Precision
+from pruning.containers import as_call, find_tensors, take, with_tensors
+from pruning.errors import SettingsError
+from pruning.evaluation import Loss, device_of, mean_and_count, mean_loss
+from pruning.training.callbacks import Augment, Best, Callbacks, Distillation, Patience, Stateful
+from pruning.training.optimizer import LearningRates
 from pruning.training.recipe import Recipe
-from pruning.training.schedule import LearningRates
-from pruning.training.validation import Best, Patience
 
 
 @dataclass(frozen=True)
@@ -188,3 +192,180 @@ def deal_batches(
         last = batches.pop()
         batches[-1] = torch.cat([batches[-1], last])
     return batches
+
+
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precision:
+    """Runs a model, its backward pass and its optimizer in a recipe's precision; give it to a checkpointer.
+
+    fp16 has few exponents, so the loss is scaled up, by a factor that falls where gradients overflow, whose step is
+    left out, and rises where they don't. Source: Micikevicius et al. 2018, arXiv 1710.03740.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        """Take the device that the model is on."""
+        self._device, self._type = device.type, _TYPES.get(recipe.precision)
+        self._scaler = torch.amp.GradScaler(device.type) if recipe.precision == "fp16" else None
+        if self._scaler is not None:
+            self._scaler.scale(torch.zeros((), device=device))  # makes the scale, which is kept before the first step
+
+    def run(self, forward: Callable[[], Any]) -> Any:
+        """Run a forward pass; its outputs are fp32, so that any loss can be computed of them."""
+        if self._type is None:
+            return forward()
+        with torch.autocast(self._device, dtype=self._type):
+            outputs = forward()
+        return with_tensors(outputs, lambda one: one.float() if one.dtype == self._type else one)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss to those of the parameters."""
+        torch.autograd.backward(loss if self._scaler is None else self._scaler.scale(loss))
+
+    def step(self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], largest: float | None) -> None:
+        """Take a step, the gradient's norm clipped to what is the largest allowed."""
+        if self._scaler is not None:
+            self._scaler.unscale_(optimizer)
+        if largest is not None:
+            nn.utils.clip_grad_norm_(parameters, largest)
+        if self._scaler is None:
+            optimizer.step()
+        else:
+            self._scaler.step(optimizer)
+            self._scaler.update()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return scale and count of steps since it changed."""
+        if self._scaler is None:
+            return {}
+        state = self._scaler.state_dict()
+        return {name: torch.tensor(state[name], dtype=torch.float64) for name in ("scale", "_growth_tracker")}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from that."""
+        if self._scaler is not None:
+            found = {"scale": state["scale"].item(), "_growth_tracker": int(state["_growth_tracker"])}
+            self._scaler.load_state_dict(self._scaler.state_dict() | found)
+
+
+class MovingAverage:
+    """v ← d v + (1 − d) w after each step, d = min(decay, (1 + t)/(10 + t)) after t steps.
+
+    All parameters and buffers of floating point are averaged, the rest are the last. The decay begins low, so that a
+    short run forgets what it began with. Source: TensorFlow's ExponentialMovingAverage with `num_updates`.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        """Begin with a model's weights."""
+        self._decay, self._steps = decay, 0
+        self._values = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the model after a step."""
+        self._steps += 1
+        decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                self._values[name].lerp_(tensor, 1 - decay)
+            else:
+                self._values[name].copy_(tensor)
+
+    @contextmanager
+    def swapped_in(self, model: nn.Module) -> Iterator[None]:
+        """Give a model the averaged weights within the block."""
+        own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        model.load_state_dict(self._values)
+        try:
+            yield
+        finally:
+            model.load_state_dict(own)
+
+    def write_to(self, model: nn.Module) -> None:
+        """Give a model the averaged weights."""
+        model.load_state_dict(self._values)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return it by name, as tensors on the CPU."""
+        found = {f"of.{name}": tensor.cpu() for name, tensor in self._values.items()}
+        return found | {"steps": torch.tensor(self._steps)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Remember that instead."""
+        self._steps = int(state["steps"])
+        for name, tensor in self._values.items():
+            tensor.copy_(state[f"of.{name}"])
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A batch that was mixed.
+
+    Attributes:
+        inputs: Of the model.
+        order: Which sample each was mixed with, int64 [N].
+        share: λ, what is left of the sample itself.
+    """
+
+    inputs: Any
+    order: Tensor
+    share: float
+
+    def loss(self, loss: Loss, outputs: Any, targets: Any) -> Tensor:
+        """Return the mixed loss of the outputs; targets are those of the samples themselves."""
+        other = take(targets, self.order)
+        return self.share * mean_loss(loss, outputs, targets) + (1 - self.share) * mean_loss(loss, outputs, other)
+
+
+def mix(inputs: Any, targets: Any, recipe: Recipe, *key: int) -> Mixed:
+    """Mix a batch with the same samples x' in another order, on its device.
+
+        mixup    x ← λ x + (1 − λ) x'       loss ← λ · loss(f(x), y) + (1 − λ) · loss(f(x), y')
+        cutmix   a box of x comes from x'   likewise, λ being the share of the image outside the box
+
+    λ ~ Beta(α, α), the order and the box are a function of the key, so that a run that is taken up again mixes the
+    same. Sources: Zhang et al. 2018, arXiv 1710.09412 (mixup); Yun et al. 2019, arXiv 1905.04899 (CutMix).
+
+    Args:
+        inputs: In any container, samples on axis 0.
+        targets: Likewise.
+        recipe: With `mixup`, `cutmix`, or both, of which each batch gets one.
+        key: Seed, epoch, step, and whatever else tells this batch from others.
+
+    Raises:
+        SettingsError: They can't be mixed: integers, or no images for CutMix.
+    """
+    drawn = random.Random(" ".join(map(str, key)))  # noqa: S311 - no secret: the same key, the same numbers
+    cuts = recipe.cutmix > 0 and (recipe.mixup == 0 or drawn.random() < 0.5)
+    alpha = recipe.cutmix if cuts else recipe.mixup
+    share = drawn.betavariate(alpha, alpha)
+    found = find_tensors(inputs)
+    number = len(found[0])
+    order = torch.tensor(drawn.sample(range(number), number), device=found[0].device)
+    what = f"recipe {recipe.name!r} sets {'cutmix' if cuts else 'mixup'}"
+    if wrong := [tensor for tensor in found if not tensor.is_floating_point()]:
+        raise SettingsError(
+            f"{what}, which needs inputs of floating point; one is {str(wrong[0].dtype).removeprefix('torch.')} "
+            f"{list(wrong[0].shape)}: set it to 0"
+        )
+    if not cuts:
+        mixed = with_tensors(inputs, lambda tensor: share * tensor + (1 - share) * tensor[order])
+        return Mixed(mixed, order, share)
+    if len(found) != 1 or found[0].ndim != 4 or any(one.ndim > 2 for one in find_tensors(targets)):
+        shown = ", ".join(str(list(one.shape)) for one in (*found, *find_tensors(targets)))
+        raise SettingsError(
+            f"{what}, which needs images [N, C, H, W] and targets of whole images; found {shown}: set it to 0"
+        )
+    height, width = found[0].shape[-2:]
+    rows, columns = (_cut(size, sqrt(1 - share), drawn) for size in (height, width))
+    pasted = found[0].clone()
+    pasted[..., rows, columns] = found[0][order][..., rows, columns]
+    area = (rows.stop - rows.start) * (columns.stop - columns.start)
+    return Mixed(with_tensors(inputs, lambda _tensor: pasted), order, 1 - area / (height * width))
+
+
+def _cut(size: int, share: float, drawn: random.Random) -> slice:
+    """Return a side of the box: of this share, around a point anywhere, what lies outside the image left off."""
+    half, centre = int(size * share) // 2, drawn.randrange(size)
+    return slice(max(0, centre - half), min(size, centre + half))

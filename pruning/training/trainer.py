@@ -28,15 +28,11 @@ from pruning.evaluation import (
     restored_modes,
 )
 from pruning.task import Task
-from pruning.training.averaging import MovingAverage
-from pruning.training.callbacks import Augment, Callbacks
-from pruning.training.optimizer import make_optimizer
+from pruning.training.callbacks import Augment, Best, Callbacks, Patience
+from pruning.training.optimizer import LearningRates, make_optimizer
 from pruning.training.own_trainer import ShuffledLoader, train_by_own
-from pruning.training.precision import Precision
 from pruning.training.recipe import Recipe, recipe_for
-from pruning.training.schedule import LearningRates
-from pruning.training.step import Position, Run, deal_batches, run_step
-from pruning.training.validation import Best, Patience
+from pruning.training.step import MovingAverage, Position, Precision, Run, deal_batches, run_step
 
 _log = logging.getLogger(__name__)
 

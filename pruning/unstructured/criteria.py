@@ -18,7 +18,7 @@ from pruning.errors import CriterionError, unknown_name
 from pruning.evaluation import Loss, device_of
 from pruning.graph.module_copy import copy_whole
 from pruning.statistics.collect import generator_of
-from pruning.statistics.hessian import SquaredProducts
+from pruning.statistics.gradients import SquaredProducts
 
 Need = Literal["weights", "gradients", "fisher"]
 

@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from pruning.errors import SettingsError
-from pruning.io.atomic import replace_file
+from pruning.io.files import replace_file
 from tasks.config.errors import RENAMED, describe, new_path, old_paths, with_new_names
 from tasks.config.prune_schema import MODELS
 from tasks.config.schema import Settings

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from pruning.errors import SettingsError
-from pruning.io.atomic import replace_file
+from pruning.io.files import replace_file
 from tasks.file_cache import read_bytes
 
 MOST_BYTES = 100_000

@@ -25,7 +25,7 @@ from typing_extensions import TypedDict  # pydantic reads those of `typing` from
 from pruning.allocation.schedule import Attempt, Outcome, ScheduleSettings, Stop, next_step
 from pruning.allocation.selection import Tried
 from pruning.errors import WorkspaceError
-from pruning.io.json_files import parse_json, read_bytes
+from pruning.io.files import parse_json, read_bytes
 from tasks.fingerprint import changes
 from tasks.models import ModelMetrics
 from tasks.terminal import command_line

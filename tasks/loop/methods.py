@@ -29,8 +29,15 @@ from pruning.plan.masks import compose, without_blocks
 from pruning.plan.plan import Cost, Plan
 from pruning.training.recipe import Recipe
 from pruning.unstructured.criteria import WeightCriterion
-from pruning.unstructured.masks import WeightMasks, enforce_masks, sparsity_of, zero_weights
-from pruning.unstructured.select import WeightScope, choose_n_of_m, choose_weights
+from pruning.unstructured.masks import (
+    WeightMasks,
+    WeightScope,
+    choose_n_of_m,
+    choose_weights,
+    enforce_masks,
+    sparsity_of,
+    zero_weights,
+)
 from tasks.config.prune_schema import Dynamic, NOfM, Unstructured
 from tasks.config.target_schema import Kind
 from tasks.data import read_inputs, read_split

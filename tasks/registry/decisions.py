@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from pruning.io.atomic import replace_file
+from pruning.io.files import replace_file
 from tasks.config.schema import Settings
 from tasks.registry import mlflow_models
 from tasks.registry.mlflow_client import DECISIONS

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning.errors import WorkspaceError
-from tasks.registry.mlflow_artifacts import is_plain
+from tasks.registry.mlflow_client import is_plain
 from tasks.stage_table import CODE, STAGES, Stage, find_stage
 from tasks.workspace import DEFAULT_ROOT, Workspace
 

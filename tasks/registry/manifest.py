@@ -29,15 +29,14 @@ from safetensors.numpy import load as parse_safetensors
 from safetensors.torch import save as format_safetensors
 
 from pruning.containers import INPUT, OUTPUT
-from pruning.io.atomic import replace_file
+from pruning.io.files import replace_file
 from pruning.io.onnx import feeds_of, open_session
 from tasks.config.schema import Settings
 from tasks.data import FOLDER as DATA
 from tasks.data import read_description, read_inputs
 from tasks.fingerprint import files_of
 from tasks.registry import dvc_repo, git_snapshot
-from tasks.registry.mlflow_artifacts import MOST_FILES, is_plain
-from tasks.registry.mlflow_client import secrets_in
+from tasks.registry.mlflow_client import MOST_FILES, is_plain, secrets_in
 from tasks.stages import export
 from tasks.workspace import DEFAULT_ROOT, RECORD, Workspace, contents, write_json
 

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pruning.errors import WorkspaceError
-from pruning.io.json_files import MOST_BYTES, JsonError, checked_json, parse_json
+from pruning.io.files import MOST_BYTES, JsonError, checked_json, parse_json
 from tasks.config.schema import Settings
 from tasks.registry.manifest import FILE, PATCH, Record
-from tasks.registry.mlflow_artifacts import Artifacts
-from tasks.registry.mlflow_client import all_pages, lookup, open_store, quoted, store_faults
+from tasks.registry.mlflow_client import Artifacts, all_pages, lookup, open_store, quoted, store_faults
 from tasks.terminal import command_line
 
 if TYPE_CHECKING:

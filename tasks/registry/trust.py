@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pruning.errors import ExportError, SettingsError, WorkspaceError
-from pruning.io.json_files import first_fault
+from pruning.io.files import first_fault
 from pruning.io.onnx import open_session
 from pruning.io.onnx_sandbox import Feeds, try_in_sandbox
 from tasks.config import yaml_io
@@ -38,8 +38,7 @@ from tasks.config.schema import Model, Settings, Training
 from tasks.config.types import LOSSES, METRICS, TASKS
 from tasks.config.yaml_io import read_mapping
 from tasks.registry import git_snapshot
-from tasks.registry.mlflow_artifacts import Artifacts, is_plain
-from tasks.registry.mlflow_client import open_store, shown, store_faults
+from tasks.registry.mlflow_client import Artifacts, is_plain, open_store, shown, store_faults
 from tasks.registry.mlflow_models import Version
 
 _REFERENCE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*")

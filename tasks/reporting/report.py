@@ -16,7 +16,7 @@ from torch import nn
 
 from pruning.dynamic.gates import GatedModel
 from pruning.graph.module_copy import removed_tensors
-from pruning.io.atomic import replace_file
+from pruning.io.files import replace_file
 from pruning.latency.runner import cpu_name
 from pruning.metrics import Measure
 from pruning.plan.masks import find_groups_under

@@ -21,8 +21,7 @@ from pruning.allocation.sensitivity import Curve, Sensitivity
 from pruning.batches import Batches, checked_batches
 from pruning.errors import WorkspaceError
 from pruning.importance import Ranking, needs_of
-from pruning.io.atomic import replace_file
-from pruning.io.json_files import read_json
+from pruning.io.files import read_json, replace_file
 from pruning.statistics.collect import collect
 from tasks.config.schema import Settings
 from tasks.data import read_description, read_split

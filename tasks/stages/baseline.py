@@ -15,7 +15,7 @@ from pruning.containers import as_call
 from pruning.errors import DataError
 from pruning.evaluation import restored_modes
 from pruning.io.checkpoint import save_checkpoint
-from pruning.io.json_files import JsonError, checked_json
+from pruning.io.files import JsonError, checked_json
 from pruning.io.weights import load_weights
 from pruning.plan.plan import Plan
 from pruning.training.callbacks import Callbacks

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pruning
 from pruning.errors import ProfileError
-from pruning.io.atomic import replace_file
+from pruning.io.files import replace_file
 from pruning.latency.measure import answer, runtime_here
 from pruning.latency.microbenchmarks import ask
 from pruning.latency.profile import LatencyCost, Profiles, read_profiles

@@ -111,7 +111,7 @@ def test_full_disk_in_the_loop_is_one_message_and_the_next_run_ends_with_the_sam
 
 
 def test_file_that_finds_no_space_is_named_and_leaves_nothing(tmp_path: Path) -> None:
-    from pruning.io.atomic import replace_file
+    from pruning.io.files import replace_file
 
     place = tmp_path / "folder" / "file"
     replace_file(place, b"before")

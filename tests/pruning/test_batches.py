@@ -17,7 +17,7 @@ from pruning import collect, find_groups
 from pruning.batches import Batch, Batches, DatasetBatches, TensorBatches, as_batches, checked_batches
 from pruning.errors import DataError
 from pruning.evaluation import evaluate
-from pruning.recovery.batch_norm import recalibrate
+from pruning.recovery.calibrate import recalibrate
 from pruning.task import Task
 from pruning.training.recipe import Recipe
 from pruning.training.trainer import finetune

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pruning.graph.rules import indexing, matrix, pointwise, recurrent, reductions, reshaping, spatial
-from pruning.graph.rules import pointwise as copies
-from pruning.graph.rules import pointwise as creation
+from pruning.graph.rules import matrix, pointwise, reductions, reshaping, spatial
 from pruning.graph.rules.call import RULES, Call, Rule, is_pointwise, operator_name, rule
 
 
@@ -26,12 +24,12 @@ def find_rule(func: Any) -> Rule | None:
 __all__ = [
     "RULES",
     "Call",
-    "copies",
-    "creation",
+    "Rule",
     "find_rule",
-    "indexing",
+    "is_pointwise",
     "matrix",
-    "recurrent",
+    "operator_name",
+    "pointwise",
     "reductions",
     "reshaping",
     "rule",

@@ -12,10 +12,9 @@ from pruning import Plan, find_groups, narrow
 from pruning.errors import CriterionError
 from pruning.graph.groups import Groups
 from pruning.importance import order_channels, score_channels
-from pruning.importance.greedy import select
 from pruning.importance.least_squares import RIDGE, readings
 from pruning.importance.obs import remove_one_by_one
-from pruning.importance.regression import entry_penalties
+from pruning.importance.regression import entry_penalties, select
 from pruning.recovery.fold import fold
 from pruning.statistics.collect import Statistics, collect
 from pruning.statistics.moments import damped

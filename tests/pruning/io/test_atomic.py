@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pruning.io.atomic import put_back, writing
+from pruning.io.files import put_back, writing
 from tests.dying import died_before
 
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from pruning.errors import WorkspaceError
-from pruning.io.json_files import read_json
+from pruning.io.files import read_json
 from pruning.plan.plan import Plan
 
 

@@ -79,12 +79,28 @@ def test_what_the_runtimes_notes_take_is_not_counted(tmp_path: Path) -> None:
     ask(find_groups(small(), torch.zeros(1, 3, 8, 8)), tmp_path, shortest_ms=0.05)
     runtime: Any = {"threads": 1, "provider": "CPUExecutionProvider"}
     path, feeds = tmp_path / "clock.onnx", {"x": np.ones((1, 1, 1, 1), np.float32)}
-    clock_ms = runner.clock_cost_ms(path, feeds, **runtime)
-    assert 0 < clock_ms < 0.05
-    noted = runner.operator_times(path, feeds, shortest_ms=20, **runtime)
-    corrected = runner.operator_times(path, feeds, shortest_ms=20, clock_ms=clock_ms, **runtime)
-    del noted[""], corrected[""]
-    assert sum(corrected.values()) < 0.5 * sum(noted.values())
+
+    def holds() -> bool:
+        clock_ms = runner.clock_cost_ms(path, feeds, **runtime)
+        assert 0 <= clock_ms < 0.05
+        noted = runner.operator_times(path, feeds, shortest_ms=20, **runtime)
+        corrected = runner.operator_times(path, feeds, shortest_ms=20, clock_ms=clock_ms, **runtime)
+        del noted[""], corrected[""]
+        return sum(corrected.values()) < 0.5 * sum(noted.values())
+
+    assert any(holds() for _ in range(5))  # a program beside the tests may hold up all turns of one measurement
+
+
+def test_turn_that_another_program_held_up_does_not_hide_what_the_notes_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    bare, noted = iter([4.0, 1.0, 1.1]), iter([3.0, 9.0, 3.1])
+
+    def operator_times(*_: Any, **__: Any) -> dict[str, float]:
+        whole = next(noted)
+        return {"": 7.0, "first": whole / 2, "second": whole / 2}
+
+    monkeypatch.setattr(runner, "_pass_ms", lambda *_, **__: next(bare))
+    monkeypatch.setattr(runner, "operator_times", operator_times)
+    assert runner.clock_cost_ms(Path(), {}, 1, "") == (3.0 - 1.0) / 2
 
 
 def test_profile_holds_every_kind_of_layer_and_predicts_a_narrowed_network() -> None:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from pruning.recovery.batch_norm import recalibrate
+from pruning.recovery.calibrate import recalibrate
 
 
 def model() -> nn.Sequential:

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pruning.errors import SettingsError
-from pruning.training.mixup import mix
 from pruning.training.recipe import Recipe
+from pruning.training.step import mix
 
 IMAGES = torch.randn(8, 3, 10, 12, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(8) % 3

@@ -8,9 +8,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from pruning.training.optimizer import make_optimizer
+from pruning.training.optimizer import learning_rate_at, make_optimizer
 from pruning.training.recipe import Recipe, recipe_for
-from pruning.training.schedule import learning_rate_at
 from tasks.config.schema import FromScratch
 
 

@@ -16,9 +16,9 @@ from torch.nn import functional
 from pruning.errors import SettingsError
 from pruning.evaluation import evaluate
 from pruning.task import Classification, Segmentation
-from pruning.training.averaging import MovingAverage
 from pruning.training.callbacks import Callbacks
 from pruning.training.recipe import Recipe
+from pruning.training.step import MovingAverage
 from pruning.training.trainer import finetune
 
 

@@ -16,8 +16,14 @@ from pruning.io.parity import check_parity
 from pruning.training.recipe import Recipe
 from pruning.training.trainer import finetune
 from pruning.unstructured.criteria import LayerWeights, lamp, weight_criterion_names
-from pruning.unstructured.masks import enforce_masks, sparsity_of, zero_weights
-from pruning.unstructured.select import WeightScope, choose_n_of_m, choose_weights
+from pruning.unstructured.masks import (
+    WeightScope,
+    choose_n_of_m,
+    choose_weights,
+    enforce_masks,
+    sparsity_of,
+    zero_weights,
+)
 
 IMAGE = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(3))
 

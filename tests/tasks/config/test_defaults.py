@@ -18,7 +18,7 @@ from pruning.io.onnx import export_onnx
 from pruning.latency.measure import measure_latency
 from pruning.plan.constraints import Limits
 from pruning.recovery.reconstruct import reconstruct
-from pruning.unstructured.select import WeightScope
+from pruning.unstructured.masks import WeightScope
 from tasks.config.migration import migrate
 from tasks.config.prune_schema import Structured, Weights
 from tasks.config.schema import Analyze, Benchmark, Export, Profile, Settings, Training

@@ -191,9 +191,9 @@ KINDS: dict[str, tuple[Callable[[Version], object], str]] = {
     ),
     "factory of our own packages": (
         lambda made: made.settings(
-            model__factory="pruning.io.atomic:replace_file", model__kwargs={"path": "ran", "content": "x"}
+            model__factory="pruning.io.files:replace_file", model__kwargs={"path": "ran", "content": "x"}
         ),
-        "'pruning.io.atomic:replace_file' for model.factory",
+        "'pruning.io.files:replace_file' for model.factory",
     ),
     "loss": (lambda made: made.settings(training__loss="own_evil:make"), "'own_evil:make' for training.loss"),
     "settings of another type": (lambda made: made.replace("params.yaml", b"model: [1]\n"), "model is a list"),

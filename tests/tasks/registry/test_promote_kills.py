@@ -11,7 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from pruning.errors import WorkspaceError
-from pruning.io.atomic import replace_file
+from pruning.io.files import replace_file
 from tasks.registry import decisions, mlflow_models, promote
 from tasks.registry.promote import Case
 
