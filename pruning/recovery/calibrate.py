@@ -14,6 +14,7 @@ from pruning.allocation.selection import PlanKeywords, make_plan
 from pruning.batches import Batches, Samples, checked_batches
 from pruning.containers import Inputs, as_call, count_samples, take
 from pruning.evaluation import Progress, device_of, restored_modes
+from pruning.graph.groups import Groups
 from pruning.graph.unwrapping import unwrap
 from pruning.importance import Criteria
 from pruning.plan.dry_run import find_groups
@@ -39,7 +40,7 @@ class Calibrated:
 
 
 def calibrate(
-    model: nn.Module,
+    model: nn.Module | Groups,
     inputs: Inputs,
     criterion: Criteria = "structured_obs",
     target: Target | None = None,
@@ -57,7 +58,8 @@ def calibrate(
     least squares leaves less variance than there was, on purpose, and a new variance undoes that.
 
     Args:
-        model: untouched.
+        model: untouched; or its groups, where other than the usual ones are to be offered: residual streams by
+            `find_groups(model, example, allow_mixed=True)`.
         inputs: [N, ...], a few hundred, unlabelled, on any device; a tuple or dict where the model takes several.
         criterion: one that needs no labels, or several as for `make_plan`.
         target: as for `make_plan`.
@@ -71,13 +73,13 @@ def calibrate(
         CriterionError: the criterion needs labels.
         TargetError: as for `make_plan`.
     """
-    model = unwrap(model)
     number = count_samples(inputs)
-    example = take(inputs, slice(1), next((tensor.device for tensor in model.parameters()), torch.device("cpu")))
-    groups = find_groups(model, example)
+    given = model.model if isinstance(model, Groups) else unwrap(model)
+    example = take(inputs, slice(1), next((tensor.device for tensor in given.parameters()), torch.device("cpu")))
+    groups = model if isinstance(model, Groups) else find_groups(given, example)
     plan = make_plan(groups, criterion, target, samples=inputs, **plan_keywords)
-    dense = narrow(model, plan, example, groups=groups)
-    refits = reconstruct(dense, model, plan, groups, inputs, ridge=ridge, batch_size=batch_size, progress=progress)
+    dense = narrow(given, plan, example, groups=groups)
+    refits = reconstruct(dense, given, plan, groups, inputs, ridge=ridge, batch_size=batch_size, progress=progress)
     if recalibrate_norms:
         recalibrate(dense, inputs, num_samples=number, batch_size=batch_size)
     return Calibrated(dense, plan, refits)

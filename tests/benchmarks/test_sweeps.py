@@ -20,6 +20,7 @@ def _half() -> Splits:
     return Splits(train, validation, test, classes=whole.classes)
 
 
+@pytest.mark.thorough
 def test_both_sweeps_lead_to_plans_that_meet_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = sweeps.Network(_half, lambda data: vgg11((1, 8, 8), data.num_classes, width=8))
     monkeypatch.setitem(sweeps.NETWORKS, "small", small)

@@ -38,6 +38,7 @@ assert body_of(deployed.compress) is not deployed.compress
 """
 
 
+@pytest.mark.thorough
 def test_command_alone_imports_nothing_of_prefects_and_a_deployment_runs_in_its_engine() -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("DVC_STAGE", "PREFECT_API_URL")}
     done = subprocess.run(

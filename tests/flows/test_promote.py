@@ -36,6 +36,7 @@ def production(shop: Any) -> str | None:
     return found.number if found else None
 
 
+@pytest.mark.thorough
 def test_promoted_refused_rolled_back_and_restored(shop: Any, capsys: Any) -> None:
     code, out, _ = ended(capsys, promote.main)
     assert (code, production(shop)) == (0, "1")
@@ -64,6 +65,7 @@ def test_promoted_refused_rolled_back_and_restored(shop: Any, capsys: Any) -> No
     assert ended(capsys, restore.main, "--version", "1", "--into", "back")[0] == 2
 
 
+@pytest.mark.thorough
 def test_a_persons_yes_is_asked_for_after_the_figures(shop: Any, capsys: Any) -> None:
     shop.change(lambda s: s["promote"].update(require_approval=True))
     code, out, err = ended(capsys, promote.main)

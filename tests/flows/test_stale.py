@@ -54,6 +54,7 @@ def _current(settings: Settings) -> bool:
     return is_current(WORKSPACE.folder("data"), fingerprint(find_stage("prepare"), settings, WORKSPACE))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("file", "old", "new", "why"),
     [

@@ -39,6 +39,7 @@ def environment(home: Path, longest_s: int) -> dict[str, str]:
     return kept | given | {"PYTHONPATH": str(REPOSITORY)}
 
 
+@pytest.mark.thorough
 def test_flows_go_on_without_a_server_that_does_not_come_up_in_time(tmp_path: Path) -> None:
     command = [sys.executable, "-c", FLOWS]
     given = environment(tmp_path, 1)

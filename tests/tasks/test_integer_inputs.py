@@ -43,6 +43,7 @@ class Bag(nn.Module):
 '''
 
 
+@pytest.mark.thorough
 def test_token_ids_go_through_every_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project_writer: Callable[..., Path]
 ) -> None:

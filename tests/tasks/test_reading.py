@@ -22,6 +22,7 @@ def _note(event: str, arguments: tuple[Any, ...]) -> None:
             _opened.append(path.stem)
 
 
+@pytest.mark.thorough
 def test_no_stage_reads_a_whole_split_for_one_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project_writer: Callable[..., Path]
 ) -> None:

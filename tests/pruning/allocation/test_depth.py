@@ -149,6 +149,7 @@ def test_target_out_of_reach_with_any_number_of_blocks_is_refused_with_how_far_i
         choose_depth(nn.Linear(2, 2), torch.ones(1, 2), by_loss({}), in_order)
 
 
+@pytest.mark.thorough
 def test_cheapest_block_for_what_it_saves_goes_first_scored_anew_without_those_before() -> None:
     def score(blocks: Blocks) -> dict[str, float]:
         given = {"1.layer": 1.0, "2.layer": 3.0, "3.layer": -5.0}
@@ -167,6 +168,7 @@ def test_cheapest_block_for_what_it_saves_goes_first_scored_anew_without_those_b
     assert found.blocks == ("3.layer", "1.layer")
 
 
+@pytest.mark.thorough
 def test_blocks_and_channels_to_one_target_with_the_loss_of_what_comes_of_both() -> None:
     torch.manual_seed(0)
     model = resnet(depth=32, width=8).eval()

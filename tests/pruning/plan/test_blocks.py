@@ -211,6 +211,7 @@ def test_branch_that_cannot_go_exactly_is_refused_with_the_reason(module: nn.Mod
     assert (reason in " ".join(blocks.refused.values())) if reason else not blocks.refused
 
 
+@pytest.mark.thorough
 def test_branch_around_others_is_refused_and_stays_so_without_them() -> None:
     model, inputs = network(_Nested()), values(2, 5)
     blocks = find_blocks(model, inputs)
@@ -276,6 +277,7 @@ def test_channels_that_could_not_go_without_a_block_are_refused() -> None:
         first.with_blocks(["2.down"], groups, narrower)
 
 
+@pytest.mark.thorough
 def test_model_without_blocks_comes_back_to_shape_with_the_blocks_as_they_were() -> None:
     model, inputs = network(Residual(8), Residual(8)), values(2, 5)
     shallow = find_blocks(model, inputs).without(["1.down"])
@@ -308,6 +310,7 @@ class _InCode(nn.Module):
         return x + self.mlp(x)
 
 
+@pytest.mark.thorough
 def test_branch_in_the_code_of_a_module_goes_once_nothing_else_is_left_of_the_module() -> None:
     model, inputs = network(_InCode(), _InCode()), values(2, 6, 5)
     blocks = find_blocks(model, inputs)

@@ -309,6 +309,29 @@ def test_calibrate_goes_from_a_model_and_inputs_to_a_smaller_model_that_answers_
         assert torch.equal(tensor, again.model.state_dict()[key])
 
 
+class _Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 24), nn.Linear(24, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.up(self.norm(x)).relu())  # type: ignore[no-any-return]
+
+
+def test_calibrate_takes_groups_and_so_the_channels_of_a_residual_stream() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), _Block(16), _Block(16), nn.LayerNorm(16), nn.Linear(16, 5)).eval()
+    inputs = torch.randn(200, 6)
+    groups = find_groups(model, inputs[:1], allow_mixed=True)
+    result = calibrate(groups, inputs, channel_sparsity=0.3)
+    stays = 16 - len(result.plan.removed["0.weight:0"])
+    assert stays < 16
+    assert result.model.get_submodule("0").out_features == stays
+    assert result.model.get_submodule("3").normalized_shape == (stays,)
+    assert error(model, result.model, inputs) < error(model, narrow(model, result.plan, inputs[:1]), inputs)
+    assert "0.weight:0" not in calibrate(model, inputs, channel_sparsity=0.3).plan.removed
+
+
 class _Adds(nn.Module):
     def __init__(self) -> None:
         super().__init__()

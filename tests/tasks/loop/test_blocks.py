@@ -21,6 +21,8 @@ from tasks.stage_table import NAMES
 from tests.tasks.loop.test_residual_streams import changed, rows_of, vit
 from tests.tasks.test_pipeline import BEFORE_THE_LOOP, Project, made
 
+pytestmark = pytest.mark.thorough
+
 Writer = Callable[..., Path]
 OUT_OF_REACH = {"target": {"mac_reduction": 0.6}, "residual_streams": "never", "relaxed_limits": []}
 """Channels alone don't come that far."""

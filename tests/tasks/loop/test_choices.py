@@ -130,6 +130,7 @@ def test_every_choice_ends_in_a_proven_model(go_on: GoOn, name: str) -> None:
     assert row.recipe == ("no training" if name == "calibrated" else "plain")
 
 
+@pytest.mark.thorough
 def test_what_was_tried_is_in_the_ledger_and_the_report_and_the_first_that_is_not_worse_goes_on(go_on: GoOn) -> None:
     project = go_on(CHOICES["trial"])
     (row,) = read_ledger(project.workspace.folder("iterations")).rows

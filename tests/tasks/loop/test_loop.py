@@ -19,6 +19,7 @@ def callers(name: str, *folders: str) -> Iterator[str]:
                 yield path.relative_to(REPOSITORY).as_posix()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "places"), [("close_loop", ["tasks/loop/loop.py"]), ("attempt", [])])
 def test_flow_and_tests_run_the_loop_by_the_same_driver(name: str, places: list[str]) -> None:
     """`prune` closes the loop; it hands `attempt` on, to be called as Prefect's task or simply so."""

@@ -123,6 +123,7 @@ def gated(tmp_path_factory: pytest.TempPathFactory, project_writer: Writer) -> I
     yield from finished("dynamic", tmp_path_factory, project_writer)
 
 
+@pytest.mark.thorough
 def test_gated_pipeline_meets_its_target_on_the_mean_over_validation(gated: Project) -> None:
     model, example = model_in(gated), example_inputs(gated.workspace, gated.settings)
     assert isinstance(model, GatedModel)

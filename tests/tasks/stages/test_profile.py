@@ -36,6 +36,7 @@ def written() -> bytes:
     return (WORKSPACE.folder("profile") / PROFILE).read_bytes()
 
 
+@pytest.mark.thorough
 def test_what_was_measured_stays_as_long_as_questions_and_machine_do(
     write_params: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,6 +54,7 @@ def test_what_was_measured_stays_as_long_as_questions_and_machine_do(
     assert written() != first
 
 
+@pytest.mark.thorough
 def test_profile_made_elsewhere_is_taken_as_it_is(write_params: Write) -> None:
     profile(begun(write_params, batch_sizes=[1]), WORKSPACE)
     elsewhere = Path("elsewhere.json")
