@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from flows.compress import compress, say_again
-from flows.stage_runner import states_of
+from flows.stage_states import states_of
 from tasks import last_run
 from tasks.environment import REPOSITORY
 from tasks.file_cache import holding
@@ -27,7 +27,7 @@ import sys
 sys.argv = ["flows.compress", "--no-commit"]
 import runpy
 runpy.run_module("flows.compress", run_name="__main__")
-from flows.stage_runner import states_of
+from flows.stage_states import states_of
 from pathlib import Path
 assert all(state.is_current for state in states_of(Path("params.yaml"), Path("artifacts")))
 heavy = {"torch", "mlflow", "prefect", "onnx", "onnxruntime", "sklearn", "matplotlib", "own_project"}
