@@ -13,9 +13,9 @@ from pruning.graph.axes import kept as kept_indices
 from pruning.graph.dispatch import state_of
 from pruning.graph.groups import Groups
 from pruning.graph.layers import column_channels, from_matrix, to_matrix
-from pruning.importance.regression import multiplicities
 from pruning.importance.least_squares import Columns
 from pruning.importance.registry import Criterion, Folding, find_criterion
+from pruning.importance.regression import multiplicities
 from pruning.plan.plan import Plan
 from pruning.statistics.collect import Statistics
 from pruning.statistics.layer_hooks import Layer
