@@ -20,7 +20,8 @@ from secateur.inspection import Source, inspect
 from secateur.packages import advice
 from tasks.config import reference
 from tasks.config.prune_schema import Prune
-from tasks.config.schema import FromScratch, Run
+from tasks.config.schema import Run
+from tasks.config.training_schema import FromScratch
 from tasks.registry.dvc_repo import dvc_yaml
 from tasks.workspace import DEFAULT_ROOT, Workspace
 from zoo.datasets.splits import shapes_of, shown_shapes

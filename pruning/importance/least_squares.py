@@ -12,9 +12,8 @@ from pruning.errors import CriterionError, UnscoredGroupError
 from pruning.graph.groups import Group
 from pruning.graph.layers import column_channels, places_of, to_matrix
 from pruning.statistics.collect import Statistics
-from pruning.statistics.collector import Uncounted
+from pruning.statistics.collector import NO_LAYERS_WEIGHTS, NO_READER, UNEQUAL, Uncounted
 from pruning.statistics.moments import Factored, damped, solve
-from pruning.statistics.readers import NO_LAYERS_WEIGHTS, NO_READER, UNEQUAL
 
 RIDGE = 1e-4  # keeps a system solvable where channels are copies of each other
 _VALUES = 1 << 24  # worked out at a time

@@ -12,8 +12,8 @@ from pruning.graph.groups import Group
 from pruning.importance.least_squares import RIDGE, Columns, all_contributions, readings, refit
 from pruning.importance.registry import criterion
 from pruning.statistics.collect import Statistics
+from pruning.statistics.collector import BY_NO_LAYER
 from pruning.statistics.moments import Factored, damped, solve
-from pruning.statistics.readers import BY_NO_LAYER
 
 _STEPS = 100  # values of λ, from the one that lets nothing in down to a thousandth of it
 _SMALLEST = 1e-3

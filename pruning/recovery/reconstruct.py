@@ -28,8 +28,8 @@ from pruning.graph.trace import Trace, trace
 from pruning.graph.unwrapping import unwrap
 from pruning.plan.plan import Plan
 from pruning.recovery.least_squares import Fit, LayerSeen, Refit
+from pruning.statistics.collector import readers_of
 from pruning.statistics.layer_hooks import Enough, Layer, Watcher, find_layers, observe, parameter_of
-from pruning.statistics.readers import readers_of
 
 RIDGE = 1e-3
 MAX_BYTES = 2**31

@@ -11,9 +11,16 @@ from torch import Tensor
 from pruning.graph.axes import channels, leaves
 from pruning.graph.groups import Group, Groups, Slice
 from pruning.graph.layers import LayerCall, column_channels, places_of, to_matrix
-from pruning.statistics.collector import Batch, Collected, Collector, Uncounted
+from pruning.statistics.collector import (
+    NOT_BY_SAMPLE,
+    UNEQUAL,
+    Batch,
+    Collected,
+    Collector,
+    ConsumerObserver,
+    Uncounted,
+)
 from pruning.statistics.layer_hooks import RECTIFIERS, Observer, observe
-from pruning.statistics.readers import NOT_BY_SAMPLE, UNEQUAL, ConsumerObserver
 
 BINS = 128
 

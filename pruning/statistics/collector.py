@@ -1,17 +1,28 @@
-"""What a gatherer is."""
+"""What a gatherer is; and what reads a group's channels: which layers by their weights, and which other operators.
+
+To read channels is to sum over them, or to compute a statistic over them. The trace says which operators do.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from pruning.containers import Inputs, as_call, count_samples
+from pruning.containers import Inputs, as_call, count_samples, with_tensors
 from pruning.errors import CriterionError
+from pruning.evaluation import device_of
+from pruning.graph.axes import leaves
+from pruning.graph.groups import Group, Groups, Slice
+from pruning.graph.layers import LayerCall, input_channels, is_product, places_of
+from pruning.graph.trace import Operation
+from pruning.statistics.layer_hooks import Observer, OperatorCall, observe, owner_of
 
 
 @dataclass(frozen=True)
@@ -85,3 +96,164 @@ class Collector(ABC):
     @abstractmethod
     def compute(self) -> Collected:
         """Return what was gathered, float64 on the CPU."""
+
+
+Readers = Mapping[str, list[tuple[Group, Slice]]]
+"""weights -> the groups that they consume, each with its slice."""
+
+
+def readers_of(groups: Groups) -> Readers:
+    """Return which weights consume which groups."""
+    found: dict[str, list[tuple[Group, Slice]]] = {}
+    for group in groups:
+        for piece in group.slices:
+            if piece.role == "consumer":
+                found.setdefault(piece.parameter, []).append((group, piece))
+    return found
+
+
+class _LayerCalls(Observer):
+    """How often a pass calls operators of each name, and which of the calls are layers."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.weights: dict[tuple[str, int], str] = {}
+
+    def on_operation(self, call: OperatorCall, layer: LayerCall | None) -> None:
+        self.calls[call.name] += 1
+        if layer is not None:
+            self.weights[call.name, call.number] = layer.weight
+
+
+def numbered(operations: Sequence[Operation]) -> list[tuple[str, int]]:
+    """Return the name of each operation of a trace, and how many of that name came before."""
+    calls: Counter[str] = Counter()
+    found = []
+    for operation in operations:
+        found.append((operation.name, calls[operation.name]))
+        calls[operation.name] += 1
+    return found
+
+
+_other_readers: WeakKeyDictionary[Groups, dict[int, tuple[Group, ...]]] = WeakKeyDictionary()
+
+
+def other_readers(groups: Groups) -> Mapping[int, tuple[Group, ...]]:
+    """Return which operators read which groups in another way than a layer reads by its weights.
+
+    To read channels is to sum over them, or to compute a statistic over them. The model is run on its example.
+
+    Returns:
+        The place among the trace's operations -> the groups.
+    """
+    if groups not in _other_readers:
+        _other_readers[groups] = _find_other_readers(groups)
+    return _other_readers[groups]
+
+
+def _find_other_readers(groups: Groups) -> dict[int, tuple[Group, ...]]:
+    by_atom = {groups.atom(group.name): group for group in groups}
+    seen = _LayerCalls()
+    device = device_of(groups.model)
+    observe(groups.model, with_tensors(groups.example_inputs, lambda tensor: tensor.to(device)), [seen])
+    places = numbered(groups.trace.operations)
+    calls = Counter(name for name, _ in places)
+    readers = readers_of(groups)
+    found: dict[int, tuple[Group, ...]] = {}
+    for index, operation in enumerate(groups.trace.operations):
+        atoms = dict.fromkeys(atom for axis in operation.summed for atom in leaves(axis) if atom in by_atom)
+        same = seen.calls[operation.name] == calls[operation.name]
+        layer = seen.weights.get(places[index]) if same else _weight_of(operation, groups)
+        counted = {group.name for group, _ in readers.get(layer or "", ())}
+        others = tuple(by_atom[atom] for atom in atoms if by_atom[atom].name not in counted)
+        if others:
+            found[index] = others
+    return found
+
+
+def _weight_of(operation: Operation, groups: Groups) -> str | None:
+    """Return the parameter that a product of the trace reads by as it is: where its operators have other numbers."""
+    for axes in operation.inputs[1:] if is_product(operation.name) else ():
+        for name, known in groups.trace.parameters.items():
+            if len(axes) == len(known) and all(a is b for a, b in zip(axes, known, strict=True)):
+                return name
+    return None
+
+
+NOT_BY_SAMPLE = "the samples do not lie on axis 0 of what a layer reads"
+UNEQUAL = "its channels have unequal numbers of places in what a layer reads"
+NO_LAYERS_WEIGHTS = "a parameter consumes it, but not as the weights of a convolution or linear layer"
+BY_A_FUNCTION = "a parameter consumes it, but by a function: it belongs to no convolution or linear module"
+NO_READER = "nothing reads its channels"
+BY_NO_LAYER = "an operator that is no convolution or linear layer reads its channels"
+
+
+def other_reader_of(groups: Groups, group: Group) -> Uncounted | None:
+    """Return the first operator that is no layer and reads a group, as the reason why layers alone don't tell."""
+    for index, others in other_readers(groups).items():
+        if any(other.name == group.name for other in others):
+            operation = groups.trace.operations[index]
+            return Uncounted(BY_NO_LAYER, f"{operation.name} {operation.place}")
+    return None
+
+
+def by_channel(values: Tensor, channels: Tensor, size: int) -> Tensor | None:
+    """Arrange [samples, channels of a layer, positions] by a group's channels, [samples, size, positions].
+
+    Returns:
+        None where the channels have unequal numbers of places.
+    """
+    places = places_of(channels, size)
+    return None if places is None else values[:, places.to(values.device)].flatten(2)
+
+
+class ConsumerObserver(Observer):
+    """An observer of what consumers read. It knows which groups it could not see whole, and why."""
+
+    def __init__(self, groups: Groups) -> None:
+        self.groups = groups
+        self._readers = readers_of(groups)
+        self._refused: dict[str, Uncounted] = {}
+        self._seen: set[tuple[str, str]] = set()
+
+    def on_layer(self, call: LayerCall) -> None:
+        """Hand each group that the layer consumes to `on_consumer`."""
+        for group, piece in self._readers.get(call.weight, ()):
+            self._seen.add((group.name, call.weight))
+            if piece.axis != call.geometry.input_axis:
+                self.refuse(group, "a layer reads it along another axis than its input's", call.weight)
+            elif group.name not in self._refused:
+                self.on_consumer(group, piece, call)
+
+    def on_consumer(self, group: Group, piece: Slice, call: LayerCall) -> None:
+        """Be told that a layer reads a group."""
+
+    def refuse(self, group: Group, kind: str, where: str) -> None:
+        """Note why a group has no values."""
+        self._refused.setdefault(group.name, Uncounted(kind, where))
+
+    def values(self, group: Group, piece: Slice, call: LayerCall) -> Tensor | None:
+        """Return what the layer reads by the group's channels, [samples, size, positions]; None if refused."""
+        found = by_channel(call.channels_first(), input_channels(piece, call.geometry), group.size)
+        if found is None:
+            self.refuse(group, UNEQUAL, call.weight)
+        return found
+
+    def reason(self, group: Group) -> Uncounted | None:
+        """Return why a group has no values; None if it has."""
+        consumers = [piece.parameter for piece in group.slices if piece.role == "consumer"]
+        for name in consumers:
+            if (group.name, name) not in self._seen:
+                return Uncounted(NO_LAYERS_WEIGHTS, name)
+        if not consumers:
+            return other_reader_of(self.groups, group) or Uncounted(NO_READER)
+        return self._refused.get(group.name) or other_reader_of(self.groups, group)
+
+
+def unowned(groups: Groups, group: Group) -> Uncounted | None:
+    """Return why a group's consumers can't be hooked; None if they can."""
+    consumers = [piece for piece in group.slices if piece.role == "consumer"]
+    for piece in consumers:
+        if owner_of(groups.model, piece.parameter) is None:
+            return Uncounted(BY_A_FUNCTION, piece.parameter)
+    return other_reader_of(groups, group) or (None if consumers else Uncounted(NO_READER))

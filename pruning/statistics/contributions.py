@@ -44,10 +44,9 @@ from pruning.graph.groups import Group, Groups
 from pruning.graph.layers import LayerCall
 from pruning.graph.rules.call import tensors_in
 from pruning.graph.trace import Operation
-from pruning.statistics.collector import Batch, Collected, Collector, Uncounted
+from pruning.statistics.collector import Batch, Collected, Collector, Uncounted, numbered, other_readers, readers_of
 from pruning.statistics.layer_hooks import Observer, OperatorCall, observe
 from pruning.statistics.moments import products
-from pruning.statistics.readers import numbered, other_readers, readers_of
 
 _SOFTMAX = frozenset({"softmax", "_softmax", "log_softmax", "_log_softmax"})
 _AHEAD = 16  # operations among which the softmax of scores is looked for

@@ -11,9 +11,17 @@ from pruning.graph.groups import Group, Groups, Slice
 from pruning.graph.layers import LayerCall, places_of
 from pruning.graph.module_copy import copy_whole
 from pruning.statistics.activations import Rectified
-from pruning.statistics.collector import Batch, Collected, Collector, Uncounted
+from pruning.statistics.collector import (
+    NOT_BY_SAMPLE,
+    Batch,
+    Collected,
+    Collector,
+    ConsumerObserver,
+    Uncounted,
+    readers_of,
+    unowned,
+)
 from pruning.statistics.layer_hooks import changed_inputs, module_channels, observe, owner_of
-from pruning.statistics.readers import NOT_BY_SAMPLE, ConsumerObserver, readers_of, unowned
 
 _RATE = 0.02
 _STEPS = 16  # of a minibatch, each with another shuffle

@@ -16,9 +16,18 @@ from pruning.evaluation import Loss
 from pruning.graph.groups import Groups
 from pruning.graph.layers import own_slices, rows_of
 from pruning.graph.module_copy import copy_whole
-from pruning.statistics.collector import Batch, Collected, Collector, Uncounted
+from pruning.statistics.collector import (
+    NOT_BY_SAMPLE,
+    UNEQUAL,
+    Batch,
+    Collected,
+    Collector,
+    Uncounted,
+    by_channel,
+    readers_of,
+    unowned,
+)
 from pruning.statistics.layer_hooks import changed_inputs, module_channels, owner_of
-from pruning.statistics.readers import NOT_BY_SAMPLE, UNEQUAL, by_channel, readers_of, unowned
 
 
 class GradientGatherer(Collector):

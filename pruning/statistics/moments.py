@@ -19,9 +19,8 @@ from torch import Tensor
 from pruning.containers import take
 from pruning.graph.groups import Groups
 from pruning.graph.layers import LayerCall
-from pruning.statistics.collector import Batch, Collected, Collector
+from pruning.statistics.collector import Batch, Collected, Collector, readers_of
 from pruning.statistics.layer_hooks import Layer, Observer, find_layers, observe
-from pruning.statistics.readers import readers_of
 
 WIDE = 4608
 """Columns up to which a layer's second moment is kept whole, 170 MB: 3 × 3 taps of 512 channels have as many."""

@@ -28,9 +28,8 @@ from pruning.evaluation import (
     restored_modes,
 )
 from pruning.task import Task
-from pruning.training.callbacks import Augment, Best, Callbacks, Patience
+from pruning.training.callbacks import Augment, Best, Callbacks, Patience, ShuffledLoader, train_by_own
 from pruning.training.optimizer import LearningRates, make_optimizer
-from pruning.training.own_trainer import ShuffledLoader, train_by_own
 from pruning.training.recipe import Recipe, recipe_for
 from pruning.training.step import MovingAverage, Position, Precision, Run, deal_batches, run_step
 
@@ -75,7 +74,7 @@ def finetune(
     on from there; but where the end is below the beginning, by however little, the model stays as it was before. (The
     highest score of all epochs would not be the better model: of several that differ by chance it is the luckiest.)
 
-    A recipe with a `trainer` is left to it whole, see `pruning.training.own_trainer`.
+    A recipe with a `trainer` is left to it whole, see `pruning.training.callbacks`.
 
     Args:
         model: changed in place, on its own device.

@@ -9,9 +9,8 @@ import click
 from click.shell_completion import get_completion_class
 
 from secateur import __version__
+from secateur.cli.commands import cleanup, explain, frontier, params, promote, restore, rollback, run, serve, status, ui
 from secateur.cli.model import init, inspect
-from secateur.cli.pipeline import explain, frontier, params, run, status
-from secateur.cli.production import cleanup, promote, restore, rollback, serve, ui
 from secateur.cli.terminal import FAULT
 from secateur.packages import advice, find_own_packages_first
 

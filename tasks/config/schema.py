@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, StrictFloat, StrictInt, ValidationError, model_validator
 
 from pruning.allocation.sensitivity import Sweep
 from pruning.errors import SettingsError
 from pruning.importance import FALLBACK
-from pruning.training.recipe import Epochs, LearningRate, Name, Recipe, ScheduleName
-from tasks.config.data_schema import Data, Task
 from tasks.config.errors import describe, old_names
 from tasks.config.prune_schema import PruneOfAKind
-from tasks.config.recipe_checks import check_recipes
 from tasks.config.target_schema import MaxDrop, Target
+from tasks.config.training_schema import Baseline, Data, Model, Task, Training, check_recipes
 from tasks.config.types import (
-    LOSSES,
-    METRICS,
     MOST_THREADS,
-    Arguments,
     CriterionName,
-    ImportString,
     Section,
     Share,
     Threads,
     TimedBatch,
     existing_file,
     name_for_mlflow,
-    named,
     usable_device,
     without_own_names,
 )
@@ -54,80 +47,6 @@ class Machine(Section):
     """How many processes measure sensitivities in parallel, each with run.threads threads."""
     num_workers: StrictInt = Field(default=0, ge=0, le=256)
     """How many processes make the samples of data sets that aren't copied, ahead of what reads them."""
-
-
-class Model(Section):
-    """Which network: a function that returns a module, and weights that it starts from."""
-
-    factory: ImportString
-    """Import string, such as my_package.net:make_model, of a function that returns a torch.nn.Module; input_shape and
-    num_classes are passed if it takes them.
-    """
-    kwargs: Arguments = Field(default_factory=dict)
-    """Keyword arguments for the factory."""
-    weights: Annotated[Path, AfterValidator(existing_file)] | None = None
-    """Weights to start from: a .safetensors or .pt file, or the index of several, model.safetensors.index.json."""
-
-
-class Augment(Section):
-    """How inputs are augmented during training: a function of the inputs and a generator."""
-
-    function: ImportString
-    """Import string of a function (inputs, generator) -> inputs."""
-    kwargs: Arguments = Field(default_factory=dict)
-    """Further keyword arguments for the function."""
-
-
-class Training(Section):
-    """What is minimised, what is reported, and how a batch is varied while training."""
-
-    loss: Annotated[str, named("loss", LOSSES)] | None = None
-    """cross_entropy, or the import string of a function (outputs, targets) -> mean over the samples, or (sum, count);
-    null: the task's own.
-    """
-    metric: Annotated[str, named("metric", METRICS)] | None = None
-    """accuracy, macro_f1, mean_iou, multi_label_f1, perplexity, psnr, r2, rmse, valid_accuracy; or an import string of
-    a function (outputs, targets) -> one value in [0, 1] per sample, or of a class or object with update, compute, reset
-    and higher_is_better, as torchmetrics has them. null: the task's own.
-    """
-    metric_key: str | None = None
-    """Which figure decides, where the metric's compute gives several by name."""
-    augment: Augment | None = None
-    """How a batch of inputs is varied while training, such as {function: zoo.augment:crop, kwargs: {padding: 1}}; null:
-    not at all.
-    """
-    batch_size: StrictInt = Field(default=256, ge=1, le=1_000_000)
-    """Samples per batch of an evaluation."""
-
-
-class FromScratch(Recipe):
-    """How an untrained network is trained: longer and at a higher learning rate than a pruned one."""
-
-    name: Name = "baseline"
-    """What reports call it."""
-    epochs: Epochs = 12
-    """Passes over the training samples."""
-    learning_rate: LearningRate = "auto"
-    """Highest learning rate of the run. auto: 0.1 with SGD, 0.002 with AdamW, the default of others."""
-    schedule: ScheduleName = "one_cycle"
-    """Learning rate over the run."""
-    rates: ClassVar[dict[str, float]] = {"sgd": 0.1, "adamw": 2e-3}
-
-
-class Baseline(Section):
-    """How the baseline is trained; without a recipe `model.weights` are taken as they are."""
-
-    recipe: FromScratch | None = None
-    """How the baseline is trained; null takes model.weights as they are."""
-    keep_epochs: tuple[Annotated[StrictInt, Field(ge=1, le=100_000)], ...] = Field(default=(), max_length=1000)
-    """Epochs of that training whose weights are kept, for prune.start."""
-
-    @model_validator(mode="after")
-    def _epochs_are_trained(self) -> Self:
-        last = 0 if self.recipe is None else self.recipe.epochs
-        if beyond := [epoch for epoch in self.keep_epochs if epoch > last]:
-            raise ValueError(f"keep_epochs names {beyond}; the recipe trains {last} epochs")
-        return self
 
 
 class Analyze(Section):

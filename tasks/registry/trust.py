@@ -32,9 +32,9 @@ from pruning.io.files import first_fault
 from pruning.io.onnx import open_session
 from pruning.io.onnx_sandbox import Feeds, try_in_sandbox
 from tasks.config import yaml_io
-from tasks.config.data_schema import Task
 from tasks.config.errors import describe, with_new_names
-from tasks.config.schema import Model, Settings, Training
+from tasks.config.schema import Settings
+from tasks.config.training_schema import Model, Task, Training
 from tasks.config.types import LOSSES, METRICS, TASKS
 from tasks.config.yaml_io import read_mapping
 from tasks.registry import git_snapshot

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from pruning.errors import SecateurError
-from tasks.config.data_schema import Data
 from tasks.config.schema import load
+from tasks.config.training_schema import Data
 from tasks.data import FOLDER as DATA
 from tasks.fingerprint import fingerprint
 from tasks.stage_table import find_stage

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pruning.graph.rules import matrix, pointwise, reductions, reshaping, spatial
+from pruning.graph.rules import matrix, reductions, reshaping, spatial
 from pruning.graph.rules.call import RULES, Call, Rule, is_pointwise, operator_name, rule
 
 
@@ -17,7 +17,7 @@ def find_rule(func: Any) -> Rule | None:
     """The rule of an operator, or None if there is none."""
     found = RULES.get(operator_name(func))
     if found is None and is_pointwise(func):
-        return pointwise.broadcast
+        return reductions.broadcast
     return found
 
 
@@ -29,7 +29,6 @@ __all__ = [
     "is_pointwise",
     "matrix",
     "operator_name",
-    "pointwise",
     "reductions",
     "reshaping",
     "rule",

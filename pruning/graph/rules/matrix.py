@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pruning.graph.axes import Axis, concat, factor, unify
 from pruning.graph.rules.call import Call, Contraction, Inapplicable, OperandAxis, freeze_all, frozen, is_open, rule
-from pruning.graph.rules.pointwise import broadcast_axes, stays_zero_in_sum
+from pruning.graph.rules.reductions import broadcast_axes, stays_zero_in_sum
 
 
 @rule("linear")

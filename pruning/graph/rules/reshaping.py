@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pruning.graph.axes import Atom, Axis, concat, cut, factor, freeze, product, unify
 from pruning.graph.rules.call import Call, Inapplicable, freeze_all, frozen, rule
-from pruning.graph.rules.pointwise import broadcast_axes
+from pruning.graph.rules.reductions import broadcast_axes
 
 
 def regroup(axes: Sequence[Axis], shape: Sequence[int]) -> list[Axis]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from pruning.training.optimizer import learning_rate_at, make_optimizer
 from pruning.training.recipe import Recipe, recipe_for
-from tasks.config.schema import FromScratch
+from tasks.config.training_schema import FromScratch
 
 
 def rates(recipe: Recipe, steps_per_epoch: int = 10) -> list[float]:

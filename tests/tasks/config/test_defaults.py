@@ -21,8 +21,9 @@ from pruning.recovery.reconstruct import reconstruct
 from pruning.unstructured.masks import WeightScope
 from tasks.config.migration import migrate
 from tasks.config.prune_schema import Structured, Weights
-from tasks.config.schema import Analyze, Benchmark, Export, Profile, Settings, Training
+from tasks.config.schema import Analyze, Benchmark, Export, Profile, Settings
 from tasks.config.target_schema import Gates, Recover
+from tasks.config.training_schema import Training
 from tasks.config.yaml_io import read_mapping
 
 Place = tuple[str | int, ...]
