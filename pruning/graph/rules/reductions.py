@@ -1,4 +1,4 @@
-"""Operators that work value by value, and those that reduce an axis, compute along it (softmax), or normalise over it."""
+"""Operators that work value by value; that reduce an axis, compute along it (softmax), or normalise over it."""
 
 from __future__ import annotations
 
