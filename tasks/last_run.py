@@ -1,4 +1,4 @@
-"""Remember a run that found nothing to do, so that the next one can tell quickly whether anything has changed since.
+"""How each stage stands; and a run that found nothing to do, so that the next can tell quickly whether that holds.
 
     settings file, code, packages    the same bytes and versions     ─► the settings mean what they meant
     stage.json of every stage        modules, versions and files as they are now, worked out again, hashed
@@ -12,23 +12,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from pydantic_core import to_jsonable_python
 from typing_extensions import TypedDict  # pydantic reads those of `typing` from Python 3.12 on
 
-from pruning.errors import SecateurError
+from pruning.errors import CheckpointError, SecateurError, WorkspaceError
 from pruning.io.files import JsonError, checked_json
 from tasks.code_closure import hash_of_program
 from tasks.code_hash import Meaning, known_meanings, learn
-from tasks.file_cache import derive, read_bytes
-from tasks.fingerprint import is_told, origin_now
-from tasks.source_files import reads_others
-from tasks.stage_table import STAGES
+from tasks.file_cache import derive, holding, read_bytes
+from tasks.fingerprint import is_told, list_changes, origin, origin_now
+from tasks.source_files import SOURCES_CHANGED, reads_others
+from tasks.stage_table import STAGES, Stage
 from tasks.workspace import Workspace, digest, is_current, origin_of, write_json
 
-FILE = ".last_run.json"
+if TYPE_CHECKING:
+    from tasks.config.schema import Settings  # imports torch
+
+
+FILE = ".json"
 
 
 class Answer(TypedDict):
@@ -124,3 +130,68 @@ def same_again(params: Path, workspace: Workspace, *, told: bool = False) -> Ans
                 return None
         return found["answer"]
     return None
+
+
+@dataclass(frozen=True)
+class State:
+    """How a stage stands.
+
+    Attributes:
+        stage: Its name.
+        state: current: a run would skip it. changed: it was made by something else. not run: it hasn't finished.
+            damaged: its files aren't those that it wrote.
+        reasons: Why it isn't current; none where it is.
+    """
+
+    stage: str
+    state: Literal["current", "changed", "not run", "damaged"]
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether a run would skip it."""
+        return self.state == "current"
+
+
+def states_of(params: Path, workspace: Path) -> list[State]:
+    """Say of every stage, in order, whether it is current, and if not, why.
+
+    Raises:
+        SettingsError: The settings are wrong.
+    """
+    place, found = Workspace(workspace), dict[str, State]()
+    with holding():
+        if same_again(params, place) is not None:
+            return [State(stage.name, "current") for stage in STAGES]
+        from tasks.config.schema import load
+
+        settings = load(params)
+        for stage in STAGES:
+            found[stage.name] = _state_of(stage, settings, place, found)
+    return list(found.values())
+
+
+def _state_of(stage: Stage, settings: Settings, workspace: Workspace, earlier: dict[str, State]) -> State:
+    again = [f"it reads {need}, which isn't current" for need in stage.needs if not earlier[need].is_current]
+    folder = workspace.folder(stage.folder)
+    try:
+        before = origin_of(folder)
+        now = (
+            None
+            if any(earlier[need].state == "not run" for need in stage.needs)
+            else origin(stage, settings, workspace)
+        )
+        if before is None:
+            begun = folder.is_dir() and any(folder.iterdir())
+            return State(stage.name, "not run", ("it hasn't finished" if begun else "it hasn't run",))
+        if now is None:
+            return State(stage.name, "changed", tuple(again))
+        if is_current(folder, digest(now)):
+            if reads_others(stage, workspace):
+                return State(stage.name, "changed", (SOURCES_CHANGED,))
+            return State(stage.name, "changed", tuple(again)) if again else State(stage.name, "current")
+        return State(stage.name, "changed", (*list_changes(before, now), *again))
+    except CheckpointError as fault:
+        return State(stage.name, "damaged", (str(fault),))
+    except WorkspaceError as fault:
+        return State(stage.name, "not run", (str(fault),))

@@ -234,7 +234,7 @@ def status(as_json: bool, params: Path, workspace: Path, debug: bool) -> None:
     """Say which stages are current; exit code 0 if all of them are, 1 if not. Nothing is run or written."""
 
     def action() -> None:
-        from flows.stage_states import states_of
+        from tasks.last_run import states_of
 
         states = states_of(params, workspace)
         current = all(state.is_current for state in states)
@@ -268,7 +268,7 @@ def explain(stage: str, params: Path, workspace: Path, debug: bool) -> None:
         raise click.BadParameter(f"{CODE} runs each time, in a second; name another stage")
 
     def action() -> None:
-        from flows.stage_states import states_of
+        from tasks.last_run import states_of
 
         state = next(found for found in states_of(params, workspace) if found.stage == stage)
         say("\n".join([f"{stage}: {state.state}", *(f"  {reason}" for reason in state.reasons)]))

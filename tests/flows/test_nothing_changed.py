@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from flows.compress import compress, say_again
-from flows.stage_states import states_of
 from tasks import last_run
 from tasks.environment import REPOSITORY
 from tasks.file_cache import holding
+from tasks.last_run import states_of
 from tasks.registry.mlflow_client import hash_of_content
 from tasks.workspace import Workspace
 
@@ -27,7 +27,7 @@ import sys
 sys.argv = ["flows.compress", "--no-commit"]
 import runpy
 runpy.run_module("flows.compress", run_name="__main__")
-from flows.stage_states import states_of
+from tasks.last_run import states_of
 from pathlib import Path
 assert all(state.is_current for state in states_of(Path("params.yaml"), Path("artifacts")))
 heavy = {"torch", "mlflow", "prefect", "onnx", "onnxruntime", "sklearn", "matplotlib", "own_project"}

@@ -113,7 +113,7 @@ def test_installed_packages_count_by_their_versions(project: Path, monkeypatch: 
 
 def test_a_package_that_hands_on_names_stands_for_where_they_come_from(project: Path) -> None:
     digits = code_of((), ["zoo.datasets:digits"]).modules
-    assert "zoo.datasets.digits" in digits
+    assert "zoo.datasets.small_images" in digits
     assert "zoo.datasets.cifar" not in digits
     one = code_of(("tasks.data",), []).modules
     assert not any(name.startswith("pruning.allocation") for name in one)

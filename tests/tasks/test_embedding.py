@@ -34,7 +34,7 @@ class Inputs:
 
 
 def scans():
-    whole = zoo.datasets.digits()
+    whole = zoo.datasets.small_images()
     return {name: Inputs(part.inputs[:300]) for name, part in whole.named()}
 
 

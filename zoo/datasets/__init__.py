@@ -4,10 +4,9 @@ A data set of one's own is any function that returns one of the two; its argumen
 """
 
 from zoo.datasets.cifar import cifar10, cifar100
-from zoo.datasets.digits import digits, fashion_mnist, mnist
-from zoo.datasets.glyphs import glyphs
 from zoo.datasets.hf import hf
 from zoo.datasets.image_folder import image_folder
+from zoo.datasets.small_images import digits, fashion_mnist, glyphs, mnist
 from zoo.datasets.splits import DataModule, Samples, Splits, stratified_split
 from zoo.datasets.text_lines import text_lines
 from zoo.datasets.webdataset import webdataset

@@ -6,7 +6,7 @@ import torch
 from matplotlib.ft2font import FT2Font
 
 from zoo.datasets import Samples, Splits, glyphs
-from zoo.datasets.glyphs import CHARACTERS, FONTS, _alphabet
+from zoo.datasets.small_images import CHARACTERS, FONTS, _alphabet
 
 SMALL = {"num_samples": 1240, "num_validation": 310, "num_test": 310}
 

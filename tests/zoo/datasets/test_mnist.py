@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from zoo.datasets import Splits, fashion_mnist, mnist
-from zoo.datasets.digits import IMAGES, LABELS
+from zoo.datasets.small_images import IMAGES, LABELS
 
 
 def idx(values: numpy.ndarray) -> bytes:
