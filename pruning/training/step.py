@@ -173,27 +173,6 @@ def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
-def deal_batches(
-    num_samples: int, batch_size: int, generator: torch.Generator, window: int | None = None
-) -> list[Tensor]:
-    """Deal all samples into shuffled batches, none of a single sample unless there is only one.
-
-    Args:
-        num_samples: How many there are.
-        batch_size: Of a batch.
-        generator: Of the order.
-        window: So many samples at a time are shuffled; None: all.
-    """
-    starts = range(0, num_samples, window or max(1, num_samples))
-    sizes = (min(window or num_samples, num_samples - start) for start in starts)
-    order = [start + torch.randperm(size, generator=generator) for start, size in zip(starts, sizes, strict=True)]
-    batches = list(torch.split(torch.cat(order), batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        last = batches.pop()
-        batches[-1] = torch.cat([batches[-1], last])
-    return batches
-
-
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -28,10 +28,10 @@ from pruning.evaluation import (
     restored_modes,
 )
 from pruning.task import Task
-from pruning.training.callbacks import Augment, Best, Callbacks, Patience, ShuffledLoader, train_by_own
+from pruning.training.callbacks import Augment, Best, Callbacks, Patience, ShuffledLoader, deal_batches, train_by_own
 from pruning.training.optimizer import LearningRates, make_optimizer
 from pruning.training.recipe import Recipe, recipe_for
-from pruning.training.step import MovingAverage, Position, Precision, Run, deal_batches, run_step
+from pruning.training.step import MovingAverage, Position, Precision, Run, run_step
 
 _log = logging.getLogger(__name__)
 

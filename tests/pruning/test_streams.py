@@ -16,8 +16,8 @@ from pruning.batches import DatasetBatches, TensorBatches
 from pruning.errors import DataError
 from pruning.streams import WINDOW, StreamBatches, spread_over
 from pruning.task import Task
+from pruning.training.callbacks import deal_batches
 from pruning.training.recipe import Recipe
-from pruning.training.step import deal_batches
 from pruning.training.trainer import finetune
 
 NUMBER = 300
