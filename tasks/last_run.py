@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tasks.config.schema import Settings  # imports torch
 
 
-FILE = ".json"
+FILE = ".last_run.json"
 
 
 class Answer(TypedDict):
