@@ -28,7 +28,6 @@ from pruning.containers import Inputs as Inputs
 from pruning.containers import as_call as as_call
 from pruning.containers import find_tensors, outputs_in, with_tensors
 from pruning.errors import ModelError
-from pruning.graph.attention import narrowable
 from pruning.graph.computed_sizes import Calls, Listen, SizeArgument, calling_frame, line_of
 from pruning.graph.contexts import (
     OnModule,
@@ -40,6 +39,7 @@ from pruning.graph.contexts import (
     seeded,
     whole_operators,
 )
+from pruning.graph.module_copy import narrowable
 from pruning.graph.rules import find_rule
 from pruning.graph.rules.call import is_pointwise, operator_name, tensors_in
 

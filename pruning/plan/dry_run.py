@@ -29,9 +29,8 @@ from pruning.graph.trace import Operation, Trace, trace
 from pruning.graph.unwrapping import unwrap
 from pruning.plan.other_sizes import resizings
 from pruning.plan.plan import Plan
-from pruning.plan.shape_check import Comparison, Deviation
 from pruning.plan.slicing import rebuild
-from pruning.plan.verification import attempt
+from pruning.plan.verification import Comparison, Deviation, attempt
 
 _Spot = tuple[str, str, str, int]
 """Where code hands a number to PyTorch: module, line, function, position among the numbers."""

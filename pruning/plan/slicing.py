@@ -18,10 +18,9 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from pruning.evaluation import restored_modes
-from pruning.graph.attention import make_narrowable, restore
 from pruning.graph.axes import Atom, Axis, count, kept, leaves
 from pruning.graph.groups import Groups
-from pruning.graph.module_copy import copy_module
+from pruning.graph.module_copy import copy_module, make_narrowable, restore
 from pruning.graph.size_attributes import rebind
 from pruning.graph.trace import Trace
 from pruning.plan.plan import Plan

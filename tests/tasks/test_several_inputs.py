@@ -19,8 +19,8 @@ from pruning.task import Classification, Task
 from tasks.data import read_description, read_inputs
 from tasks.data_factory import opened
 from tasks.data_sets import SPLITS, DataSets
-from tasks.registry.compare import measure_side_by_side
 from tasks.registry.mlflow_models import at, find
+from tasks.registry.promote import measure_side_by_side
 from tasks.registry.register import register
 from tasks.registry.restore import restore
 from tasks.stage_table import NAMES

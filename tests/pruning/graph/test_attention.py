@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import pruning
-from pruning.graph.attention import NarrowableAttention, narrowable
+from pruning.graph.module_copy import NarrowableAttention, narrowable
 from pruning.plan.verification import outputs_of, relative_difference
 
 CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
