@@ -24,7 +24,8 @@ by how much of them reaches the model's outputs. Where all readers are layers, t
     gain = Σ (y(f + ε) − y(f))² per sample / Σ over output channels of f of the mean over all else of ε²
 
 f is what an operator gives, y the model's outputs, ε Gaussian noise of a hundredth of f's root mean square. No labels
-are needed. The noise points everywhere, an error in one direction; so a gain is right on average alone.
+are needed. The noise points everywhere, an error in one direction; so a gain is right on average alone. It is measured
+on one minibatch, of a large model on as few as eight samples of it.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ _SOFTMAX = frozenset({"softmax", "_softmax", "log_softmax", "_log_softmax"})
 _AHEAD = 16  # operations among which the softmax of scores is looked for
 _VALUES = 1 << 24  # values of T that are worked out for an operator and a minibatch
 _NOISE = 0.01
+_PASS_VALUES = 1 << 26  # values of activations in a pass with noise, of which there is one for each reader
+_FEWEST = 8  # samples in such a pass, however many values they have
 
 Reader = int | str
 """An operator by its place among the trace's operations, or a layer by its weights."""
@@ -102,9 +105,10 @@ class ContributionGatherer(Collector):
 
     def _weigh(self, batch: Batch) -> None:
         """Measure the gains of the readers that are to be compared with each other, on one minibatch."""
-        found = measure_gains(
-            self._groups, batch.inputs, [one for several in self._several.values() for one in several]
-        )
+        outputs = [axes for operation in self._groups.trace.operations for axes in operation.outputs]
+        values = sum(prod(axis.size for axis in axes) for axes in outputs) // _num_examples(self._groups)
+        some = take(batch.inputs, slice(max(_FEWEST, _PASS_VALUES // max(1, values))))
+        found = measure_gains(self._groups, some, [one for several in self._several.values() for one in several])
         for name, several in self._several.items():
             known = {reader: found[reader] for reader in several if reader in found}
             mean = sum(known.values()) / max(1, len(known))

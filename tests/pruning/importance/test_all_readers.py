@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning import Plan, calibrate, collect, find_groups, narrow
+from pruning.graph.groups import Groups
 from pruning.importance import order_channels, score_channels
 from pruning.recovery.fold import fold
+from pruning.statistics import contributions
 
 weight_norm = nn.utils.parametrizations.weight_norm
 
@@ -172,3 +174,26 @@ def test_calibration_by_the_shipped_recipe_runs(name: str) -> None:
     result = calibrate(model, x, mac_reduction=0.3, scope="global")
     assert result.plan.removed
     assert result.model(x).isfinite().all()
+
+
+def test_gains_of_a_large_model_are_measured_on_a_few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    build, shape = NETS["squeeze and excite, then a sum"]
+    torch.manual_seed(0)
+    model, inputs = build(), torch.randn(*shape)
+    groups = find_groups(model.eval(), inputs[:1])
+    seen = []
+    measure = contributions.measure_gains
+
+    def watched(groups: Groups, inputs: Tensor, readers: Any) -> Any:
+        seen.append(len(inputs))
+        return measure(groups, inputs, readers)
+
+    monkeypatch.setattr(contributions, "measure_gains", watched)
+    found = []
+    for values in (1 << 26, 1):
+        monkeypatch.setattr(contributions, "_PASS_VALUES", values)
+        found.append(collect(groups, {"moments"}, inputs).gains)
+    assert seen == [64, 8]
+    assert found[0].keys() == found[1].keys() != set()
+    for name, gains in found[0].items():
+        assert found[1][name] == pytest.approx(gains, rel=0.5)
