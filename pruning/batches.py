@@ -11,9 +11,10 @@ any number of workers, wherever a run is taken up again.
 from __future__ import annotations
 
 import random
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, NamedTuple, Protocol
@@ -23,8 +24,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data._utils import signal_handling
 
-from pruning.containers import Inputs, count_samples, take, with_tensors
+from pruning.containers import Inputs, check_count, count_samples, take, with_tensors
 from pruning.errors import DataError, describe_user_fault, pass_on
 
 Numbers = slice | Tensor
@@ -256,7 +258,7 @@ class DatasetBatches(Batches):
             generator=torch.Generator(),  # else it would draw from the generator that training draws from
         )
         try:
-            yield from loader
+            yield from _begun(loader)
         except RuntimeError as fault:  # its own, since ours come as values
             reason = str(fault).strip().partition("\n")[0]
             raise DataError(
@@ -326,18 +328,16 @@ class _Made(Dataset[Any]):
             return _Fault(f"{doing}: {describe_user_fault(fault)}")
 
 
-def check_count(inputs: Any, expected: int) -> int:
-    """See that none was dropped or doubled, where inputs are plain tensors."""
-    parts = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple) else (inputs,)
-    for part in parts:
-        if isinstance(part, Tensor) and part.shape[:1] != (expected,):
-            raise DataError(
-                f"collate_fn gave a tensor {list(part.shape)} of {expected} samples; expected as many on its first axis"
-            )
-    return expected
-
-
 def _as_it_is(made: Any) -> Any:
+    return made
+
+
+def _begun(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Begin without torch's handler, which raises wherever this process is when a worker ends; the loader tells it."""
+    before, made, now = signal.getsignal(signal.SIGCHLD), iter(loader), signal.getsignal(signal.SIGCHLD)
+    if getattr(now, "__module__", "") == signal_handling.__name__:
+        with suppress(ValueError):  # in another thread than the main one, where torch sets none either
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL if before in (now, None) else before)
     return made
 
 

@@ -374,3 +374,14 @@ def _content(tensor: Tensor) -> tuple[Any, ...]:
 
 def _described(value: Any) -> str:
     return "None" if value is None else f"a value of type {type(value).__qualname__}"
+
+
+def check_count(inputs: Any, expected: int) -> int:
+    """See that none was dropped or doubled, where inputs are plain tensors."""
+    parts = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple) else (inputs,)
+    for part in parts:
+        if isinstance(part, Tensor) and part.shape[:1] != (expected,):
+            raise DataError(
+                f"collate_fn gave a tensor {list(part.shape)} of {expected} samples; expected as many on its first axis"
+            )
+    return expected

@@ -22,11 +22,10 @@ from pruning.batches import (
     Numbers,
     TensorBatches,
     Unpack,
-    check_count,
     generators_seeded,
     sample_seed,
 )
-from pruning.containers import count_samples, take
+from pruning.containers import check_count, count_samples, take
 from pruning.errors import DataError, describe_user_fault, pass_on
 
 WINDOW = 256

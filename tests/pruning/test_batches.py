@@ -204,6 +204,7 @@ class Ending(Listed):
         return super().__getitem__(index)
 
 
+@pytest.mark.thorough  # the loader looks every five seconds
 def test_a_worker_that_ends_is_told() -> None:
     samples = DatasetBatches(Ending(), Task().unpack, num_workers=2, name="my data")
     with pytest.raises(DataError, match=r"my data: a worker process ended \(.*; memory, or shared memory in /dev/shm"):
