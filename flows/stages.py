@@ -1,23 +1,38 @@
 """The command of each stage: `python -m flows.prepare`, `python -m flows.baseline`, and so on, each a flow.
 
-What each does is in `tasks.stage_table`.
+What each does is in `tasks.stage_table`. A stage that is current as its last command left it is told without torch:
+what runs one, `flows.stage_runner`, takes seconds to import and is imported where it is needed.
 """
 
 from __future__ import annotations
 
 import logging
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flows import command
-from flows.prefect_adapter import BY_DVC, ProgressBar, call_as_flow, call_as_task, in_processes, publish_table
-from flows.stage_runner import Making, Run, planned, recorded_end, run_stage, unless_current
+from flows.prefect_adapter import (
+    BY_DVC,
+    ProgressBar,
+    call_as_flow,
+    call_as_task,
+    in_processes,
+    publish_table,
+    uses_prefect,
+)
 from pruning.errors import WorkspaceError
+from tasks import last_run
 from tasks.file_cache import holding
-from tasks.fingerprint import tell_dvc
-from tasks.loop.ledger import Row
-from tasks.loop.loop import Loop
+from tasks.fingerprint import fingerprint, tell_dvc
+from tasks.registry.dvc_repo import DvcRepo, inside_dvc
 from tasks.stage_table import CODE, STAGES, body_of, find_stage
-from tasks.workspace import locked
+from tasks.workspace import Workspace, locked
+
+if TYPE_CHECKING:  # these import torch
+    from flows.stage_runner import Making, Run
+    from tasks.loop.ledger import Row
+    from tasks.loop.loop import Loop
 
 log = logging.getLogger("secateur")
 
@@ -31,6 +46,7 @@ def run_as_flow(run: Run, name: str) -> None:
         run: What was asked for.
         name: The stage.
     """
+    from flows.stage_runner import run_stage, unless_current
 
     def stage() -> None:
         if name == PRUNE:
@@ -44,6 +60,8 @@ def run_as_flow(run: Run, name: str) -> None:
 
 
 def _make(making: Making) -> None:
+    from flows.stage_runner import recorded_end
+
     with recorded_end(making.run):
         _loop(making.run)
     making.seal()
@@ -96,6 +114,8 @@ def code(params: str = "params.yaml", workspace: str = "artifacts", commit: bool
 
     The first stage of `dvc repro`, which always runs.
     """
+    from flows.stage_runner import Run, planned
+
     run = Run.begin(params, workspace, commit)
     with locked(run.workspace):
         for stage in STAGES:
@@ -110,9 +130,37 @@ def code(params: str = "params.yaml", workspace: str = "artifacts", commit: bool
 def _command_of(name: str) -> command.FlowFunction:
     def stage(params: str = "params.yaml", workspace: str = "artifacts", commit: bool = True) -> None:
         with holding():
-            run_as_flow(Run.begin(params, workspace, commit), name)
+            program = _program()  # before anything else: our code may be edited while it runs
+            if program is not None and _is_current_again(Path(params), Workspace(Path(workspace)), commit, name):
+                log.info("%s: is current", name)
+                return
+            from flows.stage_runner import Run
+
+            run = Run.begin(params, workspace, commit)
+            run_as_flow(run, name)
+            if program is not None:
+                made_by = fingerprint(find_stage(name), run.settings, run.workspace)
+                last_run.keep_stage(program, run.content, run.workspace, name, made_by)
 
     return stage
+
+
+def _program() -> str | None:
+    """Hash our code and the names of all packages; None where a folder of the search path can't be read."""
+    try:
+        return last_run.program_now()
+    except OSError:
+        return None
+
+
+def _is_current_again(params: Path, workspace: Workspace, commit: bool, name: str) -> bool:
+    """Say whether a stage is as its last command left it, which needs no torch; Prefect and DVC are told each time."""
+    if uses_prefect() or inside_dvc() or not (workspace.root / last_run.FILE).exists():
+        return False
+    with locked(workspace):
+        if not last_run.stage_again(params, workspace, find_stage(name), told=commit):
+            return False
+        return not (commit and DvcRepo().changed() & {CODE, name})
 
 
 FLOWS = {stage.name: _command_of(stage.name) for stage in STAGES}

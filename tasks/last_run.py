@@ -1,4 +1,4 @@
-"""How each stage stands; and a run that found nothing to do, so that the next can tell quickly whether that holds.
+"""How each stage stands; and what the last commands left, so that the next can tell quickly whether that holds.
 
     settings file, code, packages    the same bytes and versions     ─► the settings mean what they meant
     stage.json of every stage        modules, versions and files as they are now, worked out again, hashed
@@ -59,16 +59,16 @@ class LastRun(TypedDict):
     Attributes:
         program: Hash of our code and of the names of all packages.
         params: Hash of the settings file.
-        stages: Stage -> fingerprint of its folder, made by these settings.
+        stages: Stage -> fingerprint of its folder, made by these settings: all of them, or those that were run alone.
         meanings: What was parsed to find the code of the stages.
-        answer: What it said.
+        answer: What a run of all stages said; None where one of them was run alone since.
     """
 
     program: str
     params: str
     stages: dict[str, str]
     meanings: dict[str, Meaning]
-    answer: Answer
+    answer: Answer | None
 
 
 def program_now() -> str:
@@ -86,15 +86,73 @@ def keep(program: str, params: bytes, workspace: Workspace, stages: Mapping[str,
         stages: Stage -> fingerprint of its folder.
         answer: What the run said.
     """
-    found = LastRun(
-        program=program,
-        params=sha256(params).hexdigest(),
-        stages=dict(stages),
-        meanings=known_meanings(),
-        answer=answer,
+    _write(
+        workspace,
+        LastRun(program=program, params=_hash(params), stages=dict(stages), meanings=known_meanings(), answer=answer),
     )
+
+
+def keep_stage(program: str, params: bytes, workspace: Workspace, stage: str, fingerprint: str) -> None:
+    """Keep that a stage was run alone, or found current, beside what is known of the others.
+
+    Args:
+        program: What `program_now` gave when its command began.
+        params: Content of the settings file.
+        workspace: In which the stage is current.
+        stage: Its name.
+        fingerprint: Of its folder.
+    """
+    before = None
+    with suppress(OSError, JsonError):
+        before = _read(workspace)
+    if before is not None and (before["program"], before["params"]) != (program, _hash(params)):
+        before = None
+    stages = before["stages"] if before else {}
+    if stages.get(stage) == fingerprint:
+        return
+    meanings = {**(before["meanings"] if before else {}), **known_meanings()}
+    stages = {**stages, stage: fingerprint}
+    _write(workspace, LastRun(program=program, params=_hash(params), stages=stages, meanings=meanings, answer=None))
+
+
+def _hash(params: bytes) -> str:
+    return sha256(params).hexdigest()
+
+
+def _read(workspace: Workspace) -> LastRun:
+    return checked_json((workspace.root / FILE).read_bytes(), LastRun)
+
+
+def _write(workspace: Workspace, found: LastRun) -> None:
     with suppress(OSError):
         write_json(workspace.root / FILE, to_jsonable_python(found))
+
+
+def _known(params: Path, workspace: Workspace) -> LastRun | None:
+    """Return what is kept; None where our code, a package or the settings are others.
+
+    Raises:
+        OSError: Nothing is kept, or the settings can't be read.
+        JsonError: What is kept is damaged.
+    """
+    program = program_now()  # before anything else: our code may be edited while it runs
+    found = _read(workspace)
+    if found["program"] != program:
+        return None
+    learn(found["meanings"])
+    return found if found["params"] == _hash(read_bytes(params)) else None
+
+
+def _stands(stage: Stage, fingerprint: str | None, workspace: Workspace, told: bool) -> bool:
+    """Say whether a stage's folder was made by what is there now, if by the settings that gave this fingerprint."""
+    folder = workspace.folder(stage.folder)
+    before = origin_of(folder)
+    if before is None or digest(before) != fingerprint:
+        return False
+    now = origin_now(stage, before, workspace)
+    if digest(now) != fingerprint or not is_current(folder, fingerprint) or reads_others(stage, workspace):
+        return False
+    return is_told(stage, now, workspace) if told else True
 
 
 def same_again(params: Path, workspace: Workspace, *, told: bool = False) -> Answer | None:
@@ -108,28 +166,28 @@ def same_again(params: Path, workspace: Workspace, *, told: bool = False) -> Ans
     Returns:
         None where anything has changed, or can't be told, or is at fault: then everything is to be asked.
     """
-    program = program_now()  # before anything else: our code may be edited while it runs
     with suppress(OSError, SecateurError, JsonError):
-        found = checked_json((workspace.root / FILE).read_bytes(), LastRun)
-        if found["program"] != program:
+        found = _known(params, workspace)
+        if found is None or found["answer"] is None:
             return None
-        learn(found["meanings"])
-        if found["params"] != sha256(read_bytes(params)).hexdigest():
-            return None
-        for stage in STAGES:
-            folder, fingerprint = workspace.folder(stage.folder), found["stages"].get(stage.name)
-            before = origin_of(folder)
-            if before is None or digest(before) != fingerprint:
-                return None
-            now = origin_now(stage, before, workspace)
-            if digest(now) != fingerprint or not is_current(folder, fingerprint):
-                return None
-            if reads_others(stage, workspace):
-                return None
-            if told and not is_told(stage, now, workspace):
-                return None
-        return found["answer"]
+        if all(_stands(stage, found["stages"].get(stage.name), workspace, told) for stage in STAGES):
+            return found["answer"]
     return None
+
+
+def stage_again(params: Path, workspace: Workspace, stage: Stage, *, told: bool = False) -> bool:
+    """Say whether a stage is current by settings, code, versions and files as they are now; False where it can't tell.
+
+    Args:
+        params: The settings file.
+        workspace: Where.
+        stage: Which.
+        told: Whether DVC has to have been told the same as well.
+    """
+    with suppress(OSError, SecateurError, JsonError):
+        found = _known(params, workspace)
+        return found is not None and _stands(stage, found["stages"].get(stage.name), workspace, told)
+    return False
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""A run on which nothing has changed says what the last one said, in a second; whatever has changed is noticed."""
+"""A run on which nothing has changed says what the last one said, in a second; whatever has changed is noticed.
+
+So does the command of one stage.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,13 @@ from pathlib import Path
 import pytest
 
 from flows.compress import compress, say_again
+from flows.stages import FLOWS
 from tasks import last_run
 from tasks.environment import REPOSITORY
 from tasks.file_cache import holding
 from tasks.last_run import states_of
 from tasks.registry.mlflow_client import hash_of_content
+from tasks.stage_table import find_stage
 from tasks.workspace import Workspace
 
 PARAMS, WORKSPACE = Path("params.yaml"), Workspace(Path("artifacts"))
@@ -33,6 +38,21 @@ assert all(state.is_current for state in states_of(Path("params.yaml"), Path("ar
 heavy = {"torch", "mlflow", "prefect", "onnx", "onnxruntime", "sklearn", "matplotlib", "own_project"}
 assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
 """
+STAGE_AGAIN = """
+import sys
+sys.argv = ["flows.prepare", "--no-commit"]
+import runpy
+runpy.run_module("flows.prepare", run_name="__main__")
+heavy = {"torch", "numpy", "mlflow", "prefect", "onnx", "own_project"}
+assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
+"""
+
+
+def _run(code: str, root: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +63,7 @@ def recorded(finished_project: Path, tmp_path_factory: pytest.TempPathFactory) -
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         compress("params.yaml", "artifacts", commit=False)
-    done = subprocess.run(
-        [sys.executable, "-c", AGAIN],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = _run(AGAIN, root)
     assert done.returncode == 0, done.stderr
     assert "every stage is current: nothing to run" in done.stderr
     return root, done.stdout
@@ -150,3 +163,47 @@ def test_a_stage_that_is_not_current_is_told_with_its_reason(project: Path) -> N
     _edit("own_project.py", "torch.arange(0,", "torch.arange(1,")()
     first = states_of(PARAMS, WORKSPACE.root)[0]
     assert (first.state, first.reasons) == ("changed", ("module own_project was edited",))
+
+
+def _prepare_again() -> bool:
+    with holding():
+        return last_run.stage_again(PARAMS, WORKSPACE, find_stage("prepare"))
+
+
+def test_a_stage_that_was_run_alone_is_told_without_torch(project: Path) -> None:
+    answered = (WORKSPACE.root / last_run.FILE).read_bytes()
+    FLOWS["prepare"]("params.yaml", "artifacts", False)
+    assert (WORKSPACE.root / last_run.FILE).read_bytes() == answered, "the answer of all stages stays"
+    (WORKSPACE.root / last_run.FILE).unlink()
+    assert not _prepare_again()
+    FLOWS["prepare"]("params.yaml", "artifacts", False)
+    FLOWS["analyze"]("params.yaml", "artifacts", False)
+    record = json.loads((WORKSPACE.root / last_run.FILE).read_text(encoding="utf-8"))
+    assert (record["stages"].keys(), record["answer"]) == ({"prepare", "analyze"}, None)
+    assert _found() is None, "nobody has asked all stages"
+    done = _run(STAGE_AGAIN, project)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "prepare: is current\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "is_current"),
+    [
+        (_edit("params.yaml", "seed: 0", "seed: 1"), False),
+        (_edit("own_project.py", "torch.arange(0,", "torch.arange(1,"), False),
+        (_newer_torch, False),
+        (_other_code, False),
+        (lambda: Path("data/train.safetensors").write_bytes(b""), False),
+        (lambda: shutil.rmtree("data"), False),
+        (lambda: Path("artifacts/.last_run.json").write_bytes(b"{"), False),
+        (lambda: shutil.rmtree("artifacts/latency"), True),
+    ],
+    ids=lambda change: None,
+)
+def test_what_changes_for_one_stage_is_noticed_by_its_command(
+    project: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[], object], is_current: bool
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert _prepare_again()
+    change()
+    assert _prepare_again() == is_current

@@ -151,7 +151,7 @@ def test_a_million_samples(tmp_path: Path, project_writer: Writer) -> None:
     print("; ".join(f"{name} {ran}" for name, ran in rest.items()))
     assert bytes_in(tmp_path / "data") < 5e6
     assert max(ran.peak_mb for ran in (first, second, *rest.values())) < 800
-    assert second.cpu_seconds < 5, "on an idle machine a second look takes below three seconds"
+    assert second.cpu_seconds < 3
 
 
 def test_twenty_thousand_files(tmp_path: Path, project_writer: Writer) -> None:
@@ -170,7 +170,7 @@ def test_twenty_thousand_files(tmp_path: Path, project_writer: Writer) -> None:
     assert second.num_opened == 0
     assert bytes_in(tmp_path / "data") < 5e6
     assert max(first.peak_mb, second.peak_mb) < 800
-    assert second.cpu_seconds < 5, "on an idle machine a second look takes below three seconds"
+    assert second.cpu_seconds < 3
     (tmp_path / "images" / "class0" / "00000.jpg").write_bytes((tmp_path / "images/class1/19997.jpg").read_bytes())
     third = Ran(tmp_path, "run", "prepare")
     assert "files that the data are read from changed" in third.text
