@@ -286,6 +286,10 @@ def test_a_task_runs_from_its_data_set_to_the_report(
     with torch.no_grad():
         outputs = main_output(model.eval()(test.inputs))
     torch.testing.assert_close(torch.from_numpy(exported), outputs, rtol=1e-3, atol=1e-4)
+    parity = finished.json("onnx", "parity.json")["dense"]
+    names = [output.name for output in session.get_outputs()]
+    assert sorted(parity.get("outputs", names[:1])) == sorted(names), "each is compared; one alone needs no name"
+    assert parity["max_relative_difference"] < 1e-4
     assert summary["dense"]["score"] == pytest.approx(by_hand(name, outputs, test.targets), rel=1e-6)
 
     row = read_ledger(workspace.folder("iterations")).rows[-1]

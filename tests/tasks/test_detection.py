@@ -75,6 +75,10 @@ def test_a_detector_runs_from_its_data_set_to_the_report(
     assert found.score > 0.05
 
     session = onnxruntime.InferenceSession(workspace.folder("onnx") / "model.onnx")
+    parity = finished.json("onnx", "parity.json")["dense"]
+    names = [output.name for output in session.get_outputs()]
+    assert sorted(parity.get("outputs", names[:1])) == sorted(names), "each is compared; one alone needs no name"
+    assert parity["max_relative_difference"] < 1e-4
     images = test.first(5).inputs
     with torch.no_grad():
         heads = model.eval()(images)

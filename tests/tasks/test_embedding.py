@@ -34,7 +34,7 @@ class Inputs:
 
 
 def scans():
-    whole = zoo.datasets.small_images()
+    whole = zoo.datasets.digits()
     return {name: Inputs(part.inputs[:300]) for name, part in whole.named()}
 
 
@@ -86,6 +86,10 @@ def test_an_embedder_is_pruned_without_labels(
         wanted, outputs = scope["embedder"]()(inputs), dense.eval()(inputs)
     assert summary["dense"]["score"] == pytest.approx(1 - paired_cosine_distances(wanted, outputs).mean(), abs=1e-6)
     session = onnxruntime.InferenceSession(workspace.folder("onnx") / "model.onnx")
+    parity = finished.json("onnx", "parity.json")["dense"]
+    names = [output.name for output in session.get_outputs()]
+    assert sorted(parity.get("outputs", names[:1])) == sorted(names), "each is compared; one alone needs no name"
+    assert parity["max_relative_difference"] < 1e-4
     (exported,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
     np.testing.assert_allclose(exported, outputs.numpy(), rtol=1e-3, atol=1e-4)
 

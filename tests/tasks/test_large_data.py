@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from flows.stages import FLOWS
 from pruning.batches import TensorBatches
 from pruning.errors import DataError
 from pruning.streams import StreamBatches
 from tasks.data import read_description, read_split
+from tasks.environment import REPOSITORY
 from tasks.source_files import hash_sources, sources_unchanged
 from tasks.workspace import Workspace
+from tests.conftest import OWN_CODE
 from tests.tasks.test_pipeline import Project, made, make
 
 Writer = Callable[..., Path]
 
 CODE = '''
+import os
 import random
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from own_project import few
 
@@ -80,6 +88,27 @@ def loaders():
             for name, part in found.items()}
 
 
+class Mortal(Scans):
+    """The same; a worker process notes what it reads, and is killed once so much is noted as a file allows."""
+
+    def __getitem__(self, index):
+        if get_worker_info() is not None and Path("lives").exists():
+            with open("read", "ab") as file:
+                file.write(b".")
+            if os.path.getsize("read") > int(Path("lives").read_text()):
+                os.kill(os.getpid(), 9)
+        return super().__getitem__(index)
+
+
+def mortal():
+    found = scans()
+    return {**found, "train": Mortal(found["train"].samples)}
+
+
+def of_parts(parts):
+    return torch.from_numpy(parts["npy"]), parts["cls"]
+
+
 def of_file(path="scans.pt"):
     """All digits in a file of one's own."""
     whole = torch.load(path)
@@ -95,7 +124,7 @@ class Of:
         return len(self.inputs)
 '''
 
-STAGES = ("prepare", "baseline", "analyze", "profile", "measurements", "prune", "transform")
+STAGES = ("prepare", "baseline", "analyze", "profile", "measurements", "prune", "transform", "export")
 
 
 def changed(factory: str, **kwargs: Any) -> Callable[[dict[str, Any]], None]:
@@ -120,38 +149,96 @@ def project(tmp: Path, writer: Writer, names: tuple[str, ...], factory: str, **k
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory, project_writer: Writer) -> dict[str, bytes]:
-    return weights(
+    return artefacts(
         project(tmp_path_factory.mktemp("tensors"), project_writer, STAGES, "own_project:few", identity="auto")
     )
 
 
-def weights(found: Project) -> dict[str, bytes]:
+def artefacts(found: Project) -> dict[str, bytes]:
+    """Return the bytes of weights, plans, curves, ONNX files and reports of a run; of the ledger what isn't its origin.
+
+    What a stage was made by differs: it names the data set.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(found.root)
-        return {
+        files = {
             f"{folder}/{name}": content
-            for folder in ("baseline", "iterations", "dense", "measurements")
+            for folder in ("baseline", "iterations", "dense", "measurements", "onnx")
             for name, content in found.bytes_of(folder).items()
-            if name.endswith((".safetensors", "curves.json"))
+            if Path(name).name not in ("stage.json", "ledger.json", "meta.json", "profile.json")
         }
+        ledger = found.json("iterations", "ledger.json")
+    for name in ("origin", "fingerprint", "digest"):
+        del ledger[name]
+    return {**files, "ledger": json.dumps(ledger, sort_keys=True).encode()}
+
+
+def differing(found: dict[str, bytes], expected: dict[str, bytes]) -> list[str]:
+    return [name for name in expected.keys() | found.keys() if found.get(name) != expected.get(name)]
+
+
+def write_shards(folder: Path) -> None:
+    """Write the samples of `own_project.few` as WebDataset does: 100 to a tar file, an array and a class each."""
+    scope: dict[str, Any] = {}
+    exec(OWN_CODE, scope)
+    for split, samples in scope["few"]().named():
+        for number, (image, label) in enumerate(zip(samples.inputs, samples.targets, strict=True)):
+            with tarfile.open(folder / f"{split}-{number // 100}.tar", "a") as shard:
+                array = BytesIO()
+                np.save(array, image.numpy())
+                for extension, content in (("npy", array.getvalue()), ("cls", str(int(label)).encode())):
+                    entry = tarfile.TarInfo(f"{number:04d}.{extension}")
+                    entry.size = len(content)
+                    shard.addfile(entry, BytesIO(content))
+
+
+SHARDS = {
+    **{split: f"{split}-*.tar" for split in ("train", "validation", "test")},
+    "transform": "large:of_parts",
+    "classes": [str(number) for number in range(10)],
+}
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("factory", "kwargs"),
+    [
+        ("large:scans", {"num_workers": 0}),
+        ("large:scans", {"num_workers": 2, "named": True}),
+        ("large:loaders", {"num_workers": 1}),
+        ("zoo.datasets:webdataset", {**SHARDS, "num_workers": 2, "identity": "files"}),
+    ],
+    ids=["a data set", "dicts, two workers", "loaders, one worker", "shards, two workers"],
+)
 def test_the_same_bytes_for_tensors_and_data_sets_and_any_number_of_workers(
-    expected: dict[str, bytes], tmp_path: Path, project_writer: Writer
+    factory: str, kwargs: dict[str, Any], expected: dict[str, bytes], tmp_path: Path, project_writer: Writer
 ) -> None:
-    assert len(expected) >= 4
-    for name, factory, kwargs in (
-        ("none", "large:scans", {"num_workers": 0}),
-        ("two", "large:scans", {"num_workers": 2, "named": True}),
-        ("loaders", "large:loaders", {"num_workers": 1}),
-    ):
-        (tmp_path / name).mkdir()
-        found = project(tmp_path / name, project_writer, STAGES, factory, **kwargs)
-        assert {path.name for path in (tmp_path / name / "data").iterdir()} == {
-            *("meta.json", "example.safetensors", "stage.json")
-        }
-        assert weights(found) == expected, name
+    assert {name.rpartition(".")[2] for name in expected} >= {"safetensors", "onnx", "json", "ledger"}
+    if factory.startswith("zoo"):
+        write_shards(tmp_path)
+    found = project(tmp_path, project_writer, STAGES, factory, **kwargs)
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {"meta.json", "example.safetensors", "stage.json"}
+    assert not differing(artefacts(found), expected)
+
+
+@pytest.mark.thorough
+def test_a_training_whose_worker_was_killed_goes_on_to_the_same_bytes(
+    expected: dict[str, bytes], tmp_path: Path, project_writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = prepared(tmp_path, project_writer, "large:mortal", num_workers=2)
+    count = read_description(found.workspace).num_samples["train"]
+    lives, read = tmp_path / "lives", tmp_path / "read"
+    lives.write_text(str(count + count // 2))  # within the second of two epochs
+    with pytest.raises(DataError, match="a worker process ended"):
+        found.run("baseline")
+    assert not (tmp_path / "artifacts/baseline").exists()
+    read.unlink()
+    lives.write_text(str(9 * count))
+    found.run("baseline")
+    assert read.stat().st_size < 1.5 * count, "it began where it was"
+    weights = (tmp_path / "artifacts/baseline/weights.safetensors").read_bytes()
+    assert weights == expected["baseline/weights.safetensors"]
 
 
 @pytest.mark.thorough
@@ -167,8 +254,8 @@ def test_streams_in_passes_give_the_bytes_of_tensors_where_a_window_holds_all(
         assert {path.name for path in (place / "data").iterdir()} == {
             *("meta.json", "example.safetensors", "calibration.safetensors", "stage.json")
         }
-        assert weights(found) == expected
-        for name in ("export", "benchmark", "report"):
+        assert not differing(artefacts(found), expected)
+        for name in ("benchmark", "report"):
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(place)
                 found.run(name)
@@ -383,6 +470,43 @@ def test_hashing_that_was_killed_goes_on_where_it_was(tmp_path: Path, opened: li
     opened.clear()
     assert hash_sources([str(folder)], workspace) == expected
     assert 15 <= len({path for path in opened if path.endswith(".jpg")}) <= 20
+
+
+KILLED_PREPARE = """
+import os
+import tasks.source_files as source_files
+from flows.stages import FLOWS
+
+hash_file = source_files._hash
+
+def hash_one(file):
+    return hash_file(file) if file.name.endswith("scans.pt") else os.kill(os.getpid(), 9)
+
+source_files._hash = hash_one
+FLOWS["prepare"]("params.yaml", "artifacts", False)
+"""
+
+
+@pytest.mark.thorough
+def test_prepare_that_was_killed_while_it_hashed_files_ends_with_the_same_bytes(
+    tmp_path: Path, project_writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {}
+    for name in ("undisturbed", "killed"):
+        place = tmp_path / name
+        place.mkdir()
+        monkeypatch.chdir(place)
+        write_scans(place, 0.0)
+        (place / "large.py").write_text(CODE, encoding="utf-8")
+        make(place, project_writer, changed("large:of_file", identity="files"))
+        if name == "killed":
+            environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+            done = subprocess.run([sys.executable, "-c", KILLED_PREPARE], env=environment, check=False)
+            assert done.returncode == -signal.SIGKILL
+            assert not (place / "data").exists()
+        FLOWS["prepare"]("params.yaml", "artifacts", False)
+        found[name] = {path.name: path.read_bytes() for path in (place / "data").iterdir()}
+    assert found["killed"] == found["undisturbed"]
 
 
 def test_changed_files_make_prepare_run_again(

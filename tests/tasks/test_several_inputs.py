@@ -253,7 +253,8 @@ def test_a_network_of_token_ids_and_masks_goes_through_every_stage(
     padded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project_writer: Callable[..., Path]
 ) -> None:
     data = {"factory": "several:sentences", "kwargs": {"padded": padded}}
-    found = project(tmp_path, project_writer, data=data, model={"factory": "several:TinyBert"})
+    task = {"name": "sequence_classification"}
+    found = project(tmp_path, project_writer, data=data, task=task, model={"factory": "several:TinyBert"})
     monkeypatch.chdir(tmp_path)
     length = 12 if padded else None
     description = read_description(found.workspace)
