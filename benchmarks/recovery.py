@@ -192,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--mac-reduction", type=float, default=0.3, metavar="SHARE")
     parser.add_argument("--samples", type=int, default=64, help="inputs to calibrate on")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was seen")
-    parser.add_argument("--time-out", type=float, default=300.0, metavar="SECONDS", help="for each architecture")
+    parser.add_argument("--time-out", type=float, default=900.0, metavar="SECONDS", help="for each architecture")
     parser.add_argument("--memory", type=float, default=12.0, metavar="GIB", help="for each architecture")
     return parser
 
