@@ -25,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tasks.code_hash import NAMES_A_MODULE, Import, Meaning, meaning_of
-from tasks.file_cache import read_bytes
+from tasks.file_cache import derive, read_bytes
 
 OURS = ("pruning", "tasks", "zoo")
 """Our packages whose `__init__` only re-exports names: it stands for the modules that the names come from."""
@@ -323,5 +323,6 @@ def _version(name: str) -> str:
     try:
         return version(_DISTRIBUTIONS.get(name, name))
     except PackageNotFoundError:
-        owners = sorted(packages_distributions().get(name, ()))
+        # It reads the lists of files of all packages, a second each time, and a network's code may import dozens.
+        owners = sorted(derive("owners of modules", packages_distributions).get(name, ()))
         return ", ".join(f"{owner} {version(owner)}" for owner in owners) or "not installed"

@@ -111,6 +111,20 @@ def test_installed_packages_count_by_their_versions(project: Path, monkeypatch: 
     assert versions({"torch"}) == found | {"torch": "99.0"}
 
 
+def test_owners_of_modules_are_listed_once_in_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def owners() -> dict[str, list[str]]:
+        asked.append(1)
+        return {"first_module": ["torch"], "second_module": ["torch"]}
+
+    monkeypatch.setattr("tasks.code_closure.packages_distributions", owners)
+    with holding():
+        found = versions({"first_module", "second_module", "third_module"})
+    assert found["first_module"] == found["second_module"] != found["third_module"] == "not installed"
+    assert len(asked) == 1
+
+
 def test_a_package_that_hands_on_names_stands_for_where_they_come_from(project: Path) -> None:
     digits = code_of((), ["zoo.datasets:digits"]).modules
     assert "zoo.datasets.small_images" in digits
