@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -154,11 +154,8 @@ class TensorBatches(Batches):
     targets: Any = None
 
     def __post_init__(self) -> None:
-        if self.targets is None:
-            return
-        num_inputs, num_targets = count_samples(self.inputs), count_samples(self.targets)
-        if num_inputs != num_targets:
-            raise DataError(f"{num_inputs} inputs but {num_targets} targets; each input needs one target")
+        if self.targets is not None and len(self) != (num_targets := count_samples(self.targets)):
+            raise DataError(f"{len(self)} inputs but {num_targets} targets; each input needs one target")
 
     def __len__(self) -> int:
         """Count the samples."""
@@ -179,7 +176,43 @@ class TensorBatches(Batches):
         return TensorBatches(self.inputs, targets)
 
 
-class DatasetBatches(Batches):
+class NumberedBatches(Batches):
+    """Samples of a source, all or some by their numbers in it, with the source's own targets or others in memory."""
+
+    _length: int  # of the source
+    _numbers: Tensor | None = None
+    _targets: Any = None
+
+    def __len__(self) -> int:
+        """Count the samples."""
+        return self._length if self._numbers is None else len(self._numbers)
+
+    def take(self, numbers: Tensor) -> Self:
+        """Return some of the samples, in this order, which then have numbers of their own; none is read yet."""
+        targets = None if self._targets is None else take(self._targets, numbers)
+        return self._changed(_numbers=self._own(numbers), _targets=targets)
+
+    def with_targets(self, targets: Any) -> Self:
+        """Return the same samples with other targets, in memory; a DataError says where they differ in number."""
+        if count_samples(targets) != len(self):
+            raise DataError(f"{len(self)} samples but {count_samples(targets)} targets; each needs one")
+        return self._changed(_targets=targets)
+
+    def _changed(self, **fields: Any) -> Self:
+        other = object.__new__(type(self))
+        vars(other).update(vars(self), **fields)
+        return other
+
+    def _own(self, numbers: Numbers) -> Tensor:
+        """Return the numbers in the source."""
+        if isinstance(numbers, slice):
+            numbers = torch.arange(*numbers.indices(len(self)))
+        elif numbers.dtype == torch.bool:
+            numbers = numbers.nonzero().flatten()
+        return numbers if self._numbers is None else self._numbers[numbers]
+
+
+class DatasetBatches(NumberedBatches):
     """Samples of a map-style data set, each made when it is asked for; memory holds a few batches."""
 
     def __init__(
@@ -203,34 +236,7 @@ class DatasetBatches(Batches):
             name: What messages call it.
         """
         self._made = _Made(dataset, unpack, collate_fn, name)
-        self._num_workers, self._pin_memory = num_workers, pin_memory
-        self._numbers: Tensor | None = None
-        self._targets: Any = None
-        self._length = len(dataset)
-
-    def __len__(self) -> int:
-        """Count the samples."""
-        return self._length if self._numbers is None else len(self._numbers)
-
-    def take(self, numbers: Tensor) -> DatasetBatches:
-        """Return some of the samples, in this order, which then have numbers of their own; none is read yet."""
-        own = self._own(numbers)
-        return self._changed(_numbers=own, _targets=None if self._targets is None else take(self._targets, numbers))
-
-    def with_targets(self, targets: Any) -> DatasetBatches:
-        """Return the same samples with other targets, in memory, in place of the data set's own.
-
-        Raises:
-            DataError: They differ in number.
-        """
-        if count_samples(targets) != len(self):
-            raise DataError(f"{len(self)} samples but {count_samples(targets)} targets; each needs one")
-        return self._changed(_targets=targets)
-
-    def _changed(self, **fields: Any) -> DatasetBatches:
-        other = object.__new__(DatasetBatches)
-        vars(other).update(vars(self), **fields)
-        return other
+        self._length, self._num_workers, self._pin_memory = len(dataset), num_workers, pin_memory
 
     def read(self, batches: Sequence[Numbers], *, seed: int = 0, epoch: int = 0) -> Iterator[Batch]:
         """Yield a batch for each of these, in their order.
@@ -265,14 +271,6 @@ class DatasetBatches(Batches):
                 f"{self._made.name}: a worker process ended ({reason}); memory, or shared memory in /dev/shm, may be "
                 "short: take fewer workers or smaller batches"
             ) from fault
-
-    def _own(self, numbers: Numbers) -> Tensor:
-        """Return the numbers in the data set."""
-        if isinstance(numbers, slice):
-            numbers = torch.arange(*numbers.indices(len(self)))
-        elif numbers.dtype == torch.bool:
-            numbers = numbers.nonzero().flatten()
-        return numbers if self._numbers is None else self._numbers[numbers]
 
 
 @dataclass(frozen=True)

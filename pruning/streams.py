@@ -19,20 +19,21 @@ from torch.utils.data import default_collate
 from pruning.batches import (
     Batch,
     Batches,
+    NumberedBatches,
     Numbers,
     TensorBatches,
     Unpack,
     generators_seeded,
     sample_seed,
 )
-from pruning.containers import check_count, count_samples, take
+from pruning.containers import check_count, take
 from pruning.errors import DataError, describe_user_fault, pass_on
 
 WINDOW = 256
 """Samples within which the order of a stream is shuffled."""
 
 
-class StreamBatches(Batches):
+class StreamBatches(NumberedBatches):
     """Samples of a stream: an iterable of samples, such as an `IterableDataset`, that gives the same ones each time."""
 
     window = WINDOW
@@ -59,47 +60,21 @@ class StreamBatches(Batches):
         """
         self._stream, self._unpack, self._collate = stream, unpack, collate_fn
         self._length, self._kept, self._name = length, kept, name
-        self._numbers: Tensor | None = None
-        self._targets: Any = None
-
-    def __len__(self) -> int:
-        """Count the samples."""
-        return self._length if self._numbers is None else len(self._numbers)
 
     def take(self, numbers: Tensor) -> StreamBatches:
         """Return some of the samples, in this order, which then have numbers of their own; none is read yet."""
-        targets = None if self._targets is None else take(self._targets, numbers)
-        return self._changed(_numbers=self._own(numbers), _targets=targets, _kept=None)
+        return super().take(numbers)._changed(_kept=None)
 
     def with_targets(self, targets: Any) -> StreamBatches:
-        """Return the same samples with other targets, in memory, in place of the stream's own.
-
-        Raises:
-            DataError: They differ in number.
-        """
-        if count_samples(targets) != len(self):
-            raise DataError(f"{len(self)} samples but {count_samples(targets)} targets; each needs one")
-        kept = self._kept
-        if kept is not None:
-            kept = kept.with_targets(take(targets, spread_over(len(self), len(kept))))
-        return self._changed(_targets=targets, _kept=kept)
+        """Return the same samples with other targets, in memory, those that are kept among them."""
+        found, kept = super().with_targets(targets), self._kept
+        if kept is None:
+            return found
+        return found._changed(_kept=kept.with_targets(take(targets, spread_over(len(self), len(kept)))))
 
     def spread(self, count: int) -> Batches:
         """Return this many of the samples, spread evenly: of those that are kept, where these are enough."""
         return super().spread(count) if self._kept is None or count > len(self._kept) else self._kept.spread(count)
-
-    def _changed(self, **fields: Any) -> StreamBatches:
-        other = object.__new__(StreamBatches)
-        vars(other).update(vars(self), **fields)
-        return other
-
-    def _own(self, numbers: Numbers) -> Tensor:
-        """Return the numbers in the stream."""
-        if isinstance(numbers, slice):
-            numbers = torch.arange(*numbers.indices(len(self)))
-        elif numbers.dtype == torch.bool:
-            numbers = numbers.nonzero().flatten()
-        return numbers if self._numbers is None else self._numbers[numbers]
 
     def read(self, batches: Sequence[Numbers], *, seed: int = 0, epoch: int = 0) -> Iterator[Batch]:
         """Yield a batch for each of these, in their order, in one pass; what later ones need is held meanwhile.
