@@ -161,17 +161,27 @@ def described_inputs(inputs: Inputs) -> str:
     return texts[INPUT] if isinstance(inputs, Tensor) else ", ".join(f"{name} {one}" for name, one in texts.items())
 
 
-def check_names(model: nn.Module, inputs: Inputs) -> None:
+def check_names(model: nn.Module, inputs: Inputs, known_as: str | None = None) -> None:
     """See that a model's `forward` takes the inputs that are given by name, and lacks none.
 
+    Args:
+        model: What takes them.
+        inputs: Those of a batch.
+        known_as: What the data call the only input, which the model is given by position.
+
     Raises:
-        ModelError: It doesn't.
+        ModelError: It doesn't, or it takes another one first.
     """
-    if not isinstance(inputs, Mapping):
-        return
     try:
         taken = signature(model.forward)
     except ValueError:  # it can't be read
+        return
+    if known_as in taken.parameters and known_as != (first := next(iter(taken.parameters))):
+        raise ModelError(
+            f"the data give {known_as!r} alone, and a single input is given by position, where the model's forward "
+            f"takes {first!r}; wrap the model so that its forward takes {known_as!r} first"
+        )
+    if not isinstance(inputs, Mapping):
         return
     try:
         taken.bind(**inputs)

@@ -137,5 +137,6 @@ class StreamBatches(NumberedBatches):
 
 
 def spread_over(number: int, count: int) -> Tensor:
-    """Return so many of the numbers below another, spread evenly."""
-    return torch.arange(count) * number // count
+    """Return so many of the numbers below another, spread evenly; all of them if there are no more."""
+    count = min(count, number)
+    return torch.arange(count) * number // max(1, count)

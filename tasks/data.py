@@ -17,6 +17,7 @@ from pruning.batches import Batches, TensorBatches, generators_seeded
 from pruning.containers import take
 from pruning.errors import DataError, SettingsError
 from pruning.io.files import read_bytes, replace_file
+from pruning.streams import spread_over
 from pruning.task import Task
 from tasks.config import import_strings
 from tasks.config.schema import Settings
@@ -61,6 +62,8 @@ class Description(BaseModel):
         declared: What the user's function says that stands for the content.
         probes: Where they are not copied: split -> number of a sample -> hash of it as it is read.
         streams: Splits that are read in passes from their beginning, since nothing else can be asked of a stream.
+        input_name: The key of the only input, where a data set's samples give it by name; models get it by position.
+        tokens: The text of each token id, where inputs are such and the data say it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,6 +80,8 @@ class Description(BaseModel):
     declared: str | None = None
     probes: dict[Split, dict[int, str]] = Field(default_factory=dict)
     streams: tuple[Split, ...] = ()
+    input_name: str | None = None
+    tokens: tuple[str, ...] = ()
 
     @property
     def offered(self) -> dict[str, Any]:
@@ -111,8 +116,8 @@ def on_device(found: Any, settings: Settings) -> Any:
     return found.to(settings.run.device) if isinstance(found, nn.Module) else found
 
 
-def save_splits(splits: Splits, folder: Path) -> Description:
-    """Write a data set into a folder."""
+def save_splits(splits: Splits, folder: Path, sets: DataSets | None = None) -> Description:
+    """Write a data set into a folder; `sets`: what it was read from."""
     for name, samples in splits.named():
         targets = {"targets": samples.targets} if splits.labelled else {}
         replace_file(folder / f"{name}.safetensors", _formatted({**tensors_of(samples.inputs), **targets}))
@@ -122,6 +127,8 @@ def save_splits(splits: Splits, folder: Path) -> Description:
         input_shape=splits.input_shape,
         num_samples={name: len(samples) for name, samples in splits.named()},
         labelled=splits.labelled,
+        input_name=None if sets is None else sets.input_name,
+        tokens=() if sets is None else sets.tokens,
     )
     save_description(description, take(splits.validation.inputs, slice(0, 1)), folder)
     return description
@@ -147,7 +154,9 @@ def with_shapes(sets: DataSets) -> DataSets:
         DataError: Samples can't be read, or differ in more than sizes; or the classes aren't known.
     """
     few = {
-        name: range(min(_NUM_CHECKED, len(part))) if name in sets.streams else spread_numbers(len(part), _NUM_CHECKED)
+        name: range(min(_NUM_CHECKED, len(part)))
+        if name in sets.streams
+        else spread_over(len(part), _NUM_CHECKED).tolist()
         for name, part in sets.parts.items()
     }
     return sets.checking(sets.shape(few))
@@ -189,18 +198,15 @@ def describe_sets(sets: DataSets, identity: Identity, workspace: Workspace) -> D
         declared=sets.declared,
         probes=probes,
         streams=sets.streams,
+        input_name=sets.input_name,
+        tokens=sets.tokens,
     )
 
 
 def _probed(number: int, is_stream: bool) -> list[int]:
     """Return which samples are looked at; of a stream the first ones too, which are reached without the rest."""
     first = range(min(_NUM_CHECKED, number)) if is_stream else ()
-    return sorted({*spread_numbers(number, NUM_PROBES), *first})
-
-
-def spread_numbers(number: int, count: int) -> list[int]:
-    """Return the numbers of so many samples, spread evenly, or of all."""
-    return [index * number // min(count, number) for index in range(min(count, number))]
+    return sorted({*spread_over(number, NUM_PROBES).tolist(), *first})
 
 
 def save_description(
@@ -286,7 +292,7 @@ def _opened_again(settings: Settings, workspace: Workspace, data: Description, s
         if len(part) != data.num_samples[split]:
             raise _changed(settings, f"{split} holds {len(part):,} samples, it held {data.num_samples[split]:,}")
         known = data.probes[split]
-        places = range(_NUM_CHECKED) if split in data.streams else spread_numbers(len(known), _NUM_CHECKED)
+        places = range(_NUM_CHECKED) if split in data.streams else spread_over(len(known), _NUM_CHECKED).tolist()
         numbers = [list(known)[at] for at in places if at < len(known)]
         for number, found in zip(numbers, sets.probe(split, numbers), strict=True):
             if found != known[number]:

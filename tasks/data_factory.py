@@ -169,6 +169,7 @@ def _data_sets(
         tuple(map(str, sources or ())),
         None if declared is None else str(declared),
         num_workers,
+        tokens=tuple(map(str, named("tokens") or ())),
     )
 
 

@@ -83,6 +83,7 @@ class DataSets:
         pin_memory: Whether batches go to memory that a GPU copies from faster.
         input_shape: Of one sample, where each is to be checked against it; None in it for a size that may differ.
         kept: Training samples of a stream that are asked for all over again.
+        tokens: The text of each token id, where the function says it.
     """
 
     given: Mapping[Split, Source]
@@ -95,14 +96,18 @@ class DataSets:
     pin_memory: bool = False
     input_shape: Mapping[str, Shape] | None = None
     kept: TensorBatches | None = None
+    tokens: tuple[str, ...] = ()
 
     @cached_property
     def parts(self) -> Mapping[Split, DatasetBatches | StreamBatches]:
         """The samples of each split."""
-        return {name: self._part(name, source) for name, source in self.given.items()}
+        unpack = Unpack(self.task, self.classes or (), self.input_shape)
+        return {name: self._part(name, source, unpack) for name, source in self.given.items()}
 
-    def _part(self, name: Split, source: Source) -> DatasetBatches | StreamBatches:
-        unpack, where = Unpack(self.task, self.classes or (), self.input_shape), f"{self.reference!r}: {name}"
+    def _part(
+        self, name: Split, source: Source, unpack: Callable[[Any], tuple[Any, Any]]
+    ) -> DatasetBatches | StreamBatches:
+        where = f"{self.reference!r}: {name}"
         if source.length is not None:
             kept, collate = self.kept if name == "train" else None, source.collate_fn
             return StreamBatches(
@@ -118,6 +123,13 @@ class DataSets:
         )
 
     @property
+    def input_name(self) -> str | None:
+        """The key of the only input, where samples give it by name, though models are given it by position."""
+        part = self._part("validation", self.given["validation"], self.task.unpack)
+        inputs = part.first(1).inputs
+        return next(iter(inputs)) if isinstance(inputs, Mapping) and len(inputs) == 1 else None
+
+    @property
     def streams(self) -> tuple[Split, ...]:
         """The splits that are read in passes."""
         return tuple(name for name in SPLITS if self.given[name].length is not None)
@@ -127,9 +139,7 @@ class DataSets:
         if "train" not in self.streams:
             return None
         part, of_each = self.parts["train"], max(1, int(_bytes_of_each(self.first["train"])))
-        return part.take(
-            spread_over(len(part), max(1, min(len(part), _MOST_KEPT, _MOST_KEPT_BYTES // of_each)))
-        ).loaded()
+        return part.take(spread_over(len(part), max(1, min(_MOST_KEPT, _MOST_KEPT_BYTES // of_each)))).loaded()
 
     @cached_property
     def first(self) -> Mapping[Split, Batch]:

@@ -107,7 +107,7 @@ def sanity_check(settings: Settings, workspace: Workspace, *, exports: bool = Fa
     inputs, labels = _first_batch(settings, workspace, data)
     task, metric = loss_and_metric(settings)
     with torch.no_grad(), restored_modes(model):
-        outputs = _run(model.eval(), on(settings.run.device, inputs), settings)
+        outputs = _run(model.eval(), on(settings.run.device, inputs), settings, data.input_name)
         targets = task.answers(outputs) if labels is None else labels.to(settings.run.device)
     _check_outputs(task, outputs, targets, settings, data)
     _check_metric(metric, outputs, targets, settings)
@@ -164,10 +164,10 @@ def _first_batch(settings: Settings, workspace: Workspace, data: Description) ->
     return read_inputs(settings, workspace, "train").first(_NUM_SAMPLES).inputs, None
 
 
-def _run(model: nn.Module, inputs: Inputs, settings: Settings) -> Any:
+def _run(model: nn.Module, inputs: Inputs, settings: Settings, name: str | None = None) -> Any:
     """Run the model on a batch, and check that loss, metric and export can take its outputs."""
     factory = f"model.factory {settings.model.factory!r}"
-    _called(lambda: check_names(model, inputs), factory, ModelError)
+    _called(lambda: check_names(model, inputs, name), factory, ModelError)
     shown = described_inputs(inputs)
     given = with_tensors(inputs, torch.clone)
     args, kwargs = as_call(given)

@@ -227,6 +227,7 @@ def _samples(models: Mapping[str, nn.Module], settings: Settings, workspace: Wor
         task_of(settings),
         data.classes,
         labelled=data.labelled,
+        texts=data.tokens,
         batch_size=settings.training.batch_size,
     )
     return render_samples(shown, data.classes) if shown else ""

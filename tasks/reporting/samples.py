@@ -5,20 +5,18 @@ Shown are samples spread over the validation set, and those whose outputs prunin
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from io import BytesIO
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from pruning.batches import Batch, Batches
 from pruning.containers import find_tensors, main_output
 from pruning.detection import Detection, unpack_boxes
+from pruning.embedding import Embedding
 from pruning.evaluation import device_of, restored_modes, whole_pass
 from pruning.task import (
     CausalLM,
@@ -30,13 +28,10 @@ from pruning.task import (
     Task,
     TokenClassification,
 )
-
-COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442")
-"""Of classes, in turn: colour-blind people tell them apart (Okabe and Ito, 2008)."""
+from tasks.reporting.pictures import COLOURS, picture_of, rgb, scaled
 
 _SPREAD, _CHANGED = 4, 4
 _MOST_SCANNED = 256
-_MOST_PIXELS = 256
 _MOST_TOKENS = 32
 _MOST_BOXES = 12
 _LEAST_SCORE = 0.3  # of a box that is drawn
@@ -73,6 +68,7 @@ class _Given:
     outputs: Mapping[str, Any]
     task: Task
     classes: Sequence[str]
+    texts: Sequence[str]  # of the token ids
 
     def name(self, label: int) -> str:
         """Return the name of a class."""
@@ -83,24 +79,29 @@ class _Given:
         """The sample as an image [C, H, W] with values in [0, 1]; None where it is none."""
         for tensor in find_tensors(self.inputs):
             if tensor.is_floating_point() and tensor.ndim == 4 and tensor.shape[1] in (1, 2, 3, 4):
-                return _scaled(tensor[0])
+                return scaled(tensor[0])
         return None
 
     @property
-    def tokens(self) -> list[int]:
-        """The sample as numbers of tokens; none where it is no sequence of these."""
-        for tensor in find_tensors(self.inputs):
-            if tensor.ndim == 2 and not tensor.is_floating_point():
-                return [int(token) for token in tensor[0, :_MOST_TOKENS]]
-        return []
+    def tokens(self) -> list[str]:
+        """The first tokens of the sample, by their texts or numbers; none where it is no sequence of these.
+
+        Of several inputs, token ids are the one with the most different values: masks and kinds of tokens have few.
+        """
+        found = [tensor for tensor in find_tensors(self.inputs) if tensor.ndim == 2 and not tensor.is_floating_point()]
+        if not found:
+            return []
+        ids = max(found, key=lambda tensor: len(set(tensor.flatten().tolist())))
+        texts = self.texts or (self.classes if isinstance(self.task, CausalLM) else ())
+        return [_name(texts, int(token)) for token in ids[0, :_MOST_TOKENS]]
 
     @property
     def shown(self) -> str:
         """The sample, as HTML."""
         if (image := self.image) is not None:
-            return _picture(image)
+            return picture_of(image)
         if tokens := self.tokens:
-            return f"<p>{escape(' '.join(map(str, tokens)))} …</p>"
+            return f"<p>{escape(' '.join(tokens))} …</p>"
         return f"<p>{_values(find_tensors(self.inputs)[0][0])}</p>"
 
 
@@ -111,6 +112,7 @@ def choose_samples(
     classes: Sequence[str],
     *,
     labelled: bool = True,
+    texts: Sequence[str] = (),
     batch_size: int = 256,
 ) -> list[Sample]:
     """Run both models on samples spread over a set, and return what is shown of some.
@@ -121,6 +123,7 @@ def choose_samples(
         task: What the outputs mean.
         classes: Names, in the order of the targets.
         labelled: Whether the targets are given, and not the baseline's answers.
+        texts: Of the token ids, where inputs are such; () for their numbers.
         batch_size: Samples per pass.
 
     Returns:
@@ -139,7 +142,7 @@ def choose_samples(
     chosen = torch.tensor([*sorted(spread), *most])
     shown = []
     for number, (batch, outputs) in zip(chosen.tolist(), _run(models, samples.take(chosen), 1), strict=True):
-        given = _Given(batch.inputs, batch.targets if labelled else None, outputs, task, classes)
+        given = _Given(batch.inputs, batch.targets if labelled else None, outputs, task, classes, texts)
         parts, legend = show(given)
         if parts:
             shown.append(Sample(number, number in most, parts, legend))
@@ -245,14 +248,14 @@ def _masked(given: _Given) -> tuple[Parts, frozenset[int]]:
     grounds = {label for label in (0,) if given.name(label).strip("_ ").lower() in _GROUNDS}
     seen = {int(label) for mask in masks.values() for label in mask.unique()} - grounds
     legend = frozenset(label for label in seen if label >= 0 and label != getattr(given.task, "ignore_index", None))
-    parts = [("input", _picture(image))]
+    parts = [("input", picture_of(image))]
     for name, mask in masks.items():
         picture = image.mean(0).expand(3, -1, -1).clone()
         for label in seen:
             here = mask == label
-            colour = _rgb(COLOURS[label % len(COLOURS)]) if label in legend else torch.full((3,), 0.5)
+            colour = rgb(COLOURS[label % len(COLOURS)]) if label in legend else torch.full((3,), 0.5)
             picture[:, here] = 0.35 * picture[:, here] + 0.65 * colour[:, None]
-        parts.append((name, _picture(picture)))
+        parts.append((name, picture_of(picture)))
     return parts, legend
 
 
@@ -276,7 +279,7 @@ def _boxed(given: _Given) -> tuple[Parts, frozenset[int]]:
         ]
         texts += [f"<span>{len(boxes) - len(shown)} more</span>"] if len(boxes) > len(shown) else []
         names = "".join(texts) or "<span>no box</span>"
-        parts.append((name, f'{_picture(image, shown)}<div class="names">{names}</div>'))
+        parts.append((name, f'{picture_of(image, shown)}<div class="names">{names}</div>'))
     return parts, frozenset(seen)
 
 
@@ -293,7 +296,7 @@ def _restored(given: _Given) -> tuple[Parts, frozenset[int]]:
     images = all(one.ndim == 3 and one.shape[0] in (1, 2, 3, 4) and min(one.shape[1:]) >= 8 for one in found.values())
     low, high = (float(change([float(change(one)) for one in found.values()])) for change in (_min, _max))
     if images:
-        parts += [(name, _picture(_scaled(one, low, high))) for name, one in found.items()]
+        parts += [(name, picture_of(scaled(one, low, high))) for name, one in found.items()]
     else:
         rows = "".join(f"<dt>{escape(name)}</dt><dd>{_values(one)}</dd>" for name, one in found.items())
         parts.append(("output", f"<dl>{rows}</dl>"))
@@ -308,6 +311,16 @@ def _max(values: Any) -> Any:
     return values.max() if isinstance(values, Tensor) else max(values)
 
 
+def _embedded(given: _Given) -> tuple[Parts, frozenset[int]]:
+    """Say how close the pruned model's embeddings are to the baseline's."""
+    found = [main_output(outputs)[0].float() for outputs in given.outputs.values()]
+    if found[0].shape != found[1].shape:
+        return [], frozenset()
+    similar = torch.cosine_similarity(found[0], found[1], dim=-1).flatten()
+    text = f"{float(similar.mean()):.4f}" + (f", at least {float(similar.min()):.4f}" if len(similar) > 1 else "")
+    return [("input", given.shown), ("cosine similarity of the two models", f"<p>{text}</p>")], frozenset()
+
+
 def _in_text(given: _Given) -> tuple[Parts, frozenset[int]]:
     """Put what is answered at each token below it."""
     tokens = given.tokens
@@ -315,11 +328,11 @@ def _in_text(given: _Given) -> tuple[Parts, frozenset[int]]:
     if not tokens or any(not isinstance(one, list) or len(one) < len(tokens) - 1 for one in answers.values()):
         return [], frozenset()
     if isinstance(given.task, CausalLM):  # the token before says which comes next
-        rows = {"token": list(map(given.name, tokens))}
+        rows = {"token": tokens}
         rows |= {name: ["–", *map(given.name, one)][: len(tokens)] for name, one in answers.items()}
         right = rows["token"]
     else:
-        rows, right = {"token": list(map(str, tokens))}, []
+        rows, right = {"token": tokens}, []
         if given.target is not None:
             wanted = given.target[0, : len(tokens)].tolist()
             rows["target"] = right = [given.name(label) if label >= 0 else "–" for label in wanted]
@@ -343,44 +356,10 @@ def _values(values: Tensor) -> str:
     )
 
 
-def _scaled(image: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
-    """Bring an image [C, H, W] to one or three channels and to [0, 1], from its least and largest value."""
-    image = image.detach().float().cpu()[: 3 if image.shape[0] >= 3 else 1]
-    low, high = float(image.min()) if low is None else low, float(image.max()) if high is None else high
-    return ((image - low) / (high - low if high > low else 1.0)).clamp(0, 1)
-
-
-def _rgb(colour: str) -> Tensor:
-    return torch.tensor([int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)])
-
-
-def _picture(image: Tensor, boxes: Sequence[tuple[list[float], int, float | None]] = ()) -> str:
-    """Return an image [C, H, W] with boxes as SVG."""
-    height, width = image.shape[1:]
-    values = (image.expand(3, -1, -1) * 255).round().to(torch.uint8).movedim(0, -1).contiguous()
-    picture, content = Image.fromarray(values.numpy(), "RGB"), BytesIO()
-    picture.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
-    kind = "PNG" if max(height, width) <= _MOST_PIXELS // 2 else "JPEG"
-    picture.save(content, kind, quality=88)
-    data = f"data:image/{kind.lower()};base64,{b64encode(content.getvalue()).decode()}"
-    thick = max(height, width) / 70
-    drawn = "".join(
-        f'<rect x="{x:.1f}" y="{y:.1f}" width="{right - x:.1f}" height="{low - y:.1f}" fill="none" '
-        f'stroke="{colour}" stroke-width="{thick * by:.2f}"/>'
-        for (x, y, right, low), label, _ in boxes
-        for colour, by in (("#000000", 2), (COLOURS[label % len(COLOURS)], 1))
-    )
-    blocky = ' style="image-rendering:pixelated"' if max(height, width) < 100 else ""
-    return (
-        f'<svg role="img" viewBox="0 0 {width} {height}">'
-        f'<image href="{data}" width="{width}" height="{height}"{blocky}/>'
-        f"{drawn}</svg>"
-    )
-
-
 _SHOWS: tuple[tuple[type[Task], Callable[[_Given], tuple[Parts, frozenset[int]]]], ...] = (
     (Detection, _boxed),
     (Segmentation, _masked),
+    (Embedding, _embedded),
     (TokenClassification, _in_text),  # and causal language models
     (Classification, _classified),
     (MultiLabel, _labelled),

@@ -36,14 +36,16 @@ def prepare(settings: Settings, workspace: Workspace) -> None:
     begin(settings)
     reference = settings.data.factory
     found = open_sets(settings)
+    sets = found if isinstance(found, DataSets) else None
     if isinstance(found, DataSets) and _is_copied(found, settings):
         try:
             found = found.read()
         except SizesError:  # from batch to batch, as of texts that are padded to the longest: batches are read then
             log.info("%s: sizes differ from batch to batch, so that batches can't be copied as one tensor", reference)
-    description = (
-        _copy(found, settings, workspace) if isinstance(found, Splits) else _describe(found, settings, workspace)
-    )
+    if isinstance(found, Splits):
+        description = _copy(found, sets, settings, workspace)
+    else:
+        description = _describe(found, settings, workspace)
     counts = ", ".join(f"{count:,} {name}" for name, count in description.num_samples.items())
     classes = f" in {len(description.classes)} classes" if description.classes else ""
     log.info("%s: %s samples%s", reference, counts, classes)
@@ -67,10 +69,10 @@ def _is_copied(sets: DataSets, settings: Settings) -> bool:
     return not sets.varies("train")
 
 
-def _copy(splits: Splits, settings: Settings, workspace: Workspace) -> Description:
+def _copy(splits: Splits, sets: DataSets | None, settings: Settings, workspace: Workspace) -> Description:
     check_targets(splits, settings.data.factory, task_of(settings))
     with writing(workspace.folder(FOLDER)) as folder:
-        return save_splits(splits, folder)
+        return save_splits(splits, folder, sets)
 
 
 def _describe(sets: DataSets, settings: Settings, workspace: Workspace) -> Description:

@@ -294,6 +294,43 @@ def test_a_network_of_token_ids_and_masks_goes_through_every_stage(
     assert at(found.settings, "candidate") == version
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("pooled", [True, False])
+def test_height_and_width_are_dynamic_where_the_model_allows_it(
+    pooled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project_writer: Callable[..., Path]
+) -> None:
+    more = """
+
+class Pooled(TwoInputs):
+    def __init__(self, pooled):
+        super().__init__()
+        if pooled:
+            self.look[4], self.look[6] = nn.AdaptiveAvgPool2d(1), nn.Linear(16, 16)
+"""
+    monkeypatch.setitem(globals(), "CODE", CODE + more)
+    monkeypatch.delitem(sys.modules, "several", raising=False)
+    found = project(
+        tmp_path,
+        project_writer,
+        NAMES[: NAMES.index("export") + 1],
+        data={"factory": "several:pairs"},
+        model={"factory": "several:Pooled", "kwargs": {"pooled": pooled}},
+        export={"dynamic_axes": "all"},
+    )
+    monkeypatch.chdir(tmp_path)
+    session = onnxruntime.InferenceSession(found.workspace.folder("onnx") / "model.onnx")
+    sides: list[Any] = ["height", "width"] if pooled else [8, 8]
+    assert shapes(session)["image"] == ["batch", 1, *sides]
+    assert shapes(session)["numbers"] == ["batch", 4]
+    if pooled:
+        answers = [
+            session.run(None, {"image": np.ones((3, 1, *size), np.float32), "numbers": np.ones((3, 4), np.float32)})
+            for size in ((8, 8), (5, 11))
+        ]
+        np.testing.assert_allclose(answers[0][0][0], answers[0][0][1], rtol=1e-4)
+        assert answers[1][0].shape == (3, 4)
+
+
 def batch_of(unpacked: Any) -> DataSets:
     """Open data sets whose every batch is unpacked as this."""
 
@@ -390,6 +427,11 @@ def test_sizes_that_differ_are_found_and_samples_that_cannot_be_joined_are_refus
             "Lists",
             "output 'words' is a value of type str; expected tensors: return it as one, or leave it out",
         ),
+        (
+            "embedded",
+            "Embedded",
+            "the data give 'states' alone, .* by position, where the model's forward takes 'input_ids'",
+        ),
     ],
 )
 def test_what_a_model_cannot_take_or_give_is_said_before_training(
@@ -410,6 +452,16 @@ class Other(TinyBert):
 class Text(TinyBert):
     def forward(self, input_ids, attention_mask):
         return "dull"
+
+
+class Embedded(TinyBert):
+    def forward(self, input_ids=None, states=None):
+        return states.mean(1)[:, :2]
+
+
+def embedded():
+    rows = [{"states": torch.randn(12, 16), "label": place % 2} for place in range(32)]
+    return {"train": rows, "validation": rows, "test": rows, "classes": ("dull", "bright")}
 
 
 class Lists(TwoInputs):

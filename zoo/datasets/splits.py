@@ -275,6 +275,7 @@ class DataModule:
         sources: Files, folders, globs or URLs that samples are read from: they tell whether the data are the same.
         classes: The name of each class, in the order of the targets; None: the `classes` of `train`, where it has any.
         fingerprint: A text that changes whenever the samples do, such as a version; taken as it is, not verified.
+        tokens: The text of each token id, for the report; None: their numbers are shown.
     """
 
     train: Any
@@ -284,6 +285,7 @@ class DataModule:
     sources: Sequence[str | Path] = ()
     classes: Sequence[str] | None = None
     fingerprint: str | None = None
+    tokens: Sequence[str] | None = None
 
 
 def stratified_split(targets: Tensor, fractions: Sequence[float], seed: int) -> tuple[Tensor, ...]:

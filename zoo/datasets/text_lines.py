@@ -42,7 +42,8 @@ def text_lines(
         tokenizer: Import string of a function, text -> token ids; or the path of a `tokenizer.json` of Hugging Face's
             `tokenizers`, which then has to be installed.
         length: Tokens in a sample.
-        vocabulary: Number of different tokens; the model's factory is offered it as num_classes.
+        vocabulary: Number of different tokens; the model's factory is offered it as num_classes. They are the classes,
+            by the texts that a `tokenizer.json` gives them, else by their numbers.
         pad: Token id that fills short lines.
 
     Raises:
@@ -50,7 +51,7 @@ def text_lines(
         ValueError: The tokenizer can't be made, or, when a line is asked for, it gives no token, or one outside the
             vocabulary.
     """
-    made = _tokenizer(tokenizer)
+    made, texts = _tokenizer(tokenizer)
     parts = [
         Lines([files] if isinstance(files, str) else files, made, length, vocabulary, pad)
         for files in (train, validation, test)
@@ -58,9 +59,8 @@ def text_lines(
     sources = [path for part in parts for path in part.paths]
     if ":" not in tokenizer:
         sources.append(tokenizer)
-    return DataModule(
-        parts[0], parts[1], parts[2], sources=sources, classes=[str(token) for token in range(vocabulary)]
-    )
+    classes = [texts(token) or str(token) for token in range(vocabulary)]
+    return DataModule(parts[0], parts[1], parts[2], sources=sources, classes=classes, tokens=classes)
 
 
 class Lines(Dataset[tuple[Tensor, Tensor]]):
@@ -120,14 +120,15 @@ class Lines(Dataset[tuple[Tensor, Tensor]]):
         return torch.tensor(ids + [self._pad] * fill), torch.tensor(ids + [IGNORED] * fill)
 
 
-def _tokenizer(reference: str) -> Tokenizer:
+def _tokenizer(reference: str) -> tuple[Tokenizer, Callable[[int], str | None]]:
+    """Return what makes token ids of a text, and what says the text of one of them, where that is known."""
     if ":" in reference:
         module, _, name = reference.partition(":")
         found: Any = getattr(import_module(module), name, None)
         if not callable(found):
             raise ValueError(f"tokenizer {reference!r} names no function; expected MODULE:NAME")
         made: Tokenizer = found
-        return made
+        return made, lambda _: None
     if not Path(reference).is_file():
         raise FileNotFoundError(f"tokenizer {reference!r} is no file; expected a tokenizer.json, or MODULE:NAME")
     try:
@@ -136,4 +137,4 @@ def _tokenizer(reference: str) -> Tokenizer:
         raise ValueError(f"tokenizer {reference!r} needs the package tokenizers: pip install tokenizers") from error
     except Exception as error:  # the package raises Exception itself
         raise ValueError(f"tokenizer {reference!r} can't be read ({error})") from error
-    return lambda text: list(loaded.encode(text).ids)
+    return lambda text: list(loaded.encode(text).ids), loaded.id_to_token

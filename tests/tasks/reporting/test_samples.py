@@ -178,10 +178,45 @@ def test_tokens_have_their_answers_below_them() -> None:
     assert one.parts[0][1].count("worse") == 2
 
 
+def test_tokens_are_shown_by_their_texts() -> None:
+    ids, texts = torch.tensor([[0, 2, 1, 2]]), ("[CLS]", "good", "<bad>")
+    logits = nn.functional.one_hot(torch.tensor([[0, 1, 2, 1]]), 3).float()
+    (one,) = shown(TokenClassification(), ids, ids, logits, logits, texts=texts)
+    assert text(one.parts[0][1]).startswith("token [CLS] &lt;bad&gt; good &lt;bad&gt; target a c b c")
+    models = {"baseline": Gives(torch.ones(2, 3)), "pruned": Gives(torch.ones(2, 3))}
+    (one, _) = choose_samples(
+        models,
+        TensorBatches(torch.tensor([[0, 1], [1, 2]]), torch.tensor([0, 1])),
+        Classification(),
+        "abc",
+        texts=texts,
+    )
+    assert one.parts[0][1] == "<p>[CLS] good …</p>"
+
+
+def test_token_ids_are_told_from_masks() -> None:
+    inputs = {"mask": torch.ones(1, 4).long(), "ids": torch.tensor([[3, 0, 1, 2]]), "kinds": torch.zeros(1, 4).long()}
+
+    class Sums(nn.Module):
+        def forward(self, mask: Tensor, ids: Tensor, kinds: Tensor) -> Tensor:
+            return (mask * ids + kinds)[:, :3].float()
+
+    models = {"baseline": Sums(), "pruned": Sums()}
+    (one,) = choose_samples(models, TensorBatches(inputs, torch.zeros(1).long()), Classification(), "abc")
+    assert one.parts[0][1] == "<p>3 0 1 2 …</p>"
+
+
+def test_embeddings_are_compared() -> None:
+    before, after = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[1.0, 1.0], [2.0, 0.0]])
+    found = shown(Embedding(), torch.rand(2, 5), before, before, after)
+    assert [one.parts[1][1] for one in found] == ["<p>0.7071</p>", "<p>1.0000</p>"]
+    several = shown(Embedding(), torch.rand(1, 5), before[None], before[None], after[None])
+    assert several[0].parts[1][1] == "<p>0.8536, at least 0.7071</p>"
+
+
 @pytest.mark.parametrize(
     ("task", "outputs"),
     [
-        (Embedding(), torch.rand(1, 4)),
         (Task(), torch.rand(1, 4)),
         (Classification(), torch.rand(1, 4, 2)),
         (Segmentation(), torch.rand(1, 4, 2, 2)),

@@ -94,6 +94,8 @@ def test_a_tokenizer_of_hugging_face_is_read(files: dict[str, Any], tmp_path: Pa
     assert found.train[0][0].tolist() == [3, 0, 0, 0, 0]
     assert found.train[1][0].tolist() == [1, 1, 0, 0, 0]
     assert str(tmp_path / "tokenizer.json") in found.sources
+    assert found.tokens == found.classes
+    assert list(found.tokens or ())[:4] == ["0", "?", "2", "abc"]
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(ValueError, match=r"bad\.json' can't be read"):
         text_lines(**{**files, "tokenizer": str(tmp_path / "bad.json")})
