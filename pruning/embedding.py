@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from pruning.containers import main_output
 from pruning.errors import DataError, ModelError
+from pruning.evaluation import check_finite
 from pruning.metrics import StatefulMetric, described, of_one_shape
 from pruning.task import Task
 
@@ -37,8 +38,7 @@ class Embedding(Task):
         """See that they are floating point and finite."""
         if not targets.is_floating_point() or targets.ndim < 2:
             raise DataError(f"targets are {described(targets)}; expected {self.targets}: leave labels out")
-        if not bool(targets.isfinite().all()):
-            raise DataError("targets hold values that are not finite; clean the data")
+        check_finite(targets)
 
     def check_outputs(self, outputs: Tensor, targets: Any, classes: Sequence[str]) -> None:  # noqa: ARG002
         """See that they are embeddings of the targets' shape."""

@@ -9,6 +9,7 @@ SecateurError            a fault that the caller can mend; its text says what, w
 ├── TargetError          the target can't be met
 │   └── OutOfReachError  within the limits
 ├── DataError            the data are missing, damaged, or not the ones they should be
+│   └── NotFiniteError   they hold infinities, or what is no number
 ├── CheckpointError      a checkpoint is missing, damaged, or from another model
 ├── ExportError          the exported file isn't what was asked for
 ├── ProfileError         a latency profile is missing, damaged, or of another machine or network
@@ -92,6 +93,10 @@ class OutOfReachError(TargetError):
 
 class DataError(SecateurError):
     """The data are missing, damaged, or not the ones they should be."""
+
+
+class NotFiniteError(DataError):
+    """The data hold infinities, or what is no number."""
 
 
 class CheckpointError(SecateurError):

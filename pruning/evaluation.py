@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from pruning.batches import Batches, Samples, checked_batches
 from pruning.containers import Inputs, as_call, count_samples, take
-from pruning.errors import DataError, ModelError, SecateurError, describe_user_fault, pass_on
+from pruning.errors import DataError, ModelError, NotFiniteError, SecateurError, describe_user_fault, pass_on
 from pruning.metrics import Metric, StatefulMetric, described, score_of
 from pruning.scoring import MeanOf
 
@@ -103,6 +103,23 @@ def check_same_shape(outputs: Tensor, teacher_outputs: Tensor) -> None:
         raise ModelError(
             f"the student's outputs are {tuple(outputs.shape)}, the teacher's {tuple(teacher_outputs.shape)}; "
             "distillation needs both of one shape: set distillation to 0 or bring another teacher"
+        )
+
+
+def check_finite(targets: Tensor) -> None:
+    """See that targets hold numbers alone.
+
+    Args:
+        targets: Floating point, [N, ...].
+
+    Raises:
+        NotFiniteError: They don't.
+    """
+    broken = (~targets.isfinite()).reshape(len(targets), -1).any(1)
+    if bool(broken.any()):
+        raise NotFiniteError(
+            f"targets of {int(broken.sum())} of {len(targets)} samples hold values that are not finite, the first of "
+            f"them number {int(broken.int().argmax())}, counted from 0; clean the data"
         )
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from pruning.containers import Inputs, main_output
 from pruning.errors import DataError, ModelError
-from pruning.evaluation import Loss, check_same_shape, cross_entropy, distillation_loss, mean_loss, top1
+from pruning.evaluation import Loss, check_finite, check_same_shape, cross_entropy, distillation_loss, mean_loss, top1
 from pruning.metrics import (
     IGNORED,
     MacroF1,
@@ -360,8 +360,7 @@ class Regression(Task):
     def check_targets(self, targets: Any, classes: Sequence[str]) -> None:
         """See that they are floating point and finite."""
         _check(targets, self.targets, targets.is_floating_point())
-        if not bool(targets.isfinite().all()):
-            raise DataError("targets hold values that are not finite; clean the data")
+        check_finite(targets)
 
     def check_outputs(self, outputs: Tensor, targets: Any, classes: Sequence[str]) -> None:
         """See that they have the targets' shape."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from pruning.batches import DatasetBatches, Unpack
-from pruning.errors import DataError
+from pruning.errors import DataError, NotFiniteError
 from pruning.streams import StreamBatches
 from pruning.task import MultiLabel, Task
 from tasks.data_sets import AT_ONCE, GIVES_OTHERS, PARTLY_LABELLED, SPLITS, DataSets, Source, Split, malformed
@@ -49,7 +49,7 @@ def as_splits(found: Any, reference: str, task: Task | None = None) -> Splits:
 
 
 def check_targets(splits: Splits, reference: str, task: Task) -> None:
-    """See that all targets are those of the task.
+    """See that all targets are those of the task, and, where they are classes, that there is something to learn.
 
     Raises:
         DataError: They aren't.
@@ -57,8 +57,24 @@ def check_targets(splits: Splits, reference: str, task: Task) -> None:
     for name, samples in splits.named() if splits.labelled else ():
         try:
             task.check_targets(samples.targets, splits.classes)
+        except NotFiniteError as fault:
+            raise NotFiniteError(f"{reference!r}: {name}: {fault}") from fault
         except DataError as fault:
             raise DataError(f"{reference!r}: {name}: {fault}. {takes(task)}") from fault
+        if task.by_class and name != "test":
+            _check_several(samples.targets, splits.classes, task, f"{reference!r}: {name}")
+
+
+def _check_several(targets: Tensor, classes: Sequence[str], task: Task, where: str) -> None:
+    """See that targets are of more than one class, or a model that always says the same would be right."""
+    counted = targets[targets != getattr(task, "ignore_index", -1)]
+    if not counted.numel() or bool((counted != counted.flatten()[0]).any()):
+        return
+    number = int(counted.flatten()[0])
+    raise DataError(
+        f"{where}: all targets are class {number} ({classes[number]!r}) of {len(classes)}: a model that always says so "
+        "is right everywhere, so nothing can be learned or judged; look for sorted data that were cut into splits"
+    )
 
 
 def opened(

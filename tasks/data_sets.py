@@ -238,7 +238,7 @@ class DataSets:
         try:
             return Samples(inputs, labels)
         except ValueError as error:
-            raise malformed(self.reference, error) from error
+            raise DataError(f"{where}: {error}") from error
 
     def checking(self, input_shape: Mapping[str, Shape]) -> DataSets:
         """Return the same for stages that read samples a batch at a time: each batch is checked.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pruning.containers import count_samples
-from pruning.errors import DataError
+from pruning.errors import DataError, NotFiniteError
 from pruning.metrics import described
 from pruning.task import Task
 from zoo.datasets.splits import Inputs, Samples, Shape, common_shapes, shapes_of, shown_shapes
@@ -57,6 +57,8 @@ class Unpack:
         if labels is not None:
             try:
                 self.task.check_targets(labels, self.classes)
+            except NotFiniteError:
+                raise
             except DataError as fault:
                 raise DataError(f"{fault}. {takes(self.task)}") from fault
         return one, labels

@@ -92,8 +92,8 @@ class Training(Section):
     metric_key: str | None = None
     """Which figure decides, where the metric's compute gives several by name."""
     augment: Augment | None = None
-    """How a batch of inputs is varied while training, such as {function: zoo.augment:crop, kwargs: {padding: 1}}; null:
-    not at all.
+    """How a batch of inputs is varied while training, such as {function: 'zoo.augment:crop', kwargs: {padding: 1}};
+    null: not at all.
     """
     batch_size: StrictInt = Field(default=256, ge=1, le=1_000_000)
     """Samples per batch of an evaluation."""

@@ -199,7 +199,17 @@ class DvcRepo:
         except LockError as error:
             raise WorkspaceError("DVC is busy in another process; run again when that has ended") from error
         except DvcException as error:
-            raise WorkspaceError(f"DVC can't go on: {error}; mend it, or add --no-commit") from error
+            raise WorkspaceError(f"DVC can't go on: {error}{_cause(error)}; mend it, or add --no-commit") from error
+
+
+def _cause(error: Exception) -> str:
+    """Say where a YAML file is malformed. DVC's reader takes less than ours: no bare MODULE:NAME inside {...}."""
+    cause = error.__cause__
+    problem, mark = getattr(cause, "problem", None), getattr(cause, "problem_mark", None)
+    if problem is None or mark is None:
+        return ""
+    hint = " (inside {...}, put what holds a colon in quotes: {factory: 'net:make'})" if "':'" in problem else ""
+    return f", line {mark.line + 1}: {problem}{hint}"
 
 
 def _silence() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pruning.errors import DataError
-from pruning.task import Classification, MultiLabel, Regression, Segmentation, Task
+from pruning.task import Classification, MultiLabel, Regression, Segmentation, Task, TokenClassification
 from tasks.data_factory import as_splits
 from zoo.datasets.splits import Samples, Splits
 
@@ -169,6 +169,29 @@ WRONG: list[tuple[Any, Task, str]] = [
     (parts(lambda x, y: (x, y)), Segmentation(), "expected masks of class indices.*set task.name"),
     (parts(lambda x, y: (x, torch.tensor([y, 1]))), MultiLabel(), r"targets lie in \[0, 3\]; expected 0 or 1"),
     (parts(lambda x, y: (x * float("nan"), y)), Classification(), "not finite"),
+    (
+        {**parts(), "validation": [(INPUTS[i] / (i != 53), int(TARGETS[i])) for i in range(50, 70)]},
+        Classification(),
+        "validation: 1 of 20 inputs hold values that are not finite, the first of them number 3,",
+    ),
+    (
+        {name: [(INPUTS[i], INPUTS[i, :1] / (i != 7)) for i in range(20)] for name in ("train", "validation", "test")},
+        Regression(),
+        "train: targets of 1 of 20 samples hold .* the first of them number 7, counted from 0; clean the data$",
+    ),
+    (
+        {**parts(), "validation": Listed(50, 20, lambda x, y: (x, 2))},
+        Classification(),
+        "validation: all targets are class 2 \\('2'\\) of 4: .* nothing can be learned or judged",
+    ),
+    (
+        {
+            **parts(lambda x, y: (x, torch.tensor([y, -100]))),
+            "train": Listed(0, 9, lambda x, y: (x, torch.tensor([1, -100]))),
+        },
+        TokenClassification(),
+        "train: all targets are class 1 ",
+    ),
     ({**parts(), "test": Listed(0, 0)}, Classification(), "test holds no samples"),
     ({**parts(), "test": None}, Classification(), "test is a NoneType; expected a torch Dataset or DataLoader"),
     (

@@ -130,9 +130,12 @@ class Samples:
             and len(self.targets)
             and part.is_floating_point()
             and part.ndim
-            and (broken := _count_broken(part))
+            and (broken := _numbers_of_broken(part))
         ):
-            faults.append(f"{broken} of {len(part)} {name} hold values that are not finite; clean the data")
+            faults.append(
+                f"{len(broken)} of {len(part)} {name} hold values that are not finite, the first of them number "
+                f"{broken[0]}, counted from 0; clean the data"
+            )
         return faults
 
     def __len__(self) -> int:
@@ -149,11 +152,11 @@ class Samples:
         return Samples(inputs_of(taken), self.targets[indices])
 
 
-def _count_broken(inputs: Tensor) -> int:
-    """Count the inputs that hold a NaN or an infinity, without a copy of them all."""
+def _numbers_of_broken(inputs: Tensor) -> list[int]:
+    """Return the numbers of the inputs that hold a NaN or an infinity, without a copy of them all."""
     rows = inputs.reshape(len(inputs), -1)
-    suspects = rows[~rows.sum(1).isfinite()]  # the sum of large numbers may overflow: hence the second look
-    return int((~suspects.isfinite()).any(1).sum())
+    suspects = (~rows.sum(1).isfinite()).nonzero()[:, 0]  # the sum of large numbers may overflow: hence the second look
+    return suspects[(~rows[suspects].isfinite()).any(1)].tolist()
 
 
 @dataclass(frozen=True, eq=False)

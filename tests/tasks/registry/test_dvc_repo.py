@@ -124,6 +124,15 @@ def test_malformed_graph_is_one_message(repository: Path) -> None:
         DvcRepo().changed()
 
 
+def test_settings_that_dvc_cant_read_are_told_with_line_and_remedy(repository: Path) -> None:
+    """Its reader is stricter than ours: a name with a colon inside {...} has to stand in quotes."""
+    (repository / "params.yaml").write_text("one: {a: 1}\ntwo: {factory: net:make}\n", encoding="utf-8")
+    with pytest.raises(
+        WorkspaceError, match=r"'params\.yaml'.* line 2: found unexpected ':'.*put what holds a colon in quotes"
+    ):
+        DvcRepo().changed()
+
+
 def test_stage_that_dvc_runs_does_not_commit(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_STAGE", "first")
     assert inside_dvc()
