@@ -314,10 +314,12 @@ class _Made(Dataset[Any]):
                     _seed(sample_seed(seed, epoch, number))
                     samples.append(self.dataset[number])
                 which = f"{self.name}: samples {numbers[0]} to {numbers[-1]}"
-                doing = f"{which} can't be joined to a batch"
+                own = "" if self.collate_fn is not default_collate else " without a collate_fn of your own"
+                doing = f"{which} can't be joined to a batch{own}"
                 _seed(sample_seed(seed, epoch, numbers[0]))
                 joined = self.collate_fn(samples)
-                doing = f"{which} can't be unpacked"
+                keys = f" (keys: {', '.join(map(str, joined))})" if isinstance(joined, Mapping) else ""
+                doing = f"{which} can't be unpacked{keys}"
                 inputs, targets = self.unpack(joined)
                 doing = f"{which}: the inputs"
                 return Batch(inputs, targets, check_count(inputs, len(numbers)))

@@ -121,7 +121,7 @@ def score_of(metric: StatefulMetric, key: str | None = None) -> float:
     Raises:
         ModelError: It gives several and none is chosen, or something that is no single finite number.
     """
-    found, name = metric.compute(), type(metric).__name__
+    found, name = metric.compute(), type(getattr(metric, "inner", metric)).__name__
     if isinstance(found, Mapping):
         if key not in found:
             asked = "none is chosen" if key is None else f"{key!r} is none of them"

@@ -11,16 +11,25 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    default_collate,
+)
 
-from pruning.batches import DatasetBatches, Unpack
-from pruning.errors import DataError, NotFiniteError
+from pruning.batches import DatasetBatches, Unpack, generators_seeded
+from pruning.errors import DataError, NotFiniteError, describe_user_fault, pass_on
 from pruning.streams import StreamBatches
 from pruning.task import MultiLabel, Task
 from tasks.data_sets import AT_ONCE, GIVES_OTHERS, PARTLY_LABELLED, SPLITS, DataSets, Source, Split, malformed
@@ -89,8 +98,8 @@ def opened(
     """Check what a user's data function returned, and read the first batch of each data set.
 
     Accepted are `Splits`; and any object or mapping with train, validation and test, each with inputs and targets, or a
-    torch `Dataset`, or a `DataLoader`, of which dataset, `collate_fn` and batch size are taken, such as a `DataModule`.
-    A stream (`IterableDataset`) is read whole, or in passes if it is larger.
+    torch `Dataset`, or a `DataLoader`, of which dataset, `collate_fn` and batch size are taken, and the part that its
+    sampler gives, such as a `DataModule`. A stream (`IterableDataset`) is read whole, or in passes if it is larger.
 
     Args:
         found: What it returned.
@@ -173,7 +182,7 @@ def _data_sets(
     }
     names = named("classes")
     if names is None:
-        names = getattr(given["train"].dataset, "classes", None)
+        names = _classes_of(given["train"].dataset)
     sources, declared = named("sources"), named("fingerprint")
     if isinstance(sources, str | Path):
         sources = [sources]
@@ -189,11 +198,18 @@ def _data_sets(
     )
 
 
+def _classes_of(dataset: Any) -> Any:
+    """Return the names that a data set has, or the one that it is a part of; None if neither has."""
+    while not hasattr(dataset, "classes") and isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return getattr(dataset, "classes", None)
+
+
 def _source(
     part: Any, collate: Any, task: Task, where: str, most_bytes: int, lengths: Mapping[str, int] | None
 ) -> Source:
     loader = part if isinstance(part, DataLoader) else None
-    dataset = part if loader is None else loader.dataset
+    dataset = part if loader is None else _sampled(loader, where)
     if not is_data_set(dataset):
         raise DataError(f"{where} is a {type(part).__name__}; expected a torch Dataset or DataLoader, as other splits")
     size = AT_ONCE if loader is None else loader.batch_size or AT_ONCE
@@ -215,6 +231,54 @@ def _source(
         )
     log.info("%s is a stream of more than %s bytes: its samples are counted", where, f"{most_bytes:,}")
     return replace(source, length=sum(1 for _ in _one_by_one(source, where, seed=0)))
+
+
+def _sampled(loader: DataLoader[Any], where: str) -> Any:
+    """Return what a loader reads: its data set, or the part of it that its sampler gives.
+
+    Raises:
+        DataError: The sampler gives no part: some samples more than once, or others each time.
+    """
+    dataset: Any = loader.dataset
+    if is_stream(dataset):
+        return dataset
+    sampler, batches = cast(Any, loader.sampler), cast(Any, loader.batch_sampler)
+    if type(batches) is BatchSampler:
+        sampler, batches = batches.sampler, None
+    once = type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(dataset)
+    if batches is None and (once or type(sampler) is SequentialSampler) and len(sampler.data_source) == len(dataset):
+        return dataset
+    asked = sampler if batches is None else batches
+    what = f"{where}: the DataLoader's {'sampler' if batches is None else 'batch_sampler'}, a {type(asked).__name__},"
+    instead = (
+        "The pipeline orders samples itself, so a sampler can only say which part of the data set is meant; give the "
+        "data set, or a torch.utils.data.Subset, which may name a sample several times"
+    )
+
+    def given(seed: int) -> list[Any]:
+        """Draw the numbers of all samples, and no more than show that some come again."""
+        try:
+            with generators_seeded(seed):
+                return list(islice(asked if batches is None else chain.from_iterable(asked), len(dataset) + 1))
+        except Exception as fault:
+            pass_on(fault)
+            raise DataError(f"{what} raised {describe_user_fault(fault)}") from fault
+
+    numbers = given(0)
+    for number in numbers:
+        if isinstance(number, list | tuple) or not hasattr(number, "__index__"):
+            raise DataError(f"{what} gives {number!r}; expected numbers of samples. {instead}")
+        if not 0 <= number < len(dataset):
+            raise DataError(f"{what} gives the number {number}; the data set has 0 to {len(dataset) - 1}")
+    numbers = sorted(map(int, numbers))
+    if not numbers:
+        raise DataError(f"{what} gives no samples")
+    if len(set(numbers)) < len(numbers):
+        end = ", or has no end" if len(numbers) > len(dataset) else ""
+        raise DataError(f"{what} gives some samples more than once{end}. {instead}")
+    if sorted(map(int, given(1))) != numbers:
+        raise DataError(f"{what} gives other samples each time. {instead}")
+    return dataset if len(numbers) == len(dataset) else Subset(dataset, numbers)
 
 
 def is_stream(dataset: Any) -> bool:

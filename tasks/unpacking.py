@@ -99,6 +99,10 @@ def _tensors(value: Any) -> Inputs:
 def _one_tensor(value: Any, what: str) -> Tensor:
     if isinstance(value, Mapping) and len(value) == 1:
         (value,) = value.values()
+    if isinstance(value, list | tuple) and value and isinstance(value[0], str):
+        raise DataError(
+            f"{what} are texts, such as {value[0]!r}; expected numbers: give of each class its place among the classes"
+        )
     if not isinstance(value, Tensor):
         held = (
             f"{type(value).__name__} of {', '.join(map(str, value))}"

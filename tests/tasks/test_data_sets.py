@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,16 @@ import psutil
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from pruning.errors import DataError
 from pruning.task import Classification, MultiLabel, Regression, Segmentation, Task, TokenClassification
@@ -70,6 +80,53 @@ class Stream(IterableDataset[Any]):
             raise OSError("shard 3 is gone")
         while self.flaw == "endless":
             yield torch.zeros(1 << 20), 0
+
+
+class Picks(Regression):
+    def unpack(self, batch: Any) -> tuple[Any, Any]:
+        return batch["x"], batch["count"]
+
+
+NUMBERS = {"train": range(50), "validation": range(50, 70), "test": range(70, 90)}
+
+
+@pytest.mark.parametrize("kind", ["subset", "batches", "own", "weights"])
+def test_sampler_that_reads_a_part_gives_that_part(kind: str) -> None:
+    """As where one data set is divided by the samplers of its loaders; the order is the pipeline's."""
+
+    def loader(numbers: range) -> DataLoader[Any]:
+        dataset, own = Listed(0, 90), list(numbers)
+        if kind == "weights":
+            weights = [float(number in numbers) for number in range(90)]
+            return DataLoader(dataset, sampler=WeightedRandomSampler(weights, len(own), replacement=False))
+        if kind == "batches":
+            return DataLoader(dataset, batch_sampler=BatchSampler(SubsetRandomSampler(own), 7, drop_last=True))
+        return DataLoader(dataset, sampler=SubsetRandomSampler(own) if kind == "subset" else own[::-1])
+
+    found = as_splits({name: loader(numbers) for name, numbers in NUMBERS.items()}, "data:load", Classification())
+    for (_, expected), (_, one) in zip(WANTED.named(), found.named(), strict=True):
+        assert torch.equal(one.inputs, expected.inputs)
+        assert torch.equal(one.targets, expected.targets)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        (WeightedRandomSampler([1.0] * 50, 120), "WeightedRandomSampler, gives some samples more than once"),
+        (WeightedRandomSampler([1.0] * 50, 20, replacement=False), "WeightedRandomSampler, gives other samples each"),
+        (RandomSampler(range(50), replacement=True), "RandomSampler, gives some samples more than once"),
+        (RandomSampler(range(50), num_samples=20), "RandomSampler, gives other samples each"),
+        (itertools.repeat(3), "repeat, gives some samples more than once, or has no end"),
+        ([3, 50], "gives the number 50; the data set has 0 to 49"),
+        ([[3], [4]], r"gives \[3\]; expected numbers of samples"),
+        ([], "gives no samples"),
+    ],
+)
+def test_sampler_whose_samples_arent_a_part_is_refused(sampler: Any, message: str) -> None:
+    """How often a sample is seen would be lost without a word."""
+    given = {**parts(), "train": DataLoader(Listed(0, 50), sampler=sampler)}
+    with pytest.raises(DataError, match=f"'data:load': train: the DataLoader's sampler.*{message}"):
+        as_splits(given, "data:load", Classification())
 
 
 @pytest.mark.parametrize(
@@ -153,14 +210,17 @@ WRONG: list[tuple[Any, Task, str]] = [
     (
         parts(lambda x, y: (x[: 1 + y % 2], y)),
         Classification(),
-        "samples 0 to 49 can't be joined to a batch: RuntimeError: stack",
+        "samples 0 to 49 can't be joined to a batch without a collate_fn of your own: RuntimeError: stack",
     ),
-    (parts(lambda x, y: (object(), y)), Classification(), "can't be joined to a batch: TypeError: default_collate"),
+    (parts(lambda x, y: (object(), y)), Classification(), "of your own: TypeError: default_collate"),
     (
         parts(lambda x, y: {"a": x, "b": "words", "label": y}),
         Classification(),
         "input 'b' is a list",
     ),
+    (parts(lambda x, y: (x, "cat")), Classification(), "targets are texts, such as 'cat'; expected numbers"),
+    (parts(lambda x, y: (x[: 1 + y % 2], y)), Classification(), "joined to a batch without a collate_fn of your own: "),
+    (parts(lambda x, y: {"x": x, "y": y}), Picks(), r"can't be unpacked \(keys: x, y\): KeyError: 'count'"),
     (parts(lambda x, y: {"a": x}), Classification(), "has the keys a; expected exactly one of labels"),
     (parts(lambda x, y: (x, {"boxes": x, "labels": x})), Classification(), "targets are dict of boxes, labels"),
     (parts(lambda x, y: ((x * 255).byte(), y)), Classification(), "inputs are torch.uint8, expected"),
