@@ -39,6 +39,8 @@ class Operation:
         start: Where a slice begins.
         summed: The axes over which it sums or computes a statistic.
         made: The axes of its outputs that parameters alone make, as the filters of a convolution do.
+        decided: Where the pass had values, those of its outputs that decide on a way, as indices and truths made of
+            numbers that follow from weights and inputs; None for its other outputs.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Operation:
     start: int = 0
     summed: tuple[Axis, ...] = ()
     made: tuple[Axis, ...] = ()
+    decided: tuple[Tensor | None, ...] = ()
 
 
 def constants_of(args: Sequence[Any], kwargs: dict[str, Any], tensors: Tensors) -> tuple[Any, ...]:
@@ -235,8 +238,10 @@ class _Typing:
         self.table: dict[int, tuple[Tensor, Typed]] = {}
         self.unclean: set[int] = set()
         self.flow: list[tuple[set[int], set[int]]] = []  # memory that each operator reads and writes
+        self.fed: set[int] = set()  # tensors that follow from inputs or state, not from sizes alone
 
     def begin(self, state: dict[str, Tensor], inputs: list[Tensor]) -> None:
+        self.fed.update(map(id, (*inputs, *state.values())))
         for tensor in inputs:
             self.table[id(tensor)] = (tensor, Typed(frozen(tensor.shape, "it is an input of the model")))
         tied: dict[int, list[Axis]] = {}
@@ -263,6 +268,8 @@ class _Typing:
             self._flows(call.inputs, _CODE)
             return
         self.flow.append(({_memory(t) for t in call.inputs}, {_memory(t) for t in call.outputs}))
+        if any(id(tensor) in self.fed for tensor in call.inputs):
+            self.fed.update(map(id, call.outputs))
         given = [(t, self.typed(t)) for t in call.inputs]
         inputs = tuple(tuple(typed.axes) for _, typed in given)
         facts = self.trace.facts
@@ -289,12 +296,18 @@ class _Typing:
             self.table[id(output)] = (output, Typed(list(found), call.zero, source))
         if call.name in IDENTITIES:
             return
-        constants = constants_of(args, kwargs, self.trace.tensors)
+        constants, start = constants_of(args, kwargs, self.trace.tensors), start_of(call)
+        decided = self._decided(call) if self.trace.tensors == "real" else ()
+        outputs = tuple(map(tuple, axes))
         self.trace.operations.append(
-            Operation(
-                call.name, place, constants, inputs, tuple(map(tuple, axes)), start_of(call), summed=summed, made=made
-            )
+            Operation(call.name, place, constants, inputs, outputs, start, summed=summed, made=made, decided=decided)
         )
+
+    def _decided(self, call: Call) -> tuple[Tensor | None, ...]:
+        fed = [tensor for tensor in call.inputs if id(tensor) in self.fed]
+        if not any(tensor.is_floating_point() for tensor in fed):
+            return ()
+        return tuple(None if one.is_floating_point() or one.is_complex() else one.clone() for one in call.outputs)
 
     def on_leaving(self, tensor: Tensor, place: Place) -> None:
         """Keep a tensor whole whose values code takes: arrays and lists are an output that nothing else shows."""

@@ -345,6 +345,9 @@ class Comparison:
             shape = [count(axis, self.sizes) for axis in axes]
             if list(out.shape) != shape:
                 self._stop(f"{expected.name} gives shape {list(out.shape)} where {shape} was expected")
+        for out, decided in zip(outputs, expected.decided, strict=False):
+            if decided is not None and out.shape == decided.shape:
+                out.copy_(decided)  # narrowed, it computes other values, and may take another way than the example
         numbers = (int, float, complex) if is_pointwise(func) or "full" in expected.name else (float, complex)
         for found, known in zip(constants_of(args, kwargs, self.traced.tensors), expected.constants, strict=False):
             if isinstance(known, numbers) and not isinstance(known, bool) and found != known:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pruning
+from pruning.plan.masks import apply_masks
 from pruning.plan.verification import outputs_of, relative_difference
 
 
@@ -178,3 +179,35 @@ def test_control_flow_that_depends_on_values_is_traced_on_real_tensors() -> None
 def test_a_model_that_does_not_run_is_an_error_that_says_so() -> None:
     with pytest.raises(pruning.errors.ModelError, match=r"forward pass of Chain fails.*expected input"):
         pruning.find_groups(Chain(), torch.randn(1, 5, 8, 8))
+
+
+class Experts(nn.Module):
+    """A mixture of two experts: the likeliest gets the token, and code looks up which tokens each one gets."""
+
+    def __init__(self, width: int = 12) -> None:
+        super().__init__()
+        self.into, self.router, self.out = nn.Linear(6, width), nn.Linear(width, 2), nn.Linear(width, 3)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 20), nn.ReLU(), nn.Linear(20, width)) for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Any:
+        hidden = self.into(x).relu()
+        chosen = nn.functional.one_hot(self.router(hidden).argmax(-1), 2)
+        mixed = torch.zeros_like(hidden)
+        for number, expert in enumerate(self.experts):
+            (tokens,) = torch.where(chosen[:, number])
+            mixed.index_add_(0, tokens, expert(hidden[tokens]))
+        return self.out(mixed)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_experts_that_data_choose_are_narrowed_though_narrower_ones_choose_otherwise(seed: int) -> None:
+    torch.manual_seed(seed)
+    model, tokens = Experts(), torch.randn(32, 6)
+    groups = pruning.find_groups(model, tokens)
+    assert [group.name for group in groups] == ["into.weight:0", "experts.0.0.weight:0", "experts.1.0.weight:0"]
+    plan = pruning.Plan.of(groups, {group.name: list(range(0, group.size, 3)) for group in groups})
+    narrow = pruning.narrow(model, plan, tokens)  # which compares it with the masked model
+    others = torch.randn(64, 6)
+    torch.testing.assert_close(narrow(others), apply_masks(model, plan, groups=groups)(others))
