@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,14 @@ class Embedding(Task):
     """Outputs [N, D] or [N, T, D], the baseline's for targets: 1 − cosine similarity along the last axis, its mean."""
 
     targets = "embeddings of the outputs' shape, floating point; without labels, the baseline's"
+
+    def unpack(self, batch: Any) -> tuple[Any, Any]:
+        """Divide what the data set gives as other tasks do; a mapping, or a list of one, may be inputs alone."""
+        if isinstance(batch, list | tuple) and len(batch) == 1:
+            return batch[0], None
+        if isinstance(batch, Mapping) and not {"labels", "label", "targets", "target"} & batch.keys():
+            return dict(batch), None
+        return super().unpack(batch)
 
     def loss(self, outputs: Any, targets: Any) -> Any:
         """Return the sum of 1 − cosine similarity, and the number of embeddings."""

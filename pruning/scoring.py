@@ -103,8 +103,13 @@ class Scorer:
         inner = self.inner.of_each if isinstance(self.inner, MeanOf) else self.inner
         if isinstance(inner, nn.ModuleDict) and self.key is not None and self.key in inner:  # torchmetrics' collection
             inner = inner[self.key]
+            return measure_of(inner, reference)
         found, names = measure_of(inner, reference), getattr(inner, "names", {})
-        return replace(found, name=names[self.key]) if isinstance(names, Mapping) and self.key in names else found
+        if isinstance(names, Mapping) and self.key in names:
+            return replace(found, name=names[self.key])
+        if self.key is None or self.key.lower() == found.name.lower():
+            return found
+        return replace(found, name=f"{found.name} {self.key}".replace("_", " "))  # another figure, another name
 
     @property
     def values(self) -> Tensor | None:

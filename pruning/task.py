@@ -50,8 +50,8 @@ class Task:
     def unpack(self, batch: Any) -> tuple[Inputs, Any]:
         """Divide what the data set gives into what the model is given, and the targets.
 
-        A pair is (inputs, targets). Of a mapping, `labels`, `label`, `targets` or `target` is the target and everything
-        else an input by name.
+        A pair is (inputs, targets), a tensor inputs without targets. Of a mapping, `labels`, `label`, `targets` or
+        `target` is the target and everything else an input by name.
 
         Raises:
             DataError: It is something else.
@@ -66,10 +66,11 @@ class Task:
             return {name: value for name, value in batch.items() if name != named[0]}, batch[named[0]]
         if isinstance(batch, Sequence) and not isinstance(batch, str | bytes) and len(batch) == 2:
             return batch[0], batch[1]
+        if isinstance(batch, Tensor):
+            return batch, None
         what = f"{len(batch)} values" if isinstance(batch, tuple | list) else described(batch)
         raise DataError(
-            f"a sample is {what}; expected (inputs, targets) or a mapping with labels, or a task with an `unpack` of "
-            "its own, which says what of it the model is given"
+            f"a sample is {what}; expected (inputs, targets), a mapping with labels, or a task with its own `unpack`"
         )
 
     def loss(self, outputs: Any, targets: Any) -> Any:

@@ -182,6 +182,13 @@ def test_metrics_of_torchmetrics_are_taken_as_they_are(size: int) -> None:
         assert found.score == pytest.approx(float(expected), abs=1e-6)
 
 
+def test_figures_of_one_metric_have_names_of_their_own() -> None:
+    """Or a promotion would compare one with the other."""
+    metric = SimpleNamespace(update=print, compute=dict, reset=print, higher_is_better=True, name="box score")
+    names = [Scorer(metric, lambda outputs: outputs, key).measure("it").name for key in (None, "map_50", "Box score")]
+    assert names == ["box score", "box score map 50", "box score"]
+
+
 def test_a_collection_without_a_key_is_refused() -> None:
     torchmetrics = pytest.importorskip("torchmetrics")
     collection = torchmetrics.MetricCollection({"f1": torchmetrics.classification.MulticlassF1Score(5)})

@@ -180,7 +180,7 @@ def test_a_batch_is_taken_apart(batch: Any, inputs: Any, targets: Any) -> None:
         ((1, 2, 3), "a sample is 3 values; expected"),
         ({"image": 1}, "has the keys image; expected exactly one of labels"),
         ({"labels": 1, "target": 2, "x": 3}, "expected exactly one of labels"),
-        (torch.zeros(2), "a sample is a tensor"),
+        (3, "a sample is a int"),
     ],
 )
 def test_a_batch_that_does_not_say_what_the_target_is_is_refused(batch: Any, message: str) -> None:

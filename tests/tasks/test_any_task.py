@@ -349,5 +349,5 @@ def test_a_metric_of_torchmetrics_manner_decides_in_its_own_direction(
     )
     monkeypatch.chdir(tmp_path)
     summary = finished.json("report", "summary.json")
-    assert (summary["measure"], summary["higher_is_better"], summary["pairs"]) == ("WorstCase", False, None)
+    assert (summary["measure"], summary["higher_is_better"], summary["pairs"]) == ("WorstCase worst", False, None)
     assert summary["floor"] == pytest.approx(summary["validation"]["baseline"] + 2.5)

@@ -22,6 +22,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from pruning.embedding import Embedding
 from pruning.errors import DataError
 from pruning.task import Classification, MultiLabel, Regression, Segmentation, Task, TokenClassification
 from tasks.data_factory import as_splits
@@ -85,6 +86,22 @@ class Stream(IterableDataset[Any]):
 class Picks(Regression):
     def unpack(self, batch: Any) -> tuple[Any, Any]:
         return batch["x"], batch["count"]
+
+
+@pytest.mark.parametrize(
+    ("make", "task"),
+    [
+        (lambda x, y: x, Classification()),
+        (lambda x, y: x, Embedding()),
+        (lambda x, y: (x,), Embedding()),
+        (lambda x, y: {"pixels": x}, Embedding()),
+        (lambda x, y: x, None),
+    ],
+)
+def test_samples_of_inputs_alone_have_no_labels(make: Any, task: Task | None) -> None:
+    found = as_splits({**parts(make), "classes": ("a", "b")}, "data:load", task)
+    assert not found.labelled
+    assert torch.equal(found.validation.inputs, WANTED.validation.inputs)
 
 
 NUMBERS = {"train": range(50), "validation": range(50, 70), "test": range(70, 90)}
