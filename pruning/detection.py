@@ -224,7 +224,8 @@ class Detection(Task):
             )
             for at, one in enumerate(images)
         ]
-        return torch.stack(found), torch.ones(len(found))
+        sums = torch.stack(found)
+        return sums, torch.ones_like(sums)
 
     def check_targets(self, targets: Any, classes: Sequence[str]) -> None:
         """See that boxes have a size, and labels a class."""

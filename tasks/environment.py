@@ -39,6 +39,8 @@ DEFAULTS = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes for evaluations that nothing here asks for
     "GIT_PYTHON_REFRESH": "quiet",
+    # cuBLAS: a workspace of its own for each stream, or sums come in another order in each run; read as CUDA begins.
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
 
 for name, value in DEFAULTS.items():

@@ -135,6 +135,22 @@ def next_step(settings: ScheduleSettings, history: Sequence[Outcome]) -> Attempt
     return Attempt(number=len(history), goal=goal, step=goal - accepted)
 
 
+def expected_goals(settings: ScheduleSettings, history: Sequence[Outcome] = ()) -> tuple[float, ...]:
+    """Return the goals of the attempts that follow a history if each is accepted and reaches its goal, no more.
+
+    Fewer follow where an attempt goes beyond its goal, more where one is rejected: one at least, if any, and what
+    `max_attempts` leaves at most.
+
+    >>> pace = {"shape": "linear", "backoff": 0.5, "smallest_step": 0.01, "max_attempts": 9}
+    >>> expected_goals(ScheduleSettings(target=0.8, iterations=2, **pace))
+    (0.4, 0.8)
+    """
+    found = list(history)
+    while isinstance(step := next_step(settings, found), Attempt):
+        found.append(Outcome(step.goal, step.goal, accepted=True))
+    return tuple(one.goal for one in found[len(history) :])
+
+
 def _replay(settings: ScheduleSettings, history: Sequence[Outcome]) -> tuple[float, float]:
     """Return the reduction accepted so far and the longest step allowed."""
     accepted, cap = 0.0, 1.0

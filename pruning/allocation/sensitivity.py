@@ -143,12 +143,8 @@ class Sensitivity:
         Raises:
             SettingsError: the group is unknown.
         """
-        names = tied_names(self._groups, group_name)
-        size, smallest = self._groups[group_name].size, min(self._groups[name].size for name in names)
-        rates: dict[int, float] = {}
-        for rate in self._rates:
-            if count := min(round(rate * size), smallest - 1):
-                rates.setdefault(count, rate)
+        names, size = tied_names(self._groups, group_name), self._groups[group_name].size
+        rates = self._counts(group_name)
         counts = sorted(rates)
         points: dict[int, Point] = {}
         while (index := self._next(points, len(counts))) is not None:
@@ -163,11 +159,28 @@ class Sensitivity:
             points=tuple(points[index] for index in sorted(points)),
         )
 
+    def most_points(self, group_name: str) -> int:
+        """Return how many points the curve of a group has at most."""
+        counts = len(self._counts(group_name))
+        return counts if self._sweep == "full" else min(counts, self._most)
+
+    def _counts(self, group_name: str) -> dict[int, float]:
+        """Return the numbers of channels that may be masked, and the lowest rate that comes to each."""
+        smallest = min(self._groups[name].size for name in tied_names(self._groups, group_name))
+        rates: dict[int, float] = {}
+        for rate in self._rates:
+            if count := min(round(rate * self._groups[group_name].size), smallest - 1):
+                rates.setdefault(count, rate)
+        return rates
+
+    @property
+    def _most(self) -> int:
+        return max(_FEWEST, len(self._rates) // 3)
+
     def _next(self, points: Mapping[int, Point], num: int) -> int | None:
         if self._sweep == "full":
             return len(points) if len(points) < num else None
-        budget = max(_FEWEST, len(self._rates) // 3)
-        if len(points) >= budget or any(self._nothing_lost(one, index, num) for index, one in points.items()):
+        if len(points) >= self._most or any(self._nothing_lost(one, index, num) for index, one in points.items()):
             return None
         assert self.whole.losses is not None
         rises = {index: point.loss - self.whole.loss for index, point in points.items()}

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
 from pruning.containers import Inputs, named_inputs, take
-from pruning.errors import ModelError, ProfileError
+from pruning.errors import ModelError, ProfileError, unknown_name
 from pruning.graph.axes import Atom, Axis, count, leaves
 from pruning.graph.groups import Groups
 from pruning.graph.layers import Geometry, LayerCall
@@ -180,8 +181,10 @@ def check_provider(provider: str) -> None:
     """See that operators of an execution provider are done when they return.
 
     Raises:
-        ProfileError: They may not be.
+        ProfileError: They may not be, or ONNX Runtime knows no such provider.
     """
+    if provider not in onnxruntime.get_all_providers():
+        raise ProfileError(unknown_name("execution provider", provider, onnxruntime.get_available_providers()))
     if provider not in _SYNCHRONOUS:
         raise ProfileError(
             f"{provider} can't be profiled: its operators may return before they are done; expected one of "

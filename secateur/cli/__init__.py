@@ -10,6 +10,7 @@ from click.shell_completion import get_completion_class
 
 from secateur import __version__
 from secateur.cli.commands import cleanup, explain, frontier, params, promote, restore, rollback, run, serve, status, ui
+from secateur.cli.launch import launch
 from secateur.cli.model import init, inspect
 from secateur.cli.terminal import FAULT
 from secateur.packages import advice, find_own_packages_first
@@ -65,7 +66,7 @@ def completion(context: click.Context, shell: str) -> None:
 
 for _command in (
     *(init, inspect, run, status, explain, params, frontier),
-    *(promote, rollback, restore, cleanup, ui, serve, completion),
+    *(promote, rollback, restore, cleanup, launch, ui, serve, completion),
 ):
     commands.add_command(_command)
 

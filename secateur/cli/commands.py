@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -184,6 +185,13 @@ stage_argument = click.argument("stage", type=_Stage(), shell_complete=_complete
     help=f"Where everything is written.  [default: {WORKSPACE}; of a trial: trials/NAME]",
 )
 @click.option("--no-commit", is_flag=True, help="Leave DVC alone.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Run nothing: say which stages would run and why, how many attempts, epochs and evaluations, how long, and "
+    "what disk and memory are needed, from some seconds of timing.",
+)
+@click.option("--json", "as_json", is_flag=True, help="For programs, with --dry-run.")
 @prefect_option
 @debug_option
 def run(
@@ -192,6 +200,8 @@ def run(
     params: Path,
     workspace: Path | None,
     no_commit: bool,
+    dry_run: bool,
+    as_json: bool,
     prefect: bool,
     debug: bool,
 ) -> None:
@@ -199,6 +209,11 @@ def run(
 
     A run that was killed goes on where it was. Exit code 1 if no attempt was accepted.
     """
+    if as_json and not dry_run:
+        raise click.UsageError("--json goes with --dry-run: a run writes its figures into files")
+    if dry_run:
+        _dry_run(stage, changes, params, workspace, as_json, debug)
+        return
     watch_signals("run")
     from flows import command
 
@@ -225,6 +240,36 @@ def run(
             command.run_flow(COMMANDS[stage], options)
 
     command.execute("secateur run", options, action)
+
+
+def _dry_run(
+    stage: str | None, changes: tuple[str, ...], params: Path, workspace: Path | None, as_json: bool, debug: bool
+) -> None:
+    if stage == CODE:
+        raise click.BadParameter(f"{CODE} runs each time, in a second; name another stage, or none")
+
+    def action() -> None:
+        from tasks.config.overrides import draft_trial, trial_workspace
+        from tasks.estimate import dry_run
+
+        with ExitStack() as stack:
+            if changes:
+                place, shared = workspace or trial_workspace(changes), WORKSPACE
+                found = dry_run.estimate(
+                    stack.enter_context(draft_trial(params, changes)), place, shared=shared, only=stage
+                )
+            else:
+                found = dry_run.estimate(params, workspace or WORKSPACE, only=stage)
+        if as_json:
+            say(json.dumps(dry_run.as_json(found), indent=2))
+            return
+        from secateur.cli.terminal import print_lines, print_table
+
+        print_table(dry_run.HEAD, dry_run.rows(found), numbers=dry_run.HEAD[2:-1])
+        say("")
+        print_lines(dry_run.lines(found))
+
+    execute("run", action, debug=debug, workspace=workspace or WORKSPACE)
 
 
 @click.command(short_help="Say which stages are current.")

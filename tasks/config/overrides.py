@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -169,21 +170,32 @@ def write_trial(params: Path, changes: Sequence[str], workspace: Path) -> Path:
             f"{DEFAULT_ROOT}/ holds what {DEFAULT_PARAMS} asks for; a trial needs a workspace of its own: leave out "
             "--workspace, or give another"
         )
-    before = load(params)
-    changed = of_trials(read_mapping(params), before)
+    Workspace(workspace).refuse_links()
+    with draft_trial(params, changes) as draft:  # what isn't accepted leaves no trace in the workspace
+        changed = read_mapping(draft)
+    written = workspace / DEFAULT_PARAMS
+    write_mapping(written, changed)
+    return written
+
+
+@contextmanager
+def draft_trial(params: Path, changes: Sequence[str]) -> Iterator[Path]:
+    """Write the settings of a trial into a folder that is gone after the block, and give the file.
+
+    Raises:
+        SettingsError: A change is malformed, names no setting, or gives a value that isn't accepted.
+    """
+    changed = of_trials(read_mapping(params), load(params))
     for change in changes:
         changed = overridden(changed, change)
-    Workspace(workspace).refuse_links()
-    with TemporaryDirectory() as folder:  # what isn't accepted leaves no trace in the workspace
+    with TemporaryDirectory() as folder:
         draft = Path(folder) / DEFAULT_PARAMS
         write_mapping(draft, changed)
         try:
             load(draft)
         except SettingsError as error:
             raise SettingsError(str(error).replace(str(draft), f"{params}, changed by --set,", 1)) from error
-    written = workspace / DEFAULT_PARAMS
-    write_mapping(written, changed)
-    return written
+        yield draft
 
 
 def overridden(settings: dict[str, Any], change: str) -> dict[str, Any]:

@@ -137,9 +137,9 @@ def name_for_mlflow(value: str) -> str:
 
 
 def usable_device(value: str) -> str:
-    """Accept a device on which this machine can compute."""
+    """Accept a device on which this machine can compute; `meta` is none, its tensors have no values."""
     try:
-        torch.empty(0, device=value)
+        torch.zeros(1, device=value).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"this machine can't compute on it ({str(error).splitlines()[0]}); expected cpu or cuda"

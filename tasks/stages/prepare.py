@@ -37,7 +37,7 @@ def prepare(settings: Settings, workspace: Workspace) -> None:
     reference = settings.data.factory
     found = open_sets(settings)
     sets = found if isinstance(found, DataSets) else None
-    if isinstance(found, DataSets) and _is_copied(found, settings):
+    if isinstance(found, DataSets) and is_copied(found, settings):
         try:
             found = found.read()
         except SizesError:  # from batch to batch, as of texts that are padded to the longest: batches are read then
@@ -61,7 +61,7 @@ def prepare(settings: Settings, workspace: Workspace) -> None:
         )
 
 
-def _is_copied(sets: DataSets, settings: Settings) -> bool:
+def is_copied(sets: DataSets, settings: Settings) -> bool:
     """Say whether all samples go into the workspace."""
     chosen = settings.data
     if chosen.identity not in ("auto", "content") or sets.num_bytes >= chosen.copy_below_bytes:

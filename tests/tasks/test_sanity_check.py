@@ -424,6 +424,7 @@ CASES: list[tuple[Change, str]] = [
     (prune(criterion="wrong_code:score_none"), "gave a NoneType"),
     (lambda s: s["analyze"].update(criterion="wrong_code:score_short"), "one score per channel"),
     (profile("CUDAExecutionProvider"), "profile.provider: CUDAExecutionProvider can't be profiled"),
+    (profile("CudaExecutionProvider"), "profile.provider: unknown execution provider 'CudaExecutionProvider'"),
     (profile("XnnpackExecutionProvider"), "profile.provider: this ONNX Runtime has no XnnpackExecutionProvider"),
     (model("branches_on_values"), "can't be exported to ONNX: GuardOnDataDependentSymNode"),
     (model("beyond_onnx"), "can't be exported to ONNX: DispatchError: No ONNX function found for"),
