@@ -294,8 +294,9 @@ def _notes(
 
 
 def _tried(summary: Json, outcome: LoopOutcome, measure: Measure) -> str:
+    attempts = f"{summary['attempts']} attempt{'s' if summary['attempts'] != 1 else ''}"
     return (
-        f"{summary['attempts']} attempts, {summary['accepted']} accepted; ended because: {outcome['stopped_because']}. "
+        f"{attempts}, {summary['accepted']} accepted; ended because: {outcome['stopped_because']}. "
         f"Decisions were made on the validation set, with a floor of {measure.show(outcome['floor'])}. The figures "
         f"above are from the test set, {summary['test_samples']:,} samples that no decision has used."
     )

@@ -337,6 +337,8 @@ def _in_text(given: _Given) -> tuple[Parts, frozenset[int]]:
             wanted = given.target[0, : len(tokens)].tolist()
             rows["target"] = right = [given.name(label) if label >= 0 else "–" for label in wanted]
         rows |= {name: [given.name(label) for label in one[: len(tokens)]] for name, one in answers.items()}
+        for name in answers:  # what isn't counted isn't shown
+            rows[name] = [one if at >= len(right) or right[at] != "–" else "–" for at, one in enumerate(rows[name])]
     lines = []
     for name, row in rows.items():
         cells = (_cell(one, right[at : at + 1], name in answers) for at, one in enumerate(row))

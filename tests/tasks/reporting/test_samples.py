@@ -171,7 +171,7 @@ def test_tokens_have_their_answers_below_them() -> None:
     wanted = torch.tensor([[0, 2, -100, 1]])
     logits = nn.functional.one_hot(torch.tensor([[0, 1, 2, 1]]), 3).float()
     (one,) = shown(TokenClassification(), ids, wanted, logits, logits)
-    assert text(one.parts[0][1]) == "token 0 2 1 2 target a c – b baseline a b c b pruned a b c b"
+    assert text(one.parts[0][1]) == "token 0 2 1 2 target a c – b baseline a b – b pruned a b – b"
     assert one.parts[0][1].count("worse") == 2  # one for each model; what is ignored is not wrong
     (one,) = shown(CausalLM(), ids, ids, logits, logits)
     assert text(one.parts[0][1]) == "token a c b c baseline – a b c pruned – a b c"
