@@ -32,6 +32,7 @@ from prefect.settings import get_current_settings
 from pydantic import BaseModel
 
 from flows import signals, temporary_server
+from pruning.errors import WorkspaceError
 from tasks.workspace import write_json
 
 P = ParamSpec("P")
@@ -135,6 +136,33 @@ def is_away() -> bool:
     except httpx.TransportError:
         return True
     return answer.status_code >= _FIRST_FAULT_OF_A_SERVER
+
+
+def reach_server(setting: str, *, lasting: bool = False) -> None:
+    """See to it that Prefect's server answers: the one that is named, or one of this process's own.
+
+    Args:
+        setting: What needs it, for the message.
+        lasting: Whether it has to be one that others know too.
+
+    Raises:
+        WorkspaceError: None answers.
+    """
+    address = _address()
+    if address is None and lasting:
+        raise WorkspaceError(
+            f"{setting} needs a Prefect server that its workers know, and none is named; set PREFECT_API_URL "
+            "(`secateur serve` and `prefect server start` show the address)"
+        )
+    if address is None and not temporary_server.start():
+        raise WorkspaceError(
+            f"{setting} needs a Prefect server, and the one of this process didn't come up; "
+            f"{os.environ['PREFECT_HOME']}/logs says why, or name another by PREFECT_API_URL"
+        )
+    if is_away():
+        raise WorkspaceError(
+            f"{setting} needs Prefect's server, and {_address()} doesn't answer; start it, or correct PREFECT_API_URL"
+        )
 
 
 def tell(action: Callable[[], R]) -> R | None:

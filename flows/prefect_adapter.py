@@ -1,36 +1,22 @@
-"""Flow, task and process pool: Prefect's if its engine is asked for, plain Python otherwise.
+"""Flow and task: Prefect's if its engine is asked for, plain Python otherwise.
 
 A run from a terminal, or a stage run by DVC, starts no engine and no server and imports nothing from Prefect.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, wraps
-from inspect import signature
-from multiprocessing import get_context
-from multiprocessing.connection import wait
 from typing import Any, TypeVar
 from uuid import UUID
 
 import tasks  # noqa: F401  # sets the environment before Prefect is imported
 from flows import signals
-from pruning.errors import WorkspaceError
 from tasks.registry.dvc_repo import inside_dvc
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-Submit = Callable[..., Callable[[], Any]]
-"""(function, arguments) -> a function that waits for the result and returns it."""
 
 BY_DVC = inside_dvc()
 """Whether DVC runs this process as one of its stages; neither Prefect nor MLflow is told about those."""
@@ -146,31 +132,6 @@ def call_as_task(function: Callable[..., Any], name: str, *arguments: Any) -> An
     return task(*arguments)
 
 
-@contextmanager
-def process_pool(processes: int, initializer: Callable[[], None]) -> Iterator[Submit]:
-    """Yield a function that submits calls to a process pool: as tasks of the flow's run, if there is one.
-
-    Args:
-        processes: How many there are.
-        initializer: Called in each of them first.
-    """
-    if run_id() is None:
-        with ProcessPoolExecutor(processes, get_context("spawn"), initializer) as pool:
-            yield lambda function, *arguments: pool.submit(function, *arguments).result
-    else:
-        import prefect
-        from prefect.cache_policies import NO_CACHE
-        from prefect.task_runners import ProcessPoolTaskRunner
-
-        with ProcessPoolTaskRunner(processes, initializer=initializer) as runner:
-
-            def submit(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-                task = prefect.task(cache_policy=NO_CACHE, persist_result=False)(function)
-                return runner.submit(task, signature(function).bind(*arguments).arguments).result
-
-            yield submit
-
-
 def _show(make: str, **given: Any) -> Any:
     """Call one of Prefect's functions that create or change an artifact; without the engine, do nothing."""
     if not uses_prefect():
@@ -267,47 +228,3 @@ def remove_flow_runs(before: datetime, *, dry_run: bool) -> int | None:
                     client.delete_flow_run(run.id)
             removed += len(page)
     return removed
-
-
-def in_processes(function: Callable[..., None], calls: Sequence[tuple[Any, ...]], processes: int) -> Iterator[int]:
-    """Call a function once for each set of arguments, and yield after each call how many are done.
-
-    Args:
-        function: Of a module, so that another process finds it.
-        calls: The arguments of each call.
-        processes: How many work side by side.
-
-    Raises:
-        WorkspaceError: A process was killed.
-        Exception: Whatever the function raised; the other processes are ended then.
-    """
-    before = set(multiprocessing.active_children())
-    with process_pool(min(processes, len(calls)), _belong_to_the_parent) as submit:
-        try:
-            results = [submit(function, *arguments) for arguments in calls]
-            for done, result in enumerate(results):
-                result()
-                yield done + 1
-        except BaseException as fault:
-            for process in set(multiprocessing.active_children()) - before:
-                process.kill()
-            if not isinstance(fault, BrokenProcessPool):
-                raise
-            raise WorkspaceError(
-                f"one of {processes} processes was killed, most often because memory ran out. What was "
-                "finished is kept; run the same command again, with a smaller machine.processes if memory is short"
-            ) from fault
-
-
-def _belong_to_the_parent() -> None:
-    """Leave signals to the parent process, and end when it ends, however that happens."""
-    for number in signals.ASKING:
-        signal.signal(number, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end, daemon=True).start()

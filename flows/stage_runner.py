@@ -45,6 +45,7 @@ class Run:
         settings: The same, checked.
         workspace: Where everything is written.
         versions: Where finished stages are committed; None to leave DVC alone.
+        tracked: Whether MLflow is told how the loop goes.
     """
 
     params: Path
@@ -52,6 +53,7 @@ class Run:
     settings: Settings
     workspace: Workspace
     versions: DvcRepo | None
+    tracked: bool = True
 
     @classmethod
     def begin(cls, params: str, workspace: str, commit: bool) -> Run:
@@ -171,7 +173,7 @@ def recorded_end(run: Run) -> Iterator[None]:
     try:
         yield
     except BaseException as end:
-        if not BY_DVC and (run.workspace.folder(LOOP) / LEDGER).exists():
+        if run.tracked and not BY_DVC and (run.workspace.folder(LOOP) / LEDGER).exists():
             failed = isinstance(end, Exception) and not signals.asked()
             _record_end(run, mlflow_runs.FAILED if failed else mlflow_runs.KILLED, end)
         raise

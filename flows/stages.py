@@ -17,7 +17,6 @@ from flows.prefect_adapter import (
     ProgressBar,
     call_as_flow,
     call_as_task,
-    in_processes,
     publish_table,
     uses_prefect,
 )
@@ -31,6 +30,7 @@ from tasks.workspace import Workspace, locked
 
 if TYPE_CHECKING:  # these import torch
     from flows.stage_runner import Making, Run
+    from tasks.fan_out import FanOut
     from tasks.loop.ledger import Row
     from tasks.loop.loop import Loop
 
@@ -46,28 +46,30 @@ def run_as_flow(run: Run, name: str) -> None:
         run: What was asked for.
         name: The stage.
     """
+    from flows.fan_out import fan_out
     from flows.stage_runner import run_stage, unless_current
 
     def stage() -> None:
-        if name == PRUNE:
-            unless_current(run, name, _make)
-        else:
-            body = body_of(name)
-            run_stage(run, name, partial(body, fan_out=in_processes) if name == "analyze" else body)
+        with fan_out(run.settings) as parts:
+            if name == PRUNE:
+                unless_current(run, name, partial(_make, parts=parts))
+            else:
+                body = body_of(name)
+                run_stage(run, name, partial(body, fan_out=parts) if name == "analyze" else body)
 
     shown = str(run.params), str(run.workspace.root), run.versions is not None
     call_as_flow(stage, name, find_stage(name).summary, *shown)
 
 
-def _make(making: Making) -> None:
+def _make(making: Making, parts: FanOut | None) -> None:
     from flows.stage_runner import recorded_end
 
     with recorded_end(making.run):
-        _loop(making.run)
+        _loop(making.run, parts)
     making.seal()
 
 
-def _loop(run: Run) -> None:
+def _loop(run: Run, parts: FanOut | None) -> None:
     bar = ProgressBar("prune-progress", "share of the target that is reached")
 
     def watch(loop: Loop, row: Row | None) -> None:
@@ -75,7 +77,7 @@ def _loop(run: Run) -> None:
         if row is not None:
             _track(run, loop)
 
-    loop = body_of(PRUNE)(run.settings, run.workspace, call=call_as_task, watch=watch)
+    loop = body_of(PRUNE)(run.settings, run.workspace, fan_out=parts, call=call_as_task, watch=watch)
     publish_table(
         "prune-attempts", [_cells(row, loop.measure.name) for row in loop.ledger.rows], "every attempt of the loop"
     )
@@ -83,7 +85,7 @@ def _loop(run: Run) -> None:
 
 def _track(run: Run, loop: Loop) -> None:
     """Bring MLflow up to date; if its server is unreachable, the next run does that, from the ledger."""
-    if BY_DVC:
+    if BY_DVC or not run.tracked:
         return
     from tasks.registry import mlflow_runs
 

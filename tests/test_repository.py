@@ -88,7 +88,7 @@ def test_few_files_know_a_tool(tool: str, owners: set[str]) -> None:
 def test_prefect_is_known_to_the_engine_its_servers_and_what_goes_on_without_it() -> None:
     pattern = re.compile(r"^\s*(import|from) prefect\b", re.MULTILINE)
     found = {path.name for path in sources(*PACKAGES) if pattern.search(path.read_text(encoding="utf-8"))}
-    assert found == {"prefect_adapter.py", "offline.py", "temporary_server.py", "serve.py", "worker.py"}
+    assert found == {"prefect_adapter.py", "offline.py", "fan_out.py", "temporary_server.py", "serve.py", "worker.py"}
 
 
 def test_no_code_of_the_product_unpickles() -> None:

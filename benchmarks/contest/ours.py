@@ -28,7 +28,7 @@ from tasks.config.prune_schema import Structured
 from tasks.config.schema import load
 from tasks.config.target_schema import Allocation
 from tasks.environment import REPOSITORY
-from tasks.loop.channels import within_better
+from tasks.loop.trial import within_better
 
 TOOL = "secateur"
 MAX_SPARSITY = 0.9  # of a group, where one threshold serves all

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import pruning
-from flows.prefect_adapter import in_processes
+from flows.fan_out import fan_out
 from pruning.allocation.budget import Budget, BudgetSolver
 from pruning.allocation.knapsack import allocate
 from pruning.allocation.sensitivity import Sensitivity, Sweep
@@ -174,7 +174,8 @@ def measure_walls() -> list[Wall]:
                 body(settings, workspace)
                 seal(workspace.folder(stage.folder), fingerprint(stage, settings, workspace))
             begin = time.perf_counter()
-            analyze.analyze(settings, workspace, in_processes)
+            with fan_out(settings) as parts:
+                analyze.analyze(settings, workspace, parts)
             walls.append(Wall(processes, time.perf_counter() - begin))
     return walls
 

@@ -291,7 +291,11 @@ JudgeEach = Callable[[Plan], Tensor]
 
 
 def choose_by_trial(
-    plans: Mapping[str, Plan], judges: Sequence[JudgeEach], *, progress: Progress | None = None
+    plans: Mapping[str, Plan],
+    judges: Sequence[JudgeEach],
+    *,
+    ahead: Callable[[JudgeEach, Sequence[Plan]], object] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Tried, ...]:
     """Try several plans for the same target, and take the first that can't be told from the best.
 
@@ -304,6 +308,7 @@ def choose_by_trial(
         plans: Name of an allocation -> its plan. Equal plans are judged once.
         judges: One at least; none is asked where all plans are equal. A `ModelError` of theirs (no finite loss, say)
             drops the plan.
+        ahead: Told before a round which judge will be asked about which plans: it may judge them side by side.
         progress: Told after each plan of a round.
 
     Returns:
@@ -325,6 +330,8 @@ def choose_by_trial(
         if len(left) == 1:
             break
         losses: dict[str, Tensor] = {}
+        if ahead is not None:
+            ahead(judge, [plans[name] for name in left])
         for number, name in enumerate(left):
             try:
                 losses[name] = judge(plans[name])

@@ -21,6 +21,14 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from pruning.errors import SecateurError
 
+_writer = ""
+
+
+def name_writer(name: str) -> None:
+    """Let `replace_file` of this process write beside under a name of its own, where others write the same files."""
+    global _writer
+    _writer = f"{name}."
+
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file beside its place, flush it to the disk, rename it into its place.
@@ -28,7 +36,7 @@ def replace_file(path: Path, content: bytes) -> None:
     Raises:
         OSError: The system refuses, for want of space perhaps: it names the file, and what was written of it is gone.
     """
-    beside = path.with_name(f".{path.name}.partial")
+    beside = path.with_name(f".{path.name}.{_writer}partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.unlink(missing_ok=True)  # a link that lies there isn't written through

@@ -16,12 +16,14 @@ from tasks.config.target_schema import MaxDrop, Target
 from tasks.config.training_schema import Baseline, Data, Model, Task, Training, check_recipes
 from tasks.config.types import (
     MOST_THREADS,
+    Arguments,
     CriterionName,
     Section,
     Share,
     Threads,
     TimedBatch,
     existing_file,
+    installed,
     name_for_mlflow,
     usable_device,
     without_own_names,
@@ -40,13 +42,43 @@ class Run(Section):
     """Where torch computes: cpu, cuda, cuda:1."""
 
 
+class TaskRunner(Section):
+    """A Prefect task runner whose cluster computes parts."""
+
+    factory: Annotated[str, AfterValidator(installed)]
+    """Import string of the class: prefect_ray:RayTaskRunner, prefect_dask:DaskTaskRunner, or your own."""
+    arguments: Arguments = Field(default_factory=dict)
+    """Keyword arguments for it: {address: "ray://head:10001"}; without an address a cluster on this machine is started.
+    """
+
+
 class Machine(Section):
-    """How much of this machine is used; no output depends on it."""
+    """How much of which machines is used; no output depends on it."""
 
     processes: StrictInt = Field(default=1, ge=1, le=256)
-    """How many processes measure sensitivities in parallel, each with run.threads threads."""
+    """How many parts are computed side by side, each with run.threads threads: groups of analyze, recipes and
+    allocations of an attempt, targets of `secateur frontier`. 1: one after the other, in one process.
+    """
+    work_pool: Annotated[str, Field(min_length=1)] | None = None
+    """A Prefect work pool whose workers compute the parts, a flow run for each. null: processes of this machine."""
+    task_runner: TaskRunner | None = None
+    """A Prefect task runner that computes the parts, on Ray or Dask for instance. null: processes of this machine."""
+    patience_minutes: StrictFloat = Field(default=10.0, gt=0, le=10_080)
+    """For how long no worker may give a sign of life of a part before the process that asked computes it itself."""
     num_workers: StrictInt = Field(default=0, ge=0, le=256)
     """How many processes make the samples of data sets that aren't copied, ahead of what reads them."""
+
+    @model_validator(mode="after")
+    def _parts_go_to_one_place(self) -> Self:
+        named = [name for name in ("work_pool", "task_runner") if getattr(self, name) is not None]
+        if len(named) > 1:
+            raise ValueError("work_pool and task_runner are both given; parts go to one of them: remove the other")
+        if named and self.processes == 1:
+            raise ValueError(
+                f"{named[0]} is given and processes is 1, so that nothing would be divided into parts; set processes "
+                "to how many parts it computes at once"
+            )
+        return self
 
 
 class Analyze(Section):
@@ -200,7 +232,7 @@ class Settings(Section):
     cleanup: Cleanup = Cleanup()
     """What `secateur cleanup` removes. No stage runs again because of it."""
     machine: Machine = Machine()
-    """What of this machine is used. No result depends on it, and no stage runs again because of it."""
+    """What of which machines is used. No result depends on it, and no stage runs again because of it."""
     frontier: Frontier = Frontier()
     """What `secateur frontier` compares. No stage runs again because of it."""
     promote: Promote = Promote()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,6 +79,20 @@ def named(kind: str, known: dict[str, str]) -> AfterValidator:
     return AfterValidator(check)
 
 
+_EXTRAS = {"prefect_ray": "ray", "prefect_dask": "dask"}
+"""What brings modules along that a setting may name."""
+
+
+def installed(reference: str) -> str:
+    """Accept an import string whose package is installed; it isn't imported before it is used."""
+    name = reference.partition(":")[0].partition(".")[0]
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", reference):
+        raise ValueError(f"{reference!r} is no import string; expected 'package.module:name'")
+    if name in _EXTRAS and find_spec(name) is None:
+        raise ValueError(f'{name} isn\'t installed; run `pip install "secateur[{_EXTRAS[name]}]"`')
+    return reference if name in _EXTRAS else _importable(reference)
+
+
 def without_own_names(settings: Any) -> Any:
     """Leave out cross_entropy and accuracy where a classification has them by itself: one setting, one value."""
     if not isinstance(settings, dict) or not isinstance(training := settings.get("training"), dict):
@@ -109,7 +124,9 @@ def _known_weight_criterion(value: str) -> str:
 
 
 def as_pattern(value: Any) -> tuple[int, int]:
-    """Read N:M, such as "2:4"; unquoted, YAML 1.1 takes 2:4 for the number 124."""
+    """Read N:M, such as "2:4"; unquoted, YAML 1.1 takes 2:4 for the number 124. [2, 4] is how JSON has it."""
+    if isinstance(value, list) and [type(part) for part in value] == [int, int]:
+        value = "{}:{}".format(*value)
     found = re.fullmatch(r"(\d+):(\d+)", value) if isinstance(value, str) else None
     num_kept, of = (int(part) for part in found.groups()) if found else (0, 0)
     if not 1 <= num_kept < of:

@@ -1,33 +1,32 @@
-"""Which channels go, for structured pruning: scored by the criterion, shared out by the allocation, within limits.
+"""Which channels go within some limits, by one allocation, for structured pruning; and the model that they leave.
 
-And the model that they leave, recovered without training: that is how allocations are tried.
+Channels are scored by the criterion; what they leave is recovered without training.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
-from math import inf
+from functools import cached_property, partial
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import pruning
 from pruning.allocation.budget import Budget, BudgetSolver, Measure, joined
 from pruning.allocation.hardware_widths import find_kernel_widths, plan_for_latency, rounded
 from pruning.allocation.knapsack import allocate, search
-from pruning.allocation.selection import Scope, Tried, choose, choose_by_trial, free_groups
+from pruning.allocation.selection import Scope, Tried, choose, free_groups
 from pruning.containers import Inputs
-from pruning.errors import ModelError, TargetError
+from pruning.errors import TargetError
 from pruning.evaluation import evaluate
 from pruning.graph.groups import Groups
 from pruning.importance import Criterion, Ranking, needs_of
 from pruning.latency.profile import LatencyCost
-from pruning.plan.constraints import Freedom, Limits, find_tied_groups, within_first
+from pruning.plan.constraints import Limits, find_tied_groups
+from pruning.plan.masks import compose, without_blocks
 from pruning.plan.plan import Cost, Plan
 from pruning.recovery.basis import in_principal_components
 from pruning.recovery.calibrate import recalibrate
@@ -39,7 +38,8 @@ from tasks.config.prune_schema import Structured
 from tasks.config.target_schema import Allocation
 from tasks.data import read_split
 from tasks.loop.measurements import latency_cost, read_curves
-from tasks.loop.targets import LATENCY, StepContext
+from tasks.loop.step_context import StepContext
+from tasks.loop.targets import LATENCY
 from tasks.models import chosen_criterion, loss_and_metric
 from tasks.terminal import shown
 
@@ -56,12 +56,13 @@ class Offered:
     Attributes:
         context: Where the step starts, its model turned for the sake of its streams where they are offered.
         groups: Of its model.
+        streams: Whether channels of residual streams are among them.
     """
 
     def __init__(self, context: StepContext, streams: bool) -> None:
         if streams and structured(context).blocks == "never":  # else all of the step begins with the turned model
             context = in_basis(context)
-        self.context = context
+        self.context, self.streams = context, streams
         self.groups = pruning.find_groups(context.model, context.example, allow_mixed=streams)
 
     @cached_property
@@ -101,123 +102,7 @@ class Choice:
     tried: tuple[Tried, ...] = ()
 
 
-def choose_channels(context: StepContext) -> tuple[Choice, Offered, Freedom]:
-    """Choose which channels go, by the criterion, and how many, by the allocation.
-
-    Returned are the choice, what it was made from, and what it was free to do: the first of the settings' freedoms that
-    lets the goal be met. Where that takes looser limits and streams may go, the first that lets streams go is tried as
-    well; taken is the one whose model, recovered and not trained, has the lower loss on validation samples.
-
-    Raises:
-        TargetError: The goal can't be met.
-    """
-    allowed, offered = structured(context).freedoms, cache(partial(Offered, context))
-
-    def freedoms() -> Iterator[Freedom]:
-        for freedom in allowed:
-            was_tried = freedom.streams and replace(freedom, streams=False) in allowed
-            if not was_tried or any(group.mixed for group in offered(streams=True).groups):
-                yield freedom  # in a model without residual streams the same groups were tried before
-
-    allocation = structured(context).allocation
-
-    def choose_within(freedom: Freedom) -> Choice:
-        found, limits = offered(streams=freedom.streams), freedom.limits
-        if allocation.strategy == "trial":
-            return _choose_by_trial(context, found, limits)
-        return _choose_within(context, found, limits, allocation)
-
-    choice, freedom = within_better(
-        freedoms, choose_within, lambda made, within: _loss_after(offered(streams=within.streams), made)
-    )
-    return choice, offered(streams=freedom.streams), freedom
-
-
-def within_better(
-    freedoms: Callable[[], Iterator[Freedom]],
-    make: Callable[[Freedom], Made],
-    loss: Callable[[Made, Freedom], float],
-) -> tuple[Made, Freedom]:
-    """Make something within the first freedom that lets its target be met, or the first that lets streams go.
-
-    Args:
-        freedoms: Gives them in their order, each time anew; what is not asked for is not worked out.
-        make: Makes it within one of them.
-        loss: What it costs; only asked where limits had to give way and streams would do as well.
-
-    Raises:
-        OutOfReachError: The target is out of reach of all.
-    """
-    made, freedom = within_first(freedoms(), make)
-    if freedom.streams or freedom == next(freedoms()):
-        return made, freedom
-    with_streams = [one for one in freedoms() if one.streams]
-    if with_streams:
-        with suppress(TargetError):  # then the limits are what has to give way
-            other, way = within_first(with_streams, make)
-            losses = loss(made, freedom), loss(other, way)
-            log.info(
-                "prune: loss on validation samples before training, within %s: %.6g; within %s: %.6g",
-                *(freedom, losses[0], way, losses[1]),
-            )
-            if losses[1] < losses[0]:
-                return other, way
-    return made, freedom
-
-
-def _loss_after(offered: Offered, choice: Choice) -> float:
-    """Return the mean loss on validation samples of what a choice leaves, recovered, not trained; infinite without."""
-    try:
-        num_samples = structured(offered.context).recover.num_samples
-        return float(_losses_after(offered, num_samples, JUDGED_ON, choice.plan).double().mean())
-    except ModelError:
-        return inf
-
-
-def _choose_by_trial(context: StepContext, offered: Offered, limits: Limits) -> Choice:
-    """Choose within some limits by several allocations, and take the first that can't be told from the best.
-
-    Each is narrowed and recovered, and judged by its loss on validation samples without training; at first after a
-    recovery that looks at a quarter of the samples.
-
-    Raises:
-        TargetError: The goal can't be met by any of them, or none leaves a model that can be judged.
-    """
-    choices: dict[str, Choice] = {}
-    refused: dict[str, TargetError] = {}
-    for name, allocation in structured(context).allocation.candidates_tried().items():
-        try:
-            choices[name] = _choose_within(context, offered, limits, allocation)
-        except TargetError as fault:
-            refused[name] = fault
-    if not choices:
-        raise next(iter(refused.values()))
-    num_samples = structured(context).recover.num_samples
-    with shown("trial: allocations") as progress:
-        judges = [
-            partial(_losses_after, offered, samples, judged)
-            for samples, judged in ((max(2, num_samples // 4), JUDGED_ON), (num_samples, 4 * JUDGED_ON))
-        ]
-        tried = choose_by_trial({name: choice.plan for name, choice in choices.items()}, judges, progress=progress)
-    chosen = next(one.name for one in tried if one.chosen)
-    faults = (Tried(name=name, fault=str(fault)) for name, fault in refused.items())
-    return replace(choices[chosen], tried=(*tried, *faults))
-
-
-def _losses_after(offered: Offered, num_samples: int, num_judged: int, plan: Plan) -> Tensor:
-    """Return the loss of each of some validation samples in the model that a plan leaves, recovered, not trained."""
-    context = offered.context
-    loss, metric = loss_and_metric(context.settings)
-    model = narrow_by(plan, offered, context, verify=False)
-    recover(model, plan, offered, context, num_samples)
-    judged_on = read_split(context.settings, context.workspace, "validation").spread(num_judged)
-    batch_size = context.settings.training.batch_size
-    losses = evaluate(model, judged_on, loss=loss, metric=metric, batch_size=batch_size, each=True).losses
-    assert losses is not None, "it was asked for"
-    return losses
-
-
-def _choose_within(context: StepContext, offered: Offered, limits: Limits, allocation: Allocation) -> Choice:
+def choose_within_limits(context: StepContext, offered: Offered, limits: Limits, allocation: Allocation) -> Choice:
     """Choose within some limits, by one allocation.
 
     Widths are rounded to what the runtime rewards, see `pruning.allocation.hardware_widths`. A latency is come down to
@@ -333,6 +218,21 @@ def in_basis(context: StepContext) -> StepContext:
     if refused:
         log.info("prune: streams that can't be turned, whose channels go as they are: %s", refused)
     return replace(context, model=turned.model, reference=turned.model) if turned.streams else context
+
+
+def context_without(context: StepContext, blocks: tuple[str, ...], shallow: nn.Module | None = None) -> StepContext:
+    """Return the context of a model without some blocks.
+
+    Args:
+        context: Where the attempt starts.
+        blocks: Their names.
+        shallow: The model without them, if it is there already.
+    """
+    if shallow is None:
+        shallow = without_blocks(context.model, blocks, context.example)
+    gone = Plan(removed={}, sizes={}, blocks=blocks)
+    plan = compose(context.plan, gone, context.baseline, context.example)
+    return replace(context, model=shallow, plan=plan, blocks=blocks)
 
 
 _VERIFIED_ON, _BATCH = 64, 16  # samples, where verifying on the example shows nothing

@@ -5,63 +5,49 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from pruning.allocation.schedule import Attempt, ScheduleSettings, Stop
-from pruning.containers import Inputs
-from pruning.errors import DataError, ModelError, TargetError, WorkspaceError
+from pruning.errors import DataError, TargetError, WorkspaceError
 from pruning.io.checkpoint import check_checkpoint, save_checkpoint
 from pruning.metrics import Measure
 from pruning.plan.masks import compose, find_groups_under
 from pruning.plan.narrow import expand
-from pruning.training.callbacks import Callbacks
-from pruning.training.recipe import Recipe
-from pruning.training.trainer import History, finetune
 from tasks.config.schema import Settings
 from tasks.config.target_schema import Kind, worst_score
-from tasks.data import Description, read_description, read_split
+from tasks.data import read_description
 from tasks.determinism import begin
+from tasks.fan_out import FanOut
 from tasks.fingerprint import trajectory
 from tasks.loop.ledger import FILE, FOLDER, OUTCOME, Ledger, LoopOutcome, Row, forget_aside, open_ledger
 from tasks.loop.measurements import baseline_ms, read_profile
 from tasks.loop.methods import Step, take_step
+from tasks.loop.recipes import train_all
+from tasks.loop.step_context import WHOLE, Sharing, open_step
 from tasks.loop.targets import (
     LATENCY,
     Goals,
     LatencyEstimate,
-    StepContext,
     clock_warning,
     estimate_latency,
     goals_of,
 )
 from tasks.models import (
     ModelMetrics,
-    augmentation,
     example_inputs,
-    judge_by,
     load_model,
-    loss_and_metric,
-    make_factory,
-    measure,
     measure_of,
     measured_in,
     save_model,
 )
 from tasks.sanity_check import sanity_check
-from tasks.terminal import command_line, shown
-from tasks.training_state import TrainingCheckpointer, epoch_folder, forget, unfinished
+from tasks.terminal import command_line
+from tasks.training_state import forget, unfinished
 from tasks.workspace import Workspace, digest, write_json
 
-WHOLE = "whole"
-"""Folder below a checkpoint: the model of the original's shape, where channels may come back."""
-
-NO_TRAINING = "no training"
 _ROUNDING = 1e-9
 
 log = logging.getLogger("secateur")
@@ -110,13 +96,19 @@ def _call(function: Callable[..., Any], _name: str, *arguments: Any) -> Any:
 
 
 def prune(
-    settings: Settings, workspace: Workspace, *, call: Call = _call, watch: Watch = lambda _loop, _row: None
+    settings: Settings,
+    workspace: Workspace,
+    *,
+    fan_out: FanOut | None = None,
+    call: Call = _call,
+    watch: Watch = lambda _loop, _row: None,
 ) -> Loop:
     """Run the loop from where its ledger stands to its end.
 
     Args:
         settings: Of the run.
         workspace: The stages before have finished in it.
+        fan_out: Where recipes and allocations of an attempt are computed side by side; all here if None.
         call: Opens the loop and makes each attempt.
         watch: Called with the progress. An exception from it ends the loop like a kill: the next call continues.
 
@@ -127,7 +119,7 @@ def prune(
     watch(loop, None)
     while isinstance(step := loop.next(), Attempt):
         name = f"attempt-{step.number + 1}-to-{step.goal:.3f}"
-        row: Row = call(attempt, name, settings, workspace, loop.ledger, loop.goals, step, loop.floor)
+        row: Row = call(attempt, name, settings, workspace, loop.ledger, loop.goals, step, loop.floor, fan_out)
         loop.ledger.record(row)
         log.info("%s", describe(row, loop.measure))
         watch(loop, row)
@@ -182,17 +174,15 @@ def _check(ledger: Ledger) -> None:
             )
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """A recipe's result."""
-
-    recipe: str
-    model: nn.Module
-    measured: ModelMetrics
-    kept_epoch: int | None = None
-
-
-def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, goals: Goals, step: Attempt, floor: float) -> Row:
+def attempt(
+    settings: Settings,
+    workspace: Workspace,
+    ledger: Ledger,
+    goals: Goals,
+    step: Attempt,
+    floor: float,
+    fan_out: FanOut | None = None,
+) -> Row:
     """Go from the last accepted model to the step's goal, and judge.
 
     Args:
@@ -202,48 +192,27 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, goals: Goa
         goals: What the target comes to.
         step: Number and goal of this attempt.
         floor: The worst score on the validation set that is accepted.
+        fan_out: Where its recipes and allocations are computed side by side; all here if None.
 
     Returns:
         The ledger's new row.
     """
     begin(settings, offset=1 + step.number)
-    data = read_description(workspace)
-    example = example_inputs(workspace, settings)
-    baseline_folder, iterations = workspace.folder("baseline"), workspace.folder("iterations")
+    under_way = unfinished(workspace, f"{ledger.fingerprint[:16]}-{step.number}")
+    asked = goals.at(step.goal)
+    sharing = None if fan_out is None else Sharing(fan_out, step.number, step.goal, asked, under_way)
+    context = open_step(settings, workspace, ledger, step.goal, asked, sharing)
     last = ledger.accepted[-1] if ledger.accepted else None
-    parent = iterations / last.checkpoint if last and last.checkpoint else baseline_folder
-    if settings.prune.channels_may_return and last:
-        parent = parent / WHOLE
-    model, plan, _ = load_model(parent, settings, data, example)
-    teacher, _, _ = load_model(baseline_folder, settings, data, example)
-    start = _start(settings, workspace, data, example)
     try:
-        reference = teacher if settings.prune.channels_may_return else model
-        asked = goals.at(step.goal)
-        taken = take_step(
-            StepContext(settings, workspace, ledger, step.goal, asked, model, plan, example, reference, teacher, start)
-        )
+        taken = take_step(context)
     except TargetError as error:
         reached = last.reached if last else 0.0
         return Row(attempt=step.number, goal=step.goal, reached=reached, accepted=False, refused=str(error))
-    under_way = unfinished(workspace, f"{ledger.fingerprint[:16]}-{step.number}")
-    candidates: list[_Candidate] = []
-    failed: dict[str, str] = {}
-    for recipe in settings.prune.recipes:
-        try:
-            kept = TrainingCheckpointer(under_way / f"{recipe.name}.safetensors")
-            candidates.append(_recover(settings, workspace, taken, recipe, teacher, step.number, example, kept))
-        except (ModelError, TargetError) as error:  # a recipe that diverges or misses has lost; the others go on
-            failed[recipe.name] = str(error)
-            log.warning("attempt %d: recipe %s: %s", step.number + 1, recipe.name, error)
-    if not settings.prune.recipes:
-        try:
-            candidates.append(_as_it_is(settings, workspace, taken, example))
-        except ModelError as error:
-            failed[NO_TRAINING] = str(error)
+    candidates, failed = train_all(context, taken, step.number, under_way)
     if not candidates:
         reached = last.reached if last else 0.0
         return Row(attempt=step.number, goal=step.goal, reached=reached, accepted=False, failed=failed)
+    data, example, teacher = read_description(workspace), context.example, context.baseline
     measure = measure_of(settings, data)
     best = max(candidates, key=lambda one: (measure.gain(0.0, one.measured.score), -one.measured.loss))
     accepted = measure.gain(floor, best.measured.score) >= -_ROUNDING
@@ -272,29 +241,13 @@ def attempt(settings: Settings, workspace: Workspace, ledger: Ledger, goals: Goa
     if not accepted:
         return row
     name = f"{len(ledger.accepted) + 1:02d}"
-    both = compose(plan, taken.plan, teacher, example)
-    digest = save_model(iterations / name, best.model, both, best.measured, data.fingerprint)
+    both = compose(context.plan, taken.plan, teacher, example)
+    folder = workspace.folder(FOLDER) / name
+    digest = save_model(folder, best.model, both, best.measured, data.fingerprint)
     if settings.prune.channels_may_return:
-        whole = expand(best.model, taken.plan, find_groups_under(taken.plan, model, example), model)
-        save_checkpoint(iterations / name / WHOLE, whole, plan)
+        whole = expand(best.model, taken.plan, find_groups_under(taken.plan, context.model, example), context.model)
+        save_checkpoint(folder / WHOLE, whole, context.plan)
     return row.model_copy(update={"checkpoint": name, "weights_sha256": digest})
-
-
-def _start(settings: Settings, workspace: Workspace, data: Description, example: Inputs) -> nn.Module | None:
-    """Return the model whose weights training begins with; None keeps the last ones."""
-    start = settings.prune.begins_with
-    if start.weights == "keep":
-        return None
-    if start.epoch is not None:
-        model, _, _ = load_model(epoch_folder(workspace, start.epoch), settings, data, example)
-        return model
-    return make_factory(settings, data)().to(settings.run.device)
-
-
-def _as_it_is(settings: Settings, workspace: Workspace, taken: Step, example: Inputs) -> _Candidate:
-    """Measure what a step made, where nothing is trained."""
-    measured = measure(taken.model, read_split(settings, workspace, "validation"), settings, example)
-    return _Candidate(NO_TRAINING, taken.model, measured)
 
 
 def _reached(
@@ -312,51 +265,6 @@ def _reached(
         asked = goals.at(step.goal)
         reductions |= {kind: latency.reduction(asked[kind]) for kind in LATENCY if kind in asked}
     return goals.reached(reductions)
-
-
-def _recover(
-    settings: Settings,
-    workspace: Workspace,
-    taken: Step,
-    recipe: Recipe,
-    teacher: nn.Module,
-    number: int,
-    example: Inputs,
-    checkpointer: TrainingCheckpointer,
-) -> _Candidate:
-    """Fine-tune a copy by one recipe and measure it; a training that was killed goes on where it was kept.
-
-    With `prune.undo_training`, epochs that do harm are undone, unless training has to reach its end.
-    """
-    model, histories = copy.deepcopy(taken.model), list[History]()
-    validation, loss = read_split(settings, workspace, "validation"), loss_and_metric(settings)[0]
-    judge = judge_by(validation, settings)
-    with shown(f"attempt {number + 1}: {recipe.name}") as progress:
-        callbacks = Callbacks(progress=progress, checkpointer=checkpointer)
-
-        def train(model: nn.Module, **hooks: Any) -> None:
-            to_its_end = any(hook is not None for hook in hooks.values())
-            history = finetune(
-                model,
-                read_split(settings, workspace, "train"),
-                recipe,
-                loss=loss,
-                seed=settings.run.seed + 1 + number,
-                teacher=teacher,
-                augment=augmentation(settings),
-                callbacks=replace(
-                    callbacks,
-                    **hooks,
-                    judge=judge if settings.prune.undo_training and not to_its_end else None,
-                    validate=judge,
-                ),
-            )
-            histories.append(history)
-
-        taken.train(model, recipe, train)
-    history = histories[-1]
-    measured = measure(model, validation, settings, example)
-    return _Candidate(recipe.name, model, measured, history.kept if history.kept < len(history.losses) else None)
 
 
 def close_loop(loop: Loop, stop: Stop, workspace: Workspace) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 from math import floor
+from pathlib import Path
 from typing import cast
 
 from torch import nn
@@ -25,7 +26,7 @@ from pruning.errors import ModelError, TargetError
 from pruning.evaluation import evaluate
 from pruning.plan.blocks import Block, Blocks
 from pruning.plan.constraints import parameters_in
-from pruning.plan.masks import compose, without_blocks
+from pruning.plan.masks import without_blocks
 from pruning.plan.plan import Cost, Plan
 from pruning.training.recipe import Recipe
 from pruning.unstructured.criteria import WeightCriterion
@@ -40,11 +41,13 @@ from pruning.unstructured.masks import (
 )
 from tasks.config.prune_schema import Dynamic, NOfM, Unstructured
 from tasks.config.target_schema import Kind
-from tasks.data import read_inputs, read_split
-from tasks.loop.channels import JUDGED_ON, choose_channels, in_basis, narrow_by, recover, structured
+from tasks.data import read_description, read_inputs, read_split
+from tasks.loop.channels import JUDGED_ON, context_without, in_basis, narrow_by, recover, structured
 from tasks.loop.measurements import latency_cost
-from tasks.loop.targets import LATENCY, StepContext
-from tasks.models import chosen_criterion, loss_and_metric, sparsity_training
+from tasks.loop.step_context import StepContext
+from tasks.loop.targets import LATENCY
+from tasks.loop.trial import choose_channels
+from tasks.models import chosen_criterion, load_model, loss_and_metric, sparsity_training
 
 log = logging.getLogger("secateur")
 
@@ -151,32 +154,52 @@ def _narrow_channels(context: StepContext, shallow: nn.Module | None = None, blo
     Raises:
         TargetError: The goal can't be met.
     """
-    settings, example, model = context.settings, context.example, context.model
+    model = context.model
     gone = Plan(removed={}, sizes={}, blocks=blocks)
     if shallow is not None:
-        plan = compose(context.plan, gone, context.baseline, example)
-        context = replace(context, model=shallow, plan=plan, blocks=blocks)
+        context = context_without(context, blocks, shallow)
     choice, offered, freedom = choose_channels(context)
     context = offered.context
     chosen, groups = gone.then(choice.plan) if blocks else choice.plan, offered.groups
     narrowed = narrow_by(choice.plan, offered, context, whole=model)
     recover(narrowed, choice.plan, offered, context)
 
-    def train(model: nn.Module, recipe: Recipe, finetune: Train) -> None:
-        sparsity = sparsity_training(recipe, model, example, settings.prune.ignore)
-        finetune(model, after_step=sparsity, memory=sparsity)
-
     relaxed = None if freedom == structured(context).freedoms[0] else str(freedom)
     streams = tuple(name for name in chosen.removed if groups[name].mixed)
     return Step(
         narrowed,
         chosen,
-        train,
+        _training_of(context),
         unrounded=choice.unrounded,
         relaxed=relaxed,
         streams=streams,
         tried=choice.tried,
     )
+
+
+def _training_of(context: StepContext) -> Callable[[nn.Module, Recipe, Train], None]:
+    """Return what trains a narrowed model."""
+
+    def train(model: nn.Module, recipe: Recipe, finetune: Train) -> None:
+        sparsity = sparsity_training(recipe, model, context.example, context.settings.prune.ignore)
+        finetune(model, after_step=sparsity, memory=sparsity)
+
+    return train
+
+
+def loaded_step(context: StepContext, folder: Path) -> Step:
+    """Return a step that another process has taken, before training.
+
+    Args:
+        context: Where the step started.
+        folder: The narrowed model's checkpoint. Of the other kinds there is none: their steps, which cost little
+            beside training, are taken again.
+    """
+    if context.settings.prune.kind != "structured":
+        return take_step(context)
+    data = read_description(context.workspace)
+    model, _, _ = load_model(folder, context.settings, data, context.example)
+    return Step(model, Plan(removed={}, sizes={}), _training_of(context))
 
 
 def zero_share(context: StepContext) -> Step:

@@ -16,10 +16,8 @@ from pruning.errors import SettingsError
 from pruning.io.onnx import export_onnx
 from pruning.latency.measure import measure_latency, runtime_here
 from pruning.latency.profile import Profiles
-from pruning.plan.plan import Plan
 from tasks.config.schema import Settings
 from tasks.config.target_schema import Target
-from tasks.loop.ledger import Ledger
 from tasks.loop.measurements import latency_cost
 from tasks.models import ModelMetrics
 from tasks.terminal import command_line
@@ -131,45 +129,6 @@ def clock_warning(shaped_by: Sequence[str], profiles: Profiles) -> str | None:
         f"The result depends on this machine's clock: {how}. For the same bytes every time, "
         f"{', and '.join(_INSTEAD[name] for name in shaped_by)}."
     )
-
-
-@dataclass(frozen=True)
-class StepContext:
-    """Where an attempt starts.
-
-    Attributes:
-        settings: Of the run.
-        workspace: Data and curves lie in it.
-        ledger: What came before.
-        goal: The reduction to reach, against the baseline.
-        reductions: The same for each kind of target.
-        model: The last accepted one, or one of the original's shape where channels may come back; it is left as it is.
-        plan: From the original to it.
-        example: One sample [1, ...].
-        reference: A model of the shape of `model` whose layers' outputs are to be kept: itself, or the baseline if
-            channels may come back that weren't trained in the meantime.
-        baseline: The model before pruning.
-        blocks: Those that this step has taken from `model`, which `reference` still has; `plan` removes them too.
-        start: A model of the original shape whose weights the next training begins with; None keeps the present ones.
-    """
-
-    settings: Settings
-    workspace: Workspace
-    ledger: Ledger
-    goal: float
-    reductions: Mapping[str, float]
-    model: nn.Module
-    plan: Plan
-    example: Inputs
-    reference: nn.Module
-    baseline: nn.Module
-    start: nn.Module | None = None
-    blocks: tuple[str, ...] = ()
-
-    @property
-    def removed_blocks(self) -> Plan:
-        """A plan of the blocks alone."""
-        return Plan(removed={}, sizes={}, blocks=self.blocks)
 
 
 TOLERANCE = 0.02

@@ -9,12 +9,11 @@ import csv
 import io
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import cached_property
 from math import ceil
 from pathlib import Path
-from typing import Any
 
 import pruning
 from pruning.allocation.sensitivity import Curve, Sensitivity
@@ -26,6 +25,7 @@ from pruning.statistics.collect import collect
 from tasks.config.schema import Settings
 from tasks.data import read_description, read_split
 from tasks.determinism import begin
+from tasks.fan_out import FanOut, Part, compute
 from tasks.fingerprint import fingerprint
 from tasks.loop.measurements import CURVES
 from tasks.models import chosen_criterion, example_inputs, load_model, loss_and_metric
@@ -37,10 +37,8 @@ FOLDER = "analysis"
 TABLE = "curves.csv"
 UNFINISHED = ".analysis.unfinished"
 ORDERS = "orders.json"
+PARTS = "parts"
 PARTS_PER_PROCESS = 8  # small parts, so that no process waits long for the others at the end
-
-FanOut = Callable[[Callable[..., None], Sequence[tuple[Any, ...]], int], Iterator[int]]
-"""(function, arguments of each call, number of processes) -> how many calls are done, as they are done."""
 
 _FIGURES = ("rate", "removed", "score", "loss", "margin")
 
@@ -53,11 +51,12 @@ def analyze(settings: Settings, workspace: Workspace, fan_out: FanOut | None = N
     Args:
         settings: Of the run.
         workspace: Of the run.
-        fan_out: How to call a function in several processes, where the settings ask for that; in this one if None.
+        fan_out: Where groups are measured side by side, some in each part; all here if None.
 
     Raises:
         CriterionError: A criterion breaks its contract.
         CheckpointError: The baseline is damaged.
+        WorkspaceError: There is no cluster to measure on, or it has other code.
     """
     if not settings.measures_curves:
         _write((), workspace)
@@ -66,13 +65,12 @@ def analyze(settings: Settings, workspace: Workspace, fan_out: FanOut | None = N
         return
     bench = _Bench(settings, workspace)
     wanted = [name for name in bench.sensitivity.in_order() if not bench.is_measured(name)]
-    if wanted and fan_out is not None and settings.machine.processes > 1:
+    if wanted and fan_out is not None:
         write_json(bench.place / ORDERS, bench.orders)
-        size = -(-len(wanted) // (PARTS_PER_PROCESS * settings.machine.processes))
-        parts = [(settings, workspace, wanted[first : first + size]) for first in range(0, len(wanted), size)]
-        with shown("analyze: groups") as progress:
-            for done in fan_out(measure_part, parts, settings.machine.processes):
-                progress(min(done * size, len(wanted)), len(wanted))
+        _benches[:] = [bench]
+        parts = bench.parts(wanted, settings.machine.processes * (PARTS_PER_PROCESS if fan_out.loads_once else 1))
+        with shown("analyze: parts") as progress:
+            compute(parts, fan_out, settings, workspace, "analyze", bench.place / PARTS, progress)
     else:
         with shown("analyze: groups") as progress:
             for done, name in enumerate(wanted):
@@ -95,12 +93,21 @@ def _write(curves: Sequence[Curve], workspace: Workspace) -> None:
         replace_file(folder / TABLE, _table(curves).encode())
 
 
-def measure_part(settings: Settings, workspace: Workspace, names: Sequence[str]) -> None:
-    """Write the curves of some groups, in a process of its own that may be given more later."""
-    if not _benches:
-        _benches.append(_Bench(settings, workspace))
+def measure_part(settings: Settings, workspace: Workspace, files: Sequence[Path], names: Sequence[str]) -> None:
+    """Write the curves of some groups, in a process that may be given more later.
+
+    Args:
+        settings: Of the run.
+        workspace: Of the run.
+        files: Of the curves, all in one folder.
+        names: Of the groups.
+    """
+    place = files[0].parent
+    if not _benches or _benches[-1].place != place:
+        _benches[:] = [_Bench(settings, workspace, place)]
     for name in names:
-        _benches[0].measure(name)
+        if not _benches[0].is_measured(name):
+            _benches[0].measure(name)
 
 
 class _Bench:
@@ -111,7 +118,7 @@ class _Bench:
         groups: Of the baseline.
     """
 
-    def __init__(self, settings: Settings, workspace: Workspace) -> None:
+    def __init__(self, settings: Settings, workspace: Workspace, place: Path | None = None) -> None:
         begin(settings)
         self._settings, self._workspace = settings, workspace
         example = example_inputs(workspace, settings)
@@ -119,7 +126,9 @@ class _Bench:
         self._model, _, _ = load_model(folder, settings, data, example)
         self.groups = pruning.find_groups(self._model, example, allow_mixed=settings.offers_streams)
         self._positions = {group.name: position for position, group in enumerate(self.groups)}
-        self.place = workspace.root / UNFINISHED / fingerprint(find_stage("analyze"), settings, workspace)[:16]
+        if place is None:
+            place = workspace.root / UNFINISHED / fingerprint(find_stage("analyze"), settings, workspace)[:16]
+        self.place = place
 
     @cached_property
     def orders(self) -> dict[str, list[int]]:
@@ -165,6 +174,19 @@ class _Bench:
     def position(self, name: str) -> int:
         """Return a group's place in the network."""
         return self._positions[name]
+
+    def parts(self, names: Sequence[str], number: int) -> list[Part]:
+        """Divide groups among parts: each goes through the network once, and all take about as long."""
+        shares = [names[first::number] for first in range(min(number, len(names)))]
+        return [
+            Part(
+                f"groups-{self.position(share[0]):04d}-of-{len(names)}-in-{number}",
+                "tasks.stages.analyze:measure_part",
+                {"names": list(share)},
+                tuple(self._file(name) for name in share),
+            )
+            for share in shares
+        ]
 
     def is_measured(self, name: str) -> bool:
         """Say whether a group's curve is there, whole."""

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -11,7 +13,9 @@ from flows import stage_runner, stages
 from flows.frontier import frontier
 from flows.stage_runner import Run, Work, unless_current
 from pruning.errors import WorkspaceError
-from tasks.stage_table import NAMES
+from tasks.fan_out import Part, compute
+from tasks.registry.mlflow_client import open_store
+from tasks.stage_table import NAMES, body_of
 from tests.shop import Shop
 
 
@@ -53,3 +57,40 @@ def test_targets_share_what_no_target_shapes_and_leave_the_workspace_alone(
     Path(two, "report", "stage.json").unlink()
     frontier()
     assert calls == [("report", two)], "what had finished is not run again"
+
+
+@pytest.mark.slow
+def test_targets_side_by_side_give_the_same_models_and_are_registered_in_their_order(shop: Shop) -> None:
+    targets = [{"mac_reduction": 0.3}, {"mac_reduction": 0.6}]
+    shop.change(lambda settings: settings.update(frontier={"targets": targets}))
+
+    def made() -> dict[str, bytes]:
+        folders = [folder for name in ("iterations", "dense", "onnx") for folder in Path("frontier").glob(f"*/{name}")]
+        return {str(path): path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+    frontier()
+    expected = made()
+    shutil.rmtree("frontier")
+    shop.change(lambda settings: settings.update(machine={"processes": 2}))
+    requests = list[str]()
+
+    def once(name: str) -> Callable[..., Any]:
+        assert name != "prune", "its workers have done that"
+        return body_of(name)
+
+    with pytest.MonkeyPatch.context() as patch:
+
+        def watched(parts: Sequence[Part], *given: Any) -> None:
+            requests.extend(part.name for part in parts)
+            compute(parts, *given)
+            patch.setattr(stages, "body_of", once)
+
+        patch.setattr("flows.frontier.compute", watched)
+        frontier()
+    assert requests == ["mac_reduction-0.3", "mac_reduction-0.6"]
+    assert len(expected) > 10
+    assert made() == expected
+    assert not Path("frontier/.parts").exists()
+    name, client = f"{shop.settings.tracking.model_name}-frontier", open_store(shop.settings.tracking.uri)
+    runs = [client.get_run(str(one.run_id)) for one in client.search_model_versions(f"name='{name}'")]
+    assert len(runs) == 2, "each model is one version, whichever way it was made"

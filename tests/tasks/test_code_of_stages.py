@@ -27,7 +27,7 @@ def test_each_stage_depends_on_what_it_computes_with_and_on_nothing_more() -> No
     assert "pruning.importance.filters" in found["prune"], "registered by being imported"
     assert not {"pruning.allocation.schedule", "pruning.allocation.selection"} & found["baseline"]
     assert "tasks.loop.ledger" in found["report"]
-    choosing = {"tasks.loop.loop", "tasks.loop.methods", "tasks.loop.channels"}
+    choosing = {"tasks.loop.loop", "tasks.loop.methods", "tasks.loop.channels", "tasks.loop.trial"}
     assert not choosing & found["report"], "it reads what the loop wrote"
     engine = [name for name in found["prepare"] if name.startswith("pruning.")]
     of_samples = ("pruning.batches", "pruning.containers", "pruning.streams")

@@ -17,7 +17,7 @@ from pruning.io.checkpoint import load_checkpoint
 from tasks.config.schema import load
 from tasks.data import read_description
 from tasks.loop.ledger import read_ledger
-from tasks.loop.loop import WHOLE
+from tasks.loop.step_context import WHOLE
 from tasks.models import example_inputs, load_model, make_factory
 from tasks.stage_table import NAMES
 from tasks.stages.transform import read_equivalence
