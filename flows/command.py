@@ -67,7 +67,7 @@ def execute(name: str, options: argparse.Namespace, action: Callable[[], object]
         use_prefect()
     try:
         with holding():
-            action()
+            _act(action)
         sys.stdout.flush()
     except (SecateurError, OSError) as fault:
         if isinstance(fault, BrokenPipeError) and _reader_has_enough():
@@ -81,6 +81,25 @@ def execute(name: str, options: argparse.Namespace, action: Callable[[], object]
         if not signals.asked():
             raise
     signals.end_if_asked()
+
+
+def _act(action: Callable[[], object]) -> None:
+    """Do what a command asks for; of several processes that `torchrun` has started, the first one alone does.
+
+    The others take part in its training, see `tasks.ranks`.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+        action()
+        return
+    from tasks import ranks  # imports torch
+
+    if not ranks.enter_group():
+        ranks.follow()
+        return
+    try:
+        action()
+    finally:
+        ranks.dismiss()
 
 
 def parser(name: str, summary: str) -> argparse.ArgumentParser:

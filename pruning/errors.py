@@ -14,6 +14,7 @@ SecateurError            a fault that the caller can mend; its text says what, w
 ├── ExportError          the exported file isn't what was asked for
 ├── ProfileError         a latency profile is missing, damaged, or of another machine or network
 ├── SettingsError        a setting is unknown or out of bounds
+├── LaunchError          processes that work together can't start, aren't alike, or one of them was ended
 └── WorkspaceError       the workspace can't be read, written, or locked
 
 UnprovenWarning          a model was narrowed, and no inputs were found on which that could be verified
@@ -113,6 +114,10 @@ class ProfileError(SecateurError):
 
 class SettingsError(SecateurError):
     """A setting is unknown or out of bounds."""
+
+
+class LaunchError(SecateurError):
+    """Processes that work together can't start, aren't alike, or one of them was ended."""
 
 
 class WorkspaceError(SecateurError):

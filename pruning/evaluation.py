@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from pruning.batches import Batches, Samples, checked_batches
-from pruning.containers import Inputs, as_call, count_samples, take
-from pruning.errors import DataError, ModelError, NotFiniteError, SecateurError, describe_user_fault, pass_on
+from pruning.batches import Batch, Batches, Samples, checked_batches
+from pruning.containers import Inputs, as_call, count_samples, take, with_tensors
+from pruning.errors import DataError, ModelError, NotFiniteError, pass_on
 from pruning.metrics import Metric, StatefulMetric, described, score_of
-from pruning.scoring import MeanOf
+from pruning.scoring import MeanOf, PartialMetric
+from pruning.world import ALONE, World
 
 Loss = Callable[[Any, Any], Any]
 """(outputs, targets) -> scalar: the mean over the samples; or (sum, number of what was summed over), such as the tokens
@@ -265,28 +266,76 @@ def evaluate(
         DataError: no samples, inputs and targets differ in number, or one can't be read.
         ModelError: the loss is not one finite number, or the metric doesn't give one value per sample.
     """
+    return _evaluate(model, samples, loss, metric, batch_size, each, forward, progress, ALONE)
+
+
+@torch.no_grad()
+def evaluate_together(
+    world: World,
+    model: nn.Module,
+    samples: Samples | Batches,
+    *,
+    loss: Loss = cross_entropy,
+    metric: Metric | StatefulMetric = top1,
+    batch_size: int = 256,
+    each: bool = False,
+) -> Evaluation:
+    """Evaluate a model as `evaluate` does, by several processes that all call this with the same, and get the same.
+
+    They take turns at batches, and add up what all have found, in the order of the batches: the bits of one process.
+
+    Args:
+        world: the processes.
+        model: as for `evaluate`, like the loss.
+        samples: of which each process reads its own.
+        loss: of a batch.
+        metric: any; what it is given of another process's batch lies on the CPU.
+        batch_size: samples per forward pass.
+        each: whether to give the loss of each sample by itself too.
+    """
+    return _evaluate(model, samples, loss, metric, batch_size, each, whole_pass, None, world)
+
+
+def _evaluate(
+    model: nn.Module,
+    samples: Samples | Batches,
+    loss: Loss,
+    metric: Metric | StatefulMetric,
+    batch_size: int,
+    each: bool,
+    forward: Forward,
+    progress: Progress | None,
+    world: World,
+) -> Evaluation:
     batches, device = checked_batches(samples), device_of(model)
-    num_batches, num_samples = -(-len(batches) // batch_size), 0
-    total_loss, total_count = 0.0, 0.0
+    slices = [slice(start, start + batch_size) for start in range(0, len(batches), batch_size)]
+    num_samples, total_loss, total_count = 0, 0.0, 0.0
     sums, counts = list[Tensor](), list[Tensor]()
     scored = metric if isinstance(metric, StatefulMetric) else MeanOf(metric)
     scored.reset()
     own = _counted(loss)
+
+    def look(index: int, batch: Batch) -> _Seen:
+        inputs, targets, size = batch.to(device)
+        outputs = forward(model, index, inputs)
+        total, count = _pair(own(outputs, targets), targets)
+        of_each = tuple(one.to("cpu", torch.float64) for one in sums_of_each(loss, outputs, targets)) if each else ()
+        return _Seen(size, total.item(), None if count is None else count.item(), of_each, outputs, targets)
+
     with restored_modes(model):
         model.eval()
-        for index, batch in enumerate(batches.ordered(batch_size)):
-            inputs, targets, size = batch.to(device)
-            outputs = forward(model, index, inputs)
-            scored.update(outputs, targets)
-            total, count = _pair(own(outputs, targets), targets)
-            num_samples += size
-            total_loss += total.item() * (size if count is None else 1)
-            total_count += size if count is None else count.item()
-            if each:
-                for kept, one in zip((sums, counts), sums_of_each(loss, outputs, targets), strict=True):
-                    kept.append(one.to("cpu", torch.float64))
+        for index, seen in enumerate(_look_at_all(batches, slices, look, scored, world)):
+            if isinstance(scored, PartialMetric) and world.ranks > 1:
+                scored.add(seen.outputs)
+            else:
+                scored.update(seen.outputs, seen.targets)
+            num_samples += seen.size
+            total_loss += seen.total * (seen.size if seen.count is None else 1)
+            total_count += seen.size if seen.count is None else seen.count
+            for kept, one in zip((sums, counts), seen.of_each, strict=False):
+                kept.append(one)
             if progress is not None:
-                progress(index + 1, num_batches)
+                progress(index + 1, len(slices))
     if num_samples != len(batches):
         raise DataError(f"{num_samples} samples were read of {len(batches)}; every one has to be seen once")
     average = total_loss / max(1.0, total_count)
@@ -305,64 +354,45 @@ def evaluate(
     )
 
 
-class Loader:
-    """All samples in their order, in batches (inputs, targets) on a device, as often as one goes through it."""
+@dataclass(frozen=True)
+class _Seen:
+    """What was found of a batch; of another process's, tensors on the CPU.
 
-    def __init__(self, samples: Samples | Batches, batch_size: int, device: torch.device) -> None:
-        """Read nothing yet."""
-        self._batches, self.batch_size, self._device = checked_batches(samples), batch_size, device
-        self.num_samples = len(self._batches)
-
-    def __len__(self) -> int:
-        """Count the batches."""
-        return -(-self.num_samples // self.batch_size)
-
-    def __iter__(self) -> Iterator[tuple[Inputs, Any]]:
-        """Yield the inputs and targets of each batch."""
-        for batch in self._batches.ordered(self.batch_size):
-            inputs, targets, _ = batch.to(self._device)
-            yield inputs, targets
-
-
-@torch.no_grad()
-def evaluate_by(
-    own: Callable[[nn.Module, Loader], Any], model: nn.Module, samples: Samples | Batches, *, batch_size: int = 256
-) -> Evaluation:
-    """Evaluate a model by a task's own `evaluate`, in evaluation mode.
-
-    Args:
-        own: (model, loader) -> mapping with metric, loss and num_samples.
-        model: on its own device; its modes are restored.
-        samples: what the loader gives.
-        batch_size: samples per batch of the loader.
-
-    Raises:
-        ModelError: it raised, gave something else, or didn't see every sample once.
+    Attributes:
+        size: Number of its samples.
+        total: Its loss: a mean, or the sum of `count`.
+        count: Of what was summed.
+        of_each: Each sample's sum and count, if asked for.
+        outputs: Of the model; or what a `PartialMetric` adds.
+        targets: Of the batch.
     """
-    loader = Loader(samples, batch_size, device_of(model))
-    with restored_modes(model):
-        model.eval()
-        try:
-            found = own(model, loader)
-        except SecateurError:
-            raise
-        except Exception as fault:
-            pass_on(fault)
-            raise ModelError(f"the task's evaluate raised {describe_user_fault(fault)}") from fault
-    names = ("metric", "loss", "num_samples")
-    try:
-        score, loss, count = (float(found[name]) for name in names)
-    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as fault:
-        held = f"a mapping of {', '.join(map(str, found))}" if isinstance(found, Mapping) else described(found)
-        raise ModelError(
-            f"the task's evaluate gave {held} ({type(fault).__name__}: {fault}); expected a mapping with a number for "
-            f"each of {', '.join(names)}"
-        ) from fault
-    if not (math.isfinite(score) and math.isfinite(loss)):
-        raise ModelError(f"the task's evaluate gave metric {score:g} and loss {loss:g}; expected finite numbers")
-    if count != loader.num_samples:
-        raise ModelError(
-            f"the task's evaluate saw {count:g} of {loader.num_samples} samples (num_samples); expected each once, "
-            "none left out and none padded in"
-        )
-    return Evaluation(score=score, loss=loss, num_samples=loader.num_samples)
+
+    size: int
+    total: float
+    count: float | None
+    of_each: tuple[Tensor, ...]
+    outputs: Any
+    targets: Any
+
+
+def _look_at_all(
+    batches: Batches,
+    slices: Sequence[slice],
+    look: Callable[[int, Batch], _Seen],
+    scored: StatefulMetric,
+    world: World,
+) -> Iterator[_Seen]:
+    """Yield what is found of each batch, in their order; with several processes each looks at every so-manyeth."""
+    mine = range(world.rank, len(slices), world.ranks)
+    read = zip(mine, batches.read([slices[index] for index in mine]), strict=True)
+    if world.ranks == 1:
+        yield from (look(index, batch) for index, batch in read)
+        return
+    for _ in range(-(-len(slices) // world.ranks)):
+        seen = next((look(index, batch) for index, batch in read), None)
+        if seen is not None:
+            given = seen.outputs, seen.targets
+            given = (scored.part(*given), None) if isinstance(scored, PartialMetric) else given
+            outputs, targets = (with_tensors(one, lambda tensor: tensor.cpu()) for one in given)
+            seen = replace(seen, outputs=outputs, targets=targets)
+        yield from (one for one in world.gather(seen) if one is not None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,17 @@ def values_of_each(metric: Metric, outputs: Any, targets: Any) -> Tensor:
     return values
 
 
+@runtime_checkable
+class PartialMetric(StatefulMetric, Protocol):
+    """A metric whose work on a batch can be done in one process, and added in another: `update` is both."""
+
+    def part(self, predictions: Any, targets: Any) -> Any:
+        """Return what a batch adds, changing nothing."""
+
+    def add(self, part: Any) -> None:
+        """Add it."""
+
+
 class MeanOf:
     """The mean of a function that gives one value for each sample; its values are kept, 8 bytes a sample."""
 
@@ -44,9 +55,17 @@ class MeanOf:
 
     def update(self, predictions: Any, targets: Any) -> None:
         """Add a batch."""
+        self.add(self.part(predictions, targets))
+
+    def part(self, predictions: Any, targets: Any) -> tuple[float, Tensor]:
+        """Return what a batch adds: the sum, and the value of each sample on the CPU."""
         values = values_of_each(self.of_each, predictions, targets).to(torch.float64)
-        self._total += values.sum().item()
-        self._values.append(values.cpu())
+        return values.sum().item(), values.cpu()
+
+    def add(self, part: tuple[float, Tensor]) -> None:
+        """Add what `part` gave."""
+        self._total += part[0]
+        self._values.append(part[1])
 
     def compute(self) -> float:
         """Return the mean."""
@@ -84,10 +103,24 @@ class Scorer:
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Add a batch."""
+        self.add(self.part(outputs, targets))
+
+    def part(self, outputs: Any, targets: Any) -> tuple[Tensor | None, Any]:
+        """Return what a batch adds: the samples' classes where there are any, and what the metric takes."""
+        is_class = isinstance(targets, Tensor) and targets.ndim == 1 and targets.dtype == torch.int64
+        taken = self._predict(outputs), targets if self._wanted is None else self._wanted(targets)
+        found = self.inner.part(*taken) if isinstance(self.inner, PartialMetric) else taken
+        return (targets.cpu() if is_class else None), found
+
+    def add(self, part: tuple[Tensor | None, Any]) -> None:
+        """Add what `part` gave."""
+        labels, found = part
         if self._labels is not None:
-            is_class = isinstance(targets, Tensor) and targets.ndim == 1 and targets.dtype == torch.int64
-            self._labels = [*self._labels, targets.cpu()] if is_class else None
-        self.inner.update(self._predict(outputs), targets if self._wanted is None else self._wanted(targets))
+            self._labels = None if labels is None else [*self._labels, labels]
+        if isinstance(self.inner, PartialMetric):
+            self.inner.add(found)
+        else:
+            self.inner.update(*found)
 
     def compute(self) -> Any:
         """Return the figure of all batches."""

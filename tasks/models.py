@@ -19,11 +19,12 @@ from pruning.batches import Batches
 from pruning.containers import Inputs, with_tensors
 from pruning.dynamic.gates import GatedModel, macs_of_samples
 from pruning.errors import CheckpointError, SettingsError
-from pruning.evaluation import Evaluation, Loader, evaluate, evaluate_by
+from pruning.evaluation import Evaluation, evaluate_together
 from pruning.importance import Criterion
 from pruning.io.checkpoint import load_checkpoint, save_checkpoint
 from pruning.io.onnx import dynamic_axes
 from pruning.metrics import Measure
+from pruning.own_evaluation import Loader, evaluate_by
 from pruning.plan.plan import Cost, Plan, count_effective_macs
 from pruning.scoring import Scorer
 from pruning.task import Task
@@ -31,6 +32,7 @@ from pruning.training.callbacks import Augment, Judge
 from pruning.training.recipe import Recipe
 from pruning.training.sparsity import SparsityTraining
 from pruning.unstructured.masks import packed_bytes
+from pruning.world import ALONE, World
 from tasks.config import import_strings
 from tasks.config.schema import Settings
 from tasks.data import Description, on_device, read_example, task_of
@@ -204,7 +206,9 @@ def measure_whole(
     return figures, found
 
 
-def score(model: nn.Module, samples: Batches, settings: Settings, *, each: bool = False) -> Evaluation:
+def score(
+    model: nn.Module, samples: Batches, settings: Settings, *, each: bool = False, world: World = ALONE
+) -> Evaluation:
     """Evaluate a model: by the task's own `evaluate` where it has one, else batch by batch.
 
     Args:
@@ -212,13 +216,14 @@ def score(model: nn.Module, samples: Batches, settings: Settings, *, each: bool 
         samples: What it is scored on.
         settings: Task, loss, metric and batch size.
         each: Whether to give the loss of each sample too, where the score is no mean; not of an `evaluate` of its own.
+        world: The processes that share the batches; an `evaluate` of its own runs in the first one.
     """
     task, metric = loss_and_metric(settings)
     batch_size = settings.training.batch_size
     if (own := own_evaluation(task)) is not None:
-        return evaluate_by(own, model, samples, batch_size=batch_size)
+        return world.from_first(lambda: evaluate_by(own, model, samples, batch_size=batch_size))
     each = each and metric.values is None
-    return evaluate(model, samples, loss=task, metric=metric, batch_size=batch_size, each=each)
+    return evaluate_together(world, model, samples, loss=task, metric=metric, batch_size=batch_size, each=each)
 
 
 def own_evaluation(task: Task) -> Callable[[nn.Module, Loader], Any] | None:
@@ -227,14 +232,14 @@ def own_evaluation(task: Task) -> Callable[[nn.Module, Loader], Any] | None:
     return own
 
 
-def judge_by(samples: Batches, settings: Settings) -> Judge:
+def judge_by(samples: Batches, settings: Settings, world: World = ALONE) -> Judge:
     """Return what scores a model on each of some samples: by the metric if it is a mean, else by minus the loss.
 
     A task with an `evaluate` of its own gives one score for all, which counts in the metric's direction.
     """
 
     def judge(model: nn.Module) -> Tensor:
-        found = score(model, samples, settings, each=True)
+        found = score(model, samples, settings, each=True, world=world)
         higher = loss_and_metric(settings)[1].measure(name_of_metric(settings)).higher_is_better
         if found.values is not None:
             return found.values if higher else -found.values

@@ -36,7 +36,7 @@ from pruning.errors import (
     SettingsError,
     UnscoredGroupError,
 )
-from pruning.evaluation import Loss, evaluate_by, losses_of_each, restored_modes
+from pruning.evaluation import Loss, losses_of_each, restored_modes
 from pruning.graph.groups import Groups
 from pruning.graph.unwrapping import unwrap
 from pruning.importance import find_criterion, order_channels
@@ -45,6 +45,7 @@ from pruning.io.parity import check_parity
 from pruning.io.weights import load_weights
 from pruning.latency.microbenchmarks import check_provider
 from pruning.metrics import described, score_of
+from pruning.own_evaluation import evaluate_by
 from pruning.plan.constraints import groups_in
 from pruning.recovery.basis import in_principal_components
 from pruning.scoring import MeanOf, Scorer

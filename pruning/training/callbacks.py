@@ -21,6 +21,7 @@ from pruning.errors import ModelError, SettingsError, describe_user_fault, pass_
 from pruning.evaluation import Progress, device_of, interval_of_mean, restored_modes
 from pruning.graph.unwrapping import unwrap
 from pruning.training.recipe import EarlyStopping, Recipe, imported
+from pruning.world import ALONE, World
 
 Augment = Callable[[Any, torch.Generator], Any]
 """(inputs, generator) -> inputs of the same shapes, changed at random."""
@@ -75,6 +76,8 @@ class Callbacks:
         judge: asked before the first epoch and after each: an epoch that ends worse than what was best before is
             undone, see `finetune`. Not for training that has to reach its end, as gates and sparsity do.
         validate: asked likewise, for recipes with `early_stopping`; it changes nothing but when training ends.
+        world: into how many shards each batch is divided, and which of the processes that hold them this one is. All of
+            them train with the same and end with the same model; the first one alone keeps its state.
     """
 
     penalty: Penalty | None = None
@@ -84,6 +87,7 @@ class Callbacks:
     checkpointer: Checkpointer | None = None
     judge: Judge | None = None
     validate: Judge | None = None
+    world: World = ALONE
 
 
 Judge = Callable[[nn.Module], Tensor]

@@ -117,7 +117,7 @@ def run_step(
     run.optimizer.zero_grad(set_to_none=True)
     result, weight, whole = 0.0, 0.0, 0.0
     for number, part in enumerate(parts):
-        value, count = _loss_of(run, part, generator, (run.seed, *at, number))
+        value, count = loss_of(run, part, generator, (run.seed, *at, number))
         if not math.isfinite(one := value.item()):
             return one
         of_part = float(part.size) if count is None else count
@@ -132,17 +132,27 @@ def run_step(
         for parameter in run.model.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(whole / max(1.0, weight))
-    rate = run.rates.set(at[1], 1.0 if run.best is None else run.best.rate)
-    run.precision.step(run.optimizer, run.model.parameters(), run.recipe.largest_gradient)
-    run.rates.after_step()
-    if (after_step := run.callbacks.after_step) is not None:
-        after_step(at[1] + 1, run.rates.num_steps, rate)
-    if run.average is not None:
-        run.average.update(run.model)
+    change_weights(run, at[1])
     return result
 
 
-def _loss_of(run: Run, batch: Batch, generator: torch.Generator, key: tuple[int, ...]) -> tuple[Tensor, float | None]:
+def change_weights(run: Run, step: int) -> None:
+    """Take the optimizer's step by the gradients that are there, and do what follows each step.
+
+    Args:
+        run: What takes part.
+        step: Counted over the whole run, from 0.
+    """
+    rate = run.rates.set(step, 1.0 if run.best is None else run.best.rate)
+    run.precision.step(run.optimizer, run.model.parameters(), run.recipe.largest_gradient)
+    run.rates.after_step()
+    if (after_step := run.callbacks.after_step) is not None:
+        after_step(step + 1, run.rates.num_steps, rate)
+    if run.average is not None:
+        run.average.update(run.model)
+
+
+def loss_of(run: Run, batch: Batch, generator: torch.Generator, key: tuple[int, ...]) -> tuple[Tensor, float | None]:
     """Return the loss of these samples as a mean, and how many it is the mean of where the loss says so."""
     device, recipe = device_of(run.model), run.recipe
     if run.augment is not None:

@@ -16,7 +16,7 @@ from functools import partial
 from itertools import islice
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pruning.batches import Batches, Samples, checked_batches
 from pruning.errors import ModelError, SettingsError
@@ -31,7 +31,9 @@ from pruning.task import Task
 from pruning.training.callbacks import Augment, Best, Callbacks, Patience, ShuffledLoader, deal_batches, train_by_own
 from pruning.training.optimizer import LearningRates, make_optimizer
 from pruning.training.recipe import Recipe, recipe_for
+from pruning.training.shards import Shard, check_replicas, run_sharded_step
 from pruning.training.step import MovingAverage, Position, Precision, Run, run_step
+from pruning.world import World, split
 
 _log = logging.getLogger(__name__)
 
@@ -97,6 +99,7 @@ def finetune(
     batches = checked_batches(samples)
     callbacks, device = Callbacks() if callbacks is None else callbacks, device_of(model)
     _check(recipe, callbacks, teacher, device)
+    _check_shards(recipe, callbacks.world)
     if recipe.trainer is not None:
         train_by_own(
             model,
@@ -195,6 +198,24 @@ def _check(recipe: Recipe, callbacks: Callbacks, teacher: nn.Module | None, devi
             raise SettingsError(f"{what} {text}")
 
 
+def _check_shards(recipe: Recipe, world: World) -> None:
+    """See that a recipe's batches can be divided."""
+    if world.shards == 1:
+        return
+    what = f"recipe {recipe.name!r}"
+    if recipe.trainer is not None:
+        raise SettingsError(
+            f"{what} names a trainer, which takes its batches whole; with {world.shards} shards the batches are "
+            "divided: set shards (and ranks) to 1, or remove trainer"
+        )
+    if recipe.batch_size < 2 * world.shards:
+        raise SettingsError(
+            f"{what}: a batch of {recipe.batch_size} samples can't be divided into {world.shards} shards of two or "
+            f"more; set batch_size to {2 * world.shards} at least, or shards to {max(1, recipe.batch_size // 2)} at "
+            "most"
+        )
+
+
 def _smoothed(loss: Loss, recipe: Recipe) -> Loss:
     amount = recipe.label_smoothing
     known = partial(nn.functional.cross_entropy, label_smoothing=amount) if loss is cross_entropy else None
@@ -211,6 +232,8 @@ def _run_epochs(run: Run) -> list[float]:
     """Train from where a run was left to its end, or to where it is stopped; return the mean loss of each epoch."""
     recipe, model, checkpointer = run.recipe, run.model, run.callbacks.checkpointer
     losses = [] if checkpointer is None else checkpointer.load(model, run.optimizer, run)
+    check_replicas(run.callbacks.world, model, "before the first step")
+    checkpointer = checkpointer if run.callbacks.world.is_first else None
     steps_per_epoch = _count_batches(len(run.samples), recipe.batch_size)
     run.rates.go_on(len(losses) * steps_per_epoch + run.position.steps, losses)
     if run.patience is not None and not run.patience.scores:
@@ -220,6 +243,7 @@ def _run_epochs(run: Run) -> list[float]:
             _log.info("recipe %s: no better score since epoch %d: training ends", recipe.name, run.patience.epoch)
             break
         losses.append(_run_epoch(run, epoch, losses))
+        check_replicas(run.callbacks.world, model, f"after epoch {epoch + 1}")
         run.rates.after_epoch(losses[-1])
         if run.best is not None and run.best.see(model):
             run.optimizer.state.clear()
@@ -249,16 +273,23 @@ def _run_epoch(run: Run, epoch: int, before: Sequence[float] = ()) -> float:
     generator = torch.Generator().manual_seed(run.seed * 1_000_003 + epoch)
     torch.manual_seed(run.seed * 1_000_003 + epoch)
     batches = deal_batches(len(run.samples), run.recipe.batch_size, generator, run.samples.window)
-    first, num_steps, checkpointer = epoch * len(batches), run.rates.num_steps, run.callbacks.checkpointer
+    first, num_steps, world = epoch * len(batches), run.rates.num_steps, run.callbacks.world
+    checkpointer = run.callbacks.checkpointer if world.is_first else None
     num_epochs = -(-num_steps // len(batches))
     batches = batches[: num_steps - first]
     total = run.position.total
     run.position.restore(generator)
     left = list(enumerate(batches))[run.position.steps :]
-    parts = [torch.tensor_split(batch, _count_parts(run.recipe, len(batch))) for _, batch in left]
-    read = run.samples.read([one for several in parts for one in several], seed=run.seed, epoch=epoch)
-    for (index, batch), several in zip(left, parts, strict=True):
-        value = run_step(run, islice(read, len(several)), len(several), generator, (epoch, first + index))
+    divided = [_divide(batch, run) for _, batch in left]
+    parts = [one for shards in divided for shard in shards for one in shard.parts]
+    read = run.samples.read(parts, seed=run.seed, epoch=epoch)
+    for (index, batch), shards in zip(left, divided, strict=True):
+        at = epoch, first + index
+        if world.shards > 1:
+            value = run_sharded_step(run, read, shards, at)
+        else:
+            (whole,) = shards
+            value = run_step(run, islice(read, len(whole.parts)), len(whole.parts), generator, at)
         if not math.isfinite(value):
             raise ModelError(
                 f"recipe {run.recipe.name!r}: the loss became {value} in epoch {epoch + 1} of {num_epochs}, "
@@ -275,9 +306,15 @@ def _run_epoch(run: Run, epoch: int, before: Sequence[float] = ()) -> float:
     return total / sum(map(len, batches))
 
 
-def _count_parts(recipe: Recipe, size: int) -> int:
-    """Return into how many parts a batch is divided, none of them of a single sample."""
-    return max(1, min(recipe.gradient_accumulation, size // 2))
+def _divide(batch: Tensor, run: Run) -> list[Shard]:
+    """Divide a batch into shards, of which those of this process are returned, and each of them into parts."""
+    world = run.callbacks.world
+    shards, num_parts = split(batch, world.shards), -(-run.recipe.gradient_accumulation // world.shards)
+    return [
+        Shard(number, torch.tensor_split(one, max(1, min(num_parts, len(one) // 2))) if len(one) else ())
+        for number, one in enumerate(shards)
+        if number in world.here
+    ]
 
 
 def _count_batches(num_samples: int, batch_size: int) -> int:

@@ -13,7 +13,7 @@ from pruning.importance import FALLBACK
 from tasks.config.errors import describe, old_names
 from tasks.config.prune_schema import PruneOfAKind
 from tasks.config.target_schema import MaxDrop, Target
-from tasks.config.training_schema import Baseline, Data, Model, Task, Training, check_recipes
+from tasks.config.training_schema import Baseline, Data, Model, Task, Training, check_recipes, check_shards
 from tasks.config.types import (
     MOST_THREADS,
     Arguments,
@@ -25,6 +25,7 @@ from tasks.config.types import (
     existing_file,
     installed,
     name_for_mlflow,
+    power_of_two,
     usable_device,
     without_own_names,
 )
@@ -38,6 +39,10 @@ class Run(Section):
     """Seed of every random choice: the same seed gives the same bytes."""
     threads: StrictInt = Field(default=1, ge=1, le=MOST_THREADS)
     """CPU threads of torch; another number may change the last bits of the results."""
+    shards: Annotated[StrictInt, AfterValidator(power_of_two)] = Field(default=1, ge=1, le=4096)
+    """Into how many parts a batch of training is divided, a power of two: as many processes can share it
+    (machine.ranks). Another number gives other results; recipe.batch_size stays that of the whole batch.
+    """
     device: Annotated[str, AfterValidator(usable_device)] = "cpu"
     """Where torch computes: cpu, cuda, cuda:1."""
 
@@ -65,6 +70,8 @@ class Machine(Section):
     """A Prefect task runner that computes the parts, on Ray or Dask for instance. null: processes of this machine."""
     patience_minutes: StrictFloat = Field(default=10.0, gt=0, le=10_080)
     """For how long no worker may give a sign of life of a part before the process that asked computes it itself."""
+    ranks: Annotated[StrictInt, AfterValidator(power_of_two)] = Field(default=1, ge=1, le=256)
+    """How many processes train one model together, a power of two up to run.shards; on cuda, one for each GPU."""
     num_workers: StrictInt = Field(default=0, ge=0, le=256)
     """How many processes make the samples of data sets that aren't copied, ahead of what reads them."""
 
@@ -297,6 +304,19 @@ class Settings(Section):
     def _recipes_suit_the_rest(self) -> Self:
         baseline = self.baseline
         check_recipes(baseline.recipe, baseline.keep_epochs, self.prune, self.training.loss, self.run.device)
+        check_shards(baseline.recipe, self.prune, self.run.shards)
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_have_shards_and_devices(self) -> Self:
+        shards, ranks, device = self.run.shards, self.machine.ranks, self.run.device
+        if ranks > shards:
+            raise ValueError(
+                f"machine.ranks is {ranks}, run.shards {shards}; each rank needs a shard at least. Set run.shards to "
+                f"{ranks} (other bytes than with {shards}), or machine.ranks to {shards} at most"
+            )
+        if ranks > 1 and device not in ("cpu", "cuda"):
+            raise ValueError(f"run.device is {device!r} for {ranks} ranks; set it to cuda, so that rank r has cuda:r")
         return self
 
     @model_validator(mode="after")

@@ -172,6 +172,25 @@ def check_recipes(
             )
 
 
+def check_shards(baseline: Recipe | None, prune: Prune, shards: int) -> None:
+    """See that the batches of all recipes can be divided.
+
+    Raises:
+        ValueError: One can't; the text names its recipe.
+    """
+    for recipe in (*([] if baseline is None else [baseline]), *prune.recipes) if shards > 1 else ():
+        if recipe.trainer is not None:
+            raise ValueError(
+                f"recipe {recipe.name!r} names a trainer, which takes its batches whole; run.shards is {shards}: set "
+                "it (and machine.ranks) to 1, or remove trainer"
+            )
+        if recipe.batch_size < 2 * shards:
+            raise ValueError(
+                f"recipe {recipe.name!r}: batch_size is {recipe.batch_size} and run.shards {shards}, which leaves a "
+                f"shard fewer than two samples; set batch_size to {2 * shards} at least, or run.shards lower"
+            )
+
+
 def _check_baseline(recipe: Recipe, kept_epochs: Collection[int]) -> None:
     if recipe.distillation > 0:
         raise ValueError("baseline.recipe distils, but there is no teacher before the baseline; set distillation to 0")

@@ -153,6 +153,13 @@ def name_for_mlflow(value: str) -> str:
     return value
 
 
+def power_of_two(number: int) -> int:
+    """Accept 1, 2, 4, …: gradients are summed in a binary tree, of which each process holds a whole branch."""
+    if number & (number - 1):
+        raise ValueError(f"{number} is no power of two; gradients are summed in a binary tree: expected 1, 2, 4, 8, …")
+    return number
+
+
 def usable_device(value: str) -> str:
     """Accept a device on which this machine can compute; `meta` is none, its tensors have no values."""
     try:

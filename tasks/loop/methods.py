@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 from math import floor
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 
@@ -28,7 +29,6 @@ from pruning.plan.blocks import Block, Blocks
 from pruning.plan.constraints import parameters_in
 from pruning.plan.masks import without_blocks
 from pruning.plan.plan import Cost, Plan
-from pruning.training.recipe import Recipe
 from pruning.unstructured.criteria import WeightCriterion
 from pruning.unstructured.masks import (
     WeightMasks,
@@ -39,6 +39,7 @@ from pruning.unstructured.masks import (
     sparsity_of,
     zero_weights,
 )
+from pruning.world import World
 from tasks.config.prune_schema import Dynamic, NOfM, Unstructured
 from tasks.config.target_schema import Kind
 from tasks.data import read_description, read_inputs, read_split
@@ -47,12 +48,10 @@ from tasks.loop.measurements import latency_cost
 from tasks.loop.step_context import StepContext
 from tasks.loop.targets import LATENCY
 from tasks.loop.trial import choose_channels
-from tasks.models import chosen_criterion, load_model, loss_and_metric, sparsity_training
+from tasks.models import chosen_criterion, example_inputs, load_model, loss_and_metric, sparsity_training
+from tasks.training import Hooks, Job
 
 log = logging.getLogger("secateur")
-
-Train = Callable[..., None]
-"""(model, **hooks): fine-tune it by the recipe at hand; hooks are fields of `pruning.training.callbacks.Callbacks`."""
 
 
 @dataclass(frozen=True)
@@ -62,22 +61,24 @@ class Step:
     Attributes:
         model: The result.
         plan: Which channels of the last model are gone, and which blocks.
-        train: Trains a copy of `model` by a recipe, keeping removed parts removed.
+        hooks: Take part while a copy of `model` is trained: removed parts stay removed.
         reached: Its reduction; None if that has to be measured.
         unrounded: Channels that each group would have kept, had its count not been rounded; None where none was.
         relaxed: What was allowed, if the goal is out of reach within the first limits.
         streams: The residual streams that lose channels, by the names of their groups.
         tried: What came of each allocation, where several were tried.
+        whole_plan: From the factory's model to `model`, where that is known; else it follows from `plan`.
     """
 
     model: nn.Module
     plan: Plan
-    train: Callable[[nn.Module, Recipe, Train], None]
+    hooks: Hooks
     reached: float | None = None
     unrounded: Mapping[str, int] | None = None
     relaxed: str | None = None
     streams: tuple[str, ...] = ()
     tried: tuple[Tried, ...] = ()
+    whole_plan: Plan | None = None
 
 
 def narrow(context: StepContext) -> Step:
@@ -169,7 +170,7 @@ def _narrow_channels(context: StepContext, shallow: nn.Module | None = None, blo
     return Step(
         narrowed,
         chosen,
-        _training_of(context),
+        bring_sparsity,
         unrounded=choice.unrounded,
         relaxed=relaxed,
         streams=streams,
@@ -177,14 +178,13 @@ def _narrow_channels(context: StepContext, shallow: nn.Module | None = None, blo
     )
 
 
-def _training_of(context: StepContext) -> Callable[[nn.Module, Recipe, Train], None]:
-    """Return what trains a narrowed model."""
-
-    def train(model: nn.Module, recipe: Recipe, finetune: Train) -> None:
-        sparsity = sparsity_training(recipe, model, context.example, context.settings.prune.ignore)
-        finetune(model, after_step=sparsity, memory=sparsity)
-
-    return train
+@contextmanager
+def bring_sparsity(model: nn.Module, job: Job, _world: World) -> Iterator[dict[str, Any]]:
+    """Bring about the sparsity that the recipe names, if any."""
+    settings = job.settings
+    example = example_inputs(job.workspace, settings)
+    sparsity = sparsity_training(job.recipe, model, example, settings.prune.ignore)
+    yield {"after_step": sparsity, "memory": sparsity}
 
 
 def loaded_step(context: StepContext, folder: Path) -> Step:
@@ -198,8 +198,8 @@ def loaded_step(context: StepContext, folder: Path) -> Step:
     if context.settings.prune.kind != "structured":
         return take_step(context)
     data = read_description(context.workspace)
-    model, _, _ = load_model(folder, context.settings, data, context.example)
-    return Step(model, Plan(removed={}, sizes={}), _training_of(context))
+    model, plan, _ = load_model(folder, context.settings, data, context.example)
+    return Step(model, Plan(removed={}, sizes={}), bring_sparsity, whole_plan=plan)
 
 
 def zero_share(context: StepContext) -> Step:
@@ -250,11 +250,14 @@ def _without_weights(context: StepContext, choose: Callable[..., WeightMasks]) -
     model = copy.deepcopy(context.model if context.start is None else context.start)
     zero_weights(model, masks)
 
-    def train(model: nn.Module, _recipe: Recipe, finetune: Train) -> None:
-        with enforce_masks(model, masks):
-            finetune(model)
+    return Step(model, Plan(removed={}, sizes={}), partial(keep_zeros, masks=masks), sparsity_of(masks))
 
-    return Step(model, Plan(removed={}, sizes={}), train, sparsity_of(masks))
+
+@contextmanager
+def keep_zeros(model: nn.Module, _job: Job, _world: World, *, masks: WeightMasks) -> Iterator[dict[str, Any]]:
+    """Keep the weights that masks take away at zero."""
+    with enforce_masks(model, masks):
+        yield {}
 
 
 def gate_channels(context: StepContext) -> Step:
@@ -263,21 +266,26 @@ def gate_channels(context: StepContext) -> Step:
     Raises:
         ModelError: No group can have a gate.
     """
-    settings, chosen, gated = context.settings, context.settings.prune, context.model
+    chosen, gated = context.settings.prune, context.model
     assert isinstance(chosen, Dynamic), "`take_step` goes by the kind"
     if not isinstance(gated, GatedModel):
         gated, _ = add_gates(pruning.find_groups(context.model, context.example), ignore=chosen.ignore)
-    cost = Cost(pruning.find_groups(gated.model, context.example))
     macs = (1 - context.goal) * context.ledger.baseline.macs
-    inputs = read_inputs(context.settings, context.workspace, "validation")
+    return Step(gated, Plan(removed={}, sizes={}), partial(train_gates, macs=macs))
 
-    def train(model: nn.Module, _recipe: Recipe, finetune: Train) -> None:
-        assert isinstance(model, GatedModel)
-        training = GateTraining(model, cost, macs, weight=chosen.gates.weight, ramp=chosen.gates.ramp)
-        finetune(model, penalty=training.penalty, after_step=training.after_step, memory=training)
-        calibrate_gates(model, cost, inputs, macs, batch_size=settings.training.batch_size)
 
-    return Step(gated, Plan(removed={}, sizes={}), train)
+@contextmanager
+def train_gates(model: nn.Module, job: Job, _world: World, *, macs: float) -> Iterator[dict[str, Any]]:
+    """Train gates towards a number of MACs, and set them to it when training has ended."""
+    settings = job.settings
+    chosen = settings.prune
+    assert isinstance(model, GatedModel)
+    assert isinstance(chosen, Dynamic), "it is trained by such settings"
+    cost = Cost(pruning.find_groups(model.model, example_inputs(job.workspace, settings)))
+    training = GateTraining(model, cost, macs, weight=chosen.gates.weight, ramp=chosen.gates.ramp)
+    yield {"penalty": training.penalty, "after_step": training.after_step, "memory": training}
+    inputs = read_inputs(settings, job.workspace, "validation")
+    calibrate_gates(model, cost, inputs, macs, batch_size=settings.training.batch_size)
 
 
 _KINDS: dict[Kind, Callable[[StepContext], Step]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,15 @@ from pruning.errors import ModelError, TargetError
 from pruning.io.checkpoint import save_checkpoint
 from pruning.io.files import checked_json, replace_file
 from pruning.plan.masks import compose
-from pruning.training.callbacks import Callbacks
 from pruning.training.recipe import Recipe
-from pruning.training.trainer import History, finetune
 from tasks.config.schema import Settings
 from tasks.data import read_split
 from tasks.fan_out import Part
 from tasks.loop.methods import Step, loaded_step
 from tasks.loop.step_context import Sharing, StepContext, open_again
-from tasks.models import ModelMetrics, augmentation, judge_by, loss_and_metric, measure
-from tasks.terminal import shown
-from tasks.training_state import TrainingCheckpointer
+from tasks.models import ModelMetrics, measure
+from tasks.ranks import train
+from tasks.training import Job
 from tasks.workspace import Workspace
 
 NO_TRAINING = "no training"
@@ -96,11 +94,8 @@ def train_all(
 
 def _try(context: StepContext, taken: Step, recipe: Recipe, number: int, under_way: Path) -> Candidate | str:
     """Train by a recipe, or return why it has lost: it diverges or misses its sparsity; the others go on."""
-    checkpointer = TrainingCheckpointer(under_way / f"{recipe.name}.safetensors")
     try:
-        return _train_by(
-            context.settings, context.workspace, taken, recipe, context.baseline, number, context.example, checkpointer
-        )
+        return _train_by(context, taken, recipe, number, under_way / f"{recipe.name}.safetensors")
     except (ModelError, TargetError) as error:
         log.warning("attempt %d: recipe %s: %s", number + 1, recipe.name, error)
         return str(error)
@@ -168,46 +163,24 @@ def _as_it_is(settings: Settings, workspace: Workspace, taken: Step, example: In
     return Candidate(NO_TRAINING, taken.model, measured)
 
 
-def _train_by(
-    settings: Settings,
-    workspace: Workspace,
-    taken: Step,
-    recipe: Recipe,
-    teacher: nn.Module,
-    number: int,
-    example: Inputs,
-    checkpointer: TrainingCheckpointer,
-) -> Candidate:
+def _train_by(context: StepContext, taken: Step, recipe: Recipe, number: int, kept: Path) -> Candidate:
     """Fine-tune a copy by one recipe and measure it; a training that was killed goes on where it was kept.
 
     With `prune.undo_training`, epochs that do harm are undone, unless training has to reach its end.
     """
-    model, histories = copy.deepcopy(taken.model), list[History]()
-    validation, loss = read_split(settings, workspace, "validation"), loss_and_metric(settings)[0]
-    judge = judge_by(validation, settings)
-    with shown(f"attempt {number + 1}: {recipe.name}") as progress:
-        callbacks = Callbacks(progress=progress, checkpointer=checkpointer)
-
-        def train(model: nn.Module, **hooks: Any) -> None:
-            to_its_end = any(hook is not None for hook in hooks.values())
-            history = finetune(
-                model,
-                read_split(settings, workspace, "train"),
-                recipe,
-                loss=loss,
-                seed=settings.run.seed + 1 + number,
-                teacher=teacher,
-                augment=augmentation(settings),
-                callbacks=replace(
-                    callbacks,
-                    **hooks,
-                    judge=judge if settings.prune.undo_training and not to_its_end else None,
-                    validate=judge,
-                ),
-            )
-            histories.append(history)
-
-        taken.train(model, recipe, train)
-    history = histories[-1]
-    measured = measure(model, validation, settings, example)
+    settings, workspace, model = context.settings, context.workspace, copy.deepcopy(taken.model)
+    job = Job(
+        stage="prune",
+        settings=settings,
+        workspace=workspace,
+        recipe=recipe,
+        seed=settings.run.seed + 1 + number,
+        checkpointed=kept,
+        hooks=taken.hooks,
+        teacher=workspace.folder("baseline"),
+        undoes=settings.prune.undo_training,
+    )
+    plan = taken.whole_plan or compose(context.plan, taken.plan, context.baseline, context.example)
+    history = train(job, model, plan, context.baseline, f"attempt {number + 1}: {recipe.name}")
+    measured = measure(model, read_split(settings, workspace, "validation"), settings, context.example)
     return Candidate(recipe.name, model, measured, history.kept if history.kept < len(history.losses) else None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +20,25 @@ from pruning.io.checkpoint import save_checkpoint
 from pruning.io.files import JsonError, checked_json
 from pruning.io.weights import load_weights
 from pruning.plan.plan import Plan
-from pruning.training.callbacks import Callbacks
-from pruning.training.trainer import finetune
+from pruning.world import World
 from tasks.config.schema import Settings
 from tasks.data import read_description, read_inputs, read_split, save_answers, task_of
 from tasks.data_sets import SPLITS, Split
 from tasks.determinism import begin
 from tasks.fingerprint import fingerprint
 from tasks.models import (
-    augmentation,
     example_inputs,
-    judge_by,
-    loss_and_metric,
     make_factory,
     measure,
     measure_of,
     save_model,
     sparsity_training,
 )
+from tasks.ranks import train
 from tasks.sanity_check import sanity_check
 from tasks.stage_table import find_stage
-from tasks.terminal import shown
-from tasks.training_state import TrainingCheckpointer, epoch_folder, forget, unfinished
+from tasks.training import Job
+from tasks.training_state import epoch_folder, forget, unfinished
 from tasks.workspace import Workspace
 
 FOLDER = "baseline"
@@ -118,34 +117,33 @@ def _train(model: nn.Module, settings: Settings, workspace: Workspace, under_way
     """Train in place, and write a copy after each epoch that is to be kept. A killed training is continued."""
     recipe = settings.baseline.recipe
     assert recipe is not None
-    sparsity = sparsity_training(recipe, model, example_inputs(workspace, settings))
+    job = Job(
+        stage=FOLDER,
+        settings=settings,
+        workspace=workspace,
+        recipe=recipe,
+        seed=settings.run.seed,
+        checkpointed=under_way / "training.safetensors",
+        hooks=keep_epochs,
+    )
+    train(job, model, Plan(removed={}, sizes={}), None, "baseline: training")
+
+
+@contextmanager
+def keep_epochs(model: nn.Module, job: Job, world: World) -> Iterator[dict[str, Any]]:
+    """Bring about the sparsity that the recipe names, and write a copy after each epoch that is to be kept."""
+    settings, recipe = job.settings, job.recipe
+    sparsity = sparsity_training(recipe, model, example_inputs(job.workspace, settings))
 
     def after_step(step: int, steps: int, rate: float) -> None:
         if sparsity is not None:
             sparsity(step, steps, rate)
         epoch, within = divmod(step * recipe.epochs, steps)
-        if within == 0 and epoch in settings.baseline.keep_epochs:
-            save_checkpoint(under_way / str(epoch), copy.deepcopy(model).cpu(), Plan(removed={}, sizes={}))
+        if world.is_first and within == 0 and epoch in settings.baseline.keep_epochs:
+            kept = job.checkpointed.parent / str(epoch)
+            save_checkpoint(kept, copy.deepcopy(model).cpu(), Plan(removed={}, sizes={}))
 
-    loss, _ = loss_and_metric(settings)
-    stops = recipe.early_stopping is not None
-    validate = judge_by(read_split(settings, workspace, "validation"), settings) if stops else None
-    with shown("baseline: training") as progress:
-        finetune(
-            model,
-            read_split(settings, workspace, "train"),
-            recipe,
-            loss=loss,
-            seed=settings.run.seed,
-            augment=augmentation(settings),
-            callbacks=Callbacks(
-                after_step=after_step,
-                memory=sparsity,
-                progress=progress,
-                checkpointer=TrainingCheckpointer(under_way / "training.safetensors"),
-                validate=validate,
-            ),
-        )
+    yield {"after_step": after_step, "memory": sparsity}
 
 
 def _fingerprint_beside(weights: Path) -> str | None:

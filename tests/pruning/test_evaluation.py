@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from pruning.errors import DataError, ModelError
-from pruning.evaluation import Loader, cross_entropy, evaluate, evaluate_by, top1
+from pruning.evaluation import cross_entropy, evaluate, top1
+from pruning.own_evaluation import Loader, evaluate_by
 
 
 def samples(num: int = 10, classes: int = 3) -> SimpleNamespace:

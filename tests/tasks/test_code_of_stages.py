@@ -31,7 +31,7 @@ def test_each_stage_depends_on_what_it_computes_with_and_on_nothing_more() -> No
     assert not choosing & found["report"], "it reads what the loop wrote"
     engine = [name for name in found["prepare"] if name.startswith("pruning.")]
     of_samples = ("pruning.batches", "pruning.containers", "pruning.streams")
-    of_tasks = ("pruning.evaluation", "pruning.metrics", "pruning.scoring", "pruning.task")
+    of_tasks = ("pruning.evaluation", "pruning.metrics", "pruning.scoring", "pruning.task", "pruning.world")
     assert all(name.startswith(("pruning.errors", "pruning.io.", *of_samples, *of_tasks)) for name in engine), engine
     for stage, modules in found.items():
         assert find_stage(stage).module in modules

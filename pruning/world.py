@@ -1,0 +1,195 @@
+r"""The processes that work on one model together: who they are, how they sum, and how they see that they agree.
+
+    shards   0   1   2   3      into which a batch is divided, in their order: they shape the result
+              \ /     \ /
+              0+1     2+3       a fixed binary tree, whichever process holds a shard
+                 \   /
+                0+1+2+3
+
+Floating-point addition is commutative but not associative, so that a sum has the same bits for 1, 2 or 4 processes only
+if its tree is the same for all of them. A process holds neighbouring shards and sums its own subtree; the rest of the
+tree is summed across processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from pruning.errors import LaunchError, SettingsError
+
+T = TypeVar("T")
+
+
+class World:
+    """One of the processes that work together, called ranks; by default the only one.
+
+    Attributes:
+        shards: Into how many parts each batch is divided.
+        rank: Number of this process.
+        ranks: Number of processes; more than one need torch's default process group, see `pruning.training.launch`.
+    """
+
+    def __init__(self, shards: int = 1, rank: int = 0, ranks: int = 1) -> None:
+        """Take the numbers.
+
+        Raises:
+            SettingsError: They don't go together.
+        """
+        check_shards(shards, ranks)
+        self.shards, self.rank, self.ranks = shards, rank, ranks
+
+    @property
+    def here(self) -> range:
+        """The shards of this process."""
+        each = self.shards // self.ranks
+        return range(self.rank * each, (self.rank + 1) * each)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes, logs and reports."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum the processes' tensors [n] in place, by the tree; all end with the same bits.
+
+        By recursive halving and doubling: for R ranks, 2 (1 − 1/R) n values are sent by each, in 2 log₂ R messages.
+        Source: Thakur, Rabenseifner & Gropp 2005, "Optimization of Collective Communication Operations in MPICH"; ours
+        begins with the nearest rank, which is what makes it a tree over neighbours.
+        """
+        distances = [1 << level for level in range(self.ranks.bit_length() - 1)]
+        ranges = [(0, len(tensor))]
+        for distance in distances:
+            low, high = ranges[-1]
+            middle = (low + high) // 2
+            halves = (low, middle), (middle, high)
+            kept, given = halves if not self.rank & distance else halves[::-1]
+            received = torch.empty_like(tensor[slice(*kept)])
+            self._swap(tensor[slice(*given)], received, self.rank ^ distance)
+            tensor[slice(*kept)].add_(received)
+            ranges.append(kept)
+        for distance in reversed(distances):
+            (low, high), (kept_low, kept_high) = ranges[-2], ranges.pop()
+            other = slice(low, kept_low) if kept_low > low else slice(kept_high, high)
+            self._swap(tensor[kept_low:kept_high], tensor[other], self.rank ^ distance)
+        return tensor
+
+    def _swap(self, given: Tensor, received: Tensor, partner: int) -> None:
+        """Send a tensor to another rank while receiving one from it; empty ones aren't sent."""
+        from torch import distributed
+
+        pairs = [(distributed.isend, given), (distributed.irecv, received)]
+        calls = [distributed.P2POp(call, one, partner) for call, one in pairs if len(one)]
+        for work in distributed.batch_isend_irecv(calls) if calls else ():
+            work.wait()
+
+    def join(self, tensor: Tensor) -> Tensor:
+        """Return the tensors [n] on the CPU of all processes, [ranks, n], in the order of their ranks."""
+        if self.ranks == 1:
+            return tensor[None]
+        from torch import distributed
+
+        found = [torch.empty_like(tensor) for _ in range(self.ranks)]
+        distributed.all_gather(found, tensor)
+        return torch.stack(found)
+
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all processes, in the order of their ranks; tensors in them have to be on the CPU."""
+        if self.ranks == 1:
+            return [value]
+        from torch import distributed
+
+        found: list[Any] = [None] * self.ranks
+        distributed.all_gather_object(found, value)
+        return found
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """Return what the first process makes; the others wait for it."""
+        if self.ranks == 1:
+            return make()
+        from torch import distributed
+
+        found: list[Any] = [make() if self.is_first else None]
+        distributed.broadcast_object_list(found, src=0)
+        made: T = found[0]
+        return made
+
+    def agree(self, facts: Mapping[str, str], mend: str) -> None:
+        """See that something is the same in all processes, such as versions and hashes.
+
+        Args:
+            facts: By name.
+            mend: What to do where they differ.
+
+        Raises:
+            LaunchError: It isn't; in all processes, with the same text.
+        """
+        all_facts = self.gather(dict(facts))
+        for name, value in all_facts[0].items():
+            for rank, others in enumerate(all_facts):
+                if others.get(name) != value:
+                    raise LaunchError(f"rank {rank} has {name} {others.get(name)}, rank 0 has {value}; {mend}")
+
+
+class TreeSum:
+    """Sums what the shards of one process give, in the order of the tree, holding log₂ of their number."""
+
+    def __init__(self) -> None:
+        self._held: list[tuple[int, list[Tensor]]] = []
+
+    def add(self, tensors: list[Tensor]) -> None:
+        """Take the next shard's, which may be changed in place."""
+        height = 0
+        while self._held and self._held[-1][0] == height:
+            _, before = self._held.pop()
+            for left, right in zip(before, tensors, strict=True):
+                left.add_(right)
+            tensors, height = before, height + 1
+        self._held.append((height, tensors))
+
+    def result(self) -> list[Tensor]:
+        """Return the sums over all shards taken, whose number is a power of two."""
+        ((_, tensors),) = self._held
+        return tensors
+
+
+def check_shards(shards: int, ranks: int) -> None:
+    """See that shards can be shared out among ranks.
+
+    Raises:
+        SettingsError: They can't.
+    """
+    for name, number in (("shards", shards), ("ranks", ranks)):
+        if number < 1 or number & (number - 1):
+            raise SettingsError(
+                f"{name} is {number}; expected a power of two (1, 2, 4, …): gradients are summed in a binary tree over "
+                "the shards, of which each rank holds a whole branch"
+            )
+    if ranks > shards:
+        raise SettingsError(
+            f"{ranks} ranks for {shards} shard{'s' if shards > 1 else ''}: each rank needs one at least; set shards to "
+            f"{ranks}, which gives other bytes than {shards}, or ranks to {shards} at most"
+        )
+
+
+def split(batch: Tensor, shards: int) -> list[Tensor]:
+    """Divide the numbers of a batch's samples into adjacent shards, none of a single sample unless it is the only one.
+
+    Sizes differ by one at most. A batch of fewer than two samples for each shard fills the first ones; the rest are
+    empty.
+
+    Args:
+        batch: [N].
+        shards: How many: a power of two.
+    """
+    filled = shards
+    while filled > 1 and len(batch) < 2 * filled:
+        filled //= 2
+    return [*torch.tensor_split(batch, filled), *[batch[:0]] * (shards - filled)]
+
+
+ALONE = World()
+"""A process by itself."""
