@@ -27,6 +27,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "structured": {
         "target": {"mac_reduction": 0.3},
         "allocation": {"strategy": "local"},
+        "recover": {"num_samples": 64},
         "undo_training": True,
         "recipes": [
             {"name": "short", "epochs": 1, "learning_rate": 0.02, "batch_size": 32, "distillation": 0.5},
@@ -40,7 +41,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def settings_with(kind: str = "structured") -> Callable[[dict[str, Any]], None]:
     def change(settings: dict[str, Any]) -> None:
-        general = {"max_accuracy_drop": 0.99, "iterations": 1, "max_attempts": 1, "recover": {"num_samples": 64}}
+        general = {"max_accuracy_drop": 0.99, "iterations": 1, "max_attempts": 1}
         recipes = [{"name": "short", "epochs": 1, "learning_rate": 0.02, "batch_size": 32}]
         settings["run"]["shards"] = 2
         settings["baseline"]["recipe"]["epochs"] = 2
