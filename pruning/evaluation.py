@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -308,7 +308,7 @@ def _evaluate(
     world: World,
 ) -> Evaluation:
     batches, device = checked_batches(samples), device_of(model)
-    slices = [slice(start, start + batch_size) for start in range(0, len(batches), batch_size)]
+    num_batches = -(-len(batches) // batch_size)
     num_samples, total_loss, total_count = 0, 0.0, 0.0
     sums, counts = list[Tensor](), list[Tensor]()
     scored = metric if isinstance(metric, StatefulMetric) else MeanOf(metric)
@@ -324,7 +324,7 @@ def _evaluate(
 
     with restored_modes(model):
         model.eval()
-        for index, seen in enumerate(_look_at_all(batches, slices, look, scored, world)):
+        for index, seen in enumerate(_look_at_all(batches, batch_size, look, scored, world)):
             if isinstance(scored, PartialMetric) and world.ranks > 1:
                 scored.add(seen.outputs)
             else:
@@ -335,7 +335,7 @@ def _evaluate(
             for kept, one in zip((sums, counts), seen.of_each, strict=False):
                 kept.append(one)
             if progress is not None:
-                progress(index + 1, len(slices))
+                progress(index + 1, num_batches)
     if num_samples != len(batches):
         raise DataError(f"{num_samples} samples were read of {len(batches)}; every one has to be seen once")
     average = total_loss / max(1.0, total_count)
@@ -377,17 +377,18 @@ class _Seen:
 
 def _look_at_all(
     batches: Batches,
-    slices: Sequence[slice],
+    batch_size: int,
     look: Callable[[int, Batch], _Seen],
     scored: StatefulMetric,
     world: World,
 ) -> Iterator[_Seen]:
     """Yield what is found of each batch, in their order; with several processes each looks at every so-manyeth."""
+    if world.ranks == 1:
+        yield from (look(index, batch) for index, batch in enumerate(batches.ordered(batch_size)))
+        return
+    slices = [slice(start, start + batch_size) for start in range(0, len(batches), batch_size)]
     mine = range(world.rank, len(slices), world.ranks)
     read = zip(mine, batches.read([slices[index] for index in mine]), strict=True)
-    if world.ranks == 1:
-        yield from (look(index, batch) for index, batch in read)
-        return
     for _ in range(-(-len(slices) // world.ranks)):
         seen = next((look(index, batch) for index, batch in read), None)
         if seen is not None:

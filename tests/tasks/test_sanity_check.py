@@ -466,7 +466,7 @@ def never_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     def trained(*_: Any, **__: Any) -> None:
         raise AssertionError("training has begun")
 
-    monkeypatch.setattr(baseline, "finetune", trained)
+    monkeypatch.setattr(baseline, "train", trained)
 
 
 @pytest.mark.parametrize(("change", "text"), CASES, ids=[f"{n}-{case[1][:30]}" for n, case in enumerate(CASES)])

@@ -27,4 +27,6 @@ def test_flow_and_tests_run_the_loop_by_the_same_driver(name: str, places: list[
 
 
 def test_target_becomes_goals_once() -> None:
-    assert list(callers("goals_of", "flows", "tasks", "secateur", "benchmarks")) == ["tasks/loop/loop.py"]
+    """Once by what tells what a run would do, and once by the run."""
+    places = ["tasks/estimate/dry_run.py", "tasks/loop/loop.py"]
+    assert list(callers("goals_of", "flows", "tasks", "secateur", "benchmarks")) == places

@@ -22,7 +22,7 @@ from pruning.plan.plan import Cost
 from tasks.config.prune_schema import MODELS
 from tasks.config.schema import load
 from tasks.data import read_description, read_split
-from tasks.loop import loop
+from tasks.loop import recipes
 from tasks.loop.ledger import Ledger, read_ledger
 from tasks.models import ModelMetrics, example_inputs, load_model, measure
 from tasks.reporting.tables import compare
@@ -207,7 +207,7 @@ def test_pattern_rises_by_single_weights_and_backs_off_to_the_one_before(
         assert found.weight_sparsity is not None
         return found.model_copy(update={"score": 0.0}) if found.weight_sparsity > 0.4 else found
 
-    monkeypatch.setattr(loop, "measure", failing)
+    monkeypatch.setattr(recipes, "measure", failing)
     project.prune()
     rows = ledger_of(project).rows
     assert [row.reached for row in rows[:2]] == [0.25, 0.5]
