@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -66,19 +67,31 @@ def _state_of(future: Future[str]) -> Poll:
     return poll
 
 
-class _Processes:
-    """Processes of this machine; as tasks of the flow's run, if there is one."""
+class _Workers(ABC):
+    """Workers that compute in processes which they keep; they begin with the first part."""
 
     loads_once = True
 
-    def __init__(self, processes: int, stack: ExitStack) -> None:
-        self._processes, self._stack = processes, stack
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
         self._submit: Callable[[str], Poll] | None = None
 
     def submit(self, request: Path) -> Poll:
         if self._submit is None:
             self._submit = self._begin()
         return self._submit(str(request))
+
+    @abstractmethod
+    def _begin(self) -> Callable[[str], Poll]:
+        """Start them, until the stack is left, and return what submits the path of a request."""
+
+
+class _Processes(_Workers):
+    """Processes of this machine; as tasks of the flow's run, if there is one."""
+
+    def __init__(self, processes: int, stack: ExitStack) -> None:
+        super().__init__(stack)
+        self._processes = processes
 
     def _begin(self) -> Callable[[str], Poll]:
         if run_id() is not None:
@@ -121,19 +134,12 @@ def _tasks_of(runner: Any) -> Callable[[str], Poll]:
     return submit
 
 
-class _Cluster:
-    """The cluster of a Prefect task runner. Each of its workers computes in a process of its own, which it keeps."""
-
-    loads_once = True
+class _Cluster(_Workers):
+    """The cluster of a Prefect task runner. Each of its workers computes in a process of its own."""
 
     def __init__(self, chosen: TaskRunner, stack: ExitStack) -> None:
-        self._chosen, self._stack = chosen, stack
-        self._submit: Callable[[str], Poll] | None = None
-
-    def submit(self, request: Path) -> Poll:
-        if self._submit is None:
-            self._submit = self._begin()
-        return self._submit(str(request))
+        super().__init__(stack)
+        self._chosen = chosen
 
     def _begin(self) -> Callable[[str], Poll]:
         from flows.offline import reach_server

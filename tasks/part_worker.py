@@ -105,18 +105,13 @@ class _Idle:
         with self.lock:
             if self.closed:
                 return None
-            found = None
-            for kept in list(self.workers):
-                same = kept[0] == program and kept[1].is_running and found is None
-                self.workers.remove(kept)
-                if same:
-                    found = kept[1]
-                elif kept[0] == program and kept[1].is_running:
-                    self.workers.append(kept)
-                else:
-                    self._forget(kept[1])
-            if found is None:
-                found = PartWorker(project)
+            fit = [worker for known, worker in self.workers if known == program and worker.is_running]
+            for _, worker in self.workers:
+                if worker not in fit:
+                    self._forget(worker)
+            found = fit.pop(0) if fit else PartWorker(project)
+            self.workers = [(program, worker) for worker in fit]
+            if found not in self.all:
                 self.all.append(found)
         return found
 

@@ -18,6 +18,7 @@ from pruning.containers import find_tensors, main_output
 from pruning.detection import Detection, unpack_boxes
 from pruning.embedding import Embedding
 from pruning.evaluation import device_of, restored_modes, whole_pass
+from pruning.streams import spread_over
 from pruning.task import (
     CausalLM,
     Classification,
@@ -132,11 +133,10 @@ def choose_samples(
     show = next((shows for kind, shows in _SHOWS if isinstance(task, kind)), None)
     if show is None:
         return []
-    count = min(len(samples), _MOST_SCANNED)
-    numbers = torch.arange(count) * len(samples) // count
+    numbers = spread_over(len(samples), _MOST_SCANNED)
     passes = _run(models, samples.take(numbers), batch_size)
     changes = torch.cat([_changes(list(found.values())) for _, found in passes])
-    spread = {int(numbers[index * count // _SPREAD]) for index in range(_SPREAD)}
+    spread = set(numbers[spread_over(len(numbers), _SPREAD)].tolist())
     ranked = [int(numbers[index]) for index in changes.argsort(descending=True, stable=True) if changes[index] > 0]
     most = [number for number in ranked if number not in spread][:_CHANGED]
     chosen = torch.tensor([*sorted(spread), *most])
