@@ -40,7 +40,7 @@ CLASSIFIERS: dict[str, dict[str, Any]] = {
 }
 SEGMENTERS = ("fcn_resnet50", "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
 VIDEO = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v2_s", "swin3d_t")
-_PIXELS = {"inception_v3": 96, "maxvit_t": 224, "vit_b_16": 224}
+_PIXELS = {"inception_v3": 299, "maxvit_t": 224, "vit_b_16": 224}
 
 
 def declare_operators() -> None:

@@ -21,7 +21,7 @@ from pruning.graph.contexts import module_paths, no_attention_fastpath, whole_op
 from pruning.graph.module_copy import copy_module
 from pruning.graph.rules import find_rule
 from pruning.graph.rules.call import arguments_of, is_pointwise, operator_name
-from pruning.graph.rules.reductions import NORMS, OVER_KEPT
+from pruning.graph.rules.reductions import BATCH_NORMS, NORMS, OVER_KEPT
 from pruning.graph.trace import Trace
 
 Site = tuple[str, str, str, int]
@@ -143,6 +143,9 @@ def _dims(name: str, x: Tensor, named: Mapping[str, Any]) -> list[int]:
     """The axes over which a call of an operator computes; of a group norm the channels' axis, which it divides."""
     if name == "group_norm":
         return [1]
+    if name in BATCH_NORMS:
+        first = [0] if name == "batch_norm" else []
+        return [*first, *range(2, x.ndim)] if named.get("training") or named.get("use_input_stats") else []
     if name in NORMS:
         return list(range(x.ndim - len(named["normalized_shape"]), x.ndim))
     given = named.get("dim")
@@ -159,15 +162,16 @@ def _selected(x: Tensor, at: Mapping[int, Tensor]) -> Tensor:
 
 def _normalized(func: Any, x: Tensor, narrow: Tensor, named: dict[str, Any], at: Mapping[int, Tensor]) -> Tensor:
     """Call a norm on what is kept, with the gains and shifts of that, and lay zeros where channels went."""
-    first = 1 if operator_name(func) == "group_norm" else x.ndim - len(named["normalized_shape"])
-    for name in ("weight", "bias"):
-        if named.get(name) is not None:
-            named[name] = _selected(named[name], {dim - first: mask for dim, mask in at.items()})
-    if "num_groups" in named:
-        for mask in at.values():
-            named["num_groups"] = int(mask.reshape(named["num_groups"], -1).any(dim=1).sum())
-    else:
-        named["normalized_shape"] = narrow.shape[first:]
+    if operator_name(func) not in BATCH_NORMS:
+        first = 1 if "num_groups" in named else x.ndim - len(named["normalized_shape"])
+        for name in ("weight", "bias"):
+            if named.get(name) is not None:
+                named[name] = _selected(named[name], {dim - first: mask for dim, mask in at.items()})
+        if "num_groups" in named:
+            for mask in at.values():
+                named["num_groups"] = int(mask.reshape(named["num_groups"], -1).any(dim=1).sum())
+        else:
+            named["normalized_shape"] = narrow.shape[first:]
     out: Tensor = func(narrow, *list(named.values())[1:])
     for dim, mask in at.items():
         shape = [*out.shape[:dim], len(mask), *out.shape[dim + 1 :]]

@@ -18,7 +18,7 @@ from pruning.graph.dispatch import Listeners, Place, Tensors, examples_of, watch
 from pruning.graph.module_copy import copy_module
 from pruning.graph.rules import find_rule
 from pruning.graph.rules.call import Call, Facts, Inapplicable, Typed, arguments_in, freeze_all, frozen
-from pruning.graph.rules.reshaping import slice_start
+from pruning.graph.rules.reshaping import slice_start, steps_of
 from pruning.graph.unwrapping import wrappers_inside
 
 _SMALL = 16  # values of a tensor that are compared as constants
@@ -37,6 +37,7 @@ class Operation:
         inputs: The axes of each tensor that it read.
         outputs: The axes of each tensor that it gave.
         start: Where a slice begins.
+        steps: Of windows by strides, how many positions along each axis of the input each axis of theirs leads on.
         summed: The axes over which it sums or computes a statistic.
         made: The axes of its outputs that parameters alone make, as the filters of a convolution do.
         decided: Where the pass had values, those of its outputs that decide on a way, as indices and truths made of
@@ -49,6 +50,7 @@ class Operation:
     inputs: tuple[tuple[Axis, ...], ...]
     outputs: tuple[tuple[Axis, ...], ...]
     start: int = 0
+    steps: tuple[tuple[int, ...], ...] = ()
     summed: tuple[Axis, ...] = ()
     made: tuple[Axis, ...] = ()
     decided: tuple[Tensor | None, ...] = ()
@@ -250,7 +252,7 @@ class _Typing:
             self.trace.parameters[name] = axes
             known = self.table.get(id(tensor))
             sources = (known[1].sources if known else frozenset()) | {name}
-            self.table[id(tensor)] = (tensor, Typed(axes, not self.masked.isdisjoint(sources), frozenset(sources)))
+            self.table[id(tensor)] = (tensor, Typed(axes, None if self.masked.isdisjoint(sources) else (), frozenset(sources)))
 
     def typed(self, tensor: Tensor) -> Typed:
         entry = self.table.get(id(tensor))
@@ -258,8 +260,8 @@ class _Typing:
             reason = "it belongs to a tensor that is neither parameter nor buffer"
             entry = self.table[id(tensor)] = (tensor, Typed(frozen(tensor.shape, reason)))
         typed = entry[1]
-        if typed.zero and _memory(tensor) in self.unclean:
-            typed.zero = False
+        if typed.nonzero is not None and _memory(tensor) in self.unclean:
+            typed.nonzero = None
         return typed
 
     def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any, place: Place) -> None:
@@ -293,14 +295,15 @@ class _Typing:
                 if not call.zero and func._schema.is_mutable:
                     self.unclean.add(_memory(output))
                 continue
-            self.table[id(output)] = (output, Typed(list(found), call.zero, source))
+            self.table[id(output)] = (output, Typed(list(found), call.nonzero, source))
         if call.name in IDENTITIES:
             return
         constants, start = constants_of(args, kwargs, self.trace.tensors), start_of(call)
         decided = self._decided(call) if self.trace.tensors == "real" else ()
         outputs = tuple(map(tuple, axes))
+        steps = steps_of(call["stride"], call["self"]) if call.name == "as_strided" else ()
         self.trace.operations.append(
-            Operation(call.name, place, constants, inputs, outputs, start, summed=summed, made=made, decided=decided)
+            Operation(call.name, place, constants, inputs, outputs, start, steps, summed, made, decided)
         )
 
     def _decided(self, call: Call) -> tuple[Tensor | None, ...]:

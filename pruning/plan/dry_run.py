@@ -9,8 +9,8 @@ deviates names the groups that have to stay whole. Nothing is computed and no we
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from itertools import combinations
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations, islice
 from math import ceil, log
 from typing import Any
 
@@ -31,6 +31,8 @@ from pruning.plan.other_sizes import resizings
 from pruning.plan.plan import Plan
 from pruning.plan.slicing import rebuild
 from pruning.plan.verification import Comparison, Deviation, attempt
+
+_CHECKED = 16  # lines of code before a check that failed, whose tensors it may be about
 
 _Spot = tuple[str, str, str, int]
 """Where code hands a number to PyTorch: module, line, function, position among the numbers."""
@@ -136,7 +138,7 @@ def _follow(groups: Groups) -> Groups:
             continue
         bound = _bind_counts(groups, number, deviation)
         number = 0  # what is changed for one rehearsal has to hold in all of them
-        if bound is None and _unbind(groups, deviation):
+        if bound is None and _unbind(groups, lost, deviation):
             continue
         if bound is None:
             place = deviation.operation.place
@@ -234,8 +236,7 @@ def _bind_counts(groups: Groups, number: int, deviation: Deviation) -> Groups | 
     prunable, counts, ties = {groups.atom(group.name) for group in groups}, list(facts.counts), list(facts.ties)
     tied = {tuple(map(resolve, tie)) for tie in ties}
     known = {count.place: count for count in counts}
-    index = min(deviation.index, len(operations) - 1)
-    for proposal in proposals(groups.model, operations, index, prunable, facts):
+    for proposal in _proposals(groups, deviation, prunable):
         new = [count for count in proposal if count.place not in known]
         served = [(known[count.place], count) for count in proposal if count not in new]
         served = [(old, count) for old, count in served if resolve(old.axis) is not resolve(count.axis)]
@@ -251,28 +252,58 @@ def _bind_counts(groups: Groups, number: int, deviation: Deviation) -> Groups | 
         after = Groups(groups.model, groups.example_inputs, groups.trace) if shared else groups
         rounds = _rounds(after)
         further = _rehearse(after, rounds[min(number, len(rounds) - 1)])
-        if further is None or further.traced is not deviation.traced or further.index > deviation.index:
+        passed = further is None or further.traced is not deviation.traced or further.index > deviation.index
+        if passed or (deviation.checked and not further.checked and further.index == deviation.index):
             return after
     facts.counts[:], facts.ties[:] = counts, ties
     return None
 
 
-def _unbind(groups: Groups, deviation: Deviation) -> bool:
+def _proposals(groups: Groups, deviation: Deviation, prunable: set[Atom]) -> Iterator[list[Count | Argument]]:
+    """Propose numbers to bind at the operator; where a check of the code's own failed, attributes at those before, too.
+
+    What `assert x.shape[-1] == self.width` is about shows in what the same code has called before it.
+    """
+    operations, facts = deviation.traced.operations, deviation.traced.facts
+    index = min(deviation.index, len(operations) - 1)
+    yield from proposals(groups.model, operations, index, prunable, facts)
+    if not deviation.checked:
+        return
+    modules = {operation.place.module for operation in operations[max(0, index - 1) : index + 1]}
+    lines: dict[str, int] = {}
+    for before in reversed(range(index)):
+        if operations[before].place.module in modules:
+            lines.setdefault(operations[before].place.line, before)
+    for before in islice(lines.values(), _CHECKED):
+        for proposal in proposals(groups.model, operations, before, prunable, facts):
+            if all(isinstance(count, Count) for count in proposal):
+                yield proposal
+
+
+def _unbind(groups: Groups, lost: Mapping[str, int], deviation: Deviation) -> bool:
     """Where code works out a number, give up the attributes it may come from; tell whether there are any.
 
     Attention that divides by the root of `head_size` does so although the heads of its values may be narrower; code
-    that divides a width by `num_heads` would find another size of head. The sizes are then replaced one by one.
+    that divides a width by `num_heads` would find another size of head. The sizes are then replaced one by one. Where
+    what follows one attribute is enough to make the pass deviate, the others are not given up.
     """
     facts, written = deviation.traced.facts, deviation.operation.place.written
     works_out = deviation.constant or (written is not None and written.worked_out())
-    held = suspects(groups.model, deviation.operation, facts) if works_out else set()
-    facts.constant |= held
     kinds = {name: type(module) for name, module in groups.model.named_modules()}
-    facts.counts[:] = [
-        count
-        for count in facts.counts
-        if not isinstance(count, Count) or (kinds[count.module], count.attribute) not in held
-    ]
+    bound: dict[tuple[type, str], list[Count]] = {}
+    for count in (count for count in facts.counts if isinstance(count, Count)):
+        bound.setdefault((kinds[count.module], count.attribute), []).append(count)
+    held = suspects(groups.model, deviation.operation, facts) if works_out else set()
+    by_atom = {groups.atom(name): name for name in lost}
+    following = {
+        one: [by_atom[atom] for count in bound[one] for atom in leaves(count.axis) if atom in by_atom] for one in held
+    }
+    enough = {one for one in held if following[one] and _is_enough(groups, following[one], lost, deviation)}
+    together = [name for names in following.values() for name in names]
+    held = enough or (held if together and _is_enough(groups, together, lost, deviation) else set())
+    facts.constant |= held
+    given_up = {count.place for one in held for count in bound[one]}
+    facts.counts[:] = [count for count in facts.counts if count.place not in given_up]
     return bool(held)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from math import inf
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from pruning.graph.dispatch import Listeners, Place, examples_of, state_of, watc
 from pruning.graph.groups import Groups
 from pruning.graph.module_copy import copy_whole
 from pruning.graph.rules.call import arguments_of, is_pointwise, operator_name, tensors_in
-from pruning.graph.rules.reshaping import slice_start
+from pruning.graph.rules.reshaping import is_dense, slice_start
 from pruning.graph.trace import IDENTITIES, Operation, Trace, constants_of
 
 TOLERANCE = 1e-4
@@ -288,12 +289,14 @@ class Deviation:
         index: Position of the operator in the trace.
         text: What was found and what was expected.
         constant: Whether the shapes are right, and a number that isn't a size differs.
+        checked: Whether no operator failed but a check in code, before the operator was called.
     """
 
     traced: Trace
     index: int
     text: str
     constant: bool = False
+    checked: bool = False
 
     @property
     def operation(self) -> Operation:
@@ -326,7 +329,7 @@ class Comparison:
             return self.deviation
         except Exception as fault:  # noqa: BLE001 - the model's own code may raise anything at a size it doesn't know
             pass_on(fault)
-            return Deviation(self.traced, self.index, _first_line(fault))
+            return Deviation(self.traced, self.index, _first_line(fault), checked=not hasattr(fault, "__notes__"))
         if self.index < len(self.operations):
             return Deviation(self.traced, self.index, "it ends early")
         return None
@@ -354,6 +357,8 @@ class Comparison:
                 self._stop(f"{expected.name} uses {found!r} instead of {known!r}", constant=True)
         if expected.name in ("slice", "narrow"):
             self._compare_start(arguments_of(func, args, kwargs), expected)
+        if expected.steps:
+            self._compare_strides(arguments_of(func, args, kwargs), expected.steps)
         if self.index == self.last:
             raise _Ended
         self.index += 1
@@ -366,6 +371,14 @@ class Comparison:
         start, known = slice_start(arguments["start"], x.shape[dim]), count(before, self.sizes)
         if start != known:
             self._stop(f"{expected.name} begins at {start} where {known} was expected")
+
+    def _compare_strides(self, arguments: Mapping[str, Any], steps: Sequence[Sequence[int]]) -> None:
+        """Windows of the right shape can still lie at the wrong places in memory."""
+        x, wide = arguments["self"], [size > 1 for size in arguments["size"]]
+        known = [sum(n * stride for n, stride in zip(by, x.stride(), strict=True)) for by in steps]
+        found, known = (list(compress(strides, wide)) for strides in (arguments["stride"], known))
+        if found != known or not is_dense(x) or arguments["storage_offset"] not in (None, x.storage_offset()):
+            self._stop(f"as_strided has strides {found} where {known} was expected")
 
     def _stop(self, text: str, *, constant: bool = False) -> None:
         self.deviation = Deviation(self.traced, self.index, text, constant)

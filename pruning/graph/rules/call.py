@@ -19,13 +19,26 @@ class Typed:
 
     Attributes:
         axes: One expression per axis.
-        zero: Whether a channel that a plan removes holds only zeros once its parameters are zeroed.
+        nonzero: Along which axes a channel that a plan removes may hold something else than zeros once its parameters
+            are zeroed; None where nothing says that it holds zeros anywhere.
         sources: The parameters and buffers from which alone the tensor was computed; empty if inputs took part.
     """
 
     axes: list[Axis]
-    zero: bool = True
+    nonzero: tuple[Axis, ...] | None = ()
     sources: frozenset[str] = frozenset()
+
+    @property
+    def zero(self) -> bool:
+        """Whether every channel that a plan removes holds only zeros."""
+        return self.nonzero is not None and not any(map(is_open, self.nonzero))
+
+    def zero_along(self, axis: Axis) -> bool:
+        """Whether those that it removes along one axis do."""
+        if self.nonzero is None:
+            return False
+        others = {atom for one in self.nonzero for atom in leaves(one) if is_open(atom)}
+        return others.isdisjoint(leaves(axis))
 
 
 @dataclass(frozen=True)
@@ -164,10 +177,23 @@ class Call:
         self.module = module
         self.inputs = tensors_in(args, kwargs)
         self.outputs = tensors_in(result)
-        self.zero = all(self.typed(t).zero for t in self.inputs)
+        given = [self.typed(t).nonzero for t in self.inputs]
+        # As in `Typed`, of the outputs: unless the rule says otherwise, what all inputs are.
+        self.nonzero: tuple[Axis, ...] | None = None
+        if all(axes is not None for axes in given):
+            self.nonzero = tuple(dict.fromkeys(axis for axes in given for axis in axes or ()))
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments.get(name)
+
+    @property
+    def zero(self) -> bool:
+        """Whether every channel that a plan removes holds only zeros in the outputs."""
+        return Typed([], self.nonzero).zero
+
+    @zero.setter
+    def zero(self, value: bool) -> None:
+        self.nonzero = () if value else None
 
     @property
     def name(self) -> str:
@@ -216,10 +242,10 @@ class Call:
         shared = [name for name in gone if sum(name in _names(pattern) for pattern in patterns) > 1]
         terms = (*axes, *(names.axes[name] for name in shared), *kernel)
         self.facts.contractions.append(Contraction(terms, self._roles(names, patterns, present, gone), self.module))
-        self.zero = self._zero_after(patterns, outputs[0], axes, present)
+        self.nonzero = self._nonzero_after(names, patterns, outputs[0], axes, present)
         for name in gone:
             holders = [self.typed(t) for p, t in zip(patterns, present, strict=True) if name in _names(p)]
-            if not any(typed.zero for typed in holders):
+            if not any(typed.zero_along(names.axes[name]) for typed in holders):
                 self.mix(names.axes[name], f"{self.name} sums over it although its removed channels are not zero")
         return [axes]
 
@@ -263,22 +289,30 @@ class Call:
         after = len(pattern) - run - 1
         return axes[:run] + (axes[-after:] if after else [])
 
-    def _zero_after(
-        self, patterns: Sequence[Pattern], output: Pattern, axes: Sequence[Axis], present: Sequence[Tensor]
-    ) -> bool:
+    def _nonzero_after(
+        self,
+        names: Names,
+        patterns: Sequence[Pattern],
+        output: Pattern,
+        axes: Sequence[Axis],
+        present: Sequence[Tensor],
+    ) -> tuple[Axis, ...]:
         """A removed channel of the output is zero if a factor that has it is zero there, and so is every bias."""
         gone = {name for pattern in patterns for name in _names(pattern)} - _names(output)
-        factors = [(p, self.typed(t).zero) for p, t in zip(patterns, present, strict=True) if _names(p) & gone]
-        biases = [(p, self.typed(t).zero) for p, t in zip(patterns, present, strict=True) if not _names(p) & gone]
+        given = [(_names(p), self.typed(t)) for p, t in zip(patterns, present, strict=True)]
+        factors, biases = [one for one in given if one[0] & gone], [one for one in given if not one[0] & gone]
+
+        def is_zero(axis: Axis, name: str) -> bool:
+            by_factor = any(name in held and typed.zero_along(axis) for held, typed in factors)
+            return by_factor and all(name in held and typed.zero_along(axis) for held, typed in biases)
+
         fixed = self._fixed(output, list(axes))
-        for token, axis in zip(self._tokens(output), fixed, strict=True):
-            for name in token.names:
-                by_factor = any(zero and name in _names(pattern) for pattern, zero in factors)
-                in_biases = all(zero and name in _names(pattern) for pattern, zero in biases)
-                if is_open(axis) and not (by_factor and in_biases):
-                    return False
         run = [axis for axis in axes if not any(axis is other for other in fixed)]
-        return not any(map(is_open, run)) or (not biases and all(zero for _, zero in factors))
+        named = {name: names.axes[name] for name in _names(output) if name in names.axes}
+        return (
+            *(axis for name, axis in named.items() if is_open(axis) and not is_zero(axis, name)),
+            *(axis for axis in run if biases or not all(typed.zero_along(axis) for _, typed in factors)),
+        )
 
     def _tokens(self, pattern: Pattern) -> list[Token]:
         return [token for token in pattern if token.kind not in ("run", "spatial")]

@@ -13,8 +13,18 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pruning.graph.axes import Axis, concat, factor, unify
-from pruning.graph.rules.call import Call, Contraction, Inapplicable, OperandAxis, freeze_all, frozen, is_open, rule
-from pruning.graph.rules.reductions import broadcast_axes, stays_zero_in_sum
+from pruning.graph.rules.call import (
+    Call,
+    Contraction,
+    Inapplicable,
+    OperandAxis,
+    Typed,
+    freeze_all,
+    frozen,
+    is_open,
+    rule,
+)
+from pruning.graph.rules.reductions import broadcast_axes, nonzero_in_sum
 
 
 @rule("linear")
@@ -44,7 +54,7 @@ def addmm(call: Call) -> list[list[Axis]]:
     c, a, b = call.inputs
     [axes] = call.contraction("... m k, ... k n -> ... m n", a, b)
     out = broadcast_axes(axes, call.axes(c))
-    call.zero = call.zero and stays_zero_in_sum(out, [(axes, True), (call.axes(c), call.typed(c).zero)])
+    call.nonzero = nonzero_in_sum(out, [Typed(axes, call.nonzero), call.typed(c)])
     return [out]
 
 
@@ -55,6 +65,21 @@ def grouped_mm(call: Call) -> list[list[Axis]]:
     if a.ndim != 2 or experts.ndim != 3 or bias is not None:
         raise Inapplicable("rows of one matrix times a stack of matrices are what is understood")
     return call.contraction("T k, E k n -> T n", a, experts)
+
+
+@rule("linalg_solve_triangular")
+def solve_triangular(call: Call) -> list[list[Axis]]:
+    """... M M, ... M k -> ... M k, or with the unknown on the left ... k M: each column is solved by itself.
+
+    A removed matrix of a batch holds zeros, which can be divided by only where its diagonal is taken to be one.
+    """
+    matrix, sides = call["self"], call["B"]
+    if not call["unitriangular"] and call.typed(matrix).zero:
+        freeze_all(call.axes(matrix)[:-2], f"{call.name} gives no number for the zeros of a removed matrix")
+    pattern = "... M k" if call["left"] else "... k M"
+    [axes] = call.equation(f"... M _, {pattern} -> {pattern}", matrix, sides)
+    call.nonzero = nonzero_in_sum(axes, [call.typed(sides)])
+    return [axes]
 
 
 @rule("outer")

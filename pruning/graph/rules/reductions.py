@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor
 
 from pruning.graph.axes import Atom, Axis, factor, freeze, unify
-from pruning.graph.rules.call import Call, Count, frozen, is_open, rule
+from pruning.graph.rules.call import Call, Count, Typed, frozen, is_open, rule
 
-NORMS = frozenset({"layer_norm", "rms_norm", "group_norm"})
+BATCH_NORMS = frozenset({"batch_norm", "instance_norm"})
+"""Their gains lie along another axis than their statistics. On filters, a batch norm standardises weights."""
+
+NORMS = BATCH_NORMS | {"layer_norm", "rms_norm", "group_norm"}
 
 OVER_KEPT = NORMS | {"mean", "var", "std", "var_mean", "std_mean", "sum", "norm", "linalg_vector_norm"}
 """Operators whose statistic can be taken over the channels that stay: the narrowed model's, by the operator alone."""
@@ -36,10 +39,10 @@ def sums(call: Call) -> list[list[Axis]]:
     x = call.inputs[0]
     dims = call.dims(x, call["dim"])
     order = call["ord"] if call["ord"] is not None else call["p"]
-    exact = call.zero and (order is None or (isinstance(order, (int, float)) and 0 < order < float("inf")))
-    if not exact:
-        for i in dims:
-            call.mix(call.axes(x)[i], f"{call.name} sums over it")
+    adds = order is None or (isinstance(order, (int, float)) and 0 < order < float("inf"))
+    for axis in (call.axes(x)[i] for i in dims):
+        if not adds or not call.typed(x).zero_along(axis):
+            call.mix(axis, f"{call.name} sums over it")
     return _reduce(call, dims, bool(call["keepdim"]))
 
 
@@ -60,7 +63,7 @@ def extremes(call: Call) -> list[list[Axis]]:
     """A value and the index at which it lies; with a second tensor, the larger of two."""
     if isinstance(call["other"], type(call.inputs[0])):
         out = broadcast_axes(*(call.axes(t) for t in call.inputs))
-        call.zero = stays_zero_in_sum(out, [(call.axes(t), call.typed(t).zero) for t in call.inputs])
+        call.nonzero = nonzero_in_sum(out, map(call.typed, call.inputs))
         return [out]
     x = call.inputs[0]
     dims = call.dims(x, call["dim"])
@@ -103,11 +106,15 @@ def _follow(call: Call, names: Sequence[str], axes: Sequence[Axis]) -> None:
                 unify(mine, its)
 
 
-def _scaled_to_zero(call: Call, axes: Sequence[Axis], scaled: Sequence[Axis]) -> bool:
-    """The scale and shift are zero where a channel is removed; along other axes the shift stays."""
+def _scaled_to_zero(call: Call, axes: Sequence[Axis], scaled: Sequence[Axis], *, centred: bool = False) -> bool:
+    """The scale and shift are zero where a channel is removed; along other axes the shift stays.
+
+    What is centred by its own mean (`centred`) needs no scale to stay at zero.
+    """
     others = [axis for axis in axes if not any(axis is s for s in scaled)]
     given = [call.typed(call[name]) for name in ("weight", "bias") if call[name] is not None]
-    return call["weight"] is not None and all(typed.zero for typed in given) and not any(map(is_open, others))
+    scales = call["weight"] is not None or centred
+    return scales and all(typed.zero for typed in given) and not any(map(is_open, others))
 
 
 def _outputs(call: Call, axes: list[Axis]) -> list[list[Axis]]:
@@ -116,13 +123,18 @@ def _outputs(call: Call, axes: list[Axis]) -> list[list[Axis]]:
 
 @rule("batch_norm", "instance_norm")
 def batch_norm(call: Call) -> list[list[Axis]]:
-    """b c *, c, c, c, c -> b c *, its statistics over all but c where they are taken from the input."""
+    """b c *, c, c, c, c -> b c *, its statistics over all but c where they are taken from the input.
+
+    Weight standardisation is one over filters, (1, o, i *) -> (1, o, i *): where i loses channels, over those that
+    stay, and zero for the others.
+    """
     axes = call.axes(call["input"])
     over = [axes[0], *axes[2:]] if call["training"] else axes[2:] if call["use_input_stats"] else []
     for axis in over:
         call.mix(axis, f"{call.name} computes its statistics over it")
     _follow(call, ("weight", "bias", "running_mean", "running_var"), axes[1:2])
-    call.zero = _scaled_to_zero(call, axes, axes[1:2])
+    centred = bool(over) and call.typed(call["input"]).zero
+    call.zero = _scaled_to_zero(call, axes, [axes[1], *over], centred=centred)
     return _outputs(call, axes)
 
 
@@ -197,27 +209,23 @@ def broadcast_axes(*operands: list[Axis]) -> list[Axis]:
     return out
 
 
-def stays_zero_in_sum(out: list[Axis], operands: Sequence[tuple[list[Axis], bool]]) -> bool:
+def nonzero_in_sum(out: Sequence[Axis], operands: Iterable[Typed]) -> tuple[Axis, ...]:
     """A sum is zero where all terms are; a term that is broadcast along an open axis is not."""
-    return all(
-        all(zero and _wide(axes, out, position) for axes, zero in operands)
-        for position, axis in enumerate(out)
-        if is_open(axis)
+    return _unless(all, out, list(operands))
+
+
+def _unless(
+    hold: Callable[[Iterable[bool]], bool], out: Sequence[Axis], operands: Sequence[Typed]
+) -> tuple[Axis, ...]:
+    """The open axes but those along which all operands, or any, have removed channels of zeros."""
+
+    def is_zero(typed: Typed, position: int) -> bool:
+        mine = position - (len(out) - len(typed.axes))
+        return mine >= 0 and typed.axes[mine].size != 1 and typed.zero_along(typed.axes[mine])
+
+    return tuple(
+        axis for i, axis in enumerate(out) if is_open(axis) and not hold(is_zero(typed, i) for typed in operands)
     )
-
-
-def _stays_zero_in_product(out: list[Axis], operands: Sequence[tuple[list[Axis], bool]]) -> bool:
-    """A product is zero where one factor is that has the axis itself."""
-    return all(
-        any(zero and _wide(axes, out, position) for axes, zero in operands)
-        for position, axis in enumerate(out)
-        if is_open(axis)
-    )
-
-
-def _wide(axes: list[Axis], out: list[Axis], position: int) -> bool:
-    mine = position - (len(out) - len(axes))
-    return mine >= 0 and axes[mine].size != 1
 
 
 @rule("_prelu_kernel", "hardswish", "log_sigmoid_forward", "masked_fill")
@@ -225,7 +233,7 @@ def broadcast(call: Call) -> list[list[Axis]]:
     """The rule of all pointwise operators."""
     _freeze_undefined(call)
     axes = broadcast_axes(*(call.axes(tensor) for tensor in call.inputs))
-    call.zero = _stays_zero(call, axes)
+    call.nonzero = _nonzero(call, axes)
     return [axes for _ in call.outputs]
 
 
@@ -233,29 +241,33 @@ def _freeze_undefined(call: Call) -> None:
     """Where a removed channel's zeros would give no number, it can't be masked: no zero after it makes up for that."""
     negative = call.name == "pow" and isinstance(call["exponent"], (int, float)) and call["exponent"] < 0
     operand = call["self"] if negative else call[NEEDS_NONZERO.get(call.name, "")]
-    if isinstance(operand, Tensor) and call.typed(operand).zero:
-        for axis in filter(is_open, call.axes(operand)):
+    if isinstance(operand, Tensor):
+        for axis in filter(call.typed(operand).zero_along, filter(is_open, call.axes(operand))):
             freeze(axis, f"{call.name} gives no number for the zeros of a removed channel")
 
 
-def _stays_zero(call: Call, out: list[Axis]) -> bool:
-    operands = [(call.axes(t), call.typed(t).zero) for t in call.inputs]
-    if call.name == "mul":
-        return _stays_zero_in_product(out, operands)
+def _nonzero(call: Call, out: list[Axis]) -> tuple[Axis, ...] | None:
+    operands = [call.typed(t) for t in call.inputs]
+    if call.name == "mul":  # zero where one factor is that has the axis itself
+        return _unless(any, out, operands)
     if call.name == "div":
-        return stays_zero_in_sum(out, operands[:1])
-    every = stays_zero_in_sum(out, operands)
+        return nonzero_in_sum(out, operands[:1])
+    return nonzero_in_sum(out, operands) if _keeps_zeros(call) else None
+
+
+def _keeps_zeros(call: Call) -> bool:
+    """Whether zeros of all operands give zero."""
     if call.name in ("add", "sub"):
-        return every and (len(call.inputs) == 2 or call["other"] == 0)
+        return len(call.inputs) == 2 or call["other"] == 0
     if call.name == "hardtanh":
-        return every and bool(call["min_val"] <= 0 <= call["max_val"])
+        return bool(call["min_val"] <= 0 <= call["max_val"])
     if call.name == "clamp":
         low, high = call["min"], call["max"]
-        return every and len(call.inputs) == 1 and (low is None or low <= 0) and (high is None or high >= 0)
+        return len(call.inputs) == 1 and (low is None or low <= 0) and (high is None or high >= 0)
     if call.name == "pow":
         exponent = call["exponent"]
-        return every and isinstance(exponent, (int, float)) and exponent > 0
-    return every and call.name in KEEPS_ZERO
+        return isinstance(exponent, (int, float)) and exponent > 0
+    return call.name in KEEPS_ZERO
 
 
 @rule(
@@ -271,8 +283,9 @@ def copy_of_first(call: Call) -> list[list[Axis]]:
 @rule("copy")
 def copy_into(call: Call) -> list[list[Axis]]:
     """The second operand is broadcast to the first and replaces its values."""
-    call.zero = call.typed(call["src"]).zero
-    return [broadcast_axes(call.axes(call["self"]), call.axes(call["src"]))]
+    out = broadcast_axes(call.axes(call["self"]), call.axes(call["src"]))
+    call.nonzero = nonzero_in_sum(out, [call.typed(call["src"])])
+    return [out]
 
 
 @rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "scalar_tensor")

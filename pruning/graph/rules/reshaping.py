@@ -93,7 +93,7 @@ def expand(call: Call) -> list[list[Axis]]:
     x, shape = call["self"], call.outputs[0].shape
     axes = [Atom(1), *[Atom(1)] * len(shape)][: len(shape) - x.ndim] + call.axes(x)
     out = [axis if axis.size == size else Atom(size) for axis, size in zip(axes, shape, strict=True)]
-    call.zero = call.zero and all(a is b for a, b in zip(out, axes, strict=True))
+    _hold_values(call, [a for a, b in zip(out, axes, strict=True) if a is not b])
     return [broadcast_axes(out, call.axes(call["other"])) if call["other"] is not None else out]
 
 
@@ -102,9 +102,14 @@ def repeat(call: Call) -> list[list[Axis]]:
     """c -> (new c)"""
     x, times = call["self"], call["repeats"]
     axes = [*(Atom(1, "it is a single channel") for _ in range(len(times) - x.ndim)), *call.axes(x)]
-    out = [axis if n == 1 else product([Atom(n), axis]) for n, axis in zip(times, axes, strict=True)]
-    call.zero = call.zero and all(n == 1 for n in times)
-    return [out]
+    new = [Atom(n) for n in times]
+    _hold_values(call, new)
+    return [[axis if n.size == 1 else product([n, axis]) for n, axis in zip(new, axes, strict=True)]]
+
+
+def _hold_values(call: Call, new: Sequence[Axis]) -> None:
+    """State that the channels of new axes are no zeros, whichever of them go."""
+    call.nonzero = None if call.nonzero is None else (*call.nonzero, *new)
 
 
 def slice_start(start: int | Tensor | None, size: int) -> int:
@@ -284,6 +289,48 @@ def unfold(call: Call) -> list[list[Axis]]:
     shape = call.outputs[0].shape
     axes[dim] = Atom(shape[dim], PICKED)
     return [[*axes, Atom(shape[-1], PICKED)]]
+
+
+@rule("as_strided")
+def as_strided(call: Call) -> list[list[Axis]]:
+    """Windows over axes that lie one after another in memory: these stay whole, the others go along."""
+    x, shape, strides = call["self"], call["size"], call["stride"]
+    last = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    if not is_dense(x) or call["storage_offset"] not in (None, x.storage_offset()) or last >= x.numel():
+        raise Inapplicable("windows of a tensor without gaps, the first at its beginning, are what is understood")
+    axes, steps = call.axes(x), list(zip(shape, strides, strict=True))
+    places = {step: i for i, step in enumerate(zip(x.shape, x.stride(), strict=True)) if step[0] > 1}
+    along = {j: places.pop(step) for j, step in enumerate(steps) if step in places}
+    crossed = True
+    while crossed:
+        moving = [step for j, step in enumerate(steps) if j not in along]
+        crossed = {j for j, i in along.items() if _reach(moving, x.stride(i) * axes[i].size) >= x.stride(i)}
+        along = {j: i for j, i in along.items() if j not in crossed}
+    freeze_all([axis for i, axis in enumerate(axes) if i not in along.values()], PICKED)
+    return [[axes[along[j]] if j in along else Atom(size, PICKED) for j, size in enumerate(shape)]]
+
+
+def _reach(moving: Sequence[tuple[int, int]], period: int) -> int:
+    """How far axes of these sizes and strides lead, those aside that lead to the same place in every period."""
+    return sum((size - 1) * stride for size, stride in moving if stride % period)
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether the axes of a tensor lie one within another in memory, in whatever order, without gaps."""
+    step = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1):
+        if stride != step:
+            return False
+        step *= size
+    return True
+
+
+def steps_of(strides: Sequence[int], x: Tensor) -> tuple[tuple[int, ...], ...]:
+    """How many positions along each axis of a dense tensor each of some strides leads on."""
+    return tuple(
+        tuple(stride // step % size if size > 1 else 0 for step, size in zip(x.stride(), x.shape, strict=True))
+        for stride in strides
+    )
 
 
 @rule("tril", "triu")

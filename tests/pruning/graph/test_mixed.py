@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -101,6 +102,50 @@ class Residual(nn.Module):
         return x
 
 
+class Standardised(nn.Conv2d):
+    """A convolution whose filters have mean 0 and variance 1, with a gain or without."""
+
+    def __init__(self, into: int, out: int, *, gain: bool, bias: bool = True) -> None:
+        super().__init__(into, out, 3, padding=1, bias=bias)
+        self.gain = nn.Parameter(torch.rand(out, 1, 1, 1) + 0.5) if gain else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        gain = None if self.gain is None else (self.gain * 0.1).view(-1)
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = nn.functional.batch_norm(flat, None, None, weight=gain, training=True).reshape_as(self.weight)
+        out: Tensor = self._conv_forward(x, weight, self.bias)
+        return out
+
+
+class StandardisedByHand(nn.Conv2d):
+    """The same, written out."""
+
+    def __init__(self, into: int, out: int) -> None:
+        super().__init__(into, out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, unbiased=False)
+        out: Tensor = self._conv_forward(x, (self.weight - mean) / (variance + 1e-10).sqrt(), self.bias)
+        return out
+
+
+class Standardising(nn.Module):
+    """A residual network that norms filters in place of activations; its products sum over channels, too."""
+
+    def __init__(self, make: Callable[[int, int], nn.Module]) -> None:
+        super().__init__()
+        self.stem, self.last = make(3, 12), nn.Linear(12, 5)
+        self.branches = nn.ModuleList(nn.Sequential(make(12, 16), nn.ReLU(), make(16, 12)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        for branch in self.branches:
+            x = x + 0.2 * branch(x)
+        flat = x.flatten(2)
+        out: Tensor = self.last((flat.transpose(1, 2) @ flat).softmax(-1) @ flat.transpose(1, 2))
+        return out
+
+
 def _post_norm() -> nn.Module:
     layer = nn.TransformerEncoderLayer(24, 4, 48, batch_first=True)
     return nn.Sequential(
@@ -119,8 +164,14 @@ def _group_norms() -> nn.Module:
         (HandWritten, (3, 4, 6)),
         (_post_norm, (2, 7, 6)),
         (_group_norms, (2, 3, 8, 8)),
+        (lambda: Standardising(partial(Standardised, gain=True)), (2, 3, 6, 6)),
+        (lambda: Standardising(partial(Standardised, gain=False)), (2, 3, 6, 6)),
+        (lambda: Standardising(StandardisedByHand), (2, 3, 6, 6)),
     ],
-    ids=["layer norms", "written by hand", "post-norm", "group norms"],
+    ids=[
+        *("layer norms", "written by hand", "post-norm", "group norms"),
+        *("standardised filters with gains", "standardised filters", "filters standardised by hand"),
+    ],
 )
 def test_narrowed_streams_are_the_masked_model_whose_norms_see_what_is_kept(
     make: Callable[[], nn.Module], shape: tuple[int, ...]
