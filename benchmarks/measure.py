@@ -39,7 +39,7 @@ class Measurement:
     parameters: int = 0
     num_groups: int = 0
     layer_share: float = float("nan")
-    layer_share_aside: float = float("nan")
+    layer_share_aside: float = float("nan")  # without streams; with them, without what no tool could prune
     parameters_removed: float = float("nan")
     macs_removed: float = float("nan")
     difference: float = float("nan")
@@ -142,7 +142,8 @@ def random_plan(groups: pruning.Groups, rate: float = RATE, seed: int = 0) -> pr
     counts: dict[str, int] = {}
     for group in groups:
         tied = [group.name, *(name for name in group.ties if name in groups)]
-        counts[group.name] = min(min(round(rate * groups[name].size), groups[name].size - 1) for name in tied)
+        count = min(min(round(rate * groups[name].size), groups[name].size - 1) for name in tied)
+        counts[group.name] = count - count % group.multiple
     removed = {
         group.name: torch.randperm(group.size, generator=generator)[: counts[group.name]].tolist() for group in groups
     }
@@ -154,18 +155,20 @@ def _describe(row: Measurement, model: nn.Module, groups: pruning.Groups) -> Non
     row.unknown_operators = groups.unknown_operators
     report = groups.report()
     total = prunable = aside = 0
+    streams = groups.trace.allow_mixed
     for name, parameter in layer_parameters(model).items():
         total += parameter.numel()
         if report[name].prunable:
             prunable += parameter.numel()
             continue
         atoms = [atom for axis in groups.trace.parameters[name] for atom in leaves(axis)]
-        normed = [any(_NORMS.search(why) for why in atom.mixed) for atom in atoms]
-        mixed = any(normed) and all(n or _excused(atom.frozen) for n, atom in zip(normed, atoms, strict=True))
-        if mixed:
+        normed = [not streams and any(_NORMS.search(why) for why in atom.mixed) for atom in atoms]
+        excused = all(n or _excused(atom.frozen) for n, atom in zip(normed, atoms, strict=True))
+        set_aside = excused and (streams or any(normed))
+        if set_aside:
             aside += parameter.numel()
         why = "; ".join(report[name].reasons) or "its extents are no channels"
-        text = ("[behind a norm] " if mixed else "") + re.sub(r"\d+", "#", why)
+        text = ("[aside] " if set_aside else "") + re.sub(r"\d+", "#", why)
         row.reasons[text] = row.reasons.get(text, 0) + parameter.numel()
     row.layer_share = prunable / total if total else float("nan")
     row.layer_share_aside = prunable / (total - aside) if total > aside else float("nan")

@@ -13,7 +13,7 @@ from benchmarks.measure import Measurement
 
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "torch-pruning")
 _HEAD = (
-    "architecture", "tool", "result", "groups", "layers prunable", "the same, streams aside", "parameters removed",
+    "architecture", "tool", "result", "groups", "layers prunable", "the same, aside", "parameters removed",
     "MACs removed", "difference", "other inputs", "no rule for", "first, s", "again, s", "peak, MB",
 )  # fmt: skip
 
@@ -42,6 +42,7 @@ def summary(rows: Sequence[Measurement], engine: str) -> dict[str, Any]:
     mine = [row for row in rows if row.engine == engine]
     exact = [row for row in mine if row.status == "exact"]
     aside = [row.layer_share_aside for row in exact if not math.isnan(row.layer_share_aside)]
+    shares = [row.layer_share for row in mine if not math.isnan(row.layer_share)]
     results: dict[str, int] = {}
     for row in mine:
         results[row.status] = results.get(row.status, 0) + 1
@@ -49,6 +50,8 @@ def summary(rows: Sequence[Measurement], engine: str) -> dict[str, Any]:
         "architectures": len(mine),
         "exact": len(exact),
         "traced": sum(not math.isnan(row.seconds_first) for row in mine),
+        "mean_layer_share": _mean(shares),
+        "mean_layer_share_aside": _mean(aside),
         "at_least_90_percent_of_layers_prunable": sum(share >= 0.9 for share in aside),
         "mean_parameters_removed": _mean([row.parameters_removed for row in exact]),
         "mean_macs_removed": _mean([row.macs_removed for row in exact]),
@@ -62,6 +65,9 @@ def _sentence(engine: str, counted: dict[str, Any]) -> str:
     text += f"{counted['mean_macs_removed']:.0%} of MACs removed on average"
     if engine == "secateur":
         text += f"; in {counted['at_least_90_percent_of_layers_prunable']} at least 90 % of layers' parameters prunable"
+    if engine == "secateur-streams":
+        text += f"; {counted['mean_layer_share']:.1%} of layers' parameters prunable, on average over all"
+        text += f" ({counted['mean_layer_share_aside']:.1%} where some axis is neither an input nor an output)"
     return text + ".\n"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import lcm
 from typing import Literal
 
 from torch import Tensor, nn
@@ -136,6 +137,7 @@ class Group:
         size: Number of channels.
         slices: Every place in which the channels occur, producers first.
         ties: Names of groups that have to lose as many channels as this one, because code splits them in equal parts.
+        multiple: It loses channels in multiples of this, as an operator takes no other widths.
         mixed: Which statistics are computed over the channels; such groups are offered only on demand, and the masked
             model takes these statistics over the channels that stay.
     """
@@ -145,10 +147,12 @@ class Group:
     slices: tuple[Slice, ...]
     ties: tuple[str, ...] = ()
     mixed: tuple[str, ...] = ()
+    multiple: int = 1
 
     def __str__(self) -> str:
         rows = [f"    {s.role:9} {s.parameter}, axis {s.axis}" for s in self.slices]
         tied = f", loses as many as {', '.join(self.ties)}" if self.ties else ""
+        tied += f", in multiples of {self.multiple}" if self.multiple > 1 else ""
         statistics = [f"    over what is kept: {reason}" for reason in self.mixed]
         return "\n".join([f"{self.name}: {self.size} channels{tied}", *statistics, *rows])
 
@@ -166,6 +170,7 @@ class Groups:
         self.example_inputs = example_inputs
         self.trace = traced
         self._merge_ties()
+        self._multiples = self._find_multiples()
         self._by_atom = self._find()
         self._by_name = {group.name: group for group in self._by_atom.values()}
         self._atoms = {group.name: atom for atom, group in self._by_atom.items()}
@@ -232,6 +237,20 @@ class Groups:
                     atom.frozen = atom.frozen or reason
                 self._tied.append(tuple(dict.fromkeys(atoms)))
 
+    def _find_multiples(self) -> dict[Atom, int]:
+        """What the atoms lose channels in multiples of; those that can't are frozen."""
+        found: dict[Atom, int] = {}
+        stated = [one for traced in self.trace.passes for one in traced.facts.multiples]
+        for part, number in ((part, number) for axis, number in stated for part in parts_of(axis)):
+            able = [atom for atom in factors_of(part) if isinstance(atom, Atom) and atom.size % number == 0]
+            if any(self._whole(atom) for atom in able):  # it stays, and all of the part is a multiple of it
+                continue
+            if chosen := next((atom for atom in able if atom.size > number), None):
+                found[chosen] = lcm(number, found.get(chosen, 1))
+            else:
+                freeze(part, f"an operator takes widths in multiples of {number} alone")
+        return found
+
     def _whole(self, atom: Atom) -> tuple[str, ...]:
         """Why an atom keeps all its channels; empty if they can go."""
         if atom.frozen:
@@ -269,7 +288,9 @@ class Groups:
                     "no layer makes these channels" if slices[0].role == "consumer" else "it meets itself in a product"
                 )
                 continue
-            groups[atom] = Group(_name(slices, atom), atom.size, tuple(slices), mixed=atom.mixed)
+            groups[atom] = Group(
+                _name(slices, atom), atom.size, tuple(slices), mixed=atom.mixed, multiple=self._multiples.get(atom, 1)
+            )
         return self._with_ties(groups)
 
     def _with_ties(self, groups: dict[Atom, Group]) -> dict[Atom, Group]:
@@ -282,6 +303,7 @@ class Groups:
             atom: replace(
                 group,
                 ties=tuple(groups[o].name for o in partners.get(atom, ()) if o is not atom and o in groups),
+                multiple=lcm(group.multiple, *(self._multiples.get(other, 1) for other in partners.get(atom, ()))),
             )
             for atom, group in groups.items()
         }

@@ -252,7 +252,10 @@ class _Typing:
             self.trace.parameters[name] = axes
             known = self.table.get(id(tensor))
             sources = (known[1].sources if known else frozenset()) | {name}
-            self.table[id(tensor)] = (tensor, Typed(axes, None if self.masked.isdisjoint(sources) else (), frozenset(sources)))
+            self.table[id(tensor)] = (
+                tensor,
+                Typed(axes, None if self.masked.isdisjoint(sources) else (), frozenset(sources)),
+            )
 
     def typed(self, tensor: Tensor) -> Typed:
         entry = self.table.get(id(tensor))

@@ -199,28 +199,31 @@ def _bundle(
     if entry is not None:
         return TiedGroups(names, sizes, (0,), f"ignored by {entry!r}", ignored=True)
     allowed = set.intersection(
-        *(_counts(group.size, original_sizes.get(group.name, group.size), limits, round_to) for group in members)
+        *(_counts(group, original_sizes.get(group.name, group.size), limits, round_to) for group in members)
     )
     counts = tuple(sorted(allowed))
-    obstacle = _obstacle(min(sizes), limits, round_to)
+    obstacle = _obstacle(min(sizes), limits, round_to, max(group.multiple for group in members))
     if len(counts) == 1 and all(original_sizes.get(group.name, group.size) == group.size for group in members):
         _log.warning("group %s (%d channels) stays whole: %s", names[0], sizes[0], obstacle)
     return TiedGroups(names, sizes, counts, obstacle)
 
 
-def _counts(size: int, original: int, limits: Limits, round_to: int) -> set[int]:
+def _counts(group: Group, original: int, limits: Limits, round_to: int) -> set[int]:
     """Return the numbers of channels that a group may lose."""
+    size, step = group.size, group.multiple
     gone = original - size
     largest = min(size - limits.min_channels, int(limits.max_group_rate * original + 1e-9) - gone)
-    return {0} | {count for count in range(1, largest + 1) if (size - count) % round_to == 0}
+    return {0} | {count for count in range(step, largest + 1, step) if (size - count) % round_to == 0}
 
 
-def _obstacle(size: int, limits: Limits, round_to: int) -> str:
+def _obstacle(size: int, limits: Limits, round_to: int, multiple: int) -> str:
     if size <= round_to and round_to > 1:
         return f"not above round_to = {round_to}"
     reasons = [f"min_channels = {limits.min_channels}"]
     if round_to > 1:
         reasons.append(f"round_to = {round_to}")
+    if multiple > 1:
+        reasons.append(f"an operator that takes multiples of {multiple} alone")
     if limits.max_group_rate < 1:
         reasons.append(f"at most {limits.max_group_rate:.0%} of a group")
     return ", ".join(reasons)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations, islice
+from itertools import chain, combinations, islice
 from math import ceil, log
 from typing import Any
 
@@ -204,26 +204,26 @@ def _rounds(groups: Groups) -> list[dict[str, int]]:
     equal size lose different counts; where there are more groups than counts, the counts are the digits of the group's
     number, a rehearsal for each digit. Every second rehearsal counts from another number for each size, so that groups
     of different sizes that lose equal counts in one don't in the other. At least two channels stay where there are
-    three: one would broadcast.
+    three: one would broadcast. A group that loses channels in multiples loses a multiple of its count.
     """
-    alike: dict[int, list[list[str]]] = {}
+    alike: dict[tuple[int, int], list[list[str]]] = {}
     known: set[str] = set()
     for group in groups:
         if group.name not in known:
             tied = [group.name, *group.ties]
             known.update(tied)
-            alike.setdefault(min(groups[name].size for name in tied), []).append(tied)
-    counts = {size: max(1, size - 2) for size in alike}
-    needed = [ceil(log(len(classes), counts[size])) for size, classes in alike.items() if counts[size] > 1]
+            alike.setdefault((min(groups[name].size for name in tied), group.multiple), []).append(tied)
+    counts = {(size, step): max(1, (size - 2) // step) for size, step in alike}
+    needed = [ceil(log(len(classes), counts[kind])) for kind, classes in alike.items() if counts[kind] > 1]
     rounds: list[dict[str, int]] = []
     for number in range(min(len(known), max(2, *needed, 0))):
         rounds.append({})
-        for offset, (size, classes) in enumerate(alike.items(), start=1):
-            most = counts[size]
+        for offset, ((size, step), classes) in enumerate(alike.items(), start=1):
+            most = counts[size, step]
             worth = most**number if most**number < len(classes) else 1
             for position, tied in enumerate(classes):
                 digit = (position // worth + number % 2 * offset) % most
-                rounds[-1].update(dict.fromkeys(tied, 1 + digit))
+                rounds[-1].update(dict.fromkeys(tied, step * (1 + digit)))
     return rounds
 
 
@@ -232,7 +232,7 @@ def _bind_counts(groups: Groups, number: int, deviation: Deviation) -> Groups | 
 
     Where an integer serves two axes, they may lose equal counts.
     """
-    operations, facts = deviation.traced.operations, deviation.traced.facts
+    facts = deviation.traced.facts
     prunable, counts, ties = {groups.atom(group.name) for group in groups}, list(facts.counts), list(facts.ties)
     tied = {tuple(map(resolve, tie)) for tie in ties}
     known = {count.place: count for count in counts}
@@ -252,8 +252,7 @@ def _bind_counts(groups: Groups, number: int, deviation: Deviation) -> Groups | 
         after = Groups(groups.model, groups.example_inputs, groups.trace) if shared else groups
         rounds = _rounds(after)
         further = _rehearse(after, rounds[min(number, len(rounds) - 1)])
-        passed = further is None or further.traced is not deviation.traced or further.index > deviation.index
-        if passed or (deviation.checked and not further.checked and further.index == deviation.index):
+        if further is None or further.traced is not deviation.traced or further.reached > deviation.reached:
             return after
     facts.counts[:], facts.ties[:] = counts, ties
     return None
@@ -331,15 +330,26 @@ def _culprits(groups: Groups, lost: Mapping[str, int], deviation: Deviation) -> 
     by_atom = {groups.atom(name): name for name in lost}
     here = _places(first, by_atom)
     alone = [place for place, atom in here.items() if _is_enough(groups, [by_atom[atom]], lost, deviation)]
+    behind = [] if alone else _behind_integers(groups, first, deviation, by_atom)
+    to_blame = [
+        n for n, atoms in enumerate(behind) if any(_is_enough(groups, [by_atom[a]], lost, deviation) for a in atoms)
+    ]
     found: dict[Atom, None] = {}
     for operation in deviation.traced.operations:
         if operation.name == first.name and operation.place.line == first.place.line:
             there = _places(operation, by_atom)
             found.update(dict.fromkeys(there[place] for place in alone if place in there))
-            if not alone:
-                served = conflicts(groups.model, operation, deviation.traced.facts)
-                found.update(dict.fromkeys(atom for axis in served for atom in leaves(axis) if atom in by_atom))
+            behind = _behind_integers(groups, operation, deviation, by_atom) if to_blame else []
+            found.update(dict.fromkeys(atom for number in to_blame for atom in chain(*behind[number : number + 1])))
     return list(found) or _bisect(groups, lost, deviation)
+
+
+def _behind_integers(
+    groups: Groups, operation: Operation, deviation: Deviation, by_atom: Mapping[Atom, str]
+) -> list[list[Atom]]:
+    """For each integer that an operation uses for another axis of the same size: the atoms that it follows."""
+    served = conflicts(groups.model, operation, deviation.traced.facts)
+    return [[atom for atom in leaves(axis) if atom in by_atom] for axis in served]
 
 
 def _is_enough(groups: Groups, names: Sequence[str], lost: Mapping[str, int], deviation: Deviation) -> bool:

@@ -80,7 +80,8 @@ class Plan(BaseModel):
         """Make a plan for a model's groups.
 
         Raises:
-            PlanError: A group is unknown, would become empty, or tied groups lose different counts.
+            PlanError: A group is unknown, would become empty, or loses another count than it can: tied groups equal
+                ones, some groups only multiples of a number.
         """
         chosen = {name: tuple(sorted(set(indices))) for name, indices in removed.items()}
         chosen = {name: chosen[name] for name in sorted(chosen) if chosen[name]}
@@ -96,8 +97,8 @@ class Plan(BaseModel):
         """Refuse a model that this plan wasn't made for.
 
         Raises:
-            PlanError: A group is missing or has another size, tied groups lose different counts, or the model still has
-                a block that the plan removes.
+            PlanError: A group is missing or has another size, a group loses a count that it can't, or the model still
+                has a block that the plan removes.
         """
         model = type(groups.model).__name__
         modules = dict(groups.model.named_modules()) if self.blocks else {}
@@ -114,6 +115,11 @@ class Plan(BaseModel):
                     "use the factory and the arguments that the plan was made with"
                 )
         for name in self.removed:
+            if len(self.removed[name]) % groups[name].multiple:
+                raise PlanError(
+                    f"group {name!r} of {model} loses channels in multiples of {groups[name].multiple}, because an "
+                    f"operator takes no other widths; the plan removes {len(self.removed[name])}"
+                )
             for other in groups[name].ties:
                 lost, also = len(self.removed[name]), len(self.removed.get(other, ()))
                 if lost != also:

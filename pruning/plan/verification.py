@@ -299,6 +299,11 @@ class Deviation:
     checked: bool = False
 
     @property
+    def reached(self) -> tuple[int, bool]:
+        """How far the pass came: to which operator, and whether as far as calling it."""
+        return self.index, not self.checked
+
+    @property
     def operation(self) -> Operation:
         """The operator at which it deviates."""
         return self.traced.operations[min(self.index, len(self.traced.operations) - 1)]

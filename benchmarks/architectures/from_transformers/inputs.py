@@ -35,6 +35,13 @@ def pair(generator: torch.Generator) -> Keywords:
     return {**text(generator), "decoder_input_ids": torch.randint(5, 90, (2, 7), generator=generator)}
 
 
+def pair_with_global_attention(generator: torch.Generator) -> Keywords:
+    """The same, the first token of each text attending to all others."""
+    mask = torch.zeros(2, TOKENS, dtype=torch.long)
+    mask[:, 0] = 1
+    return {**pair(generator), "global_attention_mask": mask}
+
+
 def pixels(*shape: int) -> Inputs:
     """Images or videos of a shape."""
     return partial(of_shape, "pixel_values", shape)

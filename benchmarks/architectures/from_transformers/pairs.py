@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from benchmarks.architectures.from_transformers.inputs import Row, pair, spectrogram, speech_features
+from benchmarks.architectures.from_transformers.inputs import (
+    Row,
+    pair,
+    pair_with_global_attention,
+    spectrogram,
+    speech_features,
+)
 from benchmarks.architectures.from_transformers.sizes import BART, T5, VOCABULARY
 
 MODELS: dict[str, Row] = {
@@ -24,7 +30,7 @@ MODELS: dict[str, Row] = {
     "led": (
         "LEDForConditionalGeneration",
         {**BART, "max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64, "attention_window": 4},
-        pair,
+        pair_with_global_attention,
     ),
     "prophetnet": (
         "ProphetNetForConditionalGeneration",

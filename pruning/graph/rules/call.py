@@ -137,6 +137,7 @@ class Facts:
         summed: Axes over which an operator sums or computes a statistic: what lies there, the pass has read.
         cuts: For each slice of a tensor that was computed from parameters alone: which tensor and axis, what lies along
             it, and what the slice reads of that.
+        multiples: Axes whose sizes have to stay multiples of a number, as the operator takes no others.
     """
 
     contractions: list[Contraction] = field(default_factory=list)
@@ -151,6 +152,7 @@ class Facts:
     moving: set[tuple[str, str, str, int]] = field(default_factory=set)
     summed: list[Axis] = field(default_factory=list)
     cuts: list[tuple[tuple[int, int], Axis, Axis]] = field(default_factory=list)
+    multiples: list[tuple[Axis, int]] = field(default_factory=list)
 
 
 class Inapplicable(Exception):  # noqa: N818 - a signal from a rule to the trace, no fault of anyone

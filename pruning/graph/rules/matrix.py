@@ -64,6 +64,8 @@ def grouped_mm(call: Call) -> list[list[Axis]]:
     a, experts, bias = call["self"], call["mat2"], call["bias"]
     if a.ndim != 2 or experts.ndim != 3 or bias is not None:
         raise Inapplicable("rows of one matrix times a stack of matrices are what is understood")
+    number = 16 // experts.element_size()
+    call.facts.multiples += [(axis, number) for axis in call.axes(experts)[1:]] if number > 1 else []
     return call.contraction("T k, E k n -> T n", a, experts)
 
 

@@ -214,9 +214,7 @@ def nonzero_in_sum(out: Sequence[Axis], operands: Iterable[Typed]) -> tuple[Axis
     return _unless(all, out, list(operands))
 
 
-def _unless(
-    hold: Callable[[Iterable[bool]], bool], out: Sequence[Axis], operands: Sequence[Typed]
-) -> tuple[Axis, ...]:
+def _unless(hold: Callable[[Iterable[bool]], bool], out: Sequence[Axis], operands: Sequence[Typed]) -> tuple[Axis, ...]:
     """The open axes but those along which all operands, or any, have removed channels of zeros."""
 
     def is_zero(typed: Typed, position: int) -> bool:

@@ -301,7 +301,7 @@ def as_strided(call: Call) -> list[list[Axis]]:
     axes, steps = call.axes(x), list(zip(shape, strides, strict=True))
     places = {step: i for i, step in enumerate(zip(x.shape, x.stride(), strict=True)) if step[0] > 1}
     along = {j: places.pop(step) for j, step in enumerate(steps) if step in places}
-    crossed = True
+    crossed = set(along)
     while crossed:
         moving = [step for j, step in enumerate(steps) if j not in along]
         crossed = {j for j, i in along.items() if _reach(moving, x.stride(i) * axes[i].size) >= x.stride(i)}
