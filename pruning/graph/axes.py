@@ -15,7 +15,7 @@ are frozen with the reason: to freeze or to couple more than needed is always co
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import prod
+from math import gcd, prod
 
 import torch
 from torch import Tensor
@@ -316,18 +316,22 @@ def _unify_sum_with_product(a: Sum, b: Axis) -> None:
 
 
 def _unify_factors(a: Product, b: Product) -> None:
-    left, right = list(reversed(factors_of(a))), list(reversed(factors_of(b)))
-    while left and right:
-        x, y = left.pop(), right.pop()
-        if x.size == y.size:
-            unify(x, y)
-        elif x.size % y.size == 0:
-            left.extend(reversed(factors_of(product(factor(x, [y.size, x.size // y.size])))))
-            right.append(y)
-        elif y.size % x.size == 0:
-            right.extend(reversed(factors_of(product(factor(y, [x.size, y.size // x.size])))))
-            left.append(x)
-        else:
-            for axis in (x, y, *left, *right):
-                freeze(axis, "it is reshaped in two ways that have no common factors")
-            return
+    """Unify common factors from the outermost inwards, then from the innermost outwards; what lies between stays."""
+    left, right = list(factors_of(a)), list(factors_of(b))
+    for place in (0, -1):
+        while left and right and (common := gcd(left[place].size, right[place].size)) > 1:
+            unify(_split_off(left, place, common), _split_off(right, place, common))
+    for axis in (*left, *right):
+        freeze(axis, "it is reshaped in two ways that have no common factors")
+
+
+def _split_off(factors: list[Atom | Sum], place: int, size: int) -> Axis:
+    """Take a factor of a size off the first of some factors or, with -1 as `place`, off the last."""
+    axis = factors.pop(place)
+    if axis.size == size:
+        return axis
+    sizes = [size, axis.size // size] if place == 0 else [axis.size // size, size]
+    pieces = factor(axis, sizes)
+    rest = factors_of(pieces.pop(-1 - place))
+    factors[:] = [*rest, *factors] if place == 0 else [*factors, *rest]
+    return pieces[0]

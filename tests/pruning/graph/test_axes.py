@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from math import prod
 from random import Random
 
 import pytest
@@ -64,9 +65,40 @@ def test_products_are_brought_to_common_factors() -> None:
 
 
 def test_products_without_common_factors_are_frozen_with_a_reason() -> None:
-    a, b = product([Atom(4), Atom(3)]), product([Atom(6), Atom(2)])
+    a, b = product([Atom(4), Atom(3)]), product([Atom(3), Atom(4)])
     unify(a, b)
     assert all("no common factors" in (atom.frozen or "") for axis in (a, b) for atom in leaves(axis))
+
+
+def test_what_lies_between_common_factors_stays_and_these_are_shared() -> None:
+    a, b = product([Atom(12), Atom(64)]), product([Atom(16), Atom(48)])  # heads, and the groups of a convolution
+    unify(a, b)
+    free = [atom for atom in leaves(a) if not atom.frozen]
+    assert [atom.size for atom in free] == [4, 16]
+    assert [atom for atom in leaves(b) if not atom.frozen] == free
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_goes_along_one_factorisation_goes_along_the_other(seed: int) -> None:
+    random = Random(seed)
+    primes = [random.choice([2, 2, 3]) for _ in range(random.randint(3, 6))]
+
+    def factorised() -> Axis:
+        sizes, order = [], random.sample(primes, len(primes))
+        while order:
+            number = random.randint(1, len(order))
+            sizes.append(prod(order[:number]))
+            order = order[number:]
+        return product([Atom(size) for size in sizes])
+
+    a, b = factorised(), factorised()
+    unify(a, b)
+    assert a.size == b.size
+    masks = {}
+    for atom in (*leaves(a), *leaves(b)):
+        mask = torch.tensor([random.random() < 0.6 for _ in range(atom.size)])
+        masks[atom] = mask | bool(atom.frozen)
+    assert torch.equal(kept(a, masks), kept(b, masks))
 
 
 def test_a_concatenation_that_is_split_into_equal_chunks_couples_the_chunks() -> None:
