@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from pruning.batches import Batches, DatasetBatches, TensorBatches
     from pruning.evaluation import Evaluation, evaluate
     from pruning.io.checkpoint import load_checkpoint, save_checkpoint
+    from pruning.io.huggingface_folder import from_pretrained
     from pruning.io.onnx import dynamic_axes, export_onnx
     from pruning.io.parity import check_parity
     from pruning.io.weights import load_weights
@@ -70,6 +71,7 @@ _ELSEWHERE = {
     "pruning.batches": ("Batches", "DatasetBatches", "TensorBatches"),
     "pruning.evaluation": ("Evaluation", "evaluate"),
     "pruning.io.checkpoint": ("load_checkpoint", "save_checkpoint"),
+    "pruning.io.huggingface_folder": ("from_pretrained",),
     "pruning.io.onnx": ("dynamic_axes", "export_onnx"),
     "pruning.io.parity": ("check_parity",),
     "pruning.io.weights": ("load_weights",),
@@ -127,6 +129,7 @@ __all__ = [
     "find_blocks",
     "find_groups",
     "finetune",
+    "from_pretrained",
     "load_checkpoint",
     "load_weights",
     "make_plan",

@@ -17,6 +17,7 @@ from pruning.allocation.selection import Rounding
 from pruning.containers import Inputs, take
 from pruning.errors import SettingsError, TargetError, WorkspaceError
 from pruning.graph.contexts import quiet
+from pruning.io.huggingface import Pretrained
 from pruning.io.weights import load_weights
 from pruning.plan.constraints import Freedom, within_first
 from pruning.plan.plan import Cost
@@ -26,6 +27,7 @@ from tasks.config.schema import Settings
 from tasks.data import read_description, read_example
 from tasks.data_factory import opened
 from tasks.data_sets import DataSets
+from tasks.models import pretrained
 from tasks.workspace import Workspace
 from zoo.datasets.splits import inputs_of, shapes_of
 
@@ -62,6 +64,7 @@ class Source:
         weights: A file; None for fresh ones.
         shape: Of a random sample [1, ...], if no data are named.
         rules: Of what is predicted.
+        pretrained: A Hugging Face folder, in place of the factory and the weights.
     """
 
     model: str
@@ -71,6 +74,7 @@ class Source:
     weights: Path | None = None
     shape: tuple[int, ...] | None = None
     rules: Rules = field(default_factory=Rules)
+    pretrained: Pretrained | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> Source:
@@ -87,6 +91,7 @@ class Source:
             data_arguments=settings.data.kwargs,
             weights=settings.model.weights,
             rules=rules,
+            pretrained=pretrained(settings),
         )
 
     def load(self, workspace: Workspace | None = None) -> tuple[nn.Module, Inputs]:
@@ -101,6 +106,10 @@ class Source:
             CheckpointError: The weights don't fit.
         """
         example, offered = self._sample(workspace)
+        if self.pretrained is not None:
+            made = self.pretrained.build()
+            self.pretrained.load_weights(made, trains=True)
+            return made, example
         if self.data is None:
             self._refuse_lack_of_classes()
         torch.manual_seed(0)

@@ -21,6 +21,7 @@ EXTRAS = {
         *("dvc", "dvc_data", "fastapi", "matplotlib", "mlflow", "onnx", "onnxruntime", "onnxscript", "PIL", "prefect"),
         *("sklearn", "sqlalchemy"),
     ),
+    "hf": ("transformers", "huggingface_hub", "tokenizers"),
     "postgresql": ("psycopg",),
 }
 """Extra -> the packages that it installs, by their import names."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import chdir
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -16,6 +17,7 @@ from pydantic import BaseModel
 
 from pruning.errors import ModelError, SettingsError, WorkspaceError
 from pruning.io.files import replace_file
+from pruning.io.huggingface import Pretrained
 from secateur.inspection import Source, inspect
 from secateur.packages import advice
 from tasks.config import reference
@@ -38,16 +40,54 @@ FIRST_TARGET = 0.5
 CONFIGURED = (("core.analytics", "false"), ("core.check_update", "false"), ("core.autostage", "false"))
 
 
-def make_project(
-    folder: Path, model: str, data: str, weights: Path | None, *, force: bool, say: Callable[[str], None]
-) -> None:
+@dataclass(frozen=True)
+class Network:
+    """The model that a project is made for.
+
+    Attributes:
+        name: Import string of a function that returns a module; or a Hugging Face folder.
+        weights: Of the trained model, from the project's folder or absolute; None to train.
+        is_folder: Whether it is a Hugging Face folder, which has its weights.
+        auto_class: The class of such a folder; None for the one that it names.
+    """
+
+    name: str
+    weights: Path | None = None
+    is_folder: bool = False
+    auto_class: str | None = None
+
+    def source(self, data: str) -> Source:
+        """Return what builds it, and a sample for it."""
+        pretrained = Pretrained(Path(self.name), self.auto_class) if self.is_folder else None
+        return Source(self.name, data, weights=self.weights, pretrained=pretrained)
+
+    def settings(self) -> str:
+        """Return the lines of the section `model`."""
+        if self.is_folder:
+            rows = {"from_pretrained": self.name, "auto_class": self.auto_class}
+            told = (
+                "a Hugging Face folder with config.json and model.safetensors",
+                "its class, such as AutoModelForMaskedLM; null: the one that config.json names",
+            )
+        else:
+            rows = {"factory": self.name, "weights": None if self.weights is None else str(self.weights)}
+            told = (
+                "a function that returns a torch.nn.Module; input_shape and num_classes are passed if it takes them",
+                "trained weights, a .safetensors or .pt file; null: the baseline is trained",
+            )
+        return "\n".join(
+            f"  {name}: {value if name == 'factory' else json.dumps(value)}   # {text}"
+            for (name, value), text in zip(rows.items(), told, strict=True)
+        )
+
+
+def make_project(folder: Path, network: Network, data: str, *, force: bool, say: Callable[[str], None]) -> None:
     """Inspect a model and its data, and write the pipeline's files into their repository.
 
     Args:
         folder: The repository; the functions are imported from here.
-        model: Import string of a function that returns a module.
+        network: The model.
         data: Import string of a function that returns the splits.
-        weights: Of the trained model, from the folder or absolute; None to train.
         force: Whether files that are there may be overwritten.
         say: Takes each line for the user.
 
@@ -59,10 +99,12 @@ def make_project(
     if not folder.is_dir():
         raise SettingsError(f"there is no folder {folder}; expected the repository of the model and its data")
     with chdir(folder):
-        if weights is not None and not weights.is_file():
-            raise SettingsError(f"there is no file {weights} in {Path.cwd()}; expected the weights of the model")
-        _look(Source(model, data, weights=weights), say)
-        written = project_files(model, data, weights)
+        if network.weights is not None and not network.weights.is_file():
+            raise SettingsError(
+                f"there is no file {network.weights} in {Path.cwd()}; expected the weights of the model"
+            )
+        _look(network.source(data), say)
+        written = project_files(network, data)
         there = [name for name, content in written.items() if Path(name).exists() and Path(name).read_text() != content]
         if there and not force:
             raise SettingsError(
@@ -93,14 +135,13 @@ def _look(source: Source, say: Callable[[str], None]) -> None:
         say(f"beware      {reached}; change prune.target or prune.allocation in params.yaml before you run")
 
 
-def project_files(model: str, data: str, weights: Path | None) -> dict[str, str]:
+def project_files(network: Network, data: str) -> dict[str, str]:
     """Return the files that `secateur init` writes in the current folder: name -> content."""
     templates = files("secateur") / "templates"
     values = {
-        "model": model,
+        "model": network.settings(),
         "data": data,
-        "weights": "null" if weights is None else json.dumps(str(weights)),
-        "recipe": f"{{epochs: {_default(FromScratch, 'epochs')}}}" if weights is None else "null",
+        "recipe": "null" if network.weights or network.is_folder else f"{{epochs: {_default(FromScratch, 'epochs')}}}",
         "device": _default(Run, "device"),
         "target": str(FIRST_TARGET),
         "drop": _default(Prune, "max_accuracy_drop"),

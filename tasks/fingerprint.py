@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 _MOST_SHOWN = 8
 _LONGEST = 60
-_FILES = (("model", "weights"), ("profile", "path"))
-"""Settings that name a file, whose content shapes the output of the stages that read their sections."""
+_FILES = (("model", "weights"), ("model", "from_pretrained"), ("profile", "path"))
+"""Settings that name a file, or a folder of files: their content shapes the output of stages that read the sections."""
 
 
 def changes(before: Json, now: Json) -> str:
@@ -191,7 +191,7 @@ def _executed(stage: Stage, settings: Json, facts: Json) -> Json:
     files = {
         f"{section}.{name}": settings[section][name]
         for section, name in _FILES
-        if section in settings and settings[section][name] is not None
+        if section in settings and settings[section].get(name) is not None and _is_here(name, settings[section][name])
     }
     return {
         "modules": dict(code.modules),
@@ -201,11 +201,19 @@ def _executed(stage: Stage, settings: Json, facts: Json) -> Json:
     }
 
 
+def _is_here(name: str, path: str) -> bool:
+    """Whether a setting names something on this machine: a name on the hub doesn't, its revision says what it is."""
+    return name != "from_pretrained" or Path(path).is_dir()
+
+
 def files_of(path: Path) -> list[Path]:
     """Return a file that the settings name; of weights that are divided over several files, the index and all of them.
 
-    What is missing is left out: whoever loads it says so.
+    Of a Hugging Face folder they are its files. What is missing is left out: whoever loads it says so; and a name on
+    the hub names no file.
     """
+    if path.is_dir():
+        return sorted(one for one in path.iterdir() if one.is_file() and not one.name.startswith("."))
     if path.suffix != ".json":
         return [path]
     try:

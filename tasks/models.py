@@ -22,7 +22,9 @@ from pruning.errors import CheckpointError, SettingsError
 from pruning.evaluation import Evaluation, evaluate_together
 from pruning.importance import Criterion
 from pruning.io.checkpoint import load_checkpoint, save_checkpoint
+from pruning.io.huggingface import Pretrained, find_folder
 from pruning.io.onnx import dynamic_axes
+from pruning.io.weights import load_weights
 from pruning.metrics import Measure
 from pruning.own_evaluation import Loader, evaluate_by
 from pruning.plan.plan import Cost, Plan, count_effective_macs
@@ -72,18 +74,43 @@ class ModelMetrics(BaseModel):
         }
 
 
+def pretrained(settings: Settings) -> Pretrained | None:
+    """Return the Hugging Face folder that the settings name; None where a factory makes the model.
+
+    Raises:
+        SettingsError: It is on the hub, and nothing may be downloaded, or can't be.
+    """
+    chosen = settings.model
+    if chosen.from_pretrained is None:
+        return None
+    folder = find_folder(chosen.from_pretrained, chosen.revision, allow_download=chosen.allow_download)
+    return Pretrained(folder, chosen.auto_class, chosen.kwargs, chosen.trust_remote_code)
+
+
+def load_given_weights(model: nn.Module, settings: Settings) -> None:
+    """Load the weights that the settings bring along, if any, in place.
+
+    Raises:
+        CheckpointError: They are missing, damaged or don't fit.
+    """
+    if (given := pretrained(settings)) is not None:
+        given.load_weights(model, trains=settings.baseline.recipe is not None)
+    elif settings.model.weights is not None:
+        load_weights(model, settings.model.weights)
+
+
 def make_factory(settings: Settings, data: Description) -> Callable[[], nn.Module]:
     """Return the function that builds the original model, with fresh weights from the global seed."""
 
     def build() -> nn.Module:
+        if given is not None:
+            return task.adapt(given.build())
         model = import_strings.call(settings.model.factory, settings.model.kwargs, data.offered)
         if not isinstance(model, nn.Module):
-            raise SettingsError(
-                f"model.factory {settings.model.factory!r} returned a {type(model).__name__}; expected a module"
-            )
+            raise SettingsError(f"{settings.model.source} returned a {type(model).__name__}; expected a module")
         return task.adapt(model)
 
-    task = task_of(settings)
+    task, given = task_of(settings), pretrained(settings)
     return build
 
 

@@ -42,7 +42,6 @@ from pruning.graph.unwrapping import unwrap
 from pruning.importance import find_criterion, order_channels
 from pruning.io.onnx import export_onnx
 from pruning.io.parity import check_parity
-from pruning.io.weights import load_weights
 from pruning.latency.microbenchmarks import check_provider
 from pruning.metrics import described, score_of
 from pruning.own_evaluation import evaluate_by
@@ -62,6 +61,7 @@ from tasks.models import (
     axes_that_differ,
     chosen_criterion,
     example_inputs,
+    load_given_weights,
     loss_and_metric,
     make_factory,
     name_of_metric,
@@ -103,8 +103,7 @@ def sanity_check(settings: Settings, workspace: Workspace, *, exports: bool = Fa
             "null and model.weights to the model's weights, or bring labels along"
         )
     model = _build(settings, data).to(settings.run.device)
-    if settings.model.weights is not None:
-        load_weights(model, settings.model.weights)
+    load_given_weights(model, settings)
     inputs, labels = _first_batch(settings, workspace, data)
     task, metric = loss_and_metric(settings)
     with torch.no_grad(), restored_modes(model):
@@ -126,15 +125,13 @@ def _build(settings: Settings, data: Description) -> nn.Module:
     """Build the model, and see that the factory builds another one each time: what one learns, another must not."""
     make = make_factory(settings, data)
     model, other = make(), make()
-    _called(
-        lambda: unwrap(model), f"model.factory {settings.model.factory!r}"
-    )  # a lazy layer has no weights to compare
+    _called(lambda: unwrap(model), f"{settings.model.source}")  # a lazy layer has no weights to compare
     known = {id(parameter) for parameter in model.parameters()}
     shared = [name for name, parameter in other.named_parameters() if id(parameter) in known]
     if shared or model is other:
         what = f"parameter {shared[0]!r}" if shared else "module"
         raise SettingsError(
-            f"model.factory {settings.model.factory!r} gives the same {what} each time it is called; expected a new "
+            f"{settings.model.source} gives the same {what} each time it is called; expected a new "
             "model, or what one learns would change the others: build its parts inside the function, without a cache"
         )
     return model
@@ -167,7 +164,7 @@ def _first_batch(settings: Settings, workspace: Workspace, data: Description) ->
 
 def _run(model: nn.Module, inputs: Inputs, settings: Settings, name: str | None = None) -> Any:
     """Run the model on a batch, and check that loss, metric and export can take its outputs."""
-    factory = f"model.factory {settings.model.factory!r}"
+    factory = f"{settings.model.source}"
     _called(lambda: check_names(model, inputs, name), factory, ModelError)
     shown = described_inputs(inputs)
     given = with_tensors(inputs, torch.clone)
@@ -198,7 +195,7 @@ def _run(model: nn.Module, inputs: Inputs, settings: Settings, name: str | None 
 def _check_outputs(task: Task, found: Any, targets: Tensor, settings: Settings, data: Description) -> None:
     """See that the outputs are those of the task, unless both loss and metric are the user's own."""
     chosen, outputs = settings.training, main_output(found)
-    what = f"model.factory {settings.model.factory!r}: the model gave outputs"
+    what = f"{settings.model.source}: the model gave outputs"
     if not {chosen.loss, chosen.metric}.isdisjoint({None, *LOSSES.values(), *METRICS.values()}):
         try:
             task.check_outputs(outputs, targets, data.classes)
@@ -297,7 +294,7 @@ def _check_loss(
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not learned:
         raise ModelError(
-            f"no parameter of the model is trained: {settings.model.factory!r} gave none that requires a gradient; set "
+            f"no parameter of the model is trained: {settings.model.source} gave none that requires a gradient; set "
             "requires_grad, or train nothing: baseline.recipe null and prune.recipes []"
         )
     if value.requires_grad:
@@ -370,7 +367,7 @@ def _check_export(model: nn.Module, inputs: Inputs, data: Description, settings:
             check_parity(path, model, inputs, by_class=False)
         except (ExportError, ModelError) as fault:
             raise type(fault)(
-                f"model.factory {settings.model.factory!r}: {fault}. Tried before anything is trained, since no run "
+                f"{settings.model.source}: {fault}. Tried before anything is trained, since no run "
                 "could end in an ONNX file; mend the model's forward"
             ) from fault
 

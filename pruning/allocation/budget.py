@@ -176,11 +176,9 @@ class BudgetSolver:
 
     def cost(self, levels: Sequence[int]) -> float:
         """Return what the model costs at these levels."""
-        kept = {
-            name: size - bundle.counts[level]
-            for bundle, level in zip(self.bundles, levels, strict=True)
-            for name, size in zip(bundle.names, bundle.sizes, strict=True)
-        }
+        kept: dict[str, int] = {}
+        for bundle, level in zip(self.bundles, levels, strict=True):
+            kept |= bundle.kept(bundle.counts[level])
         return self.budget.measure(kept)
 
     def met(self, levels: Sequence[int]) -> bool:
@@ -316,10 +314,10 @@ class BudgetSolver:
     def plan(self, groups: Groups, levels: Sequence[int], orders: Mapping[str, Sequence[int]]) -> Plan:
         """Turn levels into a plan: each group loses the first channels of its order."""
         removed = {
-            name: list(orders[name][: bundle.counts[level]])
+            name: list(orders[name][:count])
             for bundle, level in zip(self.bundles, levels, strict=True)
             if bundle.counts[level]
-            for name in bundle.names
+            for name, count in bundle.removed(bundle.counts[level]).items()
         }
         return Plan.of(groups, removed)
 
@@ -328,7 +326,8 @@ class BudgetSolver:
         reached = self.cost(levels)
         by_size = sorted(zip(self.bundles, levels, strict=True), key=lambda pair: pair[0].counts[-1] - pair[0].sizes[0])
         held = [
-            f"{bundle.names[0]} keeps {bundle.sizes[0] - bundle.counts[level]} of {bundle.sizes[0]} ({bundle.obstacle})"
+            f"{bundle.names[0]} keeps {bundle.kept(bundle.counts[level])[bundle.names[0]]} of {bundle.sizes[0]} "
+            f"({bundle.obstacle})"
             for bundle, level in by_size
         ]
         more = f"; and {len(held) - _SHOWN} groups more" if len(held) > _SHOWN else ""

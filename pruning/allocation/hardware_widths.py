@@ -116,7 +116,7 @@ def faster_counts(bundles: Sequence[TiedGroups], cost: LatencyCost) -> tuple[Tie
         fastest, counts = float("inf"), []
         multiples = [one for one in bundle.counts if _is_multiple(bundle, one, cost.profile.granule)]
         for removed in sorted({0, *multiples}) if any(multiples) else bundle.counts:
-            ms = cost.predict(_kept(bundle, removed))
+            ms = cost.predict(bundle.kept(removed))
             if ms < fastest:
                 fastest = ms
                 counts.append(removed)
@@ -165,7 +165,7 @@ def _light(bundles: Sequence[TiedGroups], cost: LatencyCost, limit: float) -> tu
             removed
             for removed in bundle.counts
             if not removed
-            or (_is_multiple(bundle, removed, cost.profile.granule) and cost.surcharge(_kept(bundle, removed)) <= limit)
+            or (_is_multiple(bundle, removed, cost.profile.granule) and cost.surcharge(bundle.kept(removed)) <= limit)
         ]
         found.append(replace(bundle, counts=tuple(counts), obstacle=f"{bundle.obstacle}, widths that gain speed"))
     return tuple(found)
@@ -177,18 +177,18 @@ def _admitted(
     """Leave the counts that a step of a table admits for every group of a bundle."""
     found = []
     for bundle in bundles:
-        widths = [(size, original_sizes.get(name, size)) for name, size in zip(bundle.names, bundle.sizes, strict=True)]
-        counts = [one for one in bundle.counts if not one or all(admits(size - one, whole) for size, whole in widths)]
+        whole = {name: original_sizes.get(name, size) for name, size in zip(bundle.names, bundle.sizes, strict=True)}
+        counts = [
+            one
+            for one in bundle.counts
+            if not one or all(admits(size, whole[name]) for name, size in bundle.kept(one).items())
+        ]
         found.append(replace(bundle, counts=tuple(counts), obstacle=f"{bundle.obstacle}, widths that {name} rewards"))
     return tuple(found)
 
 
 def _is_multiple(bundle: TiedGroups, removed: int, block: int) -> bool:
-    return all((size - removed) % block == 0 for size in bundle.sizes)
-
-
-def _kept(bundle: TiedGroups, removed: int) -> dict[str, int]:
-    return {name: size - removed for name, size in zip(bundle.names, bundle.sizes, strict=True)}
+    return all(size % block == 0 for size in bundle.kept(removed).values())
 
 
 _ATTEMPTS = 8

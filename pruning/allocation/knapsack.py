@@ -140,7 +140,7 @@ def _damages(solver: BudgetSolver, curves: Mapping[str, Curve]) -> list[NDArray[
                 (name, size) for name, size in zip(bundle.names, bundle.sizes, strict=True) if name in curves
             )
             curve = curves[member]
-            gone = curve.size - size + np.array(bundle.counts, dtype=np.float64)
+            gone = curve.size - size + np.array([bundle.removed(count)[member] for count in bundle.counts], np.float64)
             total = predicted_damage(curve, gone) + prior * (gone / curve.size) ** 2
             damage = total - total[0]
         found.append(damage)
@@ -212,8 +212,8 @@ def _as_measured(solver: BudgetSolver, curves: Mapping[str, Curve]) -> BudgetSol
     measured = []
     for bundle in solver.bundles:
         ends = [
-            curves[name].points[-1].removed - (curves[name].size - size)
-            for name, size in zip(bundle.names, bundle.sizes, strict=True)
+            (curves[name].points[-1].removed - (curves[name].size - size)) // unit
+            for name, size, unit in zip(bundle.names, bundle.sizes, bundle.removed(1).values(), strict=True)
             if name in curves
         ]
         counts = tuple(count for count in bundle.counts if not count or count <= min(ends, default=0))

@@ -219,7 +219,7 @@ def choose(ranking: Ranking, solver: BudgetSolver, scope: Scope, share: float | 
         else:
             levels = thresholds_by_set(solver, steps, sets_of(groups, bundles, scope.sets), share)
     elif share is not None:
-        levels = [bundle.nearest_level(round(share * min(bundle.sizes))) for bundle in bundles]
+        levels = [bundle.nearest_level(round(share * bundle.num_steps)) for bundle in bundles]
     else:
         levels = _common_share(solver)
     return solver.plan(groups, levels, orders)
@@ -248,10 +248,10 @@ def _common_share(solver: BudgetSolver) -> list[int]:
     """Return the levels of the smallest common share that meets the target, then give single steps back."""
 
     def levels_at(share: float) -> list[int]:
-        return [bundle.nearest_level(share * min(bundle.sizes)) for bundle in solver.bundles]
+        return [bundle.nearest_level(share * bundle.num_steps) for bundle in solver.bundles]
 
     def share_after(index: int, level: int) -> float:
-        return solver.bundles[index].counts[level] / min(solver.bundles[index].sizes)
+        return solver.bundles[index].counts[level] / solver.bundles[index].num_steps
 
     solver.lowest()
     below, enough = solver.scale(levels_at)

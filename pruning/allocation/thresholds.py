@@ -66,8 +66,9 @@ def steps_of(
     for index, bundle in enumerate(bundles):
         reached = -torch.inf
         for level in range(1, len(bundle.counts)):
-            gone = slice(bundle.counts[level - 1], bundle.counts[level])
-            values = torch.cat([scores[name][list(orders[name][gone])] for name in bundle.names])
+            before, after = (bundle.removed(bundle.counts[one]) for one in (level - 1, level))
+            gone = {name: orders[name][before[name] : after[name]] for name in bundle.names}
+            values = torch.cat([scores[name][list(channels)] for name, channels in gone.items()])
             reached = max(reached, float(values.mean()))
             steps.append((reached, index, level))
     return sorted(steps)
@@ -111,7 +112,7 @@ def thresholds_by_set(
             wanted, removed = round(asked * total), 0
             for step in mine:
                 bundle = solver.bundles[step[1]]
-                added = (bundle.counts[step[2]] - bundle.counts[step[2] - 1]) * len(bundle.names)
+                added = sum(bundle.removed(bundle.counts[step[2]] - bundle.counts[step[2] - 1]).values())
                 if removed + added > wanted:
                     break
                 taken.append(step)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import lcm
@@ -157,18 +158,34 @@ class Group:
         return "\n".join([f"{self.name}: {self.size} channels{tied}", *statistics, *rows])
 
 
+@dataclass(frozen=True)
+class CommonSize:
+    """A number that sets the sizes of several groups, so that they can only change together.
+
+    Attributes:
+        name: What messages call it, such as "hidden_size".
+        units: Group -> channels that it loses in one step; all groups take the same number of steps.
+    """
+
+    name: str
+    units: Mapping[str, int]
+
+
 class Groups:
     """The prunable groups of one model: iterate over them, or look one up by its name.
 
     Attributes:
         model: The module on which they were found; it is never changed.
         example_inputs: The inputs with which it was traced; of several examples the first.
+        common_sizes: The numbers by which groups may change, where the result has to be one that a class builds; groups
+            that none of them sets stay whole. None: every group has a size of its own, as far as the code lets it.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Inputs, traced: Trace) -> None:
         self.model = model
         self.example_inputs = example_inputs
         self.trace = traced
+        self.common_sizes: tuple[CommonSize, ...] | None = None
         self._merge_ties()
         self._multiples = self._find_multiples()
         self._by_atom = self._find()
@@ -192,6 +209,12 @@ class Groups:
     def __str__(self) -> str:
         head = f"{type(self.model).__name__}: {len(self)} groups, {sum(g.size for g in self)} channels"
         return "\n".join([head, *(f"  {line}" for group in self for line in str(group).splitlines())])
+
+    def with_common_sizes(self, common_sizes: Iterable[CommonSize]) -> Groups:
+        """Return the same groups, which may only change by some numbers."""
+        found = copy(self)
+        found.common_sizes = tuple(common_sizes)
+        return found
 
     def atom(self, name: str) -> Atom:
         """The atom of the algebra that a group stands for."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from pruning.errors import OutOfReachError, SettingsError, unknown_name
 from pruning.graph.dispatch import state_of
-from pruning.graph.groups import Group, Groups
+from pruning.graph.groups import CommonSize, Group, Groups
 from pruning.graph.module_copy import removed_tensors
 
 Entry = str | nn.Module  # a name, a prefix or a shell pattern of modules or parameters, or a module
@@ -100,14 +100,15 @@ def within_first(freedoms: Iterable[Allowed], make: Callable[[Allowed], Made]) -
 
 @dataclass(frozen=True)
 class TiedGroups:
-    """One or more groups that lose the same number of channels each.
+    """One or more groups that lose channels in step: by default the same number each.
 
     Attributes:
         names: the groups.
         sizes: their channels.
-        counts: the numbers of channels that each may lose, rising from 0.
-        obstacle: why they can't lose more than the last of `counts`.
+        counts: the numbers of steps that they may take, rising from 0.
+        obstacle: why they can't lose more than by the last of `counts`.
         ignored: whether that is because the limits say to ignore one of them.
+        units: channels that each group loses in one step; one of each, if not given.
     """
 
     names: tuple[str, ...]
@@ -115,6 +116,24 @@ class TiedGroups:
     counts: tuple[int, ...]
     obstacle: str
     ignored: bool = False
+    units: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "units", self.units or (1,) * len(self.names))
+
+    @property
+    def num_steps(self) -> int:
+        """After how many steps the first group would be empty."""
+        return min(size // unit for size, unit in zip(self.sizes, self.units, strict=True))
+
+    def removed(self, count: int) -> dict[str, int]:
+        """Return how many channels each group loses in so many steps."""
+        return {name: count * unit for name, unit in zip(self.names, self.units, strict=True)}
+
+    def kept(self, count: int) -> dict[str, int]:
+        """Return how many channels each group keeps after so many steps."""
+        zipped = zip(self.names, self.sizes, self.units, strict=True)
+        return {name: size - count * unit for name, size, unit in zipped}
 
     def nearest_level(self, removed: float) -> int:
         """Return the index in `counts` nearest to a number; of two equally near, the one that keeps more."""
@@ -145,10 +164,27 @@ def find_tied_groups(
     if round_to < 1:
         raise SettingsError(f"round_to is {round_to}; expected 1 or more")
     ignored = groups_in(groups, ignore, "ignore")
+    tied = [(dict.fromkeys(names, 1), whole) for names, whole in _tied(groups)]
+    if groups.common_sizes is not None:
+        tied = _with_common_sizes(groups, groups.common_sizes)
     return tuple(
-        _bundle([groups[name] for name in names], whole, ignored, limits, round_to, original_sizes or {})
-        for names, whole in _tied(groups)
+        _bundle([groups[name] for name in units], units, whole, ignored, limits, round_to, original_sizes or {})
+        for units, whole in tied
     )
+
+
+def _with_common_sizes(groups: Groups, common_sizes: Sequence[CommonSize]) -> list[tuple[dict[str, int], str | None]]:
+    """Join the groups that one number sets; say where one is lacking among those that can be pruned."""
+    found: dict[str, tuple[dict[str, int], str | None]] = {}
+    for common in common_sizes:
+        outside = next((f"tied to {name}, which can't be pruned" for name in common.units if name not in groups), None)
+        units = {group.name: common.units[group.name] for group in groups if group.name in common.units}
+        if units:
+            found[next(iter(units))] = (units, outside)
+    set_by_one = {name for units, _ in found.values() for name in units}
+    free = [group.name for group in groups if group.name not in set_by_one]
+    found |= {name: ({name: 1}, "no number of the configuration sets its size alone") for name in free}
+    return [found[group.name] for group in groups if group.name in found]
 
 
 def tied_names(groups: Groups, name: str) -> tuple[str, ...]:
@@ -179,13 +215,14 @@ def _tied(groups: Groups) -> list[tuple[tuple[str, ...], str | None]]:
     for group in groups:
         names = members[group.name]
         ordered = tuple(one.name for one in groups if one.name in names) if len(names) > 1 else (group.name,)
-        outside = next((foreign[name] for name in ordered if name in foreign), None)
+        outside = next((f"tied to {foreign[name]}, which can't be pruned" for name in ordered if name in foreign), None)
         found.setdefault(id(names), (ordered, outside))
     return list(found.values())
 
 
 def _bundle(
     members: Sequence[Group],
+    units: Mapping[str, int],
     outside: str | None,
     ignored: Mapping[str, str],
     limits: Limits,
@@ -195,17 +232,24 @@ def _bundle(
     names, sizes = tuple(group.name for group in members), tuple(group.size for group in members)
     entry = next((ignored[name] for name in names if name in ignored), None)
     if outside is not None:
-        return TiedGroups(names, sizes, (0,), f"tied to {outside}, which can't be pruned")
+        return TiedGroups(names, sizes, (0,), outside)
     if entry is not None:
         return TiedGroups(names, sizes, (0,), f"ignored by {entry!r}", ignored=True)
     allowed = set.intersection(
-        *(_counts(group, original_sizes.get(group.name, group.size), limits, round_to) for group in members)
+        *(
+            {
+                count // units[group.name]
+                for count in _counts(group, original_sizes.get(group.name, group.size), limits, round_to)
+                if count % units[group.name] == 0
+            }
+            for group in members
+        )
     )
     counts = tuple(sorted(allowed))
     obstacle = _obstacle(min(sizes), limits, round_to, max(group.multiple for group in members))
     if len(counts) == 1 and all(original_sizes.get(group.name, group.size) == group.size for group in members):
         _log.warning("group %s (%d channels) stays whole: %s", names[0], sizes[0], obstacle)
-    return TiedGroups(names, sizes, counts, obstacle)
+    return TiedGroups(names, sizes, counts, obstacle, units=tuple(units[name] for name in names))
 
 
 def _counts(group: Group, original: int, limits: Limits, round_to: int) -> set[int]:

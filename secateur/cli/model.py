@@ -115,6 +115,12 @@ def _cells(size: Size, whole: Size) -> tuple[str, str, str]:
 @click.command(short_help="Make a project around your own model and data.")
 @click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), default=Path())
 @click.option("--model", metavar="MODULE:NAME", help="A function that returns a torch.nn.Module.")
+@click.option(
+    "--from-pretrained", "place", metavar="FOLDER", help="A Hugging Face folder, in place of --model and --weights."
+)
+@click.option(
+    "--auto-class", metavar="NAME", help="Its class, AutoModelForMaskedLM; by default the one that config.json names."
+)
 @click.option("--data", metavar="MODULE:NAME", help="A function that returns the splits train, validation and test.")
 @click.option(
     "--weights", type=click.Path(path_type=Path), metavar="FILE", help="Trained weights, .safetensors or .pt."
@@ -123,31 +129,47 @@ def _cells(size: Size, whole: Size) -> tuple[str, str, str]:
 @click.option("--force", is_flag=True, help="Overwrite files that are there.")
 @debug_option
 def init(
-    folder: Path, model: str | None, data: str | None, weights: Path | None, yes: bool, force: bool, debug: bool
+    folder: Path,
+    model: str | None,
+    place: str | None,
+    auto_class: str | None,
+    data: str | None,
+    weights: Path | None,
+    yes: bool,
+    force: bool,
+    debug: bool,
 ) -> None:
     """Make a project in DIR, a repository of your own.
 
     Runs the model on one sample, then writes params.yaml, dvc.yaml and prefect.yaml. The functions are named as Python
     imports them from DIR: `net:make_model` is make_model in net.py. Existing files are only overwritten with --force.
     """
+    if place is not None and (model is not None or weights is not None):
+        raise click.UsageError("--from-pretrained takes the place of --model and --weights; give one of both")
+    if auto_class is not None and place is None:
+        raise click.UsageError("--auto-class goes with --from-pretrained")
     if not yes:
         watch_signals("init")
         try:
-            model = model or click.prompt("Function that returns the model (module:name)")
+            model = model or place or click.prompt("Function that returns the model (module:name)")
             data = data or click.prompt("Function that returns the data (module:name)")
-            if weights is None:
+            if weights is None and place is None:
                 asked = "File with trained weights (empty: train from scratch)"
                 weights = Path(given) if (given := click.prompt(asked, default="", show_default=False)) else None
         except click.Abort:
             click.echo(err=True)  # ends the line of the question
             raise click.UsageError("the input ended before all was answered; give --model, --data and --yes") from None
-    if model is None or data is None:
-        raise click.UsageError("with --yes nothing is asked, so --model and --data have to be given")
-    chosen = (model, data)
+    named = model or place
+    if named is None or data is None:
+        raise click.UsageError(
+            "with --yes nothing is asked, so --model and --data have to be given, or --from-pretrained and --data"
+        )
+    loads = data
 
     def action() -> None:
-        from secateur.project import make_project
+        from secateur.project import Network, make_project
 
-        make_project(folder, *chosen, weights, force=force, say=say)
+        network = Network(named, weights, is_folder=place is not None, auto_class=auto_class)
+        make_project(folder, network, loads, force=force, say=say)
 
     execute("init", action, debug=debug, workspace=folder)

@@ -250,6 +250,9 @@ class Structured(_ByScores):
     """The table of widths for auto. portable: multiples of 16, and of 8 in groups narrower than 64.
     onnxruntime_x86_avx2: as measured there (16 and 40 of 64 are slow; 24, 32, 48 and 56 are not).
     """
+    sizes: Literal["auto", "uniform", "per_layer"] = "auto"
+    """uniform: layers of a kind keep equal sizes, so that the class of model.from_pretrained, GGUF and vLLM load it.
+    per_layer: each its own; secateur.from_pretrained loads that. auto: uniform with from_pretrained, else per_layer."""
     measure_latency: bool = False
     """For latency targets. false: only predictions count, so the same profile gives the same bytes. true: accepted
     steps are measured, and the ratio to the prediction corrects the next steps.

@@ -11,7 +11,7 @@ from pruning.allocation.sensitivity import Sweep
 from pruning.errors import SettingsError
 from pruning.importance import FALLBACK
 from tasks.config.errors import describe, old_names
-from tasks.config.prune_schema import PruneOfAKind
+from tasks.config.prune_schema import PruneOfAKind, Structured
 from tasks.config.target_schema import MaxDrop, Target
 from tasks.config.training_schema import Baseline, Data, Model, Task, Training, check_recipes, check_shards
 from tasks.config.types import (
@@ -250,11 +250,18 @@ class Settings(Section):
     @property
     def subject(self) -> str:
         """What is pruned, as people read it: the registered name, and the factories of model and data."""
+        named = self.model.from_pretrained
         model, data = (
             factory.partition(":")[2] if factory.startswith("zoo.") else factory
-            for factory in (self.model.factory, self.data.factory)
+            for factory in (self.model.factory if named is None else Path(named).name, self.data.factory)
         )
         return f"{self.tracking.model_name} ({model} on {data})"
+
+    @property
+    def keeps_class(self) -> bool:
+        """Whether the result has to be one that the stock class of a Hugging Face folder loads."""
+        named = self.model.from_pretrained is not None
+        return named and isinstance(self.prune, Structured) and self.prune.sizes != "per_layer"
 
     @property
     def measures_curves(self) -> bool:
@@ -296,8 +303,25 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _baseline_comes_from_somewhere(self) -> Self:
-        if self.baseline.recipe is None and self.model.weights is None:
+        if self.baseline.recipe is None and self.model.weights is None and self.model.from_pretrained is None:
             raise ValueError("baseline.recipe and model.weights are both null; give a recipe to train by, or weights")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_suit_the_model(self) -> Self:
+        chosen = self.prune
+        if isinstance(chosen, Structured) and chosen.sizes == "uniform" and self.model.from_pretrained is None:
+            raise ValueError(
+                "prune.sizes is 'uniform', which goes by the numbers in a config.json; give model.from_pretrained"
+            )
+        if self.keeps_class and isinstance(chosen, Structured):
+            blocks = chosen.blocks != "never"
+            if blocks or chosen.reads_curves:
+                against = "prune.blocks 'allowed'" if blocks else "an allocation by sensitivity"
+                raise ValueError(
+                    f"{against} treats layers of a kind unlike, which no config.json can state; set prune.sizes to "
+                    "per_layer, whose result only secateur.from_pretrained loads, or choose another"
+                )
         return self
 
     @model_validator(mode="after")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, StrictInt, model_validator
+from pydantic import AfterValidator, Field, StrictBool, StrictInt, model_validator
 
 from pruning.training.recipe import Epochs, LearningRate, Name, Recipe, ScheduleName
 from tasks.config.prune_schema import Prune
@@ -22,18 +23,65 @@ from tasks.config.types import (
     named,
 )
 
+HUGGING_FACE = "pruning.io.huggingface:Pretrained"
+"""The factory of models that `from_pretrained` names."""
+
 
 class Model(Section):
-    """Which network: a function that returns a module, and weights that it starts from."""
+    """Which network: a function that returns a module, and weights that it starts from; or a Hugging Face folder."""
 
     factory: ImportString
     """Import string, such as my_package.net:make_model, of a function that returns a torch.nn.Module; input_shape and
-    num_classes are passed if it takes them.
+    num_classes are passed if it takes them. Left out where from_pretrained is given.
     """
     kwargs: Arguments = Field(default_factory=dict)
-    """Keyword arguments for the factory."""
+    """Keyword arguments for the factory; with from_pretrained fields of the configuration, such as {num_labels: 3}."""
+    from_pretrained: str | None = Field(default=None, min_length=1)
+    """A Hugging Face folder with config.json and model.safetensors, in place of factory and weights; with
+    allow_download also the name of a repository on the hub, org/name. Pickled weights aren't read.
+    """
+    auto_class: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")] | None = None
+    """The class that from_pretrained is called of, such as AutoModelForSequenceClassification; null: the one that
+    config.json names.
+    """
+    revision: Annotated[str, Field(pattern=r"^[\w./-]+$", max_length=200)] | None = None
+    """Commit, tag or branch of a repository on the hub; null: main."""
+    allow_download: StrictBool = False
+    """Whether from_pretrained may name a repository on the hub, which is downloaded into Hugging Face's cache."""
+    trust_remote_code: StrictBool = False
+    """Whether Python code that the folder brings along is run. Read it first."""
     weights: Annotated[Path, AfterValidator(existing_file)] | None = None
     """Weights to start from: a .safetensors or .pt file, or the index of several, model.safetensors.index.json."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_pretrained_needs_no_factory(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("from_pretrained") is not None:
+            return {"factory": HUGGING_FACE, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.from_pretrained is None:
+            needless = {"auto_class": None, "revision": None, "allow_download": False, "trust_remote_code": False}
+            if given := [name for name, default in needless.items() if getattr(self, name) != default]:
+                raise ValueError(f"{given[0]} goes with from_pretrained; remove it, or give from_pretrained")
+            if self.factory == HUGGING_FACE:
+                raise ValueError("give from_pretrained, a Hugging Face folder, in place of this factory")
+            return self
+        if self.factory != HUGGING_FACE or self.weights is not None:
+            other = "weights" if self.factory == HUGGING_FACE else "factory"
+            raise ValueError(f"from_pretrained and {other} are both given; expected one: the folder has the weights")
+        if importlib.util.find_spec("transformers") is None:
+            raise ValueError('from_pretrained needs transformers; run `pip install "secateur[hf]"`')
+        return self
+
+    @property
+    def source(self) -> str:
+        """What messages call it: the setting that names it, and the name."""
+        if self.from_pretrained is not None:
+            return f"model.from_pretrained {self.from_pretrained!r}"
+        return f"model.factory {self.factory!r}"
 
 
 class Data(Section):

@@ -14,7 +14,6 @@ from torch import nn
 from pruning.batches import Batches, TensorBatches
 from pruning.containers import Inputs, as_call, take
 from pruning.errors import DataError
-from pruning.io.weights import load_weights
 from pruning.task import MultiLabel
 from tasks.config.schema import Settings
 from tasks.data import (
@@ -31,7 +30,7 @@ from tasks.data import (
 from tasks.data_factory import check_targets
 from tasks.data_sets import SPLITS, DataSets, Split
 from tasks.determinism import begin
-from tasks.models import loss_and_metric, make_factory, on
+from tasks.models import load_given_weights, loss_and_metric, make_factory, on
 from tasks.stages.prepare import is_copied
 from tasks.workspace import Workspace, seal
 from zoo.datasets.splits import Samples, Splits, inputs_of, tensors_of
@@ -65,8 +64,7 @@ class Subject:
         """The original model, on the device of the run, with the weights that were brought along, if any."""
         begin(self.settings)
         made = make_factory(self.settings, self.data)().to(self.settings.run.device)
-        if self.settings.model.weights is not None:
-            load_weights(made, self.settings.model.weights)
+        load_given_weights(made, self.settings)
         return made.eval()
 
     def copy_of_model(self) -> nn.Module:

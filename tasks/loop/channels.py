@@ -41,6 +41,7 @@ from tasks.loop.measurements import latency_cost, read_curves
 from tasks.loop.step_context import StepContext
 from tasks.loop.targets import LATENCY
 from tasks.models import chosen_criterion, loss_and_metric
+from tasks.pretrained import fields_of
 from tasks.terminal import shown
 
 log = logging.getLogger("secateur")
@@ -64,6 +65,9 @@ class Offered:
             context = in_basis(context)
         self.context, self.streams = context, streams
         self.groups = pruning.find_groups(context.model, context.example, allow_mixed=streams)
+        if context.settings.keeps_class:
+            fields = fields_of(context.settings, context.baseline, context.example, streams=streams)
+            self.groups = self.groups.with_common_sizes(fields)
 
     @cached_property
     def statistics(self) -> Statistics:

@@ -30,6 +30,7 @@ from safetensors.torch import save as format_safetensors
 
 from pruning.containers import INPUT, OUTPUT
 from pruning.io.files import replace_file
+from pruning.io.huggingface_folder import COPIED
 from pruning.io.onnx import feeds_of, open_session
 from tasks.config.schema import Settings
 from tasks.data import FOLDER as DATA
@@ -52,7 +53,7 @@ _DATA_PLACES = (DATA, f"{DEFAULT_ROOT.as_posix()}/{DATA}")
 
 _NO_SETTINGS = ("dvc.yaml", "prefect.yaml")
 """YAML files that name commands."""
-_STAGE_FILES = (".json", ".safetensors", ".onnx")
+_STAGE_FILES = (".json", ".safetensors", ".onnx", *COPIED, ".md")
 _WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 _BROUGHT_ALONG = "weights"
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -134,8 +135,8 @@ def make_record(
     ).copied:  # of data that are only named a few kilobytes, which nothing else may have
         for file in (*contents(workspace.folder(DATA), "prepare"), RECORD):
             logged[(_PLACES.folder(DATA) / file).as_posix()] = workspace.folder(DATA) / file
-    if settings.model.weights is not None:
-        given = files_of(settings.model.weights)
+    if (brought := settings.model.weights or _folder_of(settings)) is not None:
+        given = [path for path in files_of(brought) if path.suffix != ".py"]
         places = [_place(path, "") for path in given]
         if not all(map(_may_be_recorded, places)):
             places = [f"{_BROUGHT_ALONG}/{path.name.lstrip('.')}" for path in given]
@@ -170,6 +171,12 @@ def make_record(
     )
     write_json(folder / FILE, record.model_dump(mode="json"))
     return record
+
+
+def _folder_of(settings: Settings) -> Path | None:
+    """Return the Hugging Face folder that the settings name, if it is one on this machine."""
+    named = settings.model.from_pretrained
+    return Path(named) if named is not None and Path(named).is_dir() else None
 
 
 def _places_of(folder: str) -> tuple[str, ...]:

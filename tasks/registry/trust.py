@@ -42,6 +42,7 @@ from tasks.registry.mlflow_client import Artifacts, is_plain, open_store, shown,
 from tasks.registry.mlflow_models import Version
 
 _REFERENCE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*")
+_ON_TRUST = ("allow_download", "trust_remote_code")
 _ZOO = re.compile(r"zoo(\.\w+)*:\w+")
 
 
@@ -59,9 +60,10 @@ def settings_to_measure_by(own: Settings, params: Path, commit: str | None) -> S
     """
     found = with_new_names(read_mapping(params))
     model, training, task = (_section(found, name) for name in ("model", "training", "task"))
-    chosen = {"factory": model.get("factory"), "kwargs": model.get("kwargs", {})}
+    chosen = {name: model[name] for name in _OF_THE_MODEL if name in model}
+    _refuse_code_and_downloads(model, own)
     judged = {name: training.get(name) for name in ("loss", "metric", "metric_key")}
-    asked = {"model.factory": chosen["factory"], "task.name": task.get("name", Task.model_fields["name"].default)}
+    asked = {"model.factory": chosen.get("factory"), "task.name": task.get("name", Task.model_fields["name"].default)}
     asked |= {f"training.{name}": judged[name] for name in ("loss", "metric")}
     known = {own.model.factory, own.task.name, own.training.loss, own.training.metric, None}
     known |= {name for names in (TASKS, LOSSES, METRICS) for pair in names.items() for name in pair}
@@ -78,6 +80,20 @@ def settings_to_measure_by(own: Settings, params: Path, commit: str | None) -> S
         )
     except ValidationError as error:
         raise WorkspaceError(f"the version's settings can't be used: {'; '.join(describe(error, Settings))}") from error
+
+
+_OF_THE_MODEL = ("factory", "kwargs", "from_pretrained", "auto_class", "revision", *_ON_TRUST)
+
+
+def _refuse_code_and_downloads(model: Mapping[str, Any], own: Settings) -> None:
+    """Refuse a folder whose code would run, or that would be downloaded, unless our settings say the same of it."""
+    for name in _ON_TRUST:
+        same = own.model.from_pretrained == model.get("from_pretrained") and getattr(own.model, name)
+        if model.get(name) and not same:
+            raise WorkspaceError(
+                f"the version's settings set model.{name} for {str(model.get('from_pretrained'))[:100]!r}; nothing was "
+                "read. If you trust it, give settings that say so too with --params FILE"
+            )
 
 
 def _section(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -18,7 +18,6 @@ from pruning.errors import DataError
 from pruning.evaluation import restored_modes
 from pruning.io.checkpoint import save_checkpoint
 from pruning.io.files import JsonError, checked_json
-from pruning.io.weights import load_weights
 from pruning.plan.plan import Plan
 from pruning.world import World
 from tasks.config.schema import Settings
@@ -28,6 +27,7 @@ from tasks.determinism import begin
 from tasks.fingerprint import fingerprint
 from tasks.models import (
     example_inputs,
+    load_given_weights,
     make_factory,
     measure,
     measure_of,
@@ -61,10 +61,9 @@ def baseline(settings: Settings, workspace: Workspace) -> None:
     data = read_description(workspace)
     model = make_factory(settings, data)().to(settings.run.device)
     learned_from = data.fingerprint
-    if settings.model.weights is not None:
-        load_weights(model, settings.model.weights)
-        if settings.baseline.recipe is None:
-            learned_from = _fingerprint_beside(settings.model.weights) or learned_from
+    load_given_weights(model, settings)
+    if settings.model.weights is not None and settings.baseline.recipe is None:
+        learned_from = _fingerprint_beside(settings.model.weights) or learned_from
     example = example_inputs(workspace, settings)
     under_way = unfinished(workspace, f"baseline-{fingerprint(find_stage(FOLDER), settings, workspace)[:16]}")
     if settings.baseline.recipe is not None:

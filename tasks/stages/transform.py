@@ -23,7 +23,9 @@ from tasks.config.schema import Settings
 from tasks.data import read_description, read_split
 from tasks.determinism import begin
 from tasks.loop.ledger import read_ledger
-from tasks.models import example_inputs, load_model, make_factory, measured_in, save_model
+from tasks.models import example_inputs, load_model, make_factory, measure_of, measured_in, save_model
+from tasks.pretrained import FOLDER as PRETRAINED
+from tasks.pretrained import write_folder
 from tasks.workspace import Workspace, write_json
 
 FOLDER = "dense"
@@ -59,6 +61,7 @@ def transform(settings: Settings, workspace: Workspace) -> None:
     source = workspace.folder("iterations") / last if last else workspace.folder("baseline")
     dense, plan, meta = load_model(source, settings, data, example)
     validation = read_split(settings, workspace, "validation")
+    groups = None
     if isinstance(dense, GatedModel):
         inputs = validation.first(_NUM_GATED).to(torch.device(settings.run.device)).inputs
         found, expected = run_masked(dense.eval(), pruning.find_groups(dense.model, example), inputs)
@@ -94,6 +97,11 @@ def transform(settings: Settings, workspace: Workspace) -> None:
         folder / EQUIVALENCE, {"max_relative_difference": difference, "num_samples": num_samples, "proven": proven}
     )
     log.info("transform: dense and masked model differ by %.1e (relative) at most", difference)
+    if settings.model.from_pretrained is not None and groups is not None:
+        _, _, before = load_model(workspace.folder("baseline"), settings, data, example)
+        figures = measured_in(before, workspace.folder("baseline")), measured_in(meta, source)
+        score, learned_from = measure_of(settings, data).name, str(meta["data_fingerprint"])
+        write_folder(folder / PRETRAINED, settings, dense, plan, groups, figures, score, learned_from)
 
 
 def read_equivalence(workspace: Workspace) -> Equivalence:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from secateur.project import project_files
+from secateur.project import Network, project_files
 from tasks.environment import REPOSITORY
 
 EXAMPLES = REPOSITORY / "examples"
@@ -38,7 +38,7 @@ def call(*command: str | Path, folder: Path) -> str:
 
 def test_settings_of_the_own_repository_are_what_init_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(OWN)
-    written = project_files("net:make_model", "data:load", None)["params.yaml"]
+    written = project_files(Network("net:make_model"), "data:load")["params.yaml"]
     assert (OWN / "params.yaml").read_text(encoding="utf-8") == written
 
 

@@ -15,7 +15,7 @@ import pruning
 from pruning.errors import SettingsError
 from secateur.cli import commands
 from secateur.inspection import Rules, Size, Source, inspect
-from secateur.project import make_project
+from secateur.project import Network, make_project
 from tasks.config import import_strings
 from tasks.environment import REPOSITORY
 
@@ -52,7 +52,7 @@ def test_what_is_there_is_never_overwritten_and_faults_write_nothing(
     said: list[str] = []
     for model, message in (("net_of_init:mak", "did you mean 'make'"), ("nett:make", "there is no module 'nett'")):
         with pytest.raises(SettingsError, match=message):
-            make_project(Path(), model, model, None, force=False, say=said.append)
+            make_project(Path(), Network(model), model, force=False, say=said.append)
     assert sorted(path.name for path in Path().iterdir() if path.name != "__pycache__") == [
         "net_of_init.py",
         "params.yaml",
