@@ -25,6 +25,7 @@ from pruning.plan.verification import TOLERANCE, outputs_of, relative_difference
 
 RATE = 0.3
 TOLERANCE_FLOAT64 = 1e-8
+_ENDS = ("it is an input", "it is an output")
 _NORMS = re.compile(r"norm|mean|var|std")
 
 
@@ -39,7 +40,7 @@ class Measurement:
     parameters: int = 0
     num_groups: int = 0
     layer_share: float = float("nan")
-    layer_share_aside: float = float("nan")  # without streams; with them, without what no tool could prune
+    layer_share_aside: float = float("nan")  # streams aside; with streams, what lies between inputs and outputs
     parameters_removed: float = float("nan")
     macs_removed: float = float("nan")
     difference: float = float("nan")
@@ -164,7 +165,9 @@ def _describe(row: Measurement, model: nn.Module, groups: pruning.Groups) -> Non
         atoms = [atom for axis in groups.trace.parameters[name] for atom in leaves(axis)]
         normed = [not streams and any(_NORMS.search(why) for why in atom.mixed) for atom in atoms]
         excused = all(n or _excused(atom.frozen) for n, atom in zip(normed, atoms, strict=True))
-        set_aside = excused and (streams or any(normed))
+        # With streams, what lies between inputs and outputs alone; not what an operator works along, as gMLP's tokens.
+        between = streams and any((atom.frozen or "").startswith(_ENDS) for atom in atoms)
+        set_aside = excused and (between or any(normed))
         if set_aside:
             aside += parameter.numel()
         why = "; ".join(report[name].reasons) or "its extents are no channels"
@@ -176,7 +179,7 @@ def _describe(row: Measurement, model: nn.Module, groups: pruning.Groups) -> Non
 
 def _excused(frozen: str | None) -> bool:
     """Whether an axis stays whole in any tool: an input or output of the model, an extent, a single channel."""
-    return frozen in (EXTENT, SINGLE) or bool(frozen and frozen.startswith(("it is an input", "it is an output")))
+    return frozen in (EXTENT, SINGLE) or bool(frozen and frozen.startswith(_ENDS))
 
 
 def layer_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

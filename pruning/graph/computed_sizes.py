@@ -2,7 +2,9 @@
 
 No attribute holds such a number, so nothing can be rebound. Where it is the size of an axis that loses channels, the
 module of the narrowed model runs with the right number in its place: the function, the line of code and the argument
-say where, the rehearsal confirms it. A number that stands in the code as such is its author's, and stays.
+say where, the rehearsal confirms it. A number that stands in the code as such is its author's, and stays. One that
+follows a width and is no size, such as the temperature `width ** -0.5`, keeps the value that it had: the masked model,
+as wide as the original, divides by that.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ class SizeArgument:
     Attributes:
         function: Name of the function or method.
         numbers: The integers above 1 among its arguments, with their positions in the flattened arguments.
+        floats: Its other numbers, likewise.
         code: The code that calls it.
         instruction: Which instruction of the code.
         ordinal: How many calls of the function on this line came before, since the module was called.
@@ -43,6 +46,7 @@ class SizeArgument:
     code: CodeType
     instruction: int
     ordinal: int
+    floats: tuple[tuple[int, float], ...] = ()
 
     def worked_out(self) -> list[tuple[int, int]]:
         """The numbers that do not stand in the code as such."""
@@ -74,7 +78,9 @@ class Listen(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        numbers = tuple((i, v) for i, v in enumerate(_flatten((args, kwargs))) if type(v) is int and v > 1)
+        flat = list(_flatten((args, kwargs)))
+        numbers = tuple((i, v) for i, v in enumerate(flat) if type(v) is int and v > 1)
+        floats = tuple((i, v) for i, v in enumerate(flat) if type(v) is float)
         frame, name = calling_frame(), getattr(func, "__name__", "")
         here = (line_of(frame), name)
         ordinal = self.calls[-1][here] if self.calls else 0
@@ -82,7 +88,7 @@ class Listen(TorchFunctionMode):
             calls[here] += 1
         if name in _LEAVING:
             self.on_leaving(args[0], here[0])
-        self.current = SizeArgument(name, numbers, frame.f_code, frame.f_lasti, ordinal)
+        self.current = SizeArgument(name, numbers, frame.f_code, frame.f_lasti, ordinal, floats)
         try:
             return func(*args, **kwargs)
         finally:
@@ -174,7 +180,7 @@ Spot = tuple[str, str, int | None, int]
 
 
 class _Correct(TorchFunctionMode):
-    def __init__(self, corrections: Sequence[Mapping[Spot, int]]) -> None:
+    def __init__(self, corrections: Sequence[Mapping[Spot, float]]) -> None:
         super().__init__()
         self.corrections = corrections
         self.functions = {function for numbers in corrections for _, function, *_ in numbers}
@@ -189,21 +195,22 @@ class _Correct(TorchFunctionMode):
             for numbers in self.corrections:
                 for index, value in enumerate(flat):
                     right = numbers.get((*here, None, index)) or numbers.get((*here, self.calls[here], index))
-                    if right is not None and type(value) is int and value > 0:  # -1 is found by PyTorch itself
+                    found_by_torch = type(value) is int and value <= 0  # -1, as in `view`
+                    if type(value) is type(right) and not found_by_torch:
                         flat[index] = right
             self.calls[here] += 1
             args, kwargs = _like((args, kwargs), iter(flat))
         return func(*args, **kwargs)
 
 
-def correct(module: nn.Module, numbers: Mapping[Spot, int]) -> None:
+def correct(module: nn.Module, numbers: Mapping[Spot, float]) -> None:
     """Let a module run with other numbers in place of those that its code works out.
 
     Args:
         module: Its class becomes one that inherits from its own.
         numbers: The right number of each spot.
     """
-    known: tuple[Mapping[Spot, int], ...] = vars(module).get("_corrections", ())
+    known: tuple[Mapping[Spot, float], ...] = vars(module).get("_corrections", ())
     if not known:
         module.__class__ = _corrected(type(module))  # type: ignore[arg-type]  # classes do hash
     vars(module)["_corrections"] = (*known, dict(numbers))

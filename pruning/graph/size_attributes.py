@@ -83,6 +83,30 @@ def _for_all_calls(counts: Iterable[Count | Argument], alike: Sequence[Operation
     return list(settled.values())
 
 
+def kept_constants(operations: Sequence[Operation], index: int, axis: Axis, facts: Facts) -> list[Argument]:
+    """The numbers that code hands to an operator, and to that of the same line in other modules, as they are.
+
+    Args:
+        operations: Of a pass.
+        index: Of the operator.
+        axis: What they follow.
+        facts: Of the pass.
+    """
+    name, line = operations[index].name, operations[index].place.line
+    found: dict[tuple[str, str, int], dict[int, float]] = {}
+    for operation in (one for one in operations if one.name == name and one.place.line == line):
+        if (written := operation.place.written) is not None:
+            for position, value in (*written.floats, *written.worked_out()):
+                place = (operation.place.module, written.function, position)
+                found.setdefault(place, {})[written.ordinal] = value
+    arguments = []
+    for (module, function, position), values in found.items():
+        alike = len(set(values.values())) == 1
+        for ordinal, value in list(values.items())[: 1 if alike else None]:
+            arguments.append(Argument(module, (line, function, None if alike else ordinal, position), axis, value))
+    return [argument for argument in arguments if argument.argument not in facts.moving]
+
+
 def suspects(model: nn.Module, operation: Operation, facts: Facts) -> set[tuple[type, str]]:
     """The bound attributes of the innermost calling module that has some: code may use them for more than sizes."""
     bound = {count.place for count in facts.counts}
@@ -210,11 +234,11 @@ def _expressions(axis: Axis) -> Iterator[Axis]:
 
 def rebind(model: nn.Module, counts: Sequence[Count | Argument], sizes: Mapping[Atom, int]) -> None:
     """Give the numbers of a narrowed copy of a model their new values."""
-    worked_out: dict[str, dict[Spot, int]] = {}
+    worked_out: dict[str, dict[Spot, float]] = {}
     for bound in counts:
         module, new = model.get_submodule(bound.module), count(bound.axis, sizes)
         if isinstance(bound, Argument):
-            worked_out.setdefault(bound.module, {})[bound.spot] = new
+            worked_out.setdefault(bound.module, {})[bound.spot] = new if bound.value is None else bound.value
         elif getattr(module, bound.attribute, None) == bound.axis.size:
             setattr(module, bound.attribute, new)
     for path, numbers in worked_out.items() if sizes else ():

@@ -8,29 +8,28 @@ deviates names the groups that have to stay whole. Nothing is computed and no we
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, combinations, islice
+from collections.abc import Iterator, Mapping
+from itertools import combinations, islice
 from math import ceil, log
 from typing import Any
 
 from torch import nn
 
 from pruning.containers import Inputs
-from pruning.graph.axes import Atom, freeze, leaves, resolve
+from pruning.graph.axes import Atom, concat, freeze, leaves, resolve
 from pruning.graph.contexts import no_leftovers
 from pruning.graph.dispatch import Listeners, Place, watch
 from pruning.graph.groups import Groups
 from pruning.graph.kept_statistics import statistics_of
 from pruning.graph.module_copy import copy_module
 from pruning.graph.rules.call import Argument, Count
-from pruning.graph.size_attributes import conflicts, proposals, suspects
-from pruning.graph.trace import Operation, Trace, trace
+from pruning.graph.size_attributes import kept_constants, proposals, suspects
+from pruning.graph.trace import Trace, trace
 from pruning.graph.unwrapping import unwrap
 from pruning.plan.other_sizes import resizings
 from pruning.plan.plan import Plan
-from pruning.plan.slicing import rebuild
-from pruning.plan.verification import Comparison, Deviation, attempt
+from pruning.plan.rehearsal import compare, culprits, is_enough, rehearse
+from pruning.plan.verification import Deviation, attempt
 
 _CHECKED = 16  # lines of code before a check that failed, whose tensors it may be about
 
@@ -110,7 +109,7 @@ def confirm(groups: Groups) -> Groups:
         The groups that are left; all of them can be narrowed together.
     """
     for branch in list(groups.trace.branches):
-        if _compare(groups, branch, Plan.of(groups, {})) is not None:
+        if compare(groups, branch, Plan.of(groups, {})) is not None:
             groups.trace.branches.remove(branch)
             groups.trace.training_fault = "it takes another path at every call"
             groups = Groups(groups.model, groups.example_inputs, groups.trace)
@@ -132,9 +131,12 @@ def _follow(groups: Groups) -> Groups:
     number = 0
     while number < len(rounds := _rounds(groups)):
         lost = rounds[number]
-        deviation = _rehearse(groups, lost)
+        deviation = rehearse(groups, lost)
         if deviation is None:
             number += 1
+            continue
+        if deviation.constant and _keep_constants(groups, lost, deviation):
+            number = 0
             continue
         bound = _bind_counts(groups, number, deviation)
         number = 0  # what is changed for one rehearsal has to hold in all of them
@@ -142,10 +144,24 @@ def _follow(groups: Groups) -> Groups:
             continue
         if bound is None:
             place = deviation.operation.place
-            for atom in _culprits(groups, lost, deviation):
+            for atom in culprits(groups, lost, deviation):
                 atom.frozen = f"the code {place} was written for its size: {deviation.text}"
         groups = bound or Groups(groups.model, groups.example_inputs, groups.trace)
     return groups
+
+
+def _keep_constants(groups: Groups, lost: Mapping[str, int], deviation: Deviation) -> bool:
+    """Let numbers that are no sizes, but follow one, keep their values; tell whether that carries the pass further."""
+    operations, facts = deviation.traced.operations, deviation.traced.facts
+    axis = concat(culprits(groups, lost, deviation))
+    known = {count.place for count in facts.counts}
+    new = [one for one in kept_constants(operations, deviation.index, axis, facts) if one.place not in known]
+    facts.counts += new
+    further = rehearse(groups, lost) if new else deviation
+    if further is None or further.traced is not deviation.traced or further.reached > deviation.reached:
+        return True
+    facts.counts[:] = [count for count in facts.counts if count not in new]
+    return False
 
 
 def _moving(groups: Groups) -> dict[Argument, str]:
@@ -170,8 +186,11 @@ def _moving(groups: Groups) -> dict[Argument, str]:
                 line, function, ordinal, index = argument.spot
                 shown = numbers.get((argument.module, line, function, index), {})
                 values = shown.values() if ordinal is None else [shown[ordinal]] if ordinal in shown else []
-                if any(value != argument.axis.size for value in values):
+                expected = argument.axis.size if argument.value is None else argument.value
+                if any(value != expected for value in values):
                     found[argument] = f"the code at {line} works out another size where the inputs have another size"
+                elif argument.value is not None:
+                    continue
                 elif (other := elsewhere.get((argument.module, argument.axis.size))) is not None:
                     found[argument] = (
                         f"the code at {other} may hold its size, and runs where the inputs have another size; "
@@ -180,16 +199,16 @@ def _moving(groups: Groups) -> dict[Argument, str]:
     return found
 
 
-def _numbers(groups: Groups, traced: Trace, inputs: Inputs) -> dict[_Spot, dict[int, int]] | None:
+def _numbers(groups: Groups, traced: Trace, inputs: Inputs) -> dict[_Spot, dict[int, float]] | None:
     """The numbers that the model hands to PyTorch on other inputs, by module, line, function, position and call."""
-    found: dict[_Spot, dict[int, int]] = {}
+    found: dict[_Spot, dict[int, float]] = {}
 
     def on_call(_func: Any, _args: Any, _kwargs: Any, _result: Any, place: Place) -> None:
         if (written := place.written) is not None:
-            for index, value in written.numbers:
+            for index, value in (*written.numbers, *written.floats):
                 found.setdefault((place.module, place.line, written.function, index), {})[written.ordinal] = value
 
-    def run() -> dict[_Spot, dict[int, int]]:
+    def run() -> dict[_Spot, dict[int, float]]:
         watch(copy_module(groups.model), inputs, Listeners(on_call), traced.tensors, training=traced.training)
         return found
 
@@ -251,7 +270,7 @@ def _bind_counts(groups: Groups, number: int, deviation: Deviation) -> Groups | 
         facts.counts[:], facts.ties[:] = counts + new, [*ties, *shared]
         after = Groups(groups.model, groups.example_inputs, groups.trace) if shared else groups
         rounds = _rounds(after)
-        further = _rehearse(after, rounds[min(number, len(rounds) - 1)])
+        further = rehearse(after, rounds[min(number, len(rounds) - 1)])
         if further is None or further.traced is not deviation.traced or further.reached > deviation.reached:
             return after
     facts.counts[:], facts.ties[:] = counts, ties
@@ -297,97 +316,10 @@ def _unbind(groups: Groups, lost: Mapping[str, int], deviation: Deviation) -> bo
     following = {
         one: [by_atom[atom] for count in bound[one] for atom in leaves(count.axis) if atom in by_atom] for one in held
     }
-    enough = {one for one in held if following[one] and _is_enough(groups, following[one], lost, deviation)}
+    enough = {one for one in held if following[one] and is_enough(groups, following[one], lost, deviation)}
     together = [name for names in following.values() for name in names]
-    held = enough or (held if together and _is_enough(groups, together, lost, deviation) else set())
+    held = enough or (held if together and is_enough(groups, together, lost, deviation) else set())
     facts.constant |= held
     given_up = {count.place for one in held for count in bound[one]}
     facts.counts[:] = [count for count in facts.counts if count.place not in given_up]
     return bool(held)
-
-
-def _rehearse(groups: Groups, lost: Mapping[str, int]) -> Deviation | None:
-    """Narrow groups in shape and compare all passes; tell where the first one deviates."""
-    plan = _plan(groups, lost)
-    return next((d for traced in groups.trace.passes if (d := _compare(groups, traced, plan)) is not None), None)
-
-
-def _compare(groups: Groups, traced: Trace, plan: Plan, last: int | None = None) -> Deviation | None:
-    sizes = {groups.atom(name): size for name, size in plan.kept_sizes(groups).items()}
-    with no_leftovers():  # what one pass keeps would change the path of the next; what the copy keeps goes with it
-        return Comparison(traced, sizes, last).run(
-            rebuild(groups.model, groups, plan, shapes_only=traced.tensors != "real"), groups
-        )
-
-
-def _plan(groups: Groups, lost: Mapping[str, int]) -> Plan:
-    return Plan.of(groups, {name: range(count) for name, count in lost.items()})
-
-
-def _culprits(groups: Groups, lost: Mapping[str, int], deviation: Deviation) -> list[Atom]:
-    """The atoms that make the pass deviate: at the operator itself, behind an integer it uses, or anywhere."""
-    first = deviation.operation
-    by_atom = {groups.atom(name): name for name in lost}
-    here = _places(first, by_atom)
-    alone = [place for place, atom in here.items() if _is_enough(groups, [by_atom[atom]], lost, deviation)]
-    behind = [] if alone else _behind_integers(groups, first, deviation, by_atom)
-    to_blame = [
-        n for n, atoms in enumerate(behind) if any(_is_enough(groups, [by_atom[a]], lost, deviation) for a in atoms)
-    ]
-    found: dict[Atom, None] = {}
-    for operation in deviation.traced.operations:
-        if operation.name == first.name and operation.place.line == first.place.line:
-            there = _places(operation, by_atom)
-            found.update(dict.fromkeys(there[place] for place in alone if place in there))
-            behind = _behind_integers(groups, operation, deviation, by_atom) if to_blame else []
-            found.update(dict.fromkeys(atom for number in to_blame for atom in chain(*behind[number : number + 1])))
-    return list(found) or _bisect(groups, lost, deviation)
-
-
-def _behind_integers(
-    groups: Groups, operation: Operation, deviation: Deviation, by_atom: Mapping[Atom, str]
-) -> list[list[Atom]]:
-    """For each integer that an operation uses for another axis of the same size: the atoms that it follows."""
-    served = conflicts(groups.model, operation, deviation.traced.facts)
-    return [[atom for atom in leaves(axis) if atom in by_atom] for axis in served]
-
-
-def _is_enough(groups: Groups, names: Sequence[str], lost: Mapping[str, int], deviation: Deviation) -> bool:
-    """Whether narrowing these groups alone makes the pass deviate as early; what comes later is another matter."""
-    chosen = dict.fromkeys(other for name in names for other in (name, *groups[name].ties))
-    plan = _plan(groups, {name: lost[name] for name in chosen})
-    return _compare(groups, deviation.traced, plan, deviation.index) is not None
-
-
-def _places(operation: Operation, by_atom: Mapping[Atom, str]) -> dict[tuple[int, int, int], Atom]:
-    """Where the prunable atoms of an operator stand: which tensor, which axis, which leaf of it; each atom once."""
-    places: dict[Atom, tuple[int, int, int]] = {}
-    for tensor, axes in enumerate((*operation.inputs, *operation.outputs)):
-        for position, axis in enumerate(axes):
-            for leaf, atom in enumerate(leaves(axis)):
-                if atom in by_atom:
-                    places.setdefault(atom, (tensor, position, leaf))
-    return {place: atom for atom, place in places.items()}
-
-
-def _bisect(groups: Groups, lost: Mapping[str, int], deviation: Deviation) -> list[Atom]:
-    """The fewest groups whose narrowing makes the pass deviate, together with those that other blocks name alike."""
-    names, pieces = list(lost), 2
-    while len(names) > 1:
-        size = -(-len(names) // pieces)
-        parts = [names[i : i + size] for i in range(0, len(names), size)]
-        others = [[name for name in names if name not in part] for part in parts]
-        smaller = next((part for part in (*parts, *others) if part and _is_enough(groups, part, lost, deviation)), None)
-        if smaller is not None and len(smaller) < len(names):
-            names, pieces = smaller, 2
-        elif pieces >= len(names):
-            break
-        else:
-            pieces = min(2 * pieces, len(names))
-    alike = {_without_numbers(name) for name in names}
-    return [groups.atom(group.name) for group in groups if _without_numbers(group.name) in alike]
-
-
-def _without_numbers(name: str) -> str:
-    parameter, _, position = name.rpartition(":")
-    return f"{re.sub(r'[0-9]+', '#', parameter)}:{position}"

@@ -144,3 +144,10 @@ def test_table_counts_results_and_json_has_no_nan() -> None:
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 2 + 3
     assert len({line.count("|") for line in table}) == 1
+
+
+def test_with_streams_what_lies_between_inputs_and_outputs_is_counted_apart() -> None:
+    row = measure(Architecture("test/small", small, numbers), fast=True, streams=True)
+    assert row.engine == "secateur-streams"
+    assert row.layer_share < 1.0
+    assert row.layer_share_aside == 1.0, "the last bias is an output"

@@ -309,6 +309,11 @@ def squeeze_and_excite(net: RandomNetwork) -> Made:
     return f"gate {source}", c, lambda n, t: t[source] * n.parts[part](t[source].mean(extents, keepdim=True))
 
 
+def scaled_by_width(net: RandomNetwork) -> Made:
+    source = net.pick()
+    return f"scale {source}", net.channels[source], lambda _n, t: t[source] * t[source].shape[1] ** -0.5
+
+
 def over_channels(net: RandomNetwork) -> Made:
     source, out = net.pick(), net.random.choice([6, 8, 12])
     part = net.add_part(nn.Linear(net.channels[source], out))
@@ -429,6 +434,6 @@ Maker = Callable[[RandomNetwork], Made]
 MAKERS: list[Maker] = [
     plain, plain, plain, grouped, grouped, norm, norm, activation, activation, add, add, concatenate, concatenate,
     chunk, piece, shuffle, shuffle, squeeze_and_excite, over_channels, transposed, functional, shared, attention,
-    table, table, fork_by_path, fork_by_size,
+    table, table, fork_by_path, fork_by_size, scaled_by_width,
 ]  # fmt: skip
 SEQUENCE_MAKERS: list[Maker] = [recurrent, heads, heads, layer_norm, table]

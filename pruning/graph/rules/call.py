@@ -100,12 +100,14 @@ class Argument:
     Attributes:
         module: The module's path.
         spot: Line of code, function, which of its calls (None: all), and position among the flattened arguments.
-        axis: The expression that gives its value under any plan.
+        axis: The expression that gives its value under any plan; with `value`, what it would follow.
+        value: The value that it keeps whatever goes, where it is no size.
     """
 
     module: str
     spot: tuple[str, str, int | None, int]
     axis: Axis
+    value: float | None = None
 
     @property
     def place(self) -> tuple[object, ...]:

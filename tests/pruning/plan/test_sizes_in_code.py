@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import copy
 from typing import Any
 
 import pytest
@@ -64,7 +64,7 @@ def test_an_attribute_that_code_checks_a_size_against_follows_it() -> None:
 
 
 class ScaledBySize(nn.Module):
-    """Its temperature follows the width of its heads, which stay; how many there are may change, as in DeBERTa."""
+    """Its temperature, a tensor, follows the width of its heads, which stay; how many there are may change."""
 
     def __init__(self, heads: int = 4) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class ScaledBySize(nn.Module):
     def forward(self, x: Tensor) -> Any:
         query, key, value = self.split(self.query(x)), self.split(self.key(x)), self.split(self.value(x))
         positions = self.split(self.key(self.position)[None]).repeat(query.shape[0] // self.heads, 1, 1)
-        scores = query @ (key + positions).transpose(-2, -1) / math.sqrt(query.shape[-1])
+        scores = query @ (key + positions).transpose(-2, -1) / torch.tensor(query.shape[-1]).sqrt()
         found = (scores.softmax(-1) @ value).view(-1, self.heads, x.shape[1], value.shape[-1])
         return self.last(found.transpose(1, 2).flatten(2))
 
@@ -88,6 +88,35 @@ class ScaledBySize(nn.Module):
 def test_an_attribute_is_given_up_only_where_what_follows_it_is_to_blame() -> None:
     groups = _exact(ScaledBySize(), torch.randn(2, 7, 24), {4, 6})
     assert {group.name: group.size for group in groups} == {"query.weight:0.0": 4, "value.weight:0.1": 6}
+
+
+class Temperature(nn.Module):
+    """Attention of one head, whose temperature follows the width of a stream, and a mean by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.qkv, self.last = nn.Linear(6, 12), nn.Linear(12, 36), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.first(x)
+        query, key, value = self.qkv(x).unflatten(-1, (3, -1)).unbind(-2)
+        x = x + (query @ key.transpose(-2, -1) * x.shape[-1] ** -0.5).softmax(-1) @ value
+        return self.last(x), x.sum(-1) / x.shape[-1]
+
+
+def test_a_number_that_follows_a_width_and_is_no_size_keeps_its_value() -> None:
+    model, x = Temperature(), torch.randn(2, 7, 6)
+    groups = _exact(model, x, {12})
+    plan = pruning.Plan.of(groups, {group.name: range(3) for group in groups})
+    assert all(group.mixed == () for group in groups)
+    dense = pruning.narrow(model, plan, x, groups=groups)
+    masked = pruning.apply_masks(model, plan, groups=groups)
+    other = torch.randn(3, 9, 6)
+    for found, expected in zip(dense(other), masked(other), strict=True):
+        assert torch.allclose(found, expected, atol=1e-6)
+    again = copy.deepcopy(dense)
+    assert torch.equal(again(other)[0], dense(other)[0])
 
 
 class Experts(nn.Module):
