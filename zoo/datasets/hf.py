@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import Dataset
 
 from zoo.datasets.splits import DataModule
+from zoo.datasets.tokenized import Prepared
 
 _STATE, _INFO = "state.json", "dataset_info.json"
 _KEPT = 4  # row groups of Parquet files that are kept in memory, by each process
@@ -28,9 +29,11 @@ def hf(
     train: str | Sequence[str],
     validation: str | Sequence[str],
     test: str | Sequence[str],
-    inputs: str = "image",
-    targets: str = "label",
+    inputs: str | Sequence[str] = "image",
+    targets: str | None = "label",
     transform: str | None = None,
+    pretrained: str | None = None,
+    length: int = 128,
 ) -> DataModule:
     """Read rows of tables; each is read when it is asked for.
 
@@ -38,24 +41,42 @@ def hf(
     lists of numbers as tensors, numbers as they are. Arrow files are mapped into memory; of Parquet files, in which
     samples can't be found without their whole row group, a few groups are kept: give such files small row groups.
 
+    With `pretrained` a sample is a dict of the inputs of a transformer by name, and `labels`: texts go through the
+    folder's tokenizer, images through its image processor. See `zoo.datasets.tokenized`.
+
     Source: the layout that `datasets.Dataset.save_to_disk` writes, version 5, and Parquet.
 
     Args:
         train: The folder of a split as `save_to_disk` writes it ("saved/train"), or paths or globs of Parquet files.
         validation: Likewise.
         test: Likewise.
-        inputs: Name of a column.
-        targets: Name of a column; the names of its classes are taken, where it has any.
+        inputs: Name of a column; with `pretrained` also of two columns of texts that belong together.
+        targets: Name of a column; the names of its classes are taken, where it has any. None, with `pretrained`: the
+            tokens themselves, for a language model.
         transform: Import string of a function: a dict of the row's values by their columns -> a sample.
+        pretrained: A Hugging Face folder with a tokenizer or an image processor.
+        length: Tokens in a sample, with `pretrained`.
 
     Raises:
         FileNotFoundError: A path or glob matches nothing.
-        ValueError: A file can't be read, a table lacks a column, or the transform is no function.
+        ValueError: A file can't be read, a table lacks a column, the transform is no function, or the folder has no
+            tokenizer.
     """
-    change = _imported(transform) if transform else None
-    parts = [Rows(place, inputs, targets, change) for place in (train, validation, test)]
+    columns = [inputs] if isinstance(inputs, str) else list(inputs)
+    if transform and pretrained:
+        raise ValueError("transform and pretrained both say how a sample is made of a row; give one")
+    if not pretrained and (len(columns) > 1 or targets is None):
+        raise ValueError("several inputs, or no targets, go with pretrained or a transform alone")
+    wanted = [*columns, *([] if targets is None else [targets])]
+    change: Callable[[dict[str, Any]], Any] | None = _imported(transform) if transform else None
+    prepared = Prepared(pretrained, columns, targets, length) if pretrained else None
+    parts = [
+        Rows(place, [] if transform else wanted, targets, prepared or change) for place in (train, validation, test)
+    ]
     sources = [path for part in parts for path in part.paths]
-    return DataModule(parts[0], parts[1], parts[2], sources=sources, classes=parts[0].classes)
+    tokens = prepared.vocabulary if prepared else []
+    classes = parts[0].classes if targets is not None else tokens
+    return DataModule(parts[0], parts[1], parts[2], sources=sources, classes=classes, tokens=tokens or None)
 
 
 class Rows(Dataset[Any]):
@@ -69,16 +90,16 @@ class Rows(Dataset[Any]):
     def __init__(
         self,
         place: str | Sequence[str],
-        inputs: str,
-        targets: str,
+        columns: Sequence[str],
+        targets: str | None,
         transform: Callable[[dict[str, Any]], Any] | None,
     ) -> None:
         """Read how many rows there are, and which columns.
 
         Args:
             place: A folder, or paths or globs of Parquet files.
-            inputs: Name of a column.
-            targets: Name of a column.
+            columns: Names of the columns that are read; all of them if there are none.
+            targets: The one that may name its classes.
             transform: Makes a sample of a row.
 
         Raises:
@@ -87,7 +108,7 @@ class Rows(Dataset[Any]):
         """
         folder = Path(place).expanduser() if isinstance(place, str) else None
         self._arrow = folder is not None and (folder / _STATE).is_file()
-        self._pair, self._transform = (inputs, targets), transform
+        self._columns, self._transform = list(columns), transform
         features: Any = {}
         if self._arrow:
             assert folder is not None, "it has been looked into"
@@ -106,7 +127,7 @@ class Rows(Dataset[Any]):
             except (OSError, ValueError) as error:  # pyarrow's own faults are of these
                 raise ValueError(f"{path} can't be read ({error})") from error
             features = features or found
-            lacking = [one for one in (() if transform else self._pair) if one not in names]
+            lacking = [one for one in self._columns if one not in names]
             if lacking:
                 raise ValueError(f"{path} has no column {lacking[0]!r}; it has {', '.join(names)}")
             counts += [(number, group, size) for group, size in enumerate(sizes)]
@@ -131,12 +152,12 @@ class Rows(Dataset[Any]):
         at = bisect_right(self._ends, index)
         table = self._table(*self._groups[at])
         first = self._ends[at - 1] if at else 0
-        wanted = table if self._transform else table.select(list(dict.fromkeys(self._pair)))
+        wanted = table.select(list(dict.fromkeys(self._columns))) if self._columns else table
         (row,) = wanted.slice(index - first, 1).to_pylist()
         decoded = {name: _decoded(value, name) for name, value in row.items()}
         if self._transform is not None:
             return self._transform(decoded)
-        return tuple(decoded[name] for name in self._pair)
+        return tuple(decoded[name] for name in self._columns)
 
     def _described(self, number: int) -> tuple[list[int], list[str], Any]:
         """Return the rows of each group of a file, its columns, and what `datasets` says of them."""

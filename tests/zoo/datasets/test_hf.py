@@ -42,7 +42,7 @@ def save(folder: Path, *shards: range) -> None:
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> dict[str, dict[str, str]]:
+def places(tmp_path: Path) -> dict[str, dict[str, Any]]:
     save(tmp_path / "train", range(5), range(5, 8))
     save(tmp_path / "validation", range(3))
     save(tmp_path / "test", range(4))
@@ -61,7 +61,7 @@ def places(tmp_path: Path) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize("kind", ["folders", "parquet"])
-def test_rows_are_read_by_number(places: dict[str, dict[str, str]], kind: str) -> None:
+def test_rows_are_read_by_number(places: dict[str, dict[str, Any]], kind: str) -> None:
     found = hf(**places[kind])
     assert [len(part) for part in (found.train, found.validation, found.test)] == [8, 3, 4]
     assert found.classes == ["a", "b", "c"]
@@ -79,7 +79,7 @@ def test_rows_are_read_by_number(places: dict[str, dict[str, str]], kind: str) -
 
 
 @pytest.mark.parametrize("kind", ["folders", "parquet"])
-def test_workers_read_the_same(places: dict[str, dict[str, str]], kind: str) -> None:
+def test_workers_read_the_same(places: dict[str, dict[str, Any]], kind: str) -> None:
     train = hf(**places[kind]).train
     assert digests(train, Task(), 3, num_workers=0) == digests(train, Task(), 3, num_workers=2)
 
@@ -91,7 +91,7 @@ def sample(row):
 
 
 def test_a_transform_is_given_the_whole_row(
-    places: dict[str, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    places: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "own_rows.py").write_text(OWN, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
@@ -99,7 +99,7 @@ def test_a_transform_is_given_the_whole_row(
     assert (pixels.tolist(), label) == (pytest.approx([5 / 255, 0, 1]), 3)
 
 
-def test_what_is_missing_is_named(places: dict[str, dict[str, str]], tmp_path: Path) -> None:
+def test_what_is_missing_is_named(places: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     def refused(error: type[Exception], message: str, **more: Any) -> None:
         with pytest.raises(error, match=message):
             hf(**places["parquet"] | more)
