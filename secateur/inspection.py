@@ -28,6 +28,7 @@ from tasks.data import read_description, read_example
 from tasks.data_factory import opened
 from tasks.data_sets import DataSets
 from tasks.models import pretrained
+from tasks.pretrained import find_fields
 from tasks.workspace import Workspace
 from zoo.datasets.splits import inputs_of, shapes_of
 
@@ -42,6 +43,7 @@ class Rules:
         ignore: Modules or parameters that stay whole.
         round_to: Kept counts are multiples of this, or what kernels reward.
         freedoms: What a plan may do; later ones for what is out of reach within the first.
+        pretrained: A Hugging Face folder whose class the result has to fit.
     """
 
     ignore: Sequence[str] = ()
@@ -50,6 +52,7 @@ class Rules:
         Freedom(pruning.Limits(min_channels=8)),
         Freedom(pruning.Limits(min_channels=8), streams=True),
     )
+    pretrained: Pretrained | None = None
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,11 @@ class Source:
     @classmethod
     def of(cls, settings: Settings) -> Source:
         """Return what the settings name."""
-        prune = settings.prune
+        prune, given = settings.prune, pretrained(settings)
         rules = Rules(prune.ignore)
         if isinstance(prune, Structured):
             rounding = prune.round_for if prune.round_to == "auto" else prune.round_to
-            rules = Rules(prune.ignore, rounding, prune.freedoms)
+            rules = Rules(prune.ignore, rounding, prune.freedoms, given if settings.keeps_class else None)
         return cls(
             model=settings.model.factory,
             data=settings.data.factory,
@@ -91,7 +94,7 @@ class Source:
             data_arguments=settings.data.kwargs,
             weights=settings.model.weights,
             rules=rules,
-            pretrained=pretrained(settings),
+            pretrained=given,
         )
 
     def load(self, workspace: Workspace | None = None) -> tuple[nn.Module, Inputs]:
@@ -222,6 +225,9 @@ def inspect(model: nn.Module, example: Inputs, rules: Rules | None = None) -> In
     offered = {with_streams: groups}
     if any(group.mixed for group in groups) and not all(freedom.streams for freedom in rules.freedoms):
         offered[False] = pruning.find_groups(model, example)
+    if rules.pretrained is not None:
+        for streams, found in offered.items():
+            offered[streams] = found.with_common_sizes(find_fields(found, rules.pretrained)[1].fields)
     cost = Cost(groups)
     report = groups.report()
     whole: dict[str, list[str]] = {}

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from pruning.errors import ModelError, SettingsError, WorkspaceError
 from pruning.io.files import replace_file
 from pruning.io.huggingface import Pretrained
-from secateur.inspection import Source, inspect
+from secateur.inspection import Rules, Source, inspect
 from secateur.packages import advice
 from tasks.config import reference
 from tasks.config.prune_schema import Prune
@@ -58,8 +58,8 @@ class Network:
 
     def source(self, data: str) -> Source:
         """Return what builds it, and a sample for it."""
-        pretrained = Pretrained(Path(self.name), self.auto_class) if self.is_folder else None
-        return Source(self.name, data, weights=self.weights, pretrained=pretrained)
+        given = Pretrained(Path(self.name), self.auto_class) if self.is_folder else None
+        return Source(self.name, data, weights=self.weights, rules=Rules(pretrained=given), pretrained=given)
 
     def settings(self) -> str:
         """Return the lines of the section `model`."""
@@ -123,7 +123,7 @@ def make_project(folder: Path, network: Network, data: str, *, force: bool, say:
 
 def _look(source: Source, say: Callable[[str], None]) -> None:
     built, example = source.load()
-    found = inspect(built, example)
+    found = inspect(built, example, source.rules)
     if not found.groups:
         reasons = "; ".join(list(found.whole)[:3])
         raise ModelError(f"nothing in the model of {source.model!r} can be pruned: {reasons}. See `secateur inspect`")

@@ -83,7 +83,8 @@ def pretrained(settings: Settings) -> Pretrained | None:
     chosen = settings.model
     if chosen.from_pretrained is None:
         return None
-    folder = find_folder(chosen.from_pretrained, chosen.revision, allow_download=chosen.allow_download)
+    allowed, trusted = chosen.allow_download, chosen.trust_remote_code
+    folder = find_folder(chosen.from_pretrained, chosen.revision, allow_download=allowed, with_code=trusted)
     return Pretrained(folder, chosen.auto_class, chosen.kwargs, chosen.trust_remote_code)
 
 

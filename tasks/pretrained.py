@@ -45,7 +45,7 @@ def fields_of(settings: Settings, model: nn.Module, example: Inputs, *, streams:
     key = f"{given!r} {streams}"
     if key not in _known:
         groups = pruning.find_groups(model, example, allow_mixed=streams)
-        found = _config_fields(groups, given)
+        found = find_fields(groups, given)
         _known.clear()
         _known[key] = found
         log.info("prune: sizes that %s can have: %s", given.class_name, _described(found[1]))
@@ -54,7 +54,8 @@ def fields_of(settings: Settings, model: nn.Module, example: Inputs, *, streams:
     return _known[key][1].fields
 
 
-def _config_fields(groups: Groups, given: Pretrained) -> tuple[dict[str, Any], ConfigFields]:
+def find_fields(groups: Groups, given: Pretrained) -> tuple[dict[str, Any], ConfigFields]:
+    """Return a folder's configuration, stated as far as sizes go, and which of its numbers set the sizes of groups."""
     config = with_stated_numbers(groups, given.config_dict(), given.build, given.optional_fields())
     return config, find_config_fields(groups, config, given.build)
 
@@ -100,7 +101,7 @@ def write_folder(
             raise PlanError(f"blocks are gone ({', '.join(plan.blocks)})")
         config, found = given.config_dict(), ConfigFields((), {})
         if any(plan.removed.values()):
-            config, found = _config_fields(groups, given)
+            config, found = find_fields(groups, given)
         stock, config = carry_over(dense, plan, groups, found.fields, config, given.build)
     except PlanError as fault:
         if settings.keeps_class:

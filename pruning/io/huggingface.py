@@ -56,13 +56,16 @@ def transformers() -> Any:
     return found
 
 
-def find_folder(name: str, revision: str | None = None, *, allow_download: bool = False) -> Path:
+def find_folder(
+    name: str, revision: str | None = None, *, allow_download: bool = False, with_code: bool = False
+) -> Path:
     """Return the folder of a path, or of a repository on the hub.
 
     Args:
         name: A folder; or, if downloads are allowed, `org/name`.
         revision: Of the repository.
         allow_download: Whether what isn't in Hugging Face's cache is downloaded.
+        with_code: Whether Python code is downloaded too.
 
     Raises:
         SettingsError: There is no such folder, and it isn't to be downloaded or can't be.
@@ -72,7 +75,7 @@ def find_folder(name: str, revision: str | None = None, *, allow_download: bool 
     transformers()
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py"]
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken", *(["*.py"] if with_code else [])]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except Exception as fault:
@@ -176,7 +179,9 @@ class Pretrained:
                 pass_on(fault)
                 what = f"{self.class_name} can't be built from {self.folder / CONFIG}"
                 raise SettingsError(f"{what}: {describe(fault)}") from fault
-        return self._built(type(self.config).from_dict(copy.deepcopy(dict(config))), shapes_only)
+        with quietly():
+            made = type(self.config).from_dict(copy.deepcopy(dict(config)))
+        return self._built(made, shapes_only)
 
     def _built(self, config: Any, shapes_only: bool) -> nn.Module:
         attention = self.overrides.get("attn_implementation")

@@ -44,8 +44,8 @@ class Model(Section):
     """The class that from_pretrained is called of, such as AutoModelForSequenceClassification; null: the one that
     config.json names.
     """
-    revision: Annotated[str, Field(pattern=r"^[\w./-]+$", max_length=200)] | None = None
-    """Commit, tag or branch of a repository on the hub; null: main."""
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    """Commit of a repository on the hub, which allow_download needs."""
     allow_download: StrictBool = False
     """Whether from_pretrained may name a repository on the hub, which is downloaded into Hugging Face's cache."""
     trust_remote_code: StrictBool = False
@@ -72,6 +72,11 @@ class Model(Section):
         if self.factory != HUGGING_FACE or self.weights is not None:
             other = "weights" if self.factory == HUGGING_FACE else "factory"
             raise ValueError(f"from_pretrained and {other} are both given; expected one: the folder has the weights")
+        if self.allow_download and not Path(self.from_pretrained).is_dir() and self.revision is None:
+            raise ValueError(
+                "allow_download needs revision, the commit of the repository (40 hexadecimal digits): what a branch "
+                "holds changes, and nothing would notice"
+            )
         if importlib.util.find_spec("transformers") is None:
             raise ValueError('from_pretrained needs transformers; run `pip install "secateur[hf]"`')
         return self

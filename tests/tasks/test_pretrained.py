@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pruning.containers import main_output
 from pruning.errors import CheckpointError, SettingsError, WorkspaceError
 from pruning.plan.verification import relative_difference
 from secateur.cli import commands
-from secateur.inspection import Source
+from secateur.inspection import Source, inspect
 from tasks.config.schema import Settings, load
 from tasks.config.training_schema import Model
 from tasks.data import read_description, read_inputs
@@ -115,6 +116,8 @@ def settings_with(model: dict[str, Any], **sections: Any) -> dict[str, Any]:
         ({"factory": "pruning.io.huggingface:Pretrained"}, "give from_pretrained, a Hugging Face folder"),
         ({"from_pretrained": "x", "auto_class": "os.system"}, "pattern"),
         ({"from_pretrained": "x", "trust_remote_code": "yes"}, "valid boolean"),
+        ({"from_pretrained": "org/x", "allow_download": True}, "allow_download needs revision, the commit"),
+        ({"from_pretrained": "org/x", "allow_download": True, "revision": "main"}, "pattern"),
         ({}, "Field required"),
     ],
 )
@@ -266,6 +269,13 @@ def test_init_makes_a_project_around_a_folder(tmp_path: Path, monkeypatch: pytes
     found = pretrained(settings)
     assert found is not None
     assert (found.class_name, settings.baseline.recipe) == ("DistilBertForSequenceClassification", None)
+    source = Source.of(settings)
+    model, example = source.load()
+    free = inspect(model, example, replace(source.rules, round_to=1, pretrained=None)).predicted[0.3]
+    fitting = inspect(model, example, replace(source.rules, round_to=1)).predicted[0.3]
+    assert not isinstance(free, str)
+    assert not isinstance(fitting, str)
+    assert fitting.parameters != free.parameters, "the predicted sizes are those that the class can have"
     done = CliRunner().invoke(commands, ["init", *options, "--model", "net:make"])
     assert (done.exit_code, "takes the place of --model" in done.output) == (2, True)
     done = CliRunner().invoke(commands, ["init", "--auto-class", "AutoModel", "--yes"])
@@ -276,8 +286,9 @@ def test_init_makes_a_project_around_a_folder(tmp_path: Path, monkeypatch: pytes
 def test_a_version_of_a_stranger_runs_no_code_and_downloads_nothing(name: str, tmp_path: Path) -> None:
     own = Settings.model_validate(settings_with({"from_pretrained": "given"}))
     path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump({"model": {"from_pretrained": "given", name: True}}), encoding="utf-8")
+    given = {"from_pretrained": "given", name: True, "revision": "a" * 40}
+    path.write_text(yaml.safe_dump({"model": given}), encoding="utf-8")
     with pytest.raises(WorkspaceError, match=rf"set model\.{name} for 'given'; nothing was read"):
         settings_to_measure_by(own, path, None)
-    same = Settings.model_validate(settings_with({"from_pretrained": "given", name: True}))
+    same = Settings.model_validate(settings_with(given))
     assert getattr(settings_to_measure_by(same, path, None).model, name)

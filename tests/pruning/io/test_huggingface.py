@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import pruning
 import secateur
@@ -24,6 +31,7 @@ from pruning.io.parity import check_parity
 from pruning.plan.carry_over import TOLERANCE, carry_over
 from pruning.plan.config_fields import find_config_fields, with_stated_numbers
 from pruning.plan.configuration import changed
+from tasks.environment import REPOSITORY
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore::pruning.errors.UntriedWarning")  # labels, which nobody gives here
@@ -169,11 +177,122 @@ def test_a_class_that_the_folder_does_not_hold_is_refused_with_those_that_fit(wh
     source.load_weights(source.build(), trains=True)
 
 
+OWN = """
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+
+class OwnConfig(PretrainedConfig):
+    model_type = "own-of-a-test"
+
+    def __init__(self, width=12, **kwargs):
+        self.width = width
+        super().__init__(**kwargs)
+
+
+class Own(PreTrainedModel):
+    config_class = OwnConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.first, self.last = nn.Linear(4, config.width), nn.Linear(config.width, 2)
+        self.post_init()
+
+    def forward(self, pixels):
+        return {"logits": self.last(self.first(pixels).relu())}
+"""
+
+
+def test_code_of_a_folder_is_run_only_by_who_trusts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    place = tmp_path / "own"
+    place.mkdir()
+    (place / "modelling.py").write_text(OWN, encoding="utf-8")
+    names = {"AutoConfig": "modelling.OwnConfig", "AutoModel": "modelling.Own"}
+    config = {"model_type": "own-of-a-test", "auto_map": names, "architectures": ["Own"], "width": 12}
+    (place / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    state = {"first.weight": torch.randn(12, 4), "first.bias": torch.randn(12), "last.weight": torch.randn(2, 12),
+             "last.bias": torch.randn(2)}  # fmt: skip
+    save_file(state, place / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(SettingsError, match=r"names code of its own \(modelling\.py\), which isn't run"):
+        loaded(Pretrained(place, "AutoModel"))
+    assert not (tmp_path / "modules").exists()
+    model = loaded(Pretrained(place, "AutoModel", trust_remote_code=True))
+    assert all(torch.equal(one, model.state_dict()[name]) for name, one in state.items())
+
+
 def test_nothing_is_downloaded_unasked(tmp_path: Path) -> None:
     assert find_folder("org/name") == Path("org/name")
     with pytest.raises(SettingsError, match="there is no folder org/name"):
         Pretrained(find_folder("org/name")).build()
     assert find_folder(str(tmp_path), allow_download=True) == tmp_path
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as serves one repository, from a folder."""
+
+    folder: Path
+
+    def log_message(self, *args: Any) -> None:
+        """Say nothing."""
+
+    def _answer(self) -> bytes:
+        files = sorted(self.folder.iterdir())
+        headers = {}
+        if "/tree/" in self.path:
+            tree = [{"type": "file", "path": p.name, "size": p.stat().st_size, "oid": p.name} for p in files]
+            found = json.dumps(tree).encode()
+        elif self.path.startswith("/api/models/org/small/"):
+            document = {"id": "org/small", "sha": COMMIT, "siblings": [{"rfilename": p.name} for p in files]}
+            found = json.dumps(document).encode()
+        else:
+            found = (self.folder / self.path.rpartition("/")[2]).read_bytes()
+            headers = {"etag": f'"{sha256(found).hexdigest()}"', "x-repo-commit": COMMIT}
+        self.send_response(200)
+        for name, value in {**headers, "content-length": str(len(found))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        return found
+
+    def do_GET(self) -> None:
+        self.wfile.write(self._answer())
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+
+LOAD = """
+from pruning.io.huggingface import Pretrained, find_folder
+folder = find_folder("org/small", "COMMIT", allow_download=True)
+source = Pretrained(folder)
+source.load_weights(source.build())
+print(folder.name, sorted(path.name for path in folder.iterdir()))
+"""
+
+
+@pytest.mark.thorough
+def test_a_repository_is_downloaded_where_that_is_allowed_and_code_stays_out(folder: Path, tmp_path: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(b"pickled")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Served", (Hub,), {"folder": folder}))
+    Thread(target=server.serve_forever, daemon=True).start()
+    places = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "home")}
+    plain = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
+    command = [sys.executable, "-c", LOAD.replace("COMMIT", COMMIT)]
+    environment = {**os.environ, **places, **plain, "PYTHONPATH": str(REPOSITORY)}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split(maxsplit=1) == [COMMIT, "['config.json', 'model.safetensors', 'tokenizer.json']\n"]
+    again = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert again.stdout == done.stdout, "without the hub it is found in the cache"
 
 
 IN_MINUTES = ("qwen2", "qwen3", "mistral", "gemma3", "opt", "distilbert", "roberta", "t5", "vit", "whisper")
