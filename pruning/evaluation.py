@@ -387,13 +387,12 @@ def _look_at_all(
         yield from (look(index, batch) for index, batch in enumerate(batches.ordered(batch_size)))
         return
     slices = [slice(start, start + batch_size) for start in range(0, len(batches), batch_size)]
-    mine = range(world.rank, len(slices), world.ranks)
-    read = zip(mine, batches.read([slices[index] for index in mine]), strict=True)
-    for _ in range(-(-len(slices) // world.ranks)):
-        seen = next((look(index, batch) for index, batch in read), None)
-        if seen is not None:
-            given = seen.outputs, seen.targets
-            given = (scored.part(*given), None) if isinstance(scored, PartialMetric) else given
-            outputs, targets = (with_tensors(one, lambda tensor: tensor.cpu()) for one in given)
-            seen = replace(seen, outputs=outputs, targets=targets)
-        yield from (one for one in world.gather(seen) if one is not None)
+    mine = range(world.rank, world.rank + len(slices), world.ranks)
+    # Who has none left in the last turn passes the last one again: ranks may have to gather weights together.
+    for index, batch in zip(mine, batches.read([slices[min(one, len(slices) - 1)] for one in mine]), strict=True):
+        seen = look(index, batch)
+        given = seen.outputs, seen.targets
+        given = (scored.part(*given), None) if isinstance(scored, PartialMetric) else given
+        outputs, targets = (with_tensors(one, lambda tensor: tensor.cpu()) for one in given)
+        own = replace(seen, outputs=outputs, targets=targets) if index < len(slices) else None
+        yield from (one for one in world.gather(own) if one is not None)

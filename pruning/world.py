@@ -14,7 +14,7 @@ tree is summed across processes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from torch import Tensor
 from pruning.errors import LaunchError, SettingsError
 
 T = TypeVar("T")
+
+Parallel = Literal["ddp", "fsdp"]
+"""Whether each process holds the whole model, or a part of every weight."""
 
 
 class World:
@@ -31,20 +34,27 @@ class World:
         shards: Into how many parts each batch is divided.
         rank: Number of this process.
         ranks: Number of processes; more than one need torch's default process group, see `pruning.training.launch`.
+        device: Of the trained model: "cpu" or "cuda".
+        in_parts: Whether each process holds a part of the model's weights while it trains, see `pruning.training.fsdp`.
     """
 
-    def __init__(self, shards: int = 1, rank: int = 0, ranks: int = 1) -> None:
-        """Take the numbers.
+    def __init__(
+        self, shards: int = 1, rank: int = 0, ranks: int = 1, *, parallel: Parallel = "ddp", device: str = "cpu"
+    ) -> None:
+        """Take what shapes them; `fsdp` of a single process is training as it is.
 
         Raises:
             SettingsError: They don't go together.
         """
         check_shards(shards, ranks)
-        self.shards, self.rank, self.ranks = shards, rank, ranks
+        self.shards, self.rank, self.ranks, self.device = shards, rank, ranks, device
+        self.in_parts = parallel == "fsdp" and ranks > 1
 
     @property
     def here(self) -> range:
         """The shards of this process."""
+        if self.in_parts:
+            return range(self.rank, self.shards, self.ranks)
         each = self.shards // self.ranks
         return range(self.rank * each, (self.rank + 1) * each)
 
@@ -156,6 +166,13 @@ class TreeSum:
         return tensors
 
 
+def sum_neighbours(terms: Tensor) -> Tensor:
+    """Sum [n, …] over its first axis by the tree; n is a power of two."""
+    while len(terms) > 1:
+        terms = terms[::2] + terms[1::2]
+    return terms[0]
+
+
 def check_shards(shards: int, ranks: int) -> None:
     """See that shards can be shared out among ranks.
 
@@ -189,6 +206,33 @@ def split(batch: Tensor, shards: int) -> list[Tensor]:
     while filled > 1 and len(batch) < 2 * filled:
         filled //= 2
     return [*torch.tensor_split(batch, filled), *[batch[:0]] * (shards - filled)]
+
+
+def like(own: Tensor, tensor: Tensor) -> Tensor:
+    """Return this rank's part of a tensor that stands for another one, if that is in parts; else the tensor."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(own, DTensor) or isinstance(tensor, DTensor) or tensor.shape != own.shape:
+        return tensor
+    given = tensor.detach().to(own.device)
+    return distribute_tensor(given, own.device_mesh, own.placements, src_data_rank=None)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor whole; of one in parts all ranks have to ask."""
+    found: Tensor = tensor.full_tensor() if is_part(tensor) else tensor  # type: ignore[attr-defined]
+    return found
+
+
+def is_part(tensor: Tensor) -> bool:
+    """Say whether this rank holds a part of a tensor alone."""
+    return hasattr(tensor, "full_tensor")
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """Return what this rank holds of a tensor, in the same memory."""
+    found: Tensor = tensor.to_local() if is_part(tensor) else tensor  # type: ignore[attr-defined]
+    return found
 
 
 ALONE = World()

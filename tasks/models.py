@@ -249,6 +249,11 @@ def score(
     task, metric = loss_and_metric(settings)
     batch_size = settings.training.batch_size
     if (own := own_evaluation(task)) is not None:
+        if world.in_parts:
+            raise SettingsError(
+                f"task {type(task).__name__} has an `evaluate` of its own, which runs in one process, and each holds a "
+                "part of the model (machine.parallel: fsdp); set it to ddp, or prune.undo_training to false"
+            )
         return world.from_first(lambda: evaluate_by(own, model, samples, batch_size=batch_size))
     each = each and metric.values is None
     return evaluate_together(world, model, samples, loss=task, metric=metric, batch_size=batch_size, each=each)

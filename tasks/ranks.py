@@ -72,7 +72,17 @@ def train(job: Job, model: nn.Module, plan: Plan, teacher: nn.Module | None, tit
             history = _group.lead(job, folder, progress)
         else:
             device = settings.run.device
-            history = launch(_train_as_rank, job, folder, ranks=ranks, shards=shards, device=device, progress=progress)
+            parallel = settings.machine.parallel
+            history = launch(
+                _train_as_rank,
+                job,
+                folder,
+                ranks=ranks,
+                shards=shards,
+                device=device,
+                parallel=parallel,
+                progress=progress,
+            )
     model.load_state_dict(parse_safetensors((folder / _TRAINED).read_bytes()))
     shutil.rmtree(folder)
     return history
@@ -100,11 +110,12 @@ def train_together(world: World, job: Job, folder: Path, progress: Progress | No
     settings = job.settings
     begin(settings)
     world.agree(_facts(job, folder), _MEND)
-    data, example = read_description(job.workspace), example_inputs(job.workspace, settings)
-    model, _, _ = load_model(folder, settings, data, example)
+    held = _on(job, "cpu").settings if world.in_parts else settings
+    data, example = read_description(job.workspace), example_inputs(job.workspace, held)
+    model, _, _ = load_model(folder, held, data, example)
     teacher = None
     if job.teacher is not None and job.recipe.distillation > 0:
-        teacher, _, _ = load_model(job.teacher, settings, data, example)
+        teacher, _, _ = load_model(job.teacher, held, data, example)
     history = fit(job, model, teacher, world, progress)
     if world.is_first:
         state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
@@ -130,9 +141,10 @@ def _facts(job: Job, folder: Path) -> dict[str, str]:
 
 def _on_own_device(job: Job) -> Job:
     """Return a job for this process: on the GPU of its number, where it is on GPUs."""
-    if job.settings.run.device != "cuda":
-        return job
-    device = f"cuda:{torch.cuda.current_device()}"
+    return job if job.settings.run.device != "cuda" else _on(job, f"cuda:{torch.cuda.current_device()}")
+
+
+def _on(job: Job, device: str) -> Job:
     run = job.settings.run.model_copy(update={"device": device})
     return Job(**(vars(job) | {"settings": job.settings.model_copy(update={"run": run})}))
 
@@ -165,6 +177,7 @@ class _Group:
         """Do a job as rank 0, together with those who follow."""
         run = job.settings.run
         asked = {"device": run.device, "shards": run.shards, "folder": str(folder)}
+        asked["parallel"] = job.settings.machine.parallel
         self._store.set(self._name(), json.dumps(asked))
         return self._join(asked, job, progress)
 
@@ -200,7 +213,8 @@ class _Group:
         store = distributed.PrefixStore(f"group {self._jobs}", self._store)  # type: ignore[attr-defined]
         self._jobs += 1
         try:
-            with joined(asked["device"], asked["shards"], self._member, store) as world:
+            parallel = asked["parallel"]
+            with joined(asked["device"], asked["shards"], self._member, store, parallel=parallel) as world:
                 given = world.from_first(lambda: job)
                 assert given is not None, "rank 0 knows it"
                 return train_together(world, given, Path(asked["folder"]), progress)

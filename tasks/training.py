@@ -60,7 +60,7 @@ def fit(job: Job, model: nn.Module, teacher: nn.Module | None, world: World, pro
 
     Args:
         job: What to do.
-        model: On its device.
+        model: On its device; on the CPU where each process is to hold a part of it.
         teacher: Where the recipe distils.
         world: This process among those that train the same model.
         progress: Told after each batch.
@@ -81,7 +81,7 @@ def fit(job: Job, model: nn.Module, teacher: nn.Module | None, world: World, pro
             callbacks=Callbacks(
                 **hooks,
                 progress=progress,
-                checkpointer=TrainingCheckpointer(job.checkpointed),
+                checkpointer=TrainingCheckpointer(job.checkpointed, writes=world.is_first),
                 judge=judge if job.undoes and not to_its_end else None,
                 validate=judge,
                 world=world,

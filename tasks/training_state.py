@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pruning.errors import ModelError
 from pruning.io.files import JsonError, checked_json, replace_file
 from pruning.training.callbacks import Stateful
+from pruning.world import like, whole
 from tasks.workspace import Workspace
 
 UNFINISHED = ".training.unfinished"
@@ -32,14 +33,15 @@ log = logging.getLogger("secateur")
 class TrainingCheckpointer:
     """Keeps one training run in one file, which is replaced; see `pruning.training.callbacks.Checkpointer`."""
 
-    def __init__(self, path: Path, *, seconds: float = 60.0) -> None:
+    def __init__(self, path: Path, *, seconds: float = 60.0, writes: bool = True) -> None:
         """Name the file.
 
         Args:
             path: Its name has to identify the run: whatever is saved there is continued unchecked.
+            writes: Whether this process writes it; others help to gather what they hold parts of.
             seconds: Within an epoch, the state is kept after the first step that ends so long after it was kept last.
         """
-        self.path, self._seconds = path, seconds
+        self.path, self._seconds, self._writes = path, seconds, writes
         self._last = monotonic()
 
     def is_due(self) -> bool:
@@ -67,9 +69,14 @@ class TrainingCheckpointer:
         found = _from_json(state, parts["optimizer"])
         owned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         optimizer.state.clear()  # its own load_state_dict would give numbers and moments the parameters' type
-        optimizer.state.update(
-            {owned[key] if isinstance(key, int) else key: kept for key, kept in found["state"].items()}
-        )
+        for key, kept in found["state"].items():
+            if isinstance(key, int):
+                own = owned[key]
+                optimizer.state[own] = {
+                    name: like(own, one) if isinstance(one, Tensor) else one for name, one in kept.items()
+                }
+            else:
+                optimizer.state[key] = kept
         for group, options in zip(optimizer.param_groups, found["param_groups"], strict=True):
             group.update(options)
         if memory is not None:
@@ -94,10 +101,12 @@ class TrainingCheckpointer:
         found |= {f"optimizer.{number}": tensor for number, tensor in kept.items()}
         if memory is not None:
             found |= {f"memory.{name}": tensor for name, tensor in memory.state_dict().items()}
-        tensors = {name: tensor.detach().clone().contiguous() for name, tensor in found.items()}
+        tensors = {name: whole(tensor).detach().clone().contiguous() for name, tensor in found.items()}
+        self._last = monotonic()
+        if not self._writes:
+            return
         metadata = {"losses": json.dumps(list(losses)), "optimizer": json.dumps(as_json)}
         replace_file(self.path, format_safetensors(tensors, metadata=metadata))
-        self._last = monotonic()
 
 
 def _to_json(value: Any, kept: dict[str, Tensor], what: str) -> Any:

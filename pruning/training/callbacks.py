@@ -21,7 +21,7 @@ from pruning.errors import ModelError, SettingsError, describe_user_fault, pass_
 from pruning.evaluation import Progress, device_of, interval_of_mean, restored_modes
 from pruning.graph.unwrapping import unwrap
 from pruning.training.recipe import EarlyStopping, Recipe, imported
-from pruning.world import ALONE, World
+from pruning.world import ALONE, World, whole
 
 Augment = Callable[[Any, torch.Generator], Any]
 """(inputs, generator) -> inputs of the same shapes, changed at random."""
@@ -77,7 +77,8 @@ class Callbacks:
             undone, see `finetune`. Not for training that has to reach its end, as gates and sparsity do.
         validate: asked likewise, for recipes with `early_stopping`; it changes nothing but when training ends.
         world: into how many shards each batch is divided, and which of the processes that hold them this one is. All of
-            them train with the same and end with the same model; the first one alone keeps its state.
+            them train with the same and end with the same model; the first one alone keeps its state. Where each holds
+            a part of the model, all ask the checkpointer to save, and it has to write in the first one alone.
     """
 
     penalty: Penalty | None = None
@@ -133,7 +134,7 @@ class Best:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return it by name, as tensors on the CPU; not where training began, which is there again when it goes on."""
-        found = {f"best.{name}": tensor.cpu() for name, tensor in self._state.items()}
+        found = {f"best.{name}": whole(tensor).cpu() for name, tensor in self._state.items()}
         scores = torch.tensor(self.scores, dtype=torch.float64)
         numbers = torch.tensor([self.epoch, self.at, self.rate], dtype=torch.float64)
         return found | {"values": self._values, "scores": scores, "numbers": numbers}
@@ -186,7 +187,7 @@ class Patience:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return it by name, as tensors on the CPU."""
-        found = {f"best.{name}": tensor.cpu() for name, tensor in self._state.items()}
+        found = {f"best.{name}": whole(tensor).cpu() for name, tensor in self._state.items()}
         scores = torch.tensor(self.scores, dtype=torch.float64)
         return found | {"scores": scores, "epoch": torch.tensor(self.epoch)}
 

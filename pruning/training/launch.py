@@ -19,9 +19,10 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
@@ -30,7 +31,7 @@ import torch
 
 from pruning.errors import LaunchError, SecateurError
 from pruning.evaluation import Progress
-from pruning.world import World, check_shards
+from pruning.world import Parallel, World, check_shards
 
 T = TypeVar("T")
 
@@ -53,6 +54,7 @@ def launch(
     ranks: int,
     shards: int,
     device: str = "cpu",
+    parallel: Parallel = "ddp",
     progress: Progress | None = None,
 ) -> T:
     """Let several processes of this machine do something together, and return what the first one returns.
@@ -63,6 +65,7 @@ def launch(
         ranks: How many processes.
         shards: Into how many parts they divide each batch.
         device: "cpu", or "cuda": rank r computes on `cuda:r` then.
+        parallel: Whether each trains the whole model, or a part of every weight.
         progress: Told what the first process reports.
 
     Raises:
@@ -93,7 +96,8 @@ def launch(
     returned: dict[int, Any] = {}
     with ear.listening(), _quiet_launcher():
         try:
-            returned = elastic_launch(config, _be_a_rank)(function, arguments, shards, device, [w for _, w in pipes])
+            begin = partial(joined, device, shards, parallel=parallel)
+            returned = elastic_launch(config, _be_a_rank)(function, arguments, begin, [w for _, w in pipes])
         except ChildFailedError as fault:
             failed = next((rank, one.exitcode) for rank, one in fault.failures.items())
         finally:
@@ -255,7 +259,10 @@ class _Log(logging.Handler):
 
 
 def _be_a_rank(
-    function: Started[T], arguments: tuple[Any, ...], shards: int, device: str, pipes: list[Connection]
+    function: Started[T],
+    arguments: tuple[Any, ...],
+    begin: Callable[[], AbstractContextManager[World]],
+    pipes: list[Connection],
 ) -> T | None:
     """Be one of the processes of a launch."""
     _belong_to_the_parent()
@@ -266,7 +273,7 @@ def _be_a_rank(
         logging.root.handlers[:] = [_Log(report)]
         logging.root.setLevel(logging.INFO)
     try:
-        with joined(device, shards) as world:
+        with begin() as world:
             made = function(world, report, *arguments)
         return made if rank == 0 else None
     except BaseException as fault:  # noqa: BLE001 - whatever it is, the parent says it
@@ -307,7 +314,9 @@ class Member:
 
 
 @contextmanager
-def joined(device: str, shards: int, member: Member | None = None, store: Any = None) -> Iterator[World]:
+def joined(
+    device: str, shards: int, member: Member | None = None, store: Any = None, *, parallel: Parallel = "ddp"
+) -> Iterator[World]:
     """Be, within the block, a rank of torch's default process group.
 
     Args:
@@ -315,12 +324,13 @@ def joined(device: str, shards: int, member: Member | None = None, store: Any = 
         shards: Into how many parts a batch is divided.
         member: Which rank; None: as the environment says.
         store: Of torch, by which the ranks find each other; None: at MASTER_ADDR and MASTER_PORT.
+        parallel: Whether each trains the whole model, or a part of every weight.
     """
     from torch import distributed
 
     found = Member.from_environment() if member is None else member
-    world = World(shards, found.rank, found.ranks)
     is_gpu = device.startswith("cuda")
+    world = World(shards, found.rank, found.ranks, parallel=parallel, device="cuda" if is_gpu else "cpu")
     if is_gpu:
         torch.cuda.set_device(found.local_rank)
     given: dict[str, Any] = {} if store is None else {"store": store, "rank": found.rank, "world_size": found.ranks}

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pruning.batches import Batch
 from pruning.errors import ModelError
 from pruning.training.step import Run, change_weights, loss_of
-from pruning.world import TreeSum, World
+from pruning.world import TreeSum, World, is_part, own_part
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,13 @@ class Shard:
     Attributes:
         number: Among the batch's shards.
         parts: The numbers of its samples, which are read and passed through the model one part after the other.
+        is_empty: Whether it has no samples. Where ranks hold parts of the weights it passes others through all the
+            same, which count nothing: each rank has to gather what the others gather.
     """
 
     number: int
     parts: tuple[Tensor, ...]
+    is_empty: bool = False
 
 
 def seed_of(*key: int | str) -> int:
@@ -60,11 +63,11 @@ def run_sharded_step(run: Run, read: Iterator[Batch], shards: Sequence[Shard], a
     for number, shard in enumerate(shards):
         state.restore()
         run.optimizer.zero_grad(set_to_none=True)
-        parts = islice(read, len(shard.parts))
-        of_shard, scale = _pass_through(run, parts, len(shard.parts), (*at, shard.number))
-        facts[number] = torch.tensor(of_shard, dtype=torch.float64)
-        present += torch.tensor([one.grad is not None for one in state.parameters], dtype=torch.float64)
-        sums.add(state.collect(scale, is_empty=not shard.parts))
+        of_shard, scale = _pass_through(run, islice(read, len(shard.parts)), shard, at)
+        if not shard.is_empty:
+            facts[number] = torch.tensor(of_shard, dtype=torch.float64)
+            present += torch.tensor(state.has_gradient(), dtype=torch.float64)
+        sums.add(state.collect(scale, is_empty=shard.is_empty))
         if number == 0:
             state.note()
     whole = world.join(torch.cat([facts.flatten(), present]))
@@ -73,15 +76,15 @@ def run_sharded_step(run: Run, read: Iterator[Batch], shards: Sequence[Shard], a
         return unusable[0]
     count = max(1.0, math.fsum(one[1] for one in found))
     num_filled = sum(int(one[2]) for one in found)
-    summed = [world.sum(one) for one in sums.result()]
+    summed = state.sum(sums.result())
     state.spread(summed, whole[:, facts.numel() :].sum(0) > 0, count, num_filled)
-    state.share_noted(world, some_empty=num_filled < world.shards)
+    state.share_noted(some_empty=num_filled < world.shards)
     change_weights(run, at[1])
     return math.fsum(one[0] for one in found) / count
 
 
 def _pass_through(
-    run: Run, parts: Iterator[Batch], num_parts: int, key: tuple[int, ...]
+    run: Run, parts: Iterator[Batch], shard: Shard, at: tuple[int, int]
 ) -> tuple[tuple[float, float, float], float]:
     """Pass a shard forward and backward.
 
@@ -89,16 +92,20 @@ def _pass_through(
         Its loss times what it is the mean of, the latter, and 1 if it has samples; what its gradients are to be
         multiplied by.
     """
+    key, num_parts = (*at, shard.number), len(shard.parts)
     torch.manual_seed(seed_of(run.seed, *key))
     generator = torch.Generator().manual_seed(seed_of(run.seed, *key, "augmentation"))
     total, weight, whole = 0.0, 0.0, 0.0
     for number, part in enumerate(parts):
         value, count = loss_of(run, part, generator, (run.seed, *key, number))
         of_part = float(part.size) if count is None else count
-        if not math.isfinite(one := value.item()):
+        one = value.item()
+        if run.divided is None and not math.isfinite(one):
             return (one, 0.0, 1.0), 0.0
         if number == 0:
             whole = max(1.0, of_part) * num_parts
+        if run.divided is not None:
+            run.divided.before_backward(0.0 if shard.is_empty else whole, is_last=number == num_parts - 1)
         run.precision.backward(value * (of_part / whole))
         total, weight = total + one * of_part, weight + of_part
     return (total, weight, float(num_parts > 0)), whole
@@ -108,8 +115,10 @@ class _State:
     """What a step changes in a model: gradients, buffers, and what a penalty remembers."""
 
     def __init__(self, run: Run) -> None:
-        self.parameters = [one for one in run.model.parameters() if one.requires_grad]
-        self._model = run.model
+        self._run, self._world = run, run.callbacks.world
+        trained = [one for one in run.model.parameters() if one.requires_grad]
+        self.parameters = sorted(trained, key=is_part, reverse=True)
+        self._num_parts = sum(map(is_part, trained))
         self._memory = run.callbacks.memory if run.callbacks.penalty is not None else None
         self._before = _copies(self._buffers())
         self._remembered = {} if self._memory is None else self._memory.state_dict()
@@ -117,7 +126,10 @@ class _State:
         self._counters: list[Tensor] = []
 
     def _buffers(self) -> list[Tensor]:
-        return list(self._model.buffers())
+        return list(self._run.model.buffers())
+
+    def _floating(self) -> list[Tensor]:
+        return [one for one in self._buffers() if one.is_floating_point()]
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -126,26 +138,46 @@ class _State:
             buffer.copy_(before)
         if self._memory is not None:
             self._memory.load_state_dict(self._remembered)
+        if self._run.divided is not None:
+            self._run.divided.begin()
 
     def note(self) -> None:
         """Note what can't be averaged, after the first shard: counters, and what a penalty remembers."""
         self._counters = _copies([one for one in self._buffers() if not one.is_floating_point()])
         self._noted = {} if self._memory is None else self._memory.state_dict()
 
+    def has_gradient(self) -> list[bool]:
+        """Say of each parameter whether the shard that was passed has given it a gradient."""
+        if self._run.divided is not None:
+            return self._run.divided.has_gradient(self.parameters)
+        return [one.grad is not None for one in self.parameters]
+
     @torch.no_grad()
     def collect(self, scale: float, *, is_empty: bool) -> list[Tensor]:
-        """Return gradients times a factor, and buffers, as a few long tensors: zeros for a shard without samples."""
+        """Return gradients times a factor, and buffers, as a few long tensors: zeros for a shard without samples.
+
+        Where ranks hold parts of the weights these are summed over the ranks: gradients of parts by the backward pass.
+        """
         gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in self.parameters]
         if any(one.is_sparse for one in gradients):
             raise ModelError("a gradient is sparse, which can't be summed over shards; build Embedding(sparse=False)")
-        of_gradients = _packed(gradients)
+        of_parts, of_gradients = (
+            _packed([own_part(one) for one in some])
+            for some in (gradients[: self._num_parts], gradients[self._num_parts :])
+        )
         for one in of_gradients:
             one.mul_(scale)
-        of_buffers = _packed([one for one in self._buffers() if one.is_floating_point()])
+        of_buffers = _packed(self._floating())
         if is_empty:
-            for one in of_buffers:
+            for one in of_gradients + of_buffers:
                 one.zero_()
-        return of_gradients + of_buffers
+        if self._run.divided is None:
+            return of_gradients + of_buffers
+        return of_parts + [self._world.sum(one) for one in of_gradients + of_buffers]
+
+    def sum(self, summed: list[Tensor]) -> list[Tensor]:
+        """Sum over the ranks what `collect` gave, summed over the shards of this one."""
+        return summed if self._run.divided is not None else [self._world.sum(one) for one in summed]
 
     @torch.no_grad()
     def spread(self, summed: list[Tensor], present: Tensor, count: float, num_filled: int) -> None:
@@ -157,35 +189,37 @@ class _State:
             count: What the gradients are divided by.
             num_filled: What the buffers are divided by.
         """
-        of_gradients = summed[: len(_kinds(self.parameters))]
-        for one in of_gradients:
+        parts, wholes = self.parameters[: self._num_parts], self.parameters[self._num_parts :]
+        of_buffers = summed[len(_kinds(parts)) + len(_kinds(wholes)) :]
+        for one in summed[: len(summed) - len(of_buffers)]:
             one.div_(count)
-        for parameter, gradient, there in zip(
-            self.parameters, _unpacked(of_gradients, self.parameters), present.tolist(), strict=True
-        ):
-            parameter.grad = torch.empty_like(parameter).copy_(gradient) if there else None
-        floating = [one for one in self._buffers() if one.is_floating_point()]
-        of_buffers = summed[len(of_gradients) :]
+        gradients = [
+            *_unpacked(summed, [own_part(one) for one in parts]),
+            *_unpacked(summed[len(_kinds(parts)) :], wholes),
+        ]
+        for parameter, gradient, there in zip(self.parameters, gradients, present.tolist(), strict=True):
+            parameter.grad = torch.empty_like(parameter) if there else None
+            if parameter.grad is not None:
+                own_part(parameter.grad).copy_(gradient)
         for one in of_buffers:
             one.div_(num_filled)
-        for buffer, found in zip(floating, _unpacked(of_buffers, floating), strict=True):
+        for buffer, found in zip(self._floating(), _unpacked(of_buffers, self._floating()), strict=True):
             buffer.copy_(found)
 
     @torch.no_grad()
-    def share_noted(self, world: World, *, some_empty: bool) -> None:
+    def share_noted(self, *, some_empty: bool) -> None:
         """Let all processes have what can't be averaged as it is after the batch's first shard.
 
         Args:
-            world: The processes.
             some_empty: Whether one of them may have had no samples, so that its counters stand still.
         """
         if some_empty:
-            self._counters = world.from_first(lambda: [one.cpu() for one in self._counters])
+            self._counters = self._world.from_first(lambda: [one.cpu() for one in self._counters])
         counters = [one for one in self._buffers() if not one.is_floating_point()]
         for buffer, found in zip(counters, self._counters, strict=True):
             buffer.copy_(found)
         if self._memory is not None:
-            self._memory.load_state_dict(world.from_first(lambda: self._noted))
+            self._memory.load_state_dict(self._world.from_first(lambda: self._noted))
 
 
 def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -211,7 +245,7 @@ def _packed(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def _unpacked(packed: Sequence[Tensor], tensors: Sequence[Tensor]) -> Iterator[Tensor]:
     """Yield of long tensors what belongs to each of these, in its shape."""
-    left = dict(zip(_kinds(tensors), packed, strict=True))
+    left = dict(zip(_kinds(tensors), packed, strict=False))
     for one in tensors:
         kind = _kind(one)
         found, left[kind] = left[kind][: one.numel()], left[kind][one.numel() :]
@@ -219,7 +253,7 @@ def _unpacked(packed: Sequence[Tensor], tensors: Sequence[Tensor]) -> Iterator[T
 
 
 def check_replicas(world: World, model: nn.Module, when: str) -> None:
-    """See that all processes have the same model, to the bit.
+    """See that all processes have the same model, to the bit; of weights that each holds a part of, nothing is said.
 
     Raises:
         ModelError: They haven't; in all processes, with the same text.
@@ -241,4 +275,4 @@ def _hashes(state: Mapping[str, Tensor]) -> dict[str, str]:
     def content(tensor: Tensor) -> bytes:
         return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
-    return {name: sha256(content(tensor)).hexdigest() for name, tensor in state.items()}
+    return {name: sha256(content(tensor)).hexdigest() for name, tensor in state.items() if not is_part(tensor)}

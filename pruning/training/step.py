@@ -22,8 +22,10 @@ from pruning.containers import as_call, find_tensors, take, with_tensors
 from pruning.errors import SettingsError
 from pruning.evaluation import Loss, device_of, mean_and_count, mean_loss
 from pruning.training.callbacks import Augment, Best, Callbacks, Distillation, Patience, Stateful
+from pruning.training.fsdp import Divided
 from pruning.training.optimizer import LearningRates
 from pruning.training.recipe import Recipe
+from pruning.world import is_part, like, own_part, whole
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Run:
     patience: Patience | None
     average: MovingAverage | None
     position: Position
+    divided: Divided | None = None
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what is remembered beside model and optimizer, by name, as tensors on the CPU."""
@@ -183,6 +186,7 @@ def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
+_EPSILON = 1e-6  # of `torch.nn.utils.clip_grad_norm_`
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -217,7 +221,7 @@ class Precision:
         if self._scaler is not None:
             self._scaler.unscale_(optimizer)
         if largest is not None:
-            nn.utils.clip_grad_norm_(parameters, largest)
+            _clip(list(parameters), largest)
         if self._scaler is None:
             optimizer.step()
         else:
@@ -236,6 +240,18 @@ class Precision:
         if self._scaler is not None:
             found = {"scale": state["scale"].item(), "_growth_tracker": int(state["_growth_tracker"])}
             self._scaler.load_state_dict(self._scaler.state_dict() | found)
+
+
+def _clip(parameters: list[nn.Parameter], largest: float) -> None:
+    """Scale gradients down to a norm; those in parts are gathered one by one, so that it has the bits of whole ones."""
+    gradients = [one.grad for one in parameters if one.grad is not None]
+    if not any(map(is_part, gradients)):
+        nn.utils.clip_grad_norm_(parameters, largest)
+        return
+    norms = torch.stack([torch.linalg.vector_norm(whole(one)) for one in gradients])
+    factor = (largest / (torch.linalg.vector_norm(norms) + _EPSILON)).clamp(max=1.0)
+    for one in gradients:
+        own_part(one).mul_(factor)
 
 
 class MovingAverage:
@@ -277,14 +293,14 @@ class MovingAverage:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return it by name, as tensors on the CPU."""
-        found = {f"of.{name}": tensor.cpu() for name, tensor in self._values.items()}
+        found = {f"of.{name}": whole(tensor).cpu() for name, tensor in self._values.items()}
         return found | {"steps": torch.tensor(self._steps)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Remember that instead."""
         self._steps = int(state["steps"])
         for name, tensor in self._values.items():
-            tensor.copy_(state[f"of.{name}"])
+            tensor.copy_(like(tensor, state[f"of.{name}"]))
 
 
 @dataclass(frozen=True)

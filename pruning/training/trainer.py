@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pruning.batches import Batches, Samples, checked_batches
+from pruning.containers import as_call
 from pruning.errors import ModelError, SettingsError
 from pruning.evaluation import (
     Loss,
@@ -28,7 +30,17 @@ from pruning.evaluation import (
     restored_modes,
 )
 from pruning.task import Task
-from pruning.training.callbacks import Augment, Best, Callbacks, Patience, ShuffledLoader, deal_batches, train_by_own
+from pruning.training.callbacks import (
+    Augment,
+    Best,
+    Callbacks,
+    Checkpointer,
+    Patience,
+    ShuffledLoader,
+    deal_batches,
+    train_by_own,
+)
+from pruning.training.fsdp import Divided, check_recipe
 from pruning.training.optimizer import LearningRates, make_optimizer
 from pruning.training.recipe import Recipe, recipe_for
 from pruning.training.shards import Shard, check_replicas, run_sharded_step
@@ -99,7 +111,7 @@ def finetune(
     batches = checked_batches(samples)
     callbacks, device = Callbacks() if callbacks is None else callbacks, device_of(model)
     _check(recipe, callbacks, teacher, device)
-    _check_shards(recipe, callbacks.world)
+    _check_shards(recipe, callbacks)
     if recipe.trainer is not None:
         train_by_own(
             model,
@@ -120,6 +132,12 @@ def finetune(
             "recipe %s: %s at %g, warm-up over %g epochs, largest norm of the gradient: %s",
             *(recipe.name, recipe.optimizer, recipe.peak_rate, recipe.rise, recipe.largest_gradient or "any"),
         )
+    given, divided = model, None
+    if callbacks.world.in_parts:
+        call = _one_call(batches)
+        divided = Divided(model, callbacks.world, call)
+        model, device = divided.model, torch.device(callbacks.world.device)
+        teacher = None if teacher is None else Divided(teacher, callbacks.world, call).model
     optimizer = make_optimizer(recipe, model)
     run = Run(
         model=model,
@@ -139,6 +157,7 @@ def finetune(
         patience=None if recipe.early_stopping is None else Patience(recipe.early_stopping),
         average=None if recipe.ema is None else MovingAverage(model, recipe.ema),
         position=Position(device),
+        divided=divided,
     )
     also = model if teacher is None else teacher
     devices = [device] if device.type == "cuda" else []
@@ -152,6 +171,21 @@ def finetune(
         if recipe.channels_last:
             model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     optimizer.zero_grad(set_to_none=True)
+    history = _end(run, losses)
+    if divided is not None:
+        divided.write_to(given)
+    return history
+
+
+def _one_call(batches: Batches) -> Callable[[nn.Module], Any]:
+    """Return what runs a model once, on the first samples."""
+    args, kwargs = as_call(next(iter(batches.ordered(2))).inputs)
+    return lambda model: model(*args, **kwargs)
+
+
+def _end(run: Run, losses: Sequence[float]) -> History:
+    """Bring the model to what training ends with, and say what it saw."""
+    recipe, model = run.recipe, run.model
     if run.average is not None:
         run.average.write_to(model)
     if run.best is None:
@@ -198,11 +232,20 @@ def _check(recipe: Recipe, callbacks: Callbacks, teacher: nn.Module | None, devi
             raise SettingsError(f"{what} {text}")
 
 
-def _check_shards(recipe: Recipe, world: World) -> None:
-    """See that a recipe's batches can be divided."""
+def _check_shards(recipe: Recipe, callbacks: Callbacks) -> None:
+    """See that a recipe's batches can be divided, and the model where it is to be."""
+    world = callbacks.world
     if world.shards == 1:
         return
     what = f"recipe {recipe.name!r}"
+    if callbacks.world.in_parts:
+        check_recipe(recipe)
+        if callbacks.penalty is not None or callbacks.after_step is not None:
+            raise SettingsError(
+                f"{what}: something takes part in its training that needs whole weights, such as masks, gates or "
+                "copies of epochs; each rank holds a part of every weight (parallel: fsdp). Let each hold the whole "
+                "model (parallel: ddp)"
+            )
     if recipe.trainer is not None:
         raise SettingsError(
             f"{what} names a trainer, which takes its batches whole; with {world.shards} shards the batches are "
@@ -233,7 +276,7 @@ def _run_epochs(run: Run) -> list[float]:
     recipe, model, checkpointer = run.recipe, run.model, run.callbacks.checkpointer
     losses = [] if checkpointer is None else checkpointer.load(model, run.optimizer, run)
     check_replicas(run.callbacks.world, model, "before the first step")
-    checkpointer = checkpointer if run.callbacks.world.is_first else None
+    checkpointer = checkpointer if _takes_part(run) else None
     steps_per_epoch = _count_batches(len(run.samples), recipe.batch_size)
     run.rates.go_on(len(losses) * steps_per_epoch + run.position.steps, losses)
     if run.patience is not None and not run.patience.scores:
@@ -274,7 +317,7 @@ def _run_epoch(run: Run, epoch: int, before: Sequence[float] = ()) -> float:
     torch.manual_seed(run.seed * 1_000_003 + epoch)
     batches = deal_batches(len(run.samples), run.recipe.batch_size, generator, run.samples.window)
     first, num_steps, world = epoch * len(batches), run.rates.num_steps, run.callbacks.world
-    checkpointer = run.callbacks.checkpointer if world.is_first else None
+    checkpointer = run.callbacks.checkpointer if _takes_part(run) else None
     num_epochs = -(-num_steps // len(batches))
     batches = batches[: num_steps - first]
     total = run.position.total
@@ -297,7 +340,7 @@ def _run_epoch(run: Run, epoch: int, before: Sequence[float] = ()) -> float:
                 "or set gradient_clip"
             )
         total += value * len(batch)
-        if checkpointer is not None and index + 1 < len(batches) and checkpointer.is_due():
+        if checkpointer is not None and index + 1 < len(batches) and _is_due(checkpointer, world):
             run.position.note(index + 1, total, generator)
             checkpointer.save(run.model, run.optimizer, run, before)
         if (progress := run.callbacks.progress) is not None:
@@ -306,14 +349,26 @@ def _run_epoch(run: Run, epoch: int, before: Sequence[float] = ()) -> float:
     return total / sum(map(len, batches))
 
 
+def _takes_part(run: Run) -> bool:
+    """Say whether this process has something to do when the state is kept: the first one, and all that hold parts."""
+    return run.callbacks.world.is_first or run.divided is not None
+
+
+def _is_due(checkpointer: Checkpointer, world: World) -> bool:
+    return world.from_first(checkpointer.is_due) if world.in_parts else checkpointer.is_due()
+
+
 def _divide(batch: Tensor, run: Run) -> list[Shard]:
     """Divide a batch into shards, of which those of this process are returned, and each of them into parts."""
     world = run.callbacks.world
     shards, num_parts = split(batch, world.shards), -(-run.recipe.gradient_accumulation // world.shards)
+    num_parts = max(1, min(num_parts, min(len(one) for one in shards if len(one)) // 2))
+    unseen = (batch[:2],) * num_parts if world.in_parts else ()
     return [
-        Shard(number, torch.tensor_split(one, max(1, min(num_parts, len(one) // 2))) if len(one) else ())
-        for number, one in enumerate(shards)
-        if number in world.here
+        Shard(number, torch.tensor_split(shards[number], num_parts))
+        if len(shards[number])
+        else Shard(number, unseen, is_empty=True)
+        for number in world.here
     ]
 
 

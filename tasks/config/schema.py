@@ -13,7 +13,7 @@ from pruning.importance import FALLBACK
 from tasks.config.errors import describe, old_names
 from tasks.config.prune_schema import PruneOfAKind, Structured
 from tasks.config.target_schema import MaxDrop, Target
-from tasks.config.training_schema import Baseline, Data, Model, Task, Training, check_recipes, check_shards
+from tasks.config.training_schema import Baseline, Data, Model, Task, Training, check_parts, check_recipes, check_shards
 from tasks.config.types import (
     MOST_THREADS,
     Arguments,
@@ -72,6 +72,10 @@ class Machine(Section):
     """For how long no worker may give a sign of life of a part before the process that asked computes it itself."""
     ranks: Annotated[StrictInt, AfterValidator(power_of_two)] = Field(default=1, ge=1, le=256)
     """How many processes train one model together, a power of two up to run.shards; on cuda, one for each GPU."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: each of them holds the whole model. fsdp: a part of every weight, gradient and moment, for models that one
+    device can't hold while they are trained. Both give the same bytes.
+    """
     num_workers: StrictInt = Field(default=0, ge=0, le=256)
     """How many processes make the samples of data sets that aren't copied, ahead of what reads them."""
 
@@ -341,6 +345,8 @@ class Settings(Section):
             )
         if ranks > 1 and device not in ("cpu", "cuda"):
             raise ValueError(f"run.device is {device!r} for {ranks} ranks; set it to cuda, so that rank r has cuda:r")
+        if self.machine.parallel == "fsdp":
+            check_parts(self.baseline.recipe, self.baseline.keep_epochs, self.prune)
         return self
 
     @model_validator(mode="after")

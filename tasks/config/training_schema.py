@@ -9,6 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, StrictBool, StrictInt, model_validator
 
+from pruning.errors import SettingsError
+from pruning.training.fsdp import check_recipe
 from pruning.training.recipe import Epochs, LearningRate, Name, Recipe, ScheduleName
 from tasks.config.prune_schema import Prune
 from tasks.config.types import (
@@ -242,6 +244,23 @@ def check_shards(baseline: Recipe | None, prune: Prune, shards: int) -> None:
                 f"recipe {recipe.name!r}: batch_size is {recipe.batch_size} and run.shards {shards}, which leaves a "
                 f"shard fewer than two samples; set batch_size to {2 * shards} at least, or run.shards lower"
             )
+
+
+def check_parts(baseline: Recipe | None, kept_epochs: Collection[int], prune: Prune) -> None:
+    """See that everything can be trained while each process holds a part of every weight.
+
+    Raises:
+        ValueError: Something can't.
+    """
+    if prune.kind != "structured":
+        raise ValueError(f"machine.parallel is fsdp, but {prune.kind} pruning trains whole weights; set it to ddp")
+    if kept_epochs:
+        raise ValueError("machine.parallel is fsdp, but baseline.keep_epochs copies whole weights; set it to ddp")
+    for recipe in (*([] if baseline is None else [baseline]), *prune.recipes):
+        try:
+            check_recipe(recipe)
+        except SettingsError as fault:
+            raise ValueError(str(fault)) from None
 
 
 def _check_baseline(recipe: Recipe, kept_epochs: Collection[int]) -> None:

@@ -132,6 +132,9 @@ def _train(model: nn.Module, settings: Settings, workspace: Workspace, under_way
 def keep_epochs(model: nn.Module, job: Job, world: World) -> Iterator[dict[str, Any]]:
     """Bring about the sparsity that the recipe names, and write a copy after each epoch that is to be kept."""
     settings, recipe = job.settings, job.recipe
+    if recipe.sparsity is None and not settings.baseline.keep_epochs:
+        yield {}
+        return
     sparsity = sparsity_training(recipe, model, example_inputs(job.workspace, settings))
 
     def after_step(step: int, steps: int, rate: float) -> None:

@@ -52,9 +52,11 @@ def settings_with(kind: str = "structured") -> Callable[[dict[str, Any]], None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "parallel"), [*((kind, "ddp") for kind in KINDS), ("structured", "fsdp")], ids=[*KINDS, "in parts"]
+)
 def test_loop_on_two_ranks_writes_the_bytes_of_one_process(
-    kind: str, tmp_path: Path, project_writer: Writer, monkeypatch: pytest.MonkeyPatch
+    kind: str, parallel: str, tmp_path: Path, project_writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = (tmp_path / name for name in ("one", "two"))
     one.mkdir()
@@ -63,7 +65,7 @@ def test_loop_on_two_ranks_writes_the_bytes_of_one_process(
     monkeypatch.chdir(one)
     begun.run("prune")
     monkeypatch.chdir(two)
-    machine = begun.settings.machine.model_copy(update={"ranks": 2})
+    machine = begun.settings.machine.model_copy(update={"ranks": 2, "parallel": parallel})
     again: Project = replace(begun, root=two, settings=begun.settings.model_copy(update={"machine": machine}))
     again.run("prune")
     found = again.bytes_of("iterations")
@@ -103,6 +105,12 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"machine": {"ranks": 4}}, r"machine\.ranks is 4, run\.shards 2; each rank needs a shard"),
     ({"run": {"shards": 32}}, r"recipe 'baseline': batch_size is 32 and run\.shards 32"),
     ({"recipe": {"trainer": "own_project:few"}}, r"recipe 'short' names a trainer, which takes its batches whole"),
+    ({"machine": {"parallel": "fsdp"}, "recipe": {"precision": "fp16"}}, r"recipe 'short' has precision fp16"),
+    (
+        {"machine": {"parallel": "fsdp"}, "baseline": {"keep_epochs": [1]}},
+        r"baseline\.keep_epochs copies whole weights",
+    ),
+    ({"machine": {"parallel": "fsdp"}, "kind": "unstructured"}, r"unstructured pruning trains whole weights"),
 ]
 
 
@@ -111,7 +119,7 @@ def test_settings_that_cannot_work_on_ranks_are_named(
     update: dict[str, Any], said: str, write_params: Callable[[Callable[[dict[str, Any]], None]], Path]
 ) -> None:
     def change(settings: dict[str, Any]) -> None:
-        settings_with()(settings)
+        settings_with(update.pop("kind", "structured"))(settings)
         settings["prune"]["recipes"][0].update(update.pop("recipe", {}))
         for section, changed in update.items():
             settings.setdefault(section, {}).update(changed)

@@ -126,7 +126,9 @@ def train(world: World, recipe: Recipe, killing: Killing | None = None, seen: li
             after_step=None if penal is None else penal.after_step,
             memory=penal,
             progress=progress,
-            checkpointer=None if killing is None else TrainingCheckpointer(killing.kept, seconds=0),
+            checkpointer=None
+            if killing is None
+            else TrainingCheckpointer(killing.kept, seconds=0, writes=world.is_first),
             judge=judge if recipe.name == "undone" else None,
             validate=judge if recipe.early_stopping else None,
             world=world,
