@@ -100,8 +100,8 @@ class Divided:
         self._units = [one for one in self.model.modules() if isinstance(one, FSDPModule)]
         names = {module: name or type(model).__name__ for name, module in self.model.named_modules()}
         self._sum = _tree_reduce_scatter()
-        for one in self._units:
-            one.set_custom_all_gather(_careful_all_gather(world, names[one]))
+        for number, one in enumerate(self._units):
+            one.set_custom_all_gather(_careful_all_gather(world, [names[unit] for unit in self._units], number))
             one.set_custom_reduce_scatter(self._sum)
             one.set_gradient_divide_factor(1.0)
             one.set_force_sum_reduction_for_comms(enable=True)
@@ -112,14 +112,13 @@ class Divided:
 
     def _watch(self) -> None:
         """Note which parameters a backward pass reaches; FSDP gives zeros to the others."""
-        parts = dict(self.model.named_parameters())
         for unit in self._units:
+            before = dict(unit.named_parameters())
             unit.unshard()
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                hook = partial(self._note, parts[name])
-                parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
-        for unit in self._units:
+            for name, parameter in unit.named_parameters():
+                if parameter.requires_grad and (parameter is not before[name] or parameter.ndim == 0):
+                    hook = partial(self._note, before[name])
+                    parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
             unit.reshard()
 
     def _note(self, parameter: Tensor, _gathered: Tensor) -> None:
@@ -192,8 +191,8 @@ class _Rehearsal(TorchFunctionMode):
     def is_unit(self, module: nn.Module) -> bool:
         """Say whether a module ran once, alone used its weights, and can be cut out of the backward pass.
 
-        FSDP puts a node of autograd behind each input that has a gradient. That changes the order of a sum, and with it the last bits,
-        where an input is used twice within the module and outside of it too, or is given to it twice.
+        FSDP puts a node of autograd behind each input that has a gradient. That changes the order of a sum, and with it
+        the last bits, where an input is used twice within the module and outside of it too, or is given to it twice.
         """
         runs = self._inputs.get(module, [])
         if len(runs) != 1 or len(set(map(id, runs[0]))) < len(runs[0]):
@@ -234,7 +233,7 @@ def find_units(model: nn.Module, call: Callable[[nn.Module], Any]) -> list[nn.Mo
     return units
 
 
-def _careful_all_gather(world: World, unit: str) -> Any:
+def _careful_all_gather(world: World, units: Sequence[str], number: int) -> Any:
     """Return what FSDP is to gather a unit's weights by: ranks that run other units are told, and don't mix them up."""
     from torch import distributed
     from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather  # of `set_custom_all_gather`
@@ -244,11 +243,11 @@ def _careful_all_gather(world: World, unit: str) -> Any:
             return torch.empty(*size, dtype=dtype, device=device)
 
         def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: Any, async_op: bool = False) -> Any:
-            found = world.gather(unit)
+            found = world.join(torch.tensor([number])).flatten().tolist()
             if len(set(found)) > 1:
                 raise ModelError(
                     "which modules run depends on the samples: "
-                    + ", ".join(f"rank {rank} is at {name}" for rank, name in enumerate(found))
+                    + ", ".join(f"rank {rank} is at {units[other]}" for rank, other in enumerate(found))
                     + ". Ranks that hold parts of the weights have to run all alike (parallel: fsdp); let each hold "
                     "the whole model (parallel: ddp)"
                 )

