@@ -18,6 +18,10 @@ from tasks.loop.channels import JUDGED_ON
 from tasks.models import size_bytes
 from tasks.stage_table import NAMES
 
+_RANKS = (
+    "training is divided by machine.ranks, each on its own cores; starting them and exchanging gradients isn't in it"
+)
+
 
 @dataclass
 class Costs:
@@ -63,7 +67,7 @@ class Costs:
         if "baseline" in self.runs:
             seconds["baseline"] = self._baseline(work["baseline"])
         if curves is not None and "analyze" in self.runs:
-            each = curves[0] / max(1, min(settings.machine.processes, len(curves[1])))
+            each = self._side_by_side(curves[0], len(curves[1]))
             seconds["analyze"] = work["analyze"].evaluations.times(Bounds.exactly(each)) + self._fixed(2)
         if "profile" in self.runs:
             seconds["profile"] = Bounds.exactly(time_profile(bench, self.groups)) + self._fixed(1)
@@ -80,6 +84,15 @@ class Costs:
     def _fixed(self, traces: int, loads: int = 0) -> Bounds:
         """Return what tracing models takes, and loading narrowed ones, which each stage does again."""
         return Bounds.exactly(traces * self.trace + loads * self.parts.get("narrowing", 0.0))
+
+    def _side_by_side(self, seconds: float, parts: int) -> float:
+        """Return what so many parts take that are computed by `machine.processes` at once, each in its share of that.
+
+        Args:
+            seconds: Of all of them, one after the other.
+            parts: How many there are.
+        """
+        return seconds / max(1, min(self.settings.machine.processes, parts))
 
     def _tested(self) -> float:
         """Return the report's samples, in passes over the validation samples: those shown are of validation too."""
@@ -113,7 +126,10 @@ class Costs:
         if training is None:
             return None
         count = self.subject.data.num_samples["train"]
-        passes = epochs_of(recipe, count).times(Bounds.exactly(count * training.sample))
+        ranks = self.settings.machine.ranks
+        passes = epochs_of(recipe, count).times(Bounds.exactly(count * training.sample / ranks))
+        if ranks > 1 and _RANKS not in self.notes:
+            self.notes.append(_RANKS)
         return passes + Bounds.exactly(training.begin)
 
     def _unknown(self, recipe: Recipe) -> None:
@@ -182,7 +198,8 @@ class Costs:
         )
         each = self.parts["narrowing"] / 2 + judged
         if strategy == "trial":
-            self.before += len(chosen.allocation.tried) * (each + recovered / 4)
+            tried = len(chosen.allocation.tried)
+            self.before += self._side_by_side(tried * (each + recovered / 4), tried)
         elif strategy == "search":
             self.before += chosen.allocation.candidates * (each + judged)
         if chosen.blocks == "allowed":
@@ -214,12 +231,14 @@ class Costs:
             evaluated = self._between(self.eval_whole, self.eval_dense, reached)
             slower = self._between(self.eval_whole, self.eval_dense, begun) / max(self.eval_whole, 1e-9)
             found = Bounds.exactly(self.fixed + self.before * slower)
+            share = Bounds.exactly(self._side_by_side(1.0, len(one_attempt)))
             for recipe, first, last in one_attempt:
                 sample = self._between(first.sample, last.sample, reached)
                 trained = self._trained(recipe, Training(first.begin, sample))
                 assert trained is not None, "no trainer of the user's is among these"
                 count = judged(recipe, self.subject.data.num_samples["train"], chosen.undo_training)
-                found += trained + count.times(Bounds.exactly(evaluated)) + Bounds.exactly(self.trace)
+                spent = trained + count.times(Bounds.exactly(evaluated)) + Bounds.exactly(self.trace)
+                found += spent.times(share)
             return found if one_attempt else found + Bounds.exactly(evaluated)
 
         return self._attempts(cost) + Bounds.exactly(self.parts["check before training"])

@@ -224,7 +224,7 @@ class Bench:
         }
         waiting, began = sorted(work, key=lambda one: work[one]), self.clock()
         logs: list[tuple[float, float]] = []
-        while waiting and self.clock() - began < 4 * self.budget:
+        while waiting and (not logs or self.clock() - began < 4 * self.budget):
             name, before = waiting.pop(0), self.clock()
             ranking.orders([name])
             logs.append((log(max(1, work[name])), log(max(self.clock() - before, 1e-6))))

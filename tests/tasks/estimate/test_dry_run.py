@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -212,3 +213,30 @@ def test_numbers_are_shown_with_their_bounds_and_units() -> None:
     )
     shown = dry_run.rows(dry_run.Estimate((work,), {}, None, None, ()))
     assert shown[0] == ("prune", "not run", "3 (1 to 10)", "", "", "1.5 min (50 s to 2 h)", "it hasn't run")
+
+
+@pytest.mark.thorough
+def test_ranks_and_processes_divide_what_they_share(write_params: Write) -> None:
+    """With a clock that ticks once whenever it is asked, whatever else the machine does."""
+
+    def seconds(**machine: Any) -> tuple[dict[str, float], tuple[str, ...]]:
+        def change(settings: dict[str, Any]) -> None:
+            few_epochs(settings)
+            settings["run"]["shards"] = 2
+            recipe = settings["prune"]["recipes"][0]
+            settings["prune"]["recipes"] = [recipe | {"name": name} for name in ("one", "two")]
+            settings["machine"] = machine
+
+        ticks = itertools.count(0.0, 0.001)
+        found = dry_run.estimate(write_params(change), Path("artifacts"), seconds=QUICK, clock=lambda: next(ticks))
+        known = {one.stage: one.seconds.expected for one in found.stages if one.seconds is not None}
+        return known, found.notes
+
+    alone, _ = seconds()
+    ranks, notes = seconds(ranks=2)
+    processes, _ = seconds(processes=2)
+    assert ranks["baseline"] < 0.7 * alone["baseline"]
+    assert ranks["prune"] < alone["prune"]
+    assert processes["prune"] < alone["prune"]
+    assert processes["baseline"] == alone["baseline"]
+    assert any("divided by machine.ranks" in note for note in notes)
