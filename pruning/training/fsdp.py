@@ -17,7 +17,6 @@ Source: Zhao et al. 2023, "PyTorch FSDP", arXiv 2304.11277; Rajbhandari et al. 2
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -31,13 +30,19 @@ from torch.utils._pytree import tree_leaves
 from pruning.containers import with_tensors
 from pruning.errors import ModelError, SettingsError
 from pruning.evaluation import restored_modes
+from pruning.graph.module_copy import copy_whole
 from pruning.training.recipe import Recipe
-from pruning.world import World, like, sum_neighbours, whole
+from pruning.world import World, is_part, like, sum_neighbours, whole
 
 ELEMENTWISE = frozenset(
-    ("auto", "sgd", "adamw", "Adam", "Adadelta", "Adagrad", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "ASGD")
+    ("auto", "sgd", "adamw", "Adam", "Adadelta", "Adagrad", "Adamax", "NAdam", "RAdam", "RMSprop", "ASGD")
 )
-"""Optimizers that change each value by its own gradients alone."""
+"""Optimizers that change each value by its own gradients alone, and whose operators torch knows for parts.
+
+Rprop isn't among them: it writes by a mask, which `DTensor` refuses.
+"""
+
+_FUSED = frozenset(("adamw", "Adam"))  # whose fused kernels torch knows for parts
 
 _LARGEST_UNIT = 1 / 16  # of all values; larger modules are divided into those that they are made of
 _SMALLEST_UNIT = 1 / 1024  # smaller ones are gathered together with what is around them
@@ -54,6 +59,10 @@ def check_recipe(recipe: Recipe) -> None:
             recipe.optimizer not in ELEMENTWISE,
             f"optimizer {recipe.optimizer!r}, which may look at a weight as a whole; choose one of "
             + ", ".join(sorted(ELEMENTWISE, key=str.lower)),
+        ),
+        (
+            bool(recipe.optimizer_kwargs.get("fused")) and recipe.optimizer not in _FUSED,
+            f"fused in optimizer_kwargs, which {recipe.optimizer} can't be on parts; leave it out",
         ),
         (recipe.precision == "fp16", "precision fp16, whose scale follows from all gradients; choose bf16 or fp32"),
         (recipe.compile, "compile; leave it out"),
@@ -72,7 +81,8 @@ class Divided:
     """A copy of a model of which each rank holds a part, while it is trained.
 
     Attributes:
-        model: What is trained: its parameters are `DTensor`s, but for those without an axis, which all ranks hold.
+        model: What is trained: its parameters are `DTensor`s, but for those without an axis or without a value,
+            which all ranks hold.
     """
 
     def __init__(self, model: nn.Module, world: World, call: Callable[[nn.Module], Any]) -> None:
@@ -89,14 +99,14 @@ class Divided:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
-        self.model, self._world = copy.deepcopy(model), world
+        self.model, self._world = copy_whole(model), world
         _check_model(self.model)
         mesh = init_device_mesh(world.device, (world.ranks,))
-        scalars = {one for one in self.model.parameters() if one.ndim == 0}
+        wholes = {one for one in self.model.parameters() if one.ndim == 0 or one.numel() == 0}
         for unit in (*find_units(self.model, call), self.model):
             unit.register_forward_hook(_without_views)
-            fully_shard(unit, mesh=mesh, ignored_params=scalars)
-        self.model.to(world.device)  # what FSDP leaves alone: scalars
+            fully_shard(unit, mesh=mesh, ignored_params=wholes)
+        self.model.to(world.device)  # what FSDP leaves alone
         self._units = [one for one in self.model.modules() if isinstance(one, FSDPModule)]
         names = {module: name or type(model).__name__ for name, module in self.model.named_modules()}
         self._sum = _tree_reduce_scatter()
@@ -116,7 +126,7 @@ class Divided:
             before = dict(unit.named_parameters())
             unit.unshard()
             for name, parameter in unit.named_parameters():
-                if parameter.requires_grad and (parameter is not before[name] or parameter.ndim == 0):
+                if parameter.requires_grad and (parameter is not before[name] or not is_part(parameter)):
                     hook = partial(self._note, before[name])
                     parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
             unit.reshard()
@@ -148,6 +158,8 @@ class Divided:
         """Give a whole model on the CPU these weights; all ranks have to call it."""
         state = {name: whole(tensor).cpu() for name, tensor in self.model.state_dict().items()}
         model.load_state_dict(state)
+        for own, found in zip(model.buffers(), self.model.buffers(), strict=True):  # also those that no state has
+            own.copy_(found)
 
 
 def _check_model(model: nn.Module) -> None:
@@ -156,6 +168,12 @@ def _check_model(model: nn.Module) -> None:
             raise ModelError(
                 f"{name} is {str(parameter.dtype).removeprefix('torch.')} on {parameter.device}; a model that ranks "
                 "hold in parts has to be float32, and on the CPU before. For halves set the recipe's precision to bf16"
+            )
+        if not parameter.is_contiguous():
+            raise ModelError(
+                f"{name} {list(parameter.shape)} lies in memory with strides {list(parameter.stride())}; a model that "
+                "ranks hold in parts has to have contiguous weights. Make it nn.Parameter(weight.contiguous()), or "
+                "let each rank hold the whole model (parallel: ddp)"
             )
 
 
@@ -246,7 +264,7 @@ def _careful_all_gather(world: World, units: Sequence[str], number: int) -> Any:
             found = world.join(torch.tensor([number])).flatten().tolist()
             if len(set(found)) > 1:
                 raise ModelError(
-                    "which modules run depends on the samples: "
+                    "which modules run depends on the samples, or on chance: "
                     + ", ".join(f"rank {rank} is at {units[other]}" for rank, other in enumerate(found))
                     + ". Ranks that hold parts of the weights have to run all alike (parallel: fsdp); let each hold "
                     "the whole model (parallel: ddp)"

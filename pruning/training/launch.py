@@ -104,7 +104,7 @@ def launch(
             for _, writer in pipes:
                 writer.close()
     if failed is not None:
-        raise ear.reason(ranks, *failed)
+        raise ear.reason(ranks, *failed, parallel=parallel)
     made: T = returned[0]
     return made
 
@@ -169,13 +169,14 @@ class _Ear:
             kind, text, told = said
             self.faults[rank] = (_again(kind, text), told)
 
-    def reason(self, ranks: int, rank: int, exit_code: int) -> SecateurError:
+    def reason(self, ranks: int, rank: int, exit_code: int, *, parallel: Parallel = "ddp") -> SecateurError:
         """Say why a launch failed: what a rank raised for the user, or which one was ended.
 
         Args:
             ranks: How many there were.
             rank: The one that the launcher saw first.
             exit_code: Of it; a negative one is a signal's number.
+            parallel: What each rank held.
         """
         meant = [fault for _, (fault, _) in sorted(self.faults.items()) if fault is not None]
         if meant:
@@ -187,6 +188,8 @@ class _Ear:
             what, why = f"ended with exit code {exit_code}", ""
             if rank in self.faults:
                 what = f"raised {self.faults[rank][1].strip().splitlines()[-1]}"
+                if parallel == "fsdp":
+                    why = " (where one process trains this model, torch can't divide it: set parallel to ddp)"
                 _log.debug("rank %d: %s", rank, self.faults[rank][1])
         return LaunchError(
             f"{ranks} ranks: rank {rank} {what}{why}. What was kept before is there: run the same command again to go "

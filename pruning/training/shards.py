@@ -227,8 +227,13 @@ def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _kind(tensor: Tensor) -> torch.dtype:
-    """Return in which type a tensor's values are summed: halves in fp32."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    """Return in which type a tensor's values are summed: halves in fp32, complex numbers as pairs of real ones."""
+    return torch.float64 if tensor.dtype in (torch.float64, torch.complex128) else torch.float32
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """Return a tensor [...] of complex numbers as [..., 2]; others as they are."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _kinds(tensors: Sequence[Tensor]) -> list[torch.dtype]:
@@ -238,7 +243,7 @@ def _kinds(tensors: Sequence[Tensor]) -> list[torch.dtype]:
 def _packed(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return one long tensor for each type that values are summed in; it shares no memory with them."""
     return [
-        torch.cat([one.detach().reshape(-1).to(kind) for one in tensors if _kind(one) == kind])
+        torch.cat([_real(one.detach()).reshape(-1).to(kind) for one in tensors if _kind(one) == kind])
         for kind in _kinds(tensors)
     ]
 
@@ -247,9 +252,10 @@ def _unpacked(packed: Sequence[Tensor], tensors: Sequence[Tensor]) -> Iterator[T
     """Yield of long tensors what belongs to each of these, in its shape."""
     left = dict(zip(_kinds(tensors), packed, strict=False))
     for one in tensors:
-        kind = _kind(one)
-        found, left[kind] = left[kind][: one.numel()], left[kind][one.numel() :]
-        yield found.view(one.shape)
+        kind, real = _kind(one), _real(one.detach())
+        found, left[kind] = left[kind][: real.numel()], left[kind][real.numel() :]
+        found = found.view(real.shape)
+        yield torch.view_as_complex(found.clone()) if one.is_complex() else found
 
 
 def check_replicas(world: World, model: nn.Module, when: str) -> None:

@@ -87,6 +87,47 @@ class Chosen(nn.Module):
         return logits
 
 
+class Odd(nn.Module):
+    """What state dicts leave out, a weight that is computed before each pass, and a parameter without values."""
+
+    mean: Tensor
+    passes: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, 16)
+        self.normed = nn.utils.weight_norm(nn.Linear(16, 16))
+        self.head = nn.Linear(16, VOCABULARY)
+        self.none = nn.Parameter(torch.zeros(0, VOCABULARY))
+        self.register_buffer("mean", torch.zeros(16), persistent=False)
+        self.register_buffer("passes", torch.zeros((), dtype=torch.long), persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.normed(self.embedding(tokens).mean(1))
+        if self.training:
+            self.mean.mul_(0.9).add_(x.detach().mean(0), alpha=0.1)
+            self.passes += 1
+        logits: Tensor = self.head(x - self.mean) + self.none.sum()
+        return logits
+
+
+class Penalized(nn.Module):
+    """Takes gradients of its own gradients, for which gathered weights are gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, 16)
+        self.wide = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, VOCABULARY))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens).mean(1)
+        logits: Tensor = self.wide(x)
+        if self.training:
+            (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+            logits = logits + slope.square().sum(1, keepdim=True)
+        return logits
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"tied": Tied, "recurrent": Recurrent}
 RECIPES = (
     Recipe(name="sgd", epochs=1, batch_size=20, learning_rate=0.1),
@@ -177,6 +218,21 @@ def choose(world: World, report: Report) -> str:
     except ModelError as fault:
         return str(fault)
     return ""
+
+
+def train_odd(world: World, report: Report | None = None) -> dict[str, list[float]]:
+    """Return all that a network holds after training."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = Odd()
+    finetune(model, texts(), RECIPES[0], seed=3, callbacks=Callbacks(world=world))
+    return {name: one.flatten().tolist() for name, one in (*model.named_parameters(), *model.named_buffers())}
+
+
+def train_penalized(world: World, report: Report | None = None) -> None:
+    """Train what can't be trained in parts."""
+    torch.set_num_threads(1)
+    finetune(Penalized(), texts(), RECIPES[0], seed=3, callbacks=Callbacks(world=world))
 
 
 def judge_in_parts(world: World, report: Report) -> bool:

@@ -43,6 +43,8 @@ def test_units_run_once_and_alone_read_their_weights() -> None:
             {"optimizer": "Adafactor"},
             "optimizer 'Adafactor', which may look at a weight as a whole; choose one of Adad",
         ),
+        ({"optimizer": "Rprop"}, "optimizer 'Rprop'"),
+        ({"optimizer": "sgd", "optimizer_kwargs": {"fused": True}}, "fused in optimizer_kwargs, which sgd can't be"),
         ({"precision": "fp16"}, "precision fp16"),
         ({"compile": True}, "compile"),
         ({"channels_last": True}, "channels_last"),
@@ -78,6 +80,10 @@ def test_models_and_callbacks_that_cannot_be_divided_are_refused() -> None:
     world = World(2, 0, 2, parallel="fsdp")
     with pytest.raises(ModelError, match=r"weight is bfloat16 on cpu; .*set the recipe's precision to bf16"):
         Divided(nn.Linear(2, 2).bfloat16(), world, lambda model: model(torch.zeros(1, 2)))
+    turned = nn.Linear(2, 3)
+    turned.weight = nn.Parameter(torch.zeros(2, 3).t())
+    with pytest.raises(ModelError, match=r"^weight \[3, 2\] lies in memory with strides \[1, 3\]; .*contiguous\(\)"):
+        Divided(turned, world, lambda model: model(torch.zeros(1, 2)))
     callbacks = Callbacks(after_step=lambda *_: None, world=world)
     with pytest.raises(SettingsError, match="needs whole weights, such as masks, gates"):
         finetune(in_parts.made("tied"), in_parts.texts(), in_parts.RECIPES[0], seed=0, callbacks=callbacks)
@@ -118,7 +124,23 @@ def test_a_rank_holds_its_part_and_judges_all_samples() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_what_state_dicts_leave_out_is_brought_back_too() -> None:
+    alone = in_parts.train_odd(World(SHARDS))
+    assert any(alone["mean"])
+    assert alone["passes"] == [6]
+    assert launch(in_parts.train_odd, ranks=2, shards=SHARDS, parallel="fsdp") == alone
+
+
+@pytest.mark.slow
+def test_what_torch_cannot_divide_is_said_with_the_way_out() -> None:
+    in_parts.train_penalized(World(SHARDS))
+    with pytest.raises(LaunchError, match=r"^2 ranks: rank . raised RuntimeError: .*set parallel to ddp"):
+        launch(in_parts.train_penalized, ranks=2, shards=SHARDS, parallel="fsdp")
+
+
+@pytest.mark.slow
 def test_modules_that_samples_choose_are_refused_by_name() -> None:
     told = launch(in_parts.choose, ranks=2, shards=2, parallel="fsdp")
-    assert told.startswith("which modules run depends on the samples: rank 0 is at ")
+    assert told.startswith("which modules run depends on the samples, or on chance: rank 0 is at ")
     assert told.endswith("let each hold the whole model (parallel: ddp)")

@@ -110,6 +110,30 @@ def test_parameter_that_nothing_used_has_no_gradient() -> None:
     assert torch.equal(model.idle, torch.ones(2)), "weight decay would have changed it"
 
 
+@pytest.mark.parametrize("kind", [torch.complex64, torch.complex128])
+def test_gradients_of_complex_weights_are_summed_whole(kind: torch.dtype) -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias, self.turn = (
+                nn.Parameter(torch.zeros(1)),
+                nn.Parameter(torch.tensor([1 + 2j, 3 - 1j], dtype=kind)),
+            )
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return (inputs * self.turn).imag.float() + self.bias
+
+    data = TensorBatches(torch.randn(8, 2, dtype=torch.complex64), torch.randint(2, (8,)))
+    models = [Turned(), Turned()]
+    for model, shards in zip(models, (1, 4), strict=True):
+        decays = SGD.model_copy(update={"batch_size": 8, "learning_rate": 0.1, "epochs": 1})
+        finetune(model, data, decays, seed=0, callbacks=Callbacks(world=World(shards)))
+    one, other = models
+    assert (one.turn.detach() - torch.tensor([1 + 2j, 3 - 1j])).real.abs().min() > 1e-4
+    assert (one.turn.detach() - torch.tensor([1 + 2j, 3 - 1j])).imag.abs().min() > 1e-4
+    torch.testing.assert_close(other.turn, one.turn)
+
+
 def test_sparse_gradients_are_refused() -> None:
     model = nn.Sequential(nn.Embedding(5, 4, sparse=True), nn.Flatten(), nn.Linear(4, 2))
     data = TensorBatches(torch.zeros(8, 1, dtype=torch.long), torch.zeros(8, dtype=torch.long))
