@@ -167,7 +167,7 @@ class _Ear:
             logging.getLogger(name).log(level, "%s", text)
         elif what == "fault":
             kind, text, told = said
-            self.faults[rank] = (_again(kind, text), told)
+            self.faults.setdefault(rank, (_again(kind, text), told))
 
     def reason(self, ranks: int, rank: int, exit_code: int, *, parallel: Parallel = "ddp") -> SecateurError:
         """Say why a launch failed: what a rank raised for the user, or which one was ended.
@@ -186,8 +186,9 @@ class _Ear:
             why = ", most often because memory ran out" if exit_code == -signal.SIGKILL else ""
         else:
             what, why = f"ended with exit code {exit_code}", ""
+            rank = next(iter(self.faults), rank)  # heard first: those of the others follow from it
             if rank in self.faults:
-                what = f"raised {self.faults[rank][1].strip().splitlines()[-1]}"
+                what = f"raised {_last_raised(self.faults[rank][1])}"
                 if parallel == "fsdp":
                     why = " (where one process trains this model, torch can't divide it: set parallel to ddp)"
                 _log.debug("rank %d: %s", rank, self.faults[rank][1])
@@ -205,6 +206,14 @@ def _again(kind: type[BaseException], text: str) -> SecateurError | None:
         return kind(text)
     except TypeError:  # it takes more than its text
         return SecateurError(text)
+
+
+def _last_raised(told: str) -> str:
+    """Return type and text, in one line, of the fault that a traceback ends with; code stands indented in it."""
+    lines = told.strip().splitlines()
+    last = max((number for number, line in enumerate(lines) if line.startswith("  File ")), default=-1)
+    found = next((n for n in range(last + 1, len(lines)) if not lines[n].startswith(" ")), len(lines) - 1)
+    return " ".join(" ".join(lines[found:]).split())
 
 
 @contextmanager
@@ -277,7 +286,11 @@ def _be_a_rank(
         logging.root.setLevel(logging.INFO)
     try:
         with begin() as world:
-            made = function(world, report, *arguments)
+            try:
+                made = function(world, report, *arguments)
+            except BaseException as fault:
+                report.fault(fault)  # before the group ends, which the other ranks meet as a fault of their own
+                raise
         return made if rank == 0 else None
     except BaseException as fault:  # noqa: BLE001 - whatever it is, the parent says it
         report.fault(fault)

@@ -50,6 +50,8 @@ def test_rank_that_is_killed_inside_an_epoch_costs_nothing(alone: dict[str, Any]
 def test_fault_of_one_rank_is_told_by_the_process_that_started_it() -> None:
     with pytest.raises(DataError, match=r"^sample 7 can't be read$"):
         launch(together.fail_on_last, ranks=2, shards=2)
+    with pytest.raises(LaunchError, match=r"^2 ranks: rank 1 raised ValueError: sample 7: no image\. What was kept"):
+        launch(together.fail_on_last, "sample 7:\n  no image", ranks=2, shards=2)
 
 
 def test_ranks_of_two_versions_and_models_that_drift_apart_are_refused() -> None:

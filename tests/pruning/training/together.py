@@ -160,10 +160,10 @@ def go_on(world: World, report: Report | None, killing: Killing | None) -> str:
     return train(world, PLAIN, killing)
 
 
-def fail_on_last(world: World, report: Report) -> None:
+def fail_on_last(world: World, report: Report, text: str | None = None) -> None:
     """Meet a fault in one rank, while the others wait for it."""
     if world.rank == world.ranks - 1:
-        raise DataError("sample 7 can't be read")
+        raise DataError("sample 7 can't be read") if text is None else ValueError(text)
     world.gather(1)
 
 
