@@ -176,8 +176,8 @@ class _Group:
     def lead(self, job: Job, folder: Path, progress: Progress) -> History:
         """Do a job as rank 0, together with those who follow."""
         run = job.settings.run
-        asked = {"device": run.device, "shards": run.shards, "folder": str(folder)}
-        asked["parallel"] = job.settings.machine.parallel
+        parallel = job.settings.machine.parallel
+        asked = {"device": run.device, "shards": run.shards, "parallel": parallel, "folder": str(folder)}
         self._store.set(self._name(), json.dumps(asked))
         return self._join(asked, job, progress)
 

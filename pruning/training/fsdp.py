@@ -215,8 +215,11 @@ class _Rehearsal(TorchFunctionMode):
         runs = self._inputs.get(module, [])
         if len(runs) != 1 or len(set(map(id, runs[0]))) < len(runs[0]):
             return False
-        within = {one: [module in use for use in self._uses.get(one, [])] for one in (*runs[0], *module.parameters())}
-        return all(all(uses) if one in self._known or sum(uses) > 1 else True for one, uses in within.items())
+        for one in (*runs[0], *module.parameters()):
+            within = [module in use for use in self._uses.get(one, [])]
+            if not all(within) and (one in self._known or sum(within) > 1):
+                return False
+        return True
 
 
 def _trained(*values: Any) -> list[Tensor]:

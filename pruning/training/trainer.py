@@ -276,7 +276,7 @@ def _run_epochs(run: Run) -> list[float]:
     recipe, model, checkpointer = run.recipe, run.model, run.callbacks.checkpointer
     losses = [] if checkpointer is None else checkpointer.load(model, run.optimizer, run)
     check_replicas(run.callbacks.world, model, "before the first step")
-    checkpointer = checkpointer if _takes_part(run) else None
+    checkpointer = checkpointer if _takes_part(run.callbacks.world) else None
     steps_per_epoch = _count_batches(len(run.samples), recipe.batch_size)
     run.rates.go_on(len(losses) * steps_per_epoch + run.position.steps, losses)
     if run.patience is not None and not run.patience.scores:
@@ -317,7 +317,7 @@ def _run_epoch(run: Run, epoch: int, before: Sequence[float] = ()) -> float:
     torch.manual_seed(run.seed * 1_000_003 + epoch)
     batches = deal_batches(len(run.samples), run.recipe.batch_size, generator, run.samples.window)
     first, num_steps, world = epoch * len(batches), run.rates.num_steps, run.callbacks.world
-    checkpointer = run.callbacks.checkpointer if _takes_part(run) else None
+    checkpointer = run.callbacks.checkpointer if _takes_part(world) else None
     num_epochs = -(-num_steps // len(batches))
     batches = batches[: num_steps - first]
     total = run.position.total
@@ -349,9 +349,9 @@ def _run_epoch(run: Run, epoch: int, before: Sequence[float] = ()) -> float:
     return total / sum(map(len, batches))
 
 
-def _takes_part(run: Run) -> bool:
+def _takes_part(world: World) -> bool:
     """Say whether this process has something to do when the state is kept: the first one, and all that hold parts."""
-    return run.callbacks.world.is_first or run.divided is not None
+    return world.is_first or world.in_parts
 
 
 def _is_due(checkpointer: Checkpointer, world: World) -> bool:
