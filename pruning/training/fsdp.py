@@ -178,7 +178,7 @@ def _check_model(model: nn.Module) -> None:
 
 
 class _Rehearsal(TorchFunctionMode):
-    """One run of a model, and who used what in it."""
+    """One run of a model, and who used what in it; buffers and the global random state are as before."""
 
     def __init__(self, model: nn.Module, call: Callable[[nn.Module], Any]) -> None:
         super().__init__()
@@ -186,11 +186,14 @@ class _Rehearsal(TorchFunctionMode):
         self._known = set(model.parameters())
         self._inputs: dict[nn.Module, list[list[Tensor]]] = {}
         self._uses: dict[Tensor, list[frozenset[nn.Module]]] = {}
-        with restored_modes(model), torch.enable_grad(), ExitStack() as hooks, self:
+        before = [one.clone() for one in model.buffers()]
+        with restored_modes(model), torch.random.fork_rng(devices=[]), torch.enable_grad(), ExitStack() as hooks, self:
             for module in model.modules():
                 hooks.callback(module.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
                 hooks.callback(module.register_forward_hook(self._leave).remove)
             call(model.eval())
+        for buffer, value in zip(model.buffers(), before, strict=True):
+            buffer.copy_(value)
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._running.append(module)

@@ -36,6 +36,24 @@ def test_units_run_once_and_alone_read_their_weights() -> None:
     assert names_of_units(in_parts.made("recurrent")) == ["embedding", "lstm", "head"]
 
 
+def test_looking_for_units_leaves_no_trace() -> None:
+    class Counting(nn.Linear):
+        calls: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__(4, 4)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return super().forward(x + torch.rand(()))
+
+    model, state = nn.Sequential(Counting(), nn.ReLU()), torch.get_rng_state()
+    assert find_units(model, lambda model: model(torch.ones(2, 4))) == [model[0]]
+    assert model[0].calls == 0
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
