@@ -16,7 +16,7 @@ from pruning.graph.axes import leaves
 from pruning.graph.groups import Group, Groups
 from pruning.plan.constraints import Entry, groups_in
 from pruning.statistics.collector import unowned
-from pruning.statistics.layer_hooks import module_channels, owner_of
+from pruning.statistics.module_hooks import module_channels, owner_of
 
 _SAMPLES = 3  # a number that hardly is another axis's size by accident
 

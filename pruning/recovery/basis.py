@@ -32,7 +32,7 @@ from pruning.graph.dispatch import examples_of
 from pruning.graph.groups import Group, Groups, Slice
 from pruning.graph.module_copy import copy_whole
 from pruning.plan.verification import TOLERANCE, difference_on
-from pruning.statistics.layer_hooks import hooked, input_shapes, reached, run_each
+from pruning.statistics.module_hooks import hooked, input_shapes, reached, run_each
 from pruning.statistics.moments import contrasts, principal_components
 
 Kind = Literal["layer", "rms", "scale"]

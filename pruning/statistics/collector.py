@@ -22,7 +22,8 @@ from pruning.graph.axes import leaves
 from pruning.graph.groups import Group, Groups, Slice
 from pruning.graph.layers import LayerCall, input_channels, is_product, places_of
 from pruning.graph.trace import Operation
-from pruning.statistics.layer_hooks import Observer, OperatorCall, observe, owner_of
+from pruning.statistics.layer_hooks import Observer, OperatorCall, observe
+from pruning.statistics.module_hooks import owner_of
 
 
 @dataclass(frozen=True)

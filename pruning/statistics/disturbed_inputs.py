@@ -21,7 +21,8 @@ from pruning.statistics.collector import (
     readers_of,
     unowned,
 )
-from pruning.statistics.layer_hooks import changed_inputs, module_channels, observe, owner_of
+from pruning.statistics.layer_hooks import observe
+from pruning.statistics.module_hooks import changed_inputs, module_channels, owner_of
 
 _RATE = 0.02
 _STEPS = 16  # of a minibatch, each with another shuffle

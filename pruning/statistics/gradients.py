@@ -27,7 +27,7 @@ from pruning.statistics.collector import (
     readers_of,
     unowned,
 )
-from pruning.statistics.layer_hooks import changed_inputs, module_channels, owner_of
+from pruning.statistics.module_hooks import changed_inputs, module_channels, owner_of
 
 
 class GradientGatherer(Collector):
