@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +59,8 @@ class LayerCall:
         inputs: what it read; the channels on axis 1, of a linear layer on the last.
         outputs: what it gave, likewise.
         geometry: how it reads.
+        recurrent: of a product within a recurrent layer (`pruning.graph.recurrent`) what it reads: what goes in, or the
+            layer's own state.
     """
 
     weight: str
@@ -66,6 +68,7 @@ class LayerCall:
     inputs: Tensor
     outputs: Tensor
     geometry: Geometry
+    recurrent: Literal["input", "state"] | None = None
 
     def channels_first(self) -> Tensor:
         """Return the inputs as [samples, channels, positions]."""

@@ -112,6 +112,8 @@ def readings(group: Group, statistics: Statistics) -> list[Reading]:
             if group.name not in statistics.contributions:
                 raise UnscoredGroupError(group.name, NO_LAYERS_WEIGHTS, piece.parameter)
             continue  # the operator that it goes into is told of by the contributions
+        if layer.recurrent and group.name in statistics.contributions:
+            continue  # likewise
         if piece.axis != layer.geometry.input_axis:
             raise UnscoredGroupError(group.name, NO_LAYERS_WEIGHTS, piece.parameter)
         centred = layer.bias is not None or layer.running_mean is not None

@@ -68,7 +68,9 @@ def reconstruct(
     Of a layer whose weights something else reads too (an embedding that is tied to the output layer) the mean alone is
     fitted: other weights would change what all layers before it read.
 
-    Layers are all calls of convolutions (grouped, depthwise, transposed) and linear layers, by modules or functions.
+    Layers are all calls of convolutions (grouped, depthwise, transposed) and linear layers, by modules or functions,
+    and of recurrent layers the products W_ih x + b_ih and W_hh h + b_hh. There the states h are the original's, of the
+    units that are kept: the narrowed layer's own follow from the weights that are sought.
     Each layer runs twice in each model. Memory holds one layer's normal equations (of one that reads more columns than
     `pruning.statistics.moments.WIDE` the rows, a sample of them where there are many), one batch, and at most
     `MAX_BYTES` of what is read behind the layer; the rest lies in files of the temporary folder.
@@ -105,12 +107,12 @@ def reconstruct(
     held_out = [bool(index) for index, batches in enumerate(parts) for _ in batches]
 
     def refit(layer: Layer) -> Refit:
-        outputs = _kept_outputs(layer, plan, groups)
-        if outputs is None:
+        inputs, outputs = _kept_channels(layer, plan, groups)
+        if layer.geometry.transposed and layer.geometry.groups > 1:
             return Refit(layer.weight, skipped="it is a transposed convolution with groups")
         if layer.tied and layer.bias is None and layer.running_mean is None:
             return Refit(layer.weight, skipped="something that is no layer reads its weights too, as an embedding does")
-        fit = Fit(layer, _tensors_of(layer, state_of(dense)), outputs.to(device))
+        fit = Fit(layer, _tensors_of(layer, state_of(dense)), inputs.to(device), outputs.to(device))
         if all(
             fit.see(*(one.look(batch, layer) for one in (whole, now)), held_out=judges)
             for batch, judges in enumerate(held_out)
@@ -126,9 +128,9 @@ def reconstruct(
         now = _Passes(dense, groups.trace, batches, Path(folder, "now"), half)
         # two, because what parameters alone make, such as positions, has the shape of a batch of one
         few = take(given, slice(2), device)
-        layers = find_layers(dense, few, parts=True)
+        layers = find_layers(dense, few, parts=True, recurrent=True)
         if plan.blocks:
-            layers = _with_sums_alike(layers, find_layers(model, few, parts=True))
+            layers = _with_sums_alike(layers, find_layers(model, few, parts=True, recurrent=True))
         for index, layer in enumerate(layers):
             found.append(refit(layer))
             now.refresh()
@@ -186,7 +188,8 @@ class _Passes:
             except Unsuitable as reason:  # batches of this size take another way than those of the proof
                 self._give_up(reason)
         seen = LayerSeen(layer)
-        observe(self._model, take(self._batches[batch], slice(None), device_of(self._model)), [seen], parts=True)
+        given = take(self._batches[batch], slice(None), device_of(self._model))
+        observe(self._model, given, [seen], parts=True, recurrent=True)
         return seen
 
     def _look_by_tape(self, batch: int, layer: Layer) -> LayerSeen:
@@ -199,7 +202,7 @@ class _Passes:
         self._runs[batch] = run
         run.unpark()
         run.advance(start)
-        watcher = Watcher([seen], parts=True)
+        watcher = Watcher([seen], parts=True, recurrent=True)
         watcher.begin(self._state)
         with suppress(Enough):
             run.look_ahead(watcher.on_call)
@@ -265,14 +268,12 @@ def _check_narrowed(dense: nn.Module, plan: Plan, groups: Groups) -> None:
             )
 
 
-def _kept_outputs(layer: Layer, plan: Plan, groups: Groups) -> Tensor | None:
-    """Return the indices of the original layer's output channels that the narrowed one has."""
-    geometry = layer.geometry
-    if geometry.transposed and geometry.groups > 1:
-        return None
+def _kept_channels(layer: Layer, plan: Plan, groups: Groups) -> tuple[Tensor, Tensor]:
+    """Return the indices of the original layer's input and output channels that the narrowed one has."""
     name, index, count = parameter_of(layer.weight)
-    axis = groups.trace.parameters[name][1 - geometry.input_axis]
-    return kept(axis, plan.masks(groups)).chunk(count)[index].nonzero().flatten()
+    axes, masks, along = groups.trace.parameters[name], plan.masks(groups), layer.geometry.input_axis
+    outputs = kept(axes[1 - along], masks).chunk(count)[index]
+    return kept(axes[along], masks).nonzero().flatten(), outputs.nonzero().flatten()
 
 
 def _tensors_of(layer: Layer, state: dict[str, Tensor]) -> dict[str, Tensor]:

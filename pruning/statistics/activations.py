@@ -44,7 +44,7 @@ class ActivationGatherer(Collector):
         """Run the batch forward."""
         for observer in self._observers.values():
             observer.samples = batch.num_samples
-        observe(self._model, batch.inputs, list(self._observers.values()))
+        observe(self._model, batch.inputs, list(self._observers.values()), recurrent=True)
 
     def compute(self) -> Collected:
         """Return each observer's results."""

@@ -21,6 +21,7 @@ from pruning.evaluation import device_of
 from pruning.graph.axes import leaves
 from pruning.graph.groups import Group, Groups, Slice
 from pruning.graph.layers import LayerCall, input_channels, is_product, places_of
+from pruning.graph.recurrent import is_recurrent
 from pruning.graph.trace import Operation
 from pruning.statistics.layer_hooks import Observer, OperatorCall, observe
 from pruning.statistics.module_hooks import owner_of
@@ -114,16 +115,15 @@ def readers_of(groups: Groups) -> Readers:
 
 
 class _LayerCalls(Observer):
-    """How often a pass calls operators of each name, and which of the calls are layers."""
+    """How often a pass calls operators of each name, and the weights of the layers among the calls."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
-        self.weights: dict[tuple[str, int], str] = {}
+        self.weights: dict[tuple[str, int], set[str]] = {}
 
-    def on_operation(self, call: OperatorCall, layer: LayerCall | None) -> None:
+    def on_operation(self, call: OperatorCall, layers: Sequence[LayerCall]) -> None:
         self.calls[call.name] += 1
-        if layer is not None:
-            self.weights[call.name, call.number] = layer.weight
+        self.weights[call.name, call.number] = {layer.weight for layer in layers}
 
 
 def numbered(operations: Sequence[Operation]) -> list[tuple[str, int]]:
@@ -142,7 +142,9 @@ _other_readers: WeakKeyDictionary[Groups, dict[int, tuple[Group, ...]]] = WeakKe
 def other_readers(groups: Groups) -> Mapping[int, tuple[Group, ...]]:
     """Return which operators read which groups in another way than a layer reads by its weights.
 
-    To read channels is to sum over them, or to compute a statistic over them. The model is run on its example.
+    To read channels is to sum over them, or to compute a statistic over them. The model is run on its example. The
+    products within a recurrent layer are layers for the groups that layers alone read. For any other group it is an
+    operator like those: what gives its gates has no place in the model's outputs at which errors could be compared.
 
     Returns:
         The place among the trace's operations -> the groups.
@@ -156,29 +158,35 @@ def _find_other_readers(groups: Groups) -> dict[int, tuple[Group, ...]]:
     by_atom = {groups.atom(group.name): group for group in groups}
     seen = _LayerCalls()
     device = device_of(groups.model)
-    observe(groups.model, with_tensors(groups.example_inputs, lambda tensor: tensor.to(device)), [seen])
+    example = with_tensors(groups.example_inputs, lambda tensor: tensor.to(device))
+    observe(groups.model, example, [seen], recurrent=True)
     places = numbered(groups.trace.operations)
     calls = Counter(name for name, _ in places)
     readers = readers_of(groups)
+    read: dict[int, tuple[Group, ...]] = {}
     found: dict[int, tuple[Group, ...]] = {}
     for index, operation in enumerate(groups.trace.operations):
         atoms = dict.fromkeys(atom for axis in operation.summed for atom in leaves(axis) if atom in by_atom)
         same = seen.calls[operation.name] == calls[operation.name]
-        layer = seen.weights.get(places[index]) if same else _weight_of(operation, groups)
-        counted = {group.name for group, _ in readers.get(layer or "", ())}
-        others = tuple(by_atom[atom] for atom in atoms if by_atom[atom].name not in counted)
-        if others:
-            found[index] = others
-    return found
+        layers = seen.weights[places[index]] if same else _weights_of(operation, groups)
+        counted = {group.name for weight in layers for group, _ in readers.get(weight, ())}
+        read[index] = tuple(by_atom[atom] for atom in atoms)
+        found[index] = tuple(group for group in read[index] if group.name not in counted)
+    otherwise = {group.name for others in found.values() for group in others}
+    for index, operation in enumerate(groups.trace.operations):
+        if is_recurrent(operation.name):
+            found[index] = tuple(group for group in read[index] if group.name in otherwise)
+    return {index: others for index, others in found.items() if others}
 
 
-def _weight_of(operation: Operation, groups: Groups) -> str | None:
-    """Return the parameter that a product of the trace reads by as it is: where its operators have other numbers."""
-    for axes in operation.inputs[1:] if is_product(operation.name) else ():
+def _weights_of(operation: Operation, groups: Groups) -> set[str]:
+    """Return the parameters by which an operator of the trace is a layer: where its operators have other numbers."""
+    found = set()
+    for axes in operation.inputs[1:] if is_product(operation.name) or is_recurrent(operation.name) else ():
         for name, known in groups.trace.parameters.items():
             if len(axes) == len(known) and all(a is b for a, b in zip(axes, known, strict=True)):
-                return name
-    return None
+                found.add(name)
+    return found
 
 
 NOT_BY_SAMPLE = "the samples do not lie on axis 0 of what a layer reads"

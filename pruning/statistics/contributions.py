@@ -4,13 +4,15 @@ A channel's cost is the error that its removal adds where it is consumed: where 
 channels or computes a statistic over them. Of readers there are two kinds:
 
     layer       a convolution or linear layer that reads by its weights: `pruning.statistics.moments`, so that the
-                weights of what stays can make up for what goes
+                weights of what stays can make up for what goes; a recurrent layer's products with what goes in and
+                with its own state too, unless something that is no layer reads the group as well
     any other   f, an operator of the trace: T_c = f(x) − f(x with channel c at zero), wherever in x the channel lies,
                 its own places in the outputs left out
 
 The second needs no definition for each operator. Where scores are products of queries and keys, T_c is q_c k_cᵀ; where
 channels are summed, it is the channel; for a convolution whose weights are computed, the channel times those; for a
-recurrent layer, what changes in the other states; for a norm, what changes in it. What is kept of T is
+recurrent layer (where it counts as no layer), what changes in the other states; for a norm, what changes in it. What is
+kept of T is
 
     G[c, d] = Σ over output channels made by weights of the mean over all else of T_c T_d;
 
@@ -207,7 +209,7 @@ class _Pass(Observer):
         self._indices = {gatherer._places[index]: index for index in indices}
         self.calls: Counter[str] = Counter()
 
-    def on_operation(self, call: OperatorCall, layer: LayerCall | None) -> None:  # noqa: ARG002
+    def on_operation(self, call: OperatorCall, layers: Sequence[LayerCall]) -> None:  # noqa: ARG002
         self.calls[call.name] += 1
         index = self._indices.get((call.name, call.number))
         if index is not None:
@@ -290,9 +292,9 @@ class _Noise(Observer):
         self._generator = torch.Generator().manual_seed(0)
         self.error = 0.0
 
-    def on_operation(self, call: OperatorCall, layer: LayerCall | None) -> None:
-        found = (call.name, call.number) == self._place or (layer is not None and layer.weight == self._reader)
-        if not found:
+    def on_operation(self, call: OperatorCall, layers: Sequence[LayerCall]) -> None:
+        layer = next((one for one in layers if one.weight == self._reader), None)
+        if (call.name, call.number) != self._place and layer is None:
             return
         if isinstance(self._reader, int):
             made = prod(axis.size for axis in self._groups.trace.operations[self._reader].made)

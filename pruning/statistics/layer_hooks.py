@@ -7,13 +7,14 @@ import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from pruning.containers import Inputs
 from pruning.graph.dispatch import Listeners, Place, watch
 from pruning.graph.layers import Geometry, LayerCall, read_call
+from pruning.graph.recurrent import read_recurrent
 from pruning.graph.rules.call import operator_name, tensors_in
 from pruning.graph.trace import IDENTITIES
 
@@ -55,8 +56,8 @@ class Observer:
     def on_layer(self, call: LayerCall) -> None:
         """Be told of a layer's call."""
 
-    def on_operation(self, call: OperatorCall, layer: LayerCall | None) -> None:
-        """Be told of any operator's call, and of the layer's where it is one."""
+    def on_operation(self, call: OperatorCall, layers: Sequence[LayerCall]) -> None:
+        """Be told of any operator's call, and of the layers' that it is: several where it is a recurrent layer."""
 
     def on_norm(self, weight: str, running_mean: str) -> None:
         """Be told that a batch norm reads what the layer with these weights gave."""
@@ -77,6 +78,7 @@ def observe(
     observers: Sequence[Observer],
     *,
     parts: bool = False,
+    recurrent: bool = False,
 ) -> list[Tensor]:
     """Run one forward pass in evaluation mode, without gradients, and tell the observers.
 
@@ -88,11 +90,12 @@ def observe(
         observers: what to tell.
         parts: tell of layers whose weights are an equal part of a parameter's rows too, by `name[index/count]`, such as
             the query's third of a packed projection.
+        recurrent: tell of the products within recurrent layers too, as layers with weights of these names.
 
     Returns:
         The tensors that the outputs hold; none where the pass was ended.
     """
-    watcher = Watcher(observers, parts)
+    watcher = Watcher(observers, parts, recurrent)
     try:
         return watch(model, inputs, Listeners(watcher.on_call, watcher.begin), tensors="real", steady=False)
     except Enough:
@@ -105,11 +108,12 @@ class Watcher:
     Args:
         observers: What to tell.
         parts: See `observe`.
+        recurrent: Likewise.
     """
 
-    def __init__(self, observers: Sequence[Observer], parts: bool) -> None:
+    def __init__(self, observers: Sequence[Observer], parts: bool, recurrent: bool) -> None:
         self._observers = observers
-        self._with_parts = parts
+        self._with_parts, self._with_recurrent = parts, recurrent
         self._parts: list[Tensor] = []
         self._names: dict[int, str] = {}
         self._state: dict[str, Tensor] = {}
@@ -126,7 +130,7 @@ class Watcher:
     def on_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any, place: Place) -> None:
         """Be told of a call."""
         name = operator_name(func)
-        call = None
+        layers: list[LayerCall] = []
         if name in RECTIFIERS:
             for observer in self._observers:
                 observer.on_rectifier(self._rectifiers, result)
@@ -138,15 +142,18 @@ class Watcher:
         elif name not in IDENTITIES:
             if self._with_parts and name == "linear":
                 self._name_parts([given for given in args[1:] if isinstance(given, Tensor)])
-            call = read_call(func, args, kwargs, result, self._names)
-            if call is not None:
-                self._remember(result, call.weight)
+            layer = read_call(func, args, kwargs, result, self._names)
+            if layer is not None:
+                self._remember(result, layer.weight)
+            within = read_recurrent(func, args, kwargs, result, self._names) if self._with_recurrent else ()
+            for call in within if layer is None else (layer,):
+                layers.append(call)
                 for observer in self._observers:
                     observer.on_layer(call)
         if name not in IDENTITIES and tensors_in(result):
             reads = tuple(self._names[id(one)] for one in tensors_in(args, kwargs) if id(one) in self._names)
             for observer in self._observers:
-                observer.on_operation(OperatorCall(name, self._calls[name], func, args, kwargs, result, reads), call)
+                observer.on_operation(OperatorCall(name, self._calls[name], func, args, kwargs, result, reads), layers)
             self._calls[name] += 1
 
     def _name_parts(self, tensors: Sequence[Tensor]) -> None:
@@ -213,6 +220,7 @@ class Layer:
         summed: whether all that it gives, or that batch norm, goes into a sum with something of the same shape.
         sums: paths of the modules that add these sums.
         tied: whether something that is no layer reads its weights too, such as an embedding.
+        recurrent: as of a call.
     """
 
     weight: str
@@ -223,6 +231,7 @@ class Layer:
     summed: bool
     sums: tuple[str, ...] = ()
     tied: bool = False
+    recurrent: Literal["input", "state"] | None = None
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -238,8 +247,8 @@ class _Census(Observer):
         self.sums: dict[str, list[str]] = {}
         self.read_otherwise: set[str] = set()
 
-    def on_operation(self, call: OperatorCall, layer: LayerCall | None) -> None:
-        self.read_otherwise.update(name for name in call.reads if layer is None or name != layer.weight)
+    def on_operation(self, call: OperatorCall, layers: Sequence[LayerCall]) -> None:
+        self.read_otherwise.update(set(call.reads).difference(layer.weight for layer in layers))
 
     def on_layer(self, call: LayerCall) -> None:
         self.first.setdefault(call.weight, call)
@@ -252,10 +261,10 @@ class _Census(Observer):
         self.sums.setdefault(weight, []).append(place)
 
 
-def find_layers(model: nn.Module, inputs: Inputs, *, parts: bool = False) -> tuple[Layer, ...]:
-    """Return the layers that a forward pass calls, in the order of their first calls; for `parts` see `observe`."""
+def find_layers(model: nn.Module, inputs: Inputs, *, parts: bool = False, recurrent: bool = False) -> tuple[Layer, ...]:
+    """Return the layers that a forward pass calls, in the order of their first calls; see `observe`."""
     census = _Census()
-    observe(model, inputs, [census], parts=parts)
+    observe(model, inputs, [census], parts=parts, recurrent=recurrent)
     uses = Counter(name for means in census.norms.values() for name in means)
     layers = []
     for weight, count in census.calls.items():
@@ -263,5 +272,6 @@ def find_layers(model: nn.Module, inputs: Inputs, *, parts: bool = False) -> tup
         alone = len(means) == count and len(set(means)) == 1 and uses[means[0]] == count
         call, sums, tied = census.first[weight], tuple(census.sums.get(weight, ())), weight in census.read_otherwise
         summed = len(sums) == count and (alone or not means)
-        layers.append(Layer(weight, call.bias, call.geometry, count, means[0] if alone else None, summed, sums, tied))
+        mean = means[0] if alone else None
+        layers.append(Layer(weight, call.bias, call.geometry, count, mean, summed, sums, tied, call.recurrent))
     return tuple(layers)

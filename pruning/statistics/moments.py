@@ -262,9 +262,9 @@ class MomentGatherer(Collector, Observer):
     def update(self, batch: Batch) -> None:
         """Run the batch forward."""
         if not self.layers:
-            found = find_layers(self._model, take(batch.inputs, slice(1)))
+            found = find_layers(self._model, take(batch.inputs, slice(1)), recurrent=True)
             self.layers = {layer.weight: layer for layer in found if layer.weight in self._consumers}
-        observe(self._model, batch.inputs, [self])
+        observe(self._model, batch.inputs, [self], recurrent=True)
 
     def on_layer(self, call: LayerCall) -> None:
         """Add the rows of a call."""

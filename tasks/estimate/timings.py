@@ -28,7 +28,7 @@ from pruning.graph.groups import Groups
 from pruning.importance import Ranking, needs_of
 from pruning.plan.plan import Plan
 from pruning.recovery.calibrate import recalibrate
-from pruning.recovery.least_squares import MEAN_ALONE
+from pruning.recovery.normal_equations import MEAN_ALONE
 from pruning.recovery.reconstruct import reconstruct
 from pruning.statistics.collect import Statistics, collect
 from pruning.training.callbacks import Callbacks

@@ -31,7 +31,7 @@ from pruning.plan.plan import Cost, Plan
 from pruning.recovery.basis import in_principal_components
 from pruning.recovery.calibrate import recalibrate
 from pruning.recovery.fold import fold
-from pruning.recovery.least_squares import MEAN_ALONE
+from pruning.recovery.normal_equations import MEAN_ALONE
 from pruning.recovery.reconstruct import reconstruct
 from pruning.statistics.collect import Statistics, collect
 from tasks.config.prune_schema import Structured

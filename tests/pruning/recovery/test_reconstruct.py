@@ -15,7 +15,7 @@ from pruning.errors import CriterionError, DataError, PlanError
 from pruning.evaluation import restored_modes
 from pruning.graph.layers import LayerCall
 from pruning.plan.blocks import find_blocks
-from pruning.recovery.least_squares import MEAN_ALONE
+from pruning.recovery.normal_equations import MEAN_ALONE
 from pruning.recovery.reconstruct import RIDGE, _Passes
 from pruning.statistics.layer_hooks import Observer, observe
 from tests.pruning.networks import make

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pruning.recovery.least_squares import Equations
+from pruning.recovery.normal_equations import Equations
 
 
 def test_sums_stay_on_the_device_of_the_rows_in_float64() -> None:
