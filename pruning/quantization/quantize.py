@@ -1,0 +1,167 @@
+"""Write a network with integer weights and activations, or with floats of 16 bits."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import QDQQuantizer, QuantType, TensorsData, quantize_dynamic
+from onnxruntime.quantization.onnx_model import ONNXModel
+from onnxruntime.transformers.float16 import convert_float_to_float16
+
+from pruning.errors import ExportError, describe, pass_on
+from pruning.graph.contexts import quiet
+from pruning.quantization.network import Layer, Network
+from pruning.quantization.profiles import QuantizationProfile
+
+_TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
+_PRODUCTS = ["Gemm", "MatMul"]
+
+
+def layers_for(network: Network, profile: QuantizationProfile) -> tuple[Layer, ...]:
+    """Return the layers that a profile quantises, heads among them."""
+    return tuple(layer for layer in network.layers if layer.operator in profile.operators)
+
+
+def quantize(
+    network: Network, profile: QuantizationProfile, layers: Sequence[Layer], ranges: TensorsData | None = None
+) -> onnx.ModelProto:
+    """Quantise some layers of a network.
+
+    What a matrix product gives stays in float, also under the static profiles: what follows it (biases, activations,
+    sums, norms) needs the precision, and the kernels give floats at no cost.
+
+    Args:
+        network: In float; untouched.
+        profile: Which types.
+        layers: Those to quantise; of a half-precision profile they are ignored, as it treats all alike.
+        ranges: Of its tensors, for a static profile.
+
+    Raises:
+        ExportError: ONNX Runtime can't.
+    """
+    with quiet("root"), quiet("onnxruntime.transformers.float16"):
+        try:
+            found = _quantize(network, profile, [layer.node for layer in layers], ranges)
+            onnx.checker.check_model(found)
+        except Exception as fault:
+            pass_on(fault)
+            raise ExportError(
+                f"ONNX Runtime {onnxruntime.__version__} can't quantise the network by profile {profile.name}: "
+                f"{describe(fault)}. Choose another quantize.profile, or null to do without"
+            ) from fault
+    del found.metadata_props[:]
+    return found
+
+
+def _quantize(
+    network: Network, profile: QuantizationProfile, nodes: list[str], ranges: TensorsData | None
+) -> onnx.ModelProto:
+    model = copy.deepcopy(network.model)
+    if profile.kind == "half":
+        return _half(model, profile)
+    if not nodes:
+        return model
+    if profile.kind == "dynamic":
+        return _dynamic(model, profile, nodes)
+    assert ranges is not None, "a static profile goes by ranges"
+    chosen = [*nodes, *network.between(nodes)]
+    used = {network.nodes[name].op_type for name in chosen}
+    quantizer = QDQQuantizer(
+        model,
+        profile.per_channel,
+        profile.reduce_range,
+        _TYPES[profile.weights],
+        _TYPES[profile.activations],
+        ranges,
+        chosen,
+        [],
+        sorted(used),
+        {
+            "ActivationSymmetric": profile.symmetric,
+            "WeightSymmetric": True,
+            "OpTypesToExcludeOutputQuantization": ["Conv", *_PRODUCTS] if profile.symmetric else _PRODUCTS,
+            "QuantizeBias": not profile.symmetric,
+            "DedicatedQDQPair": profile.symmetric,
+            "AddQDQPairToWeight": profile.symmetric,
+        },
+    )
+    quantizer.quantize_model()
+    return _sorted(quantizer.model)
+
+
+def _sorted(model: ONNXModel) -> onnx.ModelProto:
+    """Return a model whose nodes are in an order that runs, and its constants by name, so that its bytes are fixed."""
+    model.topological_sort()
+    found: onnx.ModelProto = model.model
+    constants = sorted(found.graph.initializer, key=lambda one: one.name)
+    del found.graph.initializer[:]
+    found.graph.initializer.extend(constants)
+    return found
+
+
+def _dynamic(model: onnx.ModelProto, profile: QuantizationProfile, nodes: list[str]) -> onnx.ModelProto:
+    _own_weights(model)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "dynamic.onnx")
+        others = [node.name for node in model.graph.node if node.op_type in _PRODUCTS and node.name not in nodes]
+        others += [f"{name}_MatMul" for name in others]  # what a Gemm becomes
+        quantize_dynamic(
+            model,
+            path,
+            op_types_to_quantize=_PRODUCTS,
+            per_channel=profile.per_channel,
+            reduce_range=profile.reduce_range,
+            weight_type=_TYPES[profile.weights],
+            nodes_to_exclude=others,
+            extra_options={"MatMulConstBOnly": True},
+        )
+        return _sorted(ONNXModel(onnx.load(path)))
+
+
+def _own_weights(model: onnx.ModelProto) -> None:
+    """Give each Gemm a weight of its own: ONNX Runtime transposes it in place, under whatever else reads it."""
+    constants = {one.name: one for one in model.graph.initializer}
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    for node in model.graph.node:
+        if node.op_type == "Gemm" and node.input[1] in constants and readers[node.input[1]] > 1:
+            owned = copy.deepcopy(constants[node.input[1]])
+            owned.name = f"{node.name}/weight"
+            node.input[1] = owned.name
+            model.graph.initializer.append(owned)
+
+
+def _half(model: onnx.ModelProto, profile: QuantizationProfile) -> onnx.ModelProto:
+    if profile.weights == "float16":
+        return _sorted(ONNXModel(convert_float_to_float16(model, keep_io_types=True)))
+    return _stored_as_bfloat16(model)
+
+
+def _stored_as_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Store weights in bfloat16, cast to float where they are read: runtimes have kernels for little else."""
+    casts = []
+    for constant in model.graph.initializer:
+        if constant.data_type != TensorProto.FLOAT or int(np.prod(constant.dims)) < 2:
+            continue
+        name, values = constant.name, numpy_helper.to_array(constant)
+        halved = numpy_helper.from_array(values.astype(ml_dtypes.bfloat16), f"{name}_bfloat16")
+        constant.CopyFrom(halved)
+        casts.append(helper.make_node("Cast", [halved.name], [name], f"{name}_cast", to=TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+def save(model: onnx.ModelProto) -> bytes:
+    """Return the bytes of a file; the same for the same model."""
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
