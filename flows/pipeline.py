@@ -9,13 +9,14 @@ from flows.prefect_adapter import ProgressBar, call_as_flow, call_as_task, publi
 from flows.stage_runner import Run, planned, recorded_end
 from flows.stages import run_as_flow
 from pruning.errors import TargetError
-from tasks import last_run
+from tasks import last_run, quantization
 from tasks.config.schema import Settings
 from tasks.file_cache import edited
 from tasks.loop.measurements import baseline_ms
 from tasks.loop.targets import check_latency
 from tasks.registry.git_snapshot import Source, snapshot
 from tasks.registry.mlflow_client import hash_of_content
+from tasks.reporting.quantized import quantized_part
 from tasks.reporting.tables import Line, Summary, as_markdown, as_text, compare, compare_latency, nothing_accepted
 from tasks.reporting.verdict import as_text as as_words
 from tasks.reporting.verdict import decide
@@ -152,10 +153,18 @@ def _result(run: Run) -> str:
         ("stopped because", summary["stopped_because"]),
         ("pruned model", run.workspace.folder("dense")),
         ("ONNX file", run.workspace.folder("onnx") / "model.onnx"),
+        *_quantized(run),
         ("report", run.workspace.folder("report") / "report.html"),
     )
     said = "".join(_line(what, place) for what, place in lines)
     return f"{as_words(verdict)}\n\n{as_text(_lines(run))}\n\n{said}"
+
+
+def _quantized(run: Run) -> list[tuple[str, object]]:
+    """Return the lines about the quantised file, if there is one."""
+    part = quantized_part(run.workspace, _summary(run))
+    place = run.workspace.folder(quantization.FOLDER) / quantization.ONNX
+    return [] if part is None else [("quantised file", place), ("", part.sentence)]
 
 
 def _conclude(run: Run, program: str, version: str | None, store_content: str | None) -> None:

@@ -18,9 +18,9 @@ from tasks.config.schema import Settings, load
 from tasks.config.target_schema import Target
 from tasks.config.yaml_io import read_mapping, write_mapping
 from tasks.fingerprint import fingerprint
+from tasks.intervals import Interval
 from tasks.reporting import report
 from tasks.reporting.html import document, plots, table
-from tasks.reporting.intervals import Interval
 from tasks.reporting.plots import Mark, as_png, as_svg, draw_frontier
 from tasks.reporting.tables import (
     WIDTH,

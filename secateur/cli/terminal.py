@@ -28,8 +28,8 @@ NEGATIVE = 1
 FAULT = 2
 
 STAGES = (
-    *("prepare", "baseline", "analyze", "profile", "measurements", "prune", "transform", "export", "benchmark"),
-    "report",
+    *("prepare", "baseline", "analyze", "profile", "measurements", "prune", "transform", "export", "quantize"),
+    *("benchmark", "report"),
 )
 """In order; repeated here so that completion needn't import the pipeline."""
 

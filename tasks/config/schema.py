@@ -12,6 +12,7 @@ from pruning.errors import SettingsError
 from pruning.importance import FALLBACK
 from tasks.config.errors import describe, old_names
 from tasks.config.prune_schema import PruneOfAKind, Structured
+from tasks.config.quantize_schema import Quantize
 from tasks.config.target_schema import MaxDrop, Target
 from tasks.config.training_schema import Baseline, Data, Model, Task, Training, check_parts, check_recipes, check_shards
 from tasks.config.types import (
@@ -236,6 +237,8 @@ class Settings(Section):
     """The loop: what goes, how far, at which pace, above which floor, and how each step is recovered."""
     export: Export = Export()
     """The ONNX file."""
+    quantize: Quantize = Quantize()
+    """A second ONNX file in integers or 16 bits, and what it has to keep of the first one's answers."""
     benchmark: Benchmark = Benchmark()
     """How latency is measured in ONNX Runtime; the report alone depends on it."""
     tracking: Tracking = Tracking()

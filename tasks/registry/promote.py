@@ -31,6 +31,7 @@ from pruning.latency.measure import measure_latency
 from tasks.config.schema import Settings
 from tasks.data import read_description, read_split, task_of
 from tasks.determinism import begin, bounded_memory
+from tasks.intervals import Interval, Paired, compare_pairs, interval_of
 from tasks.models import example_inputs, load_model, measure_each, measure_of
 from tasks.registry import mlflow_models
 from tasks.registry.decisions import ROLLED_BACK, Decision, about, announce, complete, write_down
@@ -38,7 +39,6 @@ from tasks.registry.manifest import read_answered_batch
 from tasks.registry.mlflow_models import CANDIDATE, PREVIOUS, PRODUCTION, Version
 from tasks.registry.restore import Copy, brought_back
 from tasks.registry.trust import answers_of, fetch_served, refuse_what_hangs, settings_to_measure_by
-from tasks.reporting.intervals import Interval, Paired, compare_pairs, interval_of
 from tasks.reporting.verdict import Figures, Gate, judge
 from tasks.stages import export
 from tasks.terminal import command_line, shown

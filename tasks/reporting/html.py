@@ -9,6 +9,7 @@ from html import escape
 from pruning.allocation.selection import Tried
 from pruning.metrics import ACCURACY, Measure
 from tasks.loop.ledger import Row
+from tasks.reporting.quantized import QuantizedPart
 from tasks.reporting.tables import Line, as_bytes, as_sentence
 from tasks.reporting.verdict import Verdict, mark
 
@@ -115,6 +116,7 @@ class Report:
         measure: What the score is.
         per_class: Name of a class -> score of baseline and pruned model on its test samples.
         samples: A few of the validation set with what both models answer, as HTML.
+        quantized: The quantised file against the float one; None where there is none.
     """
 
     subject: str
@@ -129,6 +131,7 @@ class Report:
     measure: Measure = ACCURACY
     per_class: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     samples: str = ""
+    quantized: QuantizedPart | None = None
 
 
 def render(report: Report) -> str:
@@ -151,6 +154,7 @@ def render(report: Report) -> str:
         f'<p class="quiet">{_LEGEND}</p>',
         *(f"<p>{escape(note)}</p>" for note in report.notes),
         *_by_class(report),
+        *_quantized(report.quantized),
         *(["<h2>Samples</h2>", f'<p class="quiet">{_SAMPLES}</p>', report.samples] if report.samples else ()),
         "<h2>What was tried</h2>",
         *([f"<p>{escape(report.tried)}</p>"] if report.tried else ()),
@@ -189,6 +193,23 @@ def _by_class(report: Report) -> list[str]:
     return ["<h2>By class</h2>", table(("class", "baseline", "pruned", "change"), rows), f'<p class="quiet">{note}</p>']
 
 
+def _quantized(part: QuantizedPart | None) -> list[str]:
+    """Return the section of the quantised file."""
+    if part is None:
+        return []
+    shade = "better" if part.passed else "worse"
+    head, *rows = part.tried
+    left = list(part.left.items()) or [("none", "every layer is quantised")]
+    return [
+        "<h2>Quantised</h2>",
+        f'<p class="lead {shade}">{mark(part.passed)} {escape(part.sentence)}.</p>',
+        f"<p>{escape(part.about)}</p>",
+        f'<div class="cards">{"".join(_card(line) for line in part.lines)}</div>',
+        f"<h3>Layers that stay in float</h3>{_list(left)}",
+        f"<details><summary>Files that were tried</summary>{table(head, rows)}</details>",
+    ]
+
+
 def document(title: str, parts: Sequence[str]) -> str:
     """Return a whole page of parts that are HTML already."""
     return (
@@ -222,7 +243,7 @@ def _labelled(name: str, svg: str) -> str:
 def _card(line: Line) -> str:
     name, *spreads = line.spread or ("", "", "", "")
     before, after, change = (f" {_glued(spread)}" if spread else "" for spread in spreads)
-    small = [f"{_glued(line.baseline)}{before} → {_glued(line.pruned)}{after}"]
+    small = [f"{_glued(line.baseline)}{before} → {_glued(line.pruned)}{after}"] if line.baseline else []
     small += [f"{name} of the change{change}"] if change else []
     small += [line.remark] if line.remark else []
     details = "".join(f"<small>{escape(text)}</small>" for text in small)

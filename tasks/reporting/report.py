@@ -12,32 +12,36 @@ from importlib.metadata import PackageNotFoundError, version
 from json import dumps
 from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 
+from pruning.batches import Batches
 from pruning.dynamic.gates import GatedModel
 from pruning.graph.module_copy import removed_tensors
 from pruning.io.files import replace_file
+from pruning.io.onnx_module import OnnxModule, example_outputs
 from pruning.latency.runner import cpu_name
 from pruning.metrics import Measure
 from pruning.plan.masks import find_groups_under
+from tasks import quantization
 from tasks.config.schema import Settings
 from tasks.data import Description, read_description, read_split, task_of
 from tasks.data_sets import SPLITS
 from tasks.determinism import begin
+from tasks.intervals import compare_pairs, interval_of
 from tasks.loop.ledger import Ledger, LoopOutcome, read_ledger, read_outcome
 from tasks.loop.measurements import latency_cost, read_curves, read_profile
 from tasks.loop.targets import clock_warning
-from tasks.models import ModelMetrics, example_inputs, load_model, measure_of, measure_whole
+from tasks.models import ModelMetrics, example_inputs, load_model, measure_of, measure_whole, score
+from tasks.quantization import read_quantization
 from tasks.reporting.html import Report, render
-from tasks.reporting.intervals import compare_pairs, interval_of
+from tasks.reporting.quantized import quantized_part
+from tasks.reporting.rounding import describe_rounding, rounding_of
 from tasks.reporting.tables import (
     Summary,
     as_sentence,
     compare,
     compare_latency,
-    describe_rounding,
     nothing_accepted,
-    rounding_of,
 )
 from tasks.reporting.verdict import decide
 from tasks.stages import benchmark, export, transform
@@ -165,6 +169,8 @@ def report(settings: Settings, workspace: Workspace) -> None:
         summary["pairs"] = compare_pairs(each["baseline"], each["dense"], measure)
         for name, of_samples in each.items():
             summary[name]["score_interval"] = list(interval_of(of_samples))
+    if read_quantization(workspace) is not None:
+        summary["quantized"] = _score_quantized(models["dense"], scores["dense"].values, test, settings, workspace)
     if any(row.unrounded for row in ledger.accepted):
         last, plan = ledger.accepted[-1], plans["dense"]
         groups = find_groups_under(plan, models["baseline"], example, last.unrounded or ())
@@ -197,6 +203,7 @@ def report(settings: Settings, workspace: Workspace) -> None:
             samples=_samples(models, settings, workspace, data),
             origin=origin_of_report(settings, workspace, data),
             settings=list(flat(settings.unlike_default)),
+            quantized=quantized_part(workspace, cast(Summary, summary)),
         )
     )
     with writing(workspace.folder(FOLDER)) as folder:
@@ -207,6 +214,19 @@ def report(settings: Settings, workspace: Workspace) -> None:
     if unpruned := nothing_accepted(summary):
         log.warning("report: %s", unpruned)
     log.info("report: %s", workspace.folder(FOLDER) / PAGE)
+
+
+def _score_quantized(
+    dense: nn.Module, values: Tensor | None, test: Batches, settings: Settings, workspace: Workspace
+) -> Json:
+    """Return what the quantised file scores on the test samples, beside the dense model."""
+    path, run = workspace.folder(quantization.FOLDER) / quantization.ONNX, settings.run
+    outputs = example_outputs(dense, example_inputs(workspace, settings))
+    found = score(OnnxModule(path, outputs, num_threads=run.threads, device=run.device), test, settings)
+    if found.values is None or values is None:
+        return {"score": found.score, "pairs": None}
+    pairs = compare_pairs(values, found.values, measure_of(settings, read_description(workspace)))
+    return {"score": found.score, "pairs": pairs, "score_interval": list(interval_of(found.values))}
 
 
 def _per_class(

@@ -11,14 +11,10 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic reads those of `typing` from Python 3.12 on
 
-import pruning
-from pruning.latency.profile import LatencyCost
 from pruning.metrics import Measure
-from pruning.plan.plan import Cost
-from tasks.loop.ledger import Row
-from tasks.reporting.intervals import Interval, Paired, describe_pairs
+from tasks.intervals import Interval, Paired, describe_pairs
 from tasks.stages import benchmark
-from tasks.workspace import Json, Workspace
+from tasks.workspace import Workspace
 
 Trend = Literal["better", "worse", "same"]
 
@@ -72,6 +68,20 @@ class Figures(TypedDict):
     effective_macs: NotRequired[_Count]
 
 
+class QuantizedFigures(TypedDict):
+    """What the quantised file scored on the test set, beside the float one.
+
+    Attributes:
+        score: Its score.
+        pairs: The dense model and the file sample by sample; None where the score is no mean over samples.
+        score_interval: Of the score.
+    """
+
+    score: float
+    pairs: Paired | None
+    score_interval: NotRequired[Interval]
+
+
 class Scores(TypedDict):
     """Of both models."""
 
@@ -115,6 +125,7 @@ class Summary(TypedDict):
         attempts: Number of attempts.
         accepted: Number of accepted ones.
         stopped_because: Why the loop ended.
+        quantized: The quantised file, where there is one.
     """
 
     measure: str
@@ -133,6 +144,7 @@ class Summary(TypedDict):
     attempts: int
     accepted: int
     stopped_because: str
+    quantized: NotRequired[QuantizedFigures]
 
 
 def as_sentence(text: str) -> str:
@@ -151,10 +163,10 @@ def compare(summary: Summary) -> list[Line]:
 
     Where weights are stored sparse, two more: their share of zeros, and the MACs of a runtime that skips them.
     """
-    before, after = summary["baseline"], summary["dense"]
+    before, after, measure = summary["baseline"], summary["dense"], measure_in(summary)
     macs = "MACs, mean over inputs" if summary["kind"] == "dynamic" else "MACs"
     lines = [
-        _score_line(summary),
+        score_line(f"{measure.name} (test)", before, after, summary["pairs"], measure),
         _cost_line("size", before, after, "size_bytes", as_bytes),
         _cost_line(macs, before, after, "macs"),
         _cost_line("parameters", before, after, "parameters"),
@@ -170,17 +182,26 @@ def compare(summary: Summary) -> list[Line]:
     return lines
 
 
-def _score_line(summary: Summary) -> Line:
-    before, after, pairs, measure = summary["baseline"], summary["dense"], summary["pairs"], measure_in(summary)
+def score_line(
+    quantity: str, before: Mapping[str, Any], after: Mapping[str, Any], pairs: Paired | None, measure: Measure
+) -> Line:
+    """Return the line of a score, with its interval where it is a mean over samples.
+
+    Args:
+        quantity: Its name.
+        before: Score and interval of the first model.
+        after: Of the second.
+        pairs: Both sample by sample.
+        measure: What the score is.
+    """
     change = after["score"] - before["score"]
     texts = measure.show(before["score"]), measure.show(after["score"]), measure.show_change(change)
     if pairs is None or "score_interval" not in before or "score_interval" not in after:
         more = f"{abs(change / before['score']):.1%} {'less' if change < 0 else 'more'}" if before["score"] else ""
         remark = "" if measure.is_share or not change else more
-        trend = _trend(0.0, measure.gain(before["score"], after["score"]))
-        return Line(f"{measure.name} (test)", *texts, remark, trend)
+        return Line(quantity, *texts, remark, _trend(0.0, measure.gain(before["score"], after["score"])))
     return Line(
-        f"{measure.name} (test)",
+        quantity,
         *texts,
         describe_pairs(pairs, measure),
         "same" if pairs["low"] <= 0 <= pairs["high"] else _trend(0.0, measure.gain(0.0, pairs["difference"])),
@@ -232,10 +253,10 @@ def latency_name(batch_size: int, threads: int) -> str:
 
 def compare_latency(workspace: Workspace) -> list[Line]:
     """Return one line for every number of threads and batch size of the benchmark."""
-    return [_latency_line(before, after) for before, after in benchmark.read_latencies(workspace)]
+    return [latency_line(before, after) for before, after in benchmark.read_latencies(workspace)]
 
 
-def _latency_line(before: benchmark.Row, after: benchmark.Row) -> Line:
+def latency_line(before: benchmark.Row, after: benchmark.Row) -> Line:
     """Compare two latencies measured in turns: the ratio of the medians, with its range by the quartiles."""
     quartiles = [quartiles_of(row) for row in (before, after)]
     low, high = quartiles[0][0] / quartiles[1][1], quartiles[0][1] / quartiles[1][0]
@@ -333,47 +354,3 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
 def as_bytes(count: int) -> str:
     """Write a number of bytes for people."""
     return f"{count / 1e6:,.2f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
-
-
-def rounding_of(
-    row: Row | None, kept: Mapping[str, int], baseline: pruning.Groups, latency: LatencyCost | None
-) -> Json | None:
-    """Compare the dense model with the one that the same step would have given without rounding.
-
-    Args:
-        row: Of the step; None where none was accepted.
-        kept: Channels of each group of the dense model.
-        baseline: Groups of the baseline.
-        latency: Predicts for the baseline's groups, where there is a profile.
-
-    Returns:
-        Goal, MACs and predicted milliseconds of both; None where nothing was rounded.
-    """
-    if row is None or row.unrounded is None:
-        return None
-    cost = Cost(baseline)
-    whole = cost.macs({})
-    found = {
-        "goal": row.goal,
-        "mac_reduction": 1 - cost.macs(kept) / whole,
-        "unrounded_mac_reduction": 1 - cost.macs(row.unrounded) / whole,
-    }
-    if latency is not None:
-        found |= {
-            "baseline_ms": latency.predict({}),
-            "predicted_ms": latency.predict(kept),
-            "unrounded_ms": latency.predict(row.unrounded),
-        }
-    return found
-
-
-def describe_rounding(found: Json) -> str:
-    """Say it in a sentence."""
-    text = (
-        f"Widths are rounded to those that the runtime is fast at: {found['mac_reduction']:.1%} of the MACs were "
-        f"removed; without rounding the last step, {found['unrounded_mac_reduction']:.1%}."
-    )
-    if "predicted_ms" in found:
-        predicted, unrounded, whole = (found[name] for name in ("predicted_ms", "unrounded_ms", "baseline_ms"))
-        text += f" Predicted latency {predicted:.3g} ms, without rounding {unrounded:.3g} ms, baseline {whole:.3g} ms."
-    return text

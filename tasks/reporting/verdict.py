@@ -11,7 +11,7 @@ from pruning.metrics import ACCURACY, Measure
 from pruning.plan.verification import TOLERANCE
 from tasks.config.schema import Promote
 from tasks.config.target_schema import worst_score
-from tasks.reporting.intervals import Interval, Paired, describe_pairs
+from tasks.intervals import Interval, Paired, describe_pairs
 from tasks.reporting.tables import (
     WIDTH,
     Summary,

@@ -1,4 +1,4 @@
-"""Measure the latency of baseline and dense model, in turns, beside what the profile predicted.
+"""Measure the latency of baseline, dense and quantised model, in turns, beside what the profile predicted.
 
 Only the report depends on this stage, because times differ in every run.
 """
@@ -18,11 +18,13 @@ from pruning.dynamic.gates import GatedModel
 from pruning.errors import WorkspaceError
 from pruning.latency.measure import Latency, measure_latency, runtime_here
 from pruning.latency.profile import LatencyCost, Profiles
+from tasks import quantization
 from tasks.config.schema import Settings
 from tasks.data import read_description, read_inputs
 from tasks.determinism import begin
 from tasks.loop.measurements import read_profile
 from tasks.models import example_inputs, load_model
+from tasks.quantization import read_quantization
 from tasks.stages import export
 from tasks.terminal import command_line, shown
 from tasks.workspace import Json, Workspace, write_json, writing
@@ -33,6 +35,7 @@ FAR_OFF = 0.15
 """A measured share of the baseline's latency that is further than this from the predicted one is worth a warning."""
 
 MODELS = ("baseline", "dense")
+QUANTIZED = "quantized"
 
 log = logging.getLogger("secateur")
 
@@ -54,7 +57,7 @@ class Row(TypedDict):
 
 
 class Latencies(TypedDict):
-    """What `latency.json` holds: rows of the baseline and of the dense model, alternating."""
+    """What `latency.json` holds: rows of the baseline, of the dense model and of the quantised one if there is any."""
 
     latencies: list[Row]
 
@@ -73,6 +76,8 @@ def benchmark(settings: Settings, workspace: Workspace) -> None:
     chosen = settings.benchmark
     files = {name: workspace.folder(export.FOLDER) / export.FILES[name] for name in MODELS}
     groups = {name: _groups(settings, workspace, name) for name in MODELS}
+    if read_quantization(workspace) is not None:
+        files[QUANTIZED], groups[QUANTIZED] = workspace.folder(quantization.FOLDER) / quantization.ONNX, None
     profiles, samples = read_profile(workspace, "profile"), read_inputs(settings, workspace, "validation")
     inputs = samples.first(max(chosen.batch_sizes)).inputs
     rows = []
@@ -89,8 +94,8 @@ def benchmark(settings: Settings, workspace: Workspace) -> None:
         for latency in found:
             predicted_ms = _predicted_ms(profiles, groups[latency.model], threads, latency)
             rows.append({**asdict(latency), "threads": threads, "predicted_ms": predicted_ms})
-    for baseline, dense in zip(rows[::2], rows[1::2], strict=True):
-        _say(baseline, dense)
+    for start in range(0, len(rows), len(files)):
+        _say(*rows[start : start + len(files)])
     with writing(workspace.folder(FOLDER)) as folder:
         write_json(folder / FILE, {"latencies": rows})
 
@@ -101,19 +106,36 @@ def read_latencies(workspace: Workspace) -> list[tuple[Row, Row]]:
     Raises:
         WorkspaceError: It isn't there or is damaged.
     """
+    return [(baseline, dense) for baseline, dense, _ in _read(workspace)]
+
+
+def read_quantized_latencies(workspace: Workspace) -> list[tuple[Row, Row]]:
+    """Read the same of the dense model's float file and the quantised one; nothing where there is none.
+
+    Raises:
+        WorkspaceError: It isn't there or is damaged.
+    """
+    return [(dense, quantized) for _, dense, quantized in _read(workspace) if quantized is not None]
+
+
+def _read(workspace: Workspace) -> list[tuple[Row, Row, Row | None]]:
+    found = dict[tuple[int, int], dict[str, Row]]()
     rows = workspace.read_json(FOLDER, FILE, "benchmark", Latencies)["latencies"]
-    pairs = list(zip(rows[::2], rows[1::2], strict=False))
-    whole = len(rows) == 2 * len(pairs)
-    for pair in pairs:
-        whole = whole and tuple(row["model"] for row in pair) == MODELS
-        whole = whole and pair[0]["batch_size"] == pair[1]["batch_size"] and pair[0]["threads"] == pair[1]["threads"]
-    if not whole:
+    for row in rows:
+        found.setdefault((row["threads"], row["batch_size"]), {})[row["model"]] = row
+    whole = all(models.keys() - {QUANTIZED} == set(MODELS) for models in found.values())
+    if not whole or len(rows) != sum(map(len, found.values())):
         path = workspace.folder(FOLDER) / FILE
         raise WorkspaceError(
-            f"{path} is damaged: its rows aren't pairs of {' and '.join(MODELS)}; delete {path.parent} and run "
+            f"{path} is damaged: its rows aren't one of {' and '.join(MODELS)} each; delete {path.parent} and run "
             f"{command_line('run benchmark')} again"
         )
-    return pairs
+    return [(models["baseline"], models["dense"], models.get(QUANTIZED)) for models in found.values()]
+
+
+def is_slower(reference: Row, other: Row) -> bool:
+    """Say whether one of two models that were measured in turns is slower: three quarters of its times are longer."""
+    return other["lower_quartile_ms"] > reference["median_ms"]
 
 
 def _groups(settings: Settings, workspace: Workspace, name: str) -> pruning.Groups | None:
@@ -137,8 +159,8 @@ def _predicted_ms(profiles: Profiles, groups: pruning.Groups | None, threads: in
     return cost.predict({}) if cost.is_known else None
 
 
-def _say(baseline: Json, dense: Json) -> None:
-    """Log both models' latencies, and how far off the prediction is."""
+def _say(baseline: Json, dense: Json, quantized: Json | None = None) -> None:
+    """Log the models' latencies, and how far off the prediction is."""
     measured = dense["median_ms"] / baseline["median_ms"]
     log.info(
         "benchmark: batch %d, threads %d: %.3f ms [quartiles %.3f, %.3f], the baseline %.3f ms [%.3f, %.3f]: "
@@ -148,6 +170,13 @@ def _say(baseline: Json, dense: Json) -> None:
         *(row[key] for row in (dense, baseline) for key in ("median_ms", "lower_quartile_ms", "upper_quartile_ms")),
         1 / measured,
     )
+    if quantized is not None:
+        log.info(
+            "benchmark: the quantised file %.3f ms [%.3f, %.3f]: %.2f times as fast as the float one%s",
+            *(quantized[key] for key in ("median_ms", "lower_quartile_ms", "upper_quartile_ms")),
+            dense["median_ms"] / quantized["median_ms"],
+            "; it is slower, so it isn't promoted" if is_slower(dense, quantized) else "",
+        )
     if dense["predicted_ms"] is None or baseline["predicted_ms"] is None:
         return
     predicted = dense["predicted_ms"] / baseline["predicted_ms"]

@@ -76,6 +76,7 @@ CHANGED: dict[str, dict[str, Any]] = {
     "profile": {"threads": (2,)},
     "prune": {"backoff": 0.25},
     "export": {"opset": 21},
+    "quantize": {"profile": "cpu"},
     "benchmark": {"rounds": 7},
     "tracking": {"model_name": "another"},
     "cleanup": {"keep_days": 3},

@@ -9,10 +9,10 @@ from torch import nn
 
 from pruning.metrics import Measure
 from tasks.config.schema import Promote
+from tasks.intervals import Paired, compare_pairs, interval_of
 from tasks.loop.ledger import Row
 from tasks.models import ModelMetrics
 from tasks.reporting.html import Report, render
-from tasks.reporting.intervals import Paired, compare_pairs, interval_of
 from tasks.reporting.report import widths
 from tasks.reporting.tables import as_markdown, as_sentence, as_text, compare, compare_latency, nothing_accepted
 from tasks.reporting.verdict import Verdict, decide

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from pruning.metrics import Measure
-from tasks.reporting.intervals import compare_pairs, describe_pairs, interval_of
+from tasks.intervals import compare_pairs, describe_pairs, interval_of
 
 
 def right(*samples: int, count: int = 359) -> Tensor:
