@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-thorough test-all check docs repro wheel ui serve clean
+.PHONY: help install run test test-thorough test-all check docs repro wheel demo-ocr ui serve clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -44,6 +44,17 @@ repro: install ## run what has changed, through DVC
 
 wheel: install ## build the package that pip installs into dist/
 	$(BIN)/python -m pip wheel --no-deps --quiet --wheel-dir dist .
+
+define DEMO
+mkdir -p build/$@
+cp examples/$(@:demo-%=%)/*.py examples/$(@:demo-%=%)/params.yaml build/$@/
+cd build/$@ && $(CURDIR)/$(BIN)/python fetch.py
+cd build/$@ && $(CURDIR)/$(BIN)/secateur run --no-commit
+cd build/$@ && $(CURDIR)/$(BIN)/python score.py
+endef
+
+demo-ocr: install ## halve a published reader of words, in build/demo-ocr/; fetches 92 MB once
+	$(DEMO)
 
 ui: install ## show Prefect's and MLflow's pages until Ctrl-C
 	$(BIN)/python -m flows.servers
