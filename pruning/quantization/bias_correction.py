@@ -94,7 +94,7 @@ def _probe(network: Network, quantized: onnx.ModelProto, layer: Layer) -> _Probe
         clone = copy.deepcopy(maker)
         clone.input[:] = [copied(one) for one in maker.input]
         clone.output[:] = [f"{made}/{one}" for one in maker.output]
-        clone.name = f"{made}/{maker.name}"
+        clone.name = clone.output[0]
         if clone.name not in {node.name for node in nodes}:
             nodes.append(clone)
         return str(clone.output[0])
@@ -176,7 +176,7 @@ def _following_bias(network: Network, layer: Layer) -> tuple[onnx.NodeProto, str
 def _shift(model: onnx.ModelProto, network: Network, layer: Layer, error: NDArray[np.float64]) -> None:
     """Subtract the mean error from a layer's bias, in a constant of its own."""
     nodes, constants = {node.name: node for node in model.graph.node}, network.constants
-    node, name = nodes[layer.node], f"{layer.node}/corrected_bias"
+    node, name = nodes[layer.node], f"{layer.node}/bias"
     if layer.operator == "MatMul":
         found = _following_bias(network, layer)
         assert found is not None, "probes are made of these alone"

@@ -95,7 +95,47 @@ def _quantize(
         },
     )
     quantizer.quantize_model()
-    return _sorted(quantizer.model)
+    return _with_short_names(_sorted(quantizer.model))
+
+
+_SHORTER = {
+    "_QuantizeLinear_Output": "/q",
+    "_DequantizeLinear_Output": "/dq",
+    "_QuantizeLinear": "/q",
+    "_DequantizeLinear": "/dq",
+    "_quantized_zero_point": "/zero_point",
+    "_quantized_scale": "/scale",
+    "_zero_point": "/zero_point",
+    "_quantized": "/int",
+    "_scale": "/scale",
+}
+"""Endings of names, the longest first; of a network of 200,000 weights, long names are a tenth of the file."""
+
+
+def _with_short_names(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Shorten the names that the quantiser made, and leave out shapes, which every runtime works out."""
+    graph = model.graph
+    fixed = {one.name for one in (*graph.input, *graph.output)}
+    names = [one.name for one in graph.initializer] + [name for node in graph.node for name in node.output]
+    short = dict[str, str]()
+    taken = set(names) | fixed
+    for name in names:
+        ending = next((one for one in _SHORTER if name.endswith(one)), None)
+        if name in fixed or ending is None:
+            continue
+        shorter = name.removesuffix(ending) + _SHORTER[ending]
+        if shorter not in taken:
+            short[name] = shorter
+            taken.add(shorter)
+    for constant in graph.initializer:
+        constant.name = short.get(constant.name, constant.name)
+    for node in graph.node:
+        node.input[:] = [short.get(name, name) for name in node.input]
+        node.output[:] = [short.get(name, name) for name in node.output]
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            node.name = ""  # what it gives says it already
+    del graph.value_info[:]
+    return model
 
 
 def _sorted(model: ONNXModel) -> onnx.ModelProto:

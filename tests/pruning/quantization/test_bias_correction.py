@@ -77,7 +77,7 @@ def test_the_correction_is_the_mean_error_of_the_layer(tmp_path: Path) -> None:
     layers = layers_for(network, profile)
     whole = quantize(network, profile, layers, ranges)
     corrected = correct_biases(network, whole, layers, batches)
-    added = [one for one in corrected.model.graph.initializer if one.name.endswith("corrected_bias")]
+    added = [one for one in corrected.model.graph.initializer if one.name.endswith("/bias")]
     # 7 bits of a largest weight of 1: steps of 1/64, so that 0.505 becomes 32/64 and 2.55 × 0.005 is missing
     assert float(onnx.numpy_helper.to_array(added[0])[0]) == pytest.approx(2.55 * 0.005, rel=0.02)
 

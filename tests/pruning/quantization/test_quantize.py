@@ -203,6 +203,14 @@ def test_integers_take_a_quarter(tmp_path: Path) -> None:
     assert len(save(quantize(network, profile, layers_for(network, profile), ranges))) < 0.32 * 4 * 64 * 512 * 2
 
 
+def test_names_are_short_and_those_of_inputs_and_outputs_stay(mobile: Network) -> None:
+    graph = made(mobile, "cpu").graph
+    names = [name for node in graph.node for name in (*node.input, *node.output)]
+    assert not [name for name in names if "QuantizeLinear" in name]
+    assert [one.name for one in (*graph.input, *graph.output)] == ["input", "output"]
+    assert len({name for node in graph.node for name in node.output}) == sum(len(node.output) for node in graph.node)
+
+
 class Tied(nn.Module):
     """One weight for two layers."""
 
