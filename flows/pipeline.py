@@ -16,13 +16,14 @@ from tasks.loop.measurements import baseline_ms
 from tasks.loop.targets import check_latency
 from tasks.registry.git_snapshot import Source, snapshot
 from tasks.registry.mlflow_client import hash_of_content
+from tasks.registry.served import choose_served
 from tasks.reporting.quantized import quantized_part
 from tasks.reporting.tables import Line, Summary, as_markdown, as_text, compare, compare_latency, nothing_accepted
 from tasks.reporting.verdict import as_text as as_words
 from tasks.reporting.verdict import decide
 from tasks.sanity_check import sanity_check
 from tasks.stage_table import STAGES, Stage
-from tasks.stages.benchmark import read_latencies
+from tasks.stages.benchmark import QUANTIZED, read_latencies
 from tasks.workspace import digest, locked
 
 log = logging.getLogger("secateur")
@@ -176,7 +177,9 @@ def _conclude(run: Run, program: str, version: str | None, store_content: str | 
     refusal = None if version is not None else f"{nothing_accepted(_summary(run))}; nothing is registered"
     registered = ""
     if version is not None:
-        registered = _line("registered", f"{run.settings.tracking.model_name}, version {version}, alias candidate")
+        served = choose_served(run.settings, run.workspace)
+        what = f"{run.settings.tracking.model_name}, version {version}, alias candidate"
+        registered = _line("registered", f"{what}{', serves the quantised file' if served == QUANTIZED else ''}")
         _show(registered)
     if store_content is not None:
         answer = last_run.Answer(

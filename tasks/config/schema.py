@@ -181,6 +181,8 @@ class Promote(Section):
     """Largest increase of the stored size, as a share of production's."""
     max_latency_increase: StrictFloat = Field(default=0.1, ge=0, le=1000)
     """Largest increase of latency at any batch size of the benchmark, as a share of production's; latency is noisy."""
+    serve_quantized: bool = False
+    """Whether a version serves its quantised file, where that passes its gate and is nowhere slower than in float."""
     require_approval: bool = False
     """Whether a person has to say yes, on Prefect's page or by --approve."""
 

@@ -3,7 +3,8 @@
     versions/<hash of the ONNX file>/      an artefact folder of the run
         record.json                        place in the repository -> sha256; DVC's and Git's ids
         params.yaml                        the settings, byte for byte but for passwords
-        artifacts/{baseline,dense,onnx}/   weights, plans, ONNX files
+        artifacts/{baseline,dense,onnx,quantized}/
+                                           weights, plans, ONNX files
         batch.safetensors                  inputs, and what the ONNX file answered
         uncommitted.patch                  from Git's commit to the code as it was
 
@@ -38,14 +39,13 @@ from tasks.data import read_description, read_inputs
 from tasks.fingerprint import files_of
 from tasks.registry import dvc_repo, git_snapshot
 from tasks.registry.mlflow_client import MOST_FILES, is_plain, secrets_in
-from tasks.stages import export
 from tasks.workspace import DEFAULT_ROOT, RECORD, Workspace, contents, write_json
 
 FILE = "record.json"
 BATCH = "batch.safetensors"
 PATCH = "uncommitted.patch"
 NUM_ANSWERS = 8
-_LOGGED = {"baseline": "baseline", "dense": "transform", "onnx": "export"}
+_LOGGED = {"baseline": "baseline", "dense": "transform", "onnx": "export", "quantized": "quantize"}
 _PLACES = Workspace(DEFAULT_ROOT)
 _DATA_PLACES = (DATA, f"{DEFAULT_ROOT.as_posix()}/{DATA}")
 """The data's folder: the second name is used if a folder of the user's has the first."""
@@ -114,6 +114,7 @@ def make_record(
     content: bytes,
     folder: Path,
     code: git_snapshot.Source | None,
+    served: Path,
 ) -> Record:
     """Fill an empty folder with a version's record.
 
@@ -124,6 +125,7 @@ def make_record(
         content: Of that file, as it was read.
         folder: Where to write.
         code: As it was when the run began.
+        served: The ONNX file that a server loads, whose answers are recorded.
 
     Raises:
         WorkspaceError: A stage hasn't finished.
@@ -150,7 +152,7 @@ def make_record(
             shutil.copyfile(path, folder / place)
     secrets = [secret.encode() for secret in secrets_in(settings.tracking.uri)]
     (folder / _place(params, "params.yaml")).write_bytes(_without(secrets, content))
-    replace_file(folder / BATCH, _answered_batch(settings, workspace))
+    replace_file(folder / BATCH, _answered_batch(settings, workspace, served))
     files = {place: sha256((folder / place).read_bytes()).hexdigest() for place in (*logged, BATCH)}
     data = {**contents(workspace.folder(DATA), "prepare"), RECORD: _hash(workspace.folder(DATA) / RECORD)}
     files |= {(_PLACES.folder(DATA) / file).as_posix(): found for file, found in data.items()}
@@ -209,10 +211,10 @@ def _hash(path: Path) -> str:
     return sha256(path.read_bytes()).hexdigest()
 
 
-def _answered_batch(settings: Settings, workspace: Workspace) -> bytes:
-    """Return inputs and what the ONNX file answered: `inputs` and `answers`, of several `inputs:NAME` for each."""
+def _answered_batch(settings: Settings, workspace: Workspace, served: Path) -> bytes:
+    """Return inputs and what the served file answered: `inputs` and `answers`, of several `inputs:NAME` for each."""
     inputs = read_inputs(settings, workspace, "validation").first(NUM_ANSWERS).inputs
-    session = open_session(workspace.folder(export.FOLDER) / export.FILES["dense"])
+    session = open_session(served)
     feeds, names = feeds_of(session, inputs), [entry.name for entry in session.get_outputs()]
     answers = dict(zip(names, session.run(names, feeds), strict=True))
     stored = {}

@@ -31,6 +31,7 @@ log = logging.getLogger("secateur")
 
 CANDIDATE, PRODUCTION, PREVIOUS = "candidate", "production", "previous"
 ONNX_HASH = "secateur.onnx_sha256"
+SERVED = "secateur.served"
 RECORD_HASH = "secateur.record_sha256"
 
 

@@ -26,21 +26,23 @@ from pruning.batches import Batches
 from pruning.containers import Inputs, count_samples, take
 from pruning.errors import SecateurError, WorkspaceError
 from pruning.io.onnx import feeds_of, open_session
+from pruning.io.onnx_module import OnnxModule, example_outputs
 from pruning.io.parity import check_parity
 from pruning.latency.measure import measure_latency
 from tasks.config.schema import Settings
 from tasks.data import read_description, read_split, task_of
 from tasks.determinism import begin, bounded_memory
 from tasks.intervals import Interval, Paired, compare_pairs, interval_of
-from tasks.models import example_inputs, load_model, measure_each, measure_of
+from tasks.models import example_inputs, load_model, measure_each, measure_of, score
 from tasks.registry import mlflow_models
 from tasks.registry.decisions import ROLLED_BACK, Decision, about, announce, complete, write_down
 from tasks.registry.manifest import read_answered_batch
-from tasks.registry.mlflow_models import CANDIDATE, PREVIOUS, PRODUCTION, Version
+from tasks.registry.mlflow_models import CANDIDATE, ONNX_HASH, PREVIOUS, PRODUCTION, Version
 from tasks.registry.restore import Copy, brought_back
+from tasks.registry.served import DENSE, file_of, served_in
 from tasks.registry.trust import answers_of, fetch_served, refuse_what_hangs, settings_to_measure_by
 from tasks.reporting.verdict import Figures, Gate, judge
-from tasks.stages import export
+from tasks.stages.benchmark import QUANTIZED
 from tasks.terminal import command_line, shown
 from tasks.workspace import Workspace
 
@@ -218,7 +220,7 @@ def _record(settings: Settings, decision: Decision) -> Decision:
     return decision
 
 
-FOLDERS = ("baseline", "dense", "onnx")
+FOLDERS = ("baseline", "dense", "onnx", "quantized")
 
 
 class _Times(TypedDict):
@@ -268,21 +270,30 @@ def _measure(
         by_one, by_two = (settings_to_measure_by(settings, copy.params, copy.commit) for copy in (one, two))
         differences: list[float | None] = [_answer_difference(settings, candidate, one)]
         differences += [_answer_difference(settings, production, two)] if production else [None]
-        stage = "dense" if production else "baseline"
+        served = served_in(one.workspace, candidate.tags.get(ONNX_HASH))
+        stage = served_in(two.workspace, production.tags.get(ONNX_HASH)) if production else "baseline"
         test = read_split(settings, one.workspace, "test")
-        files = {"candidate": _file(one, "dense"), "reference": _file(two, stage)}
+        files = {"candidate": file_of(one.workspace, served), "reference": file_of(two.workspace, stage)}
+        if served == QUANTIZED:
+            files["float"] = file_of(one.workspace, DENSE)
         sizes = (1, *settings.benchmark.batch_sizes)
         few = test.first(max(sizes)).inputs
         turns = [torch.arange(size) % count_samples(few) for size in sizes]
-        for version, file in zip((candidate, production or candidate), files.values(), strict=True):
+        for name, file in files.items():
+            version = production or candidate if name == "reference" else candidate
             refuse_what_hangs(version, file)  # loaded there first, so that it may be loaded here
             session = open_session(file)
             refuse_what_hangs(version, file, [feeds_of(session, take(few, numbers)) for numbers in turns])
         taken = _latencies(settings, files, few)
-        new, values = _score(by_one, one, "dense", test, one.workspace)
+        new, values = _score(by_one, one, served, test, one.workspace)
         old, before = _score(by_two, two, stage, test, one.workspace)
         return (
-            replace(new, **taken["candidate"], answer_difference=differences[0]),
+            replace(
+                new,
+                **taken["candidate"],
+                answer_difference=differences[0],
+                float_ms=taken["float"]["latencies_ms"] if "float" in taken else {},
+            ),
             replace(old, **taken["reference"], answer_difference=differences[1]),
             None if before is None or values is None else compare_pairs(before, values, new.measure),
         )
@@ -294,10 +305,6 @@ def _batch(copy: Copy, version: Version) -> tuple[dict[str, NDArray[Any]], dict[
         return read_answered_batch(copy.batch.read_bytes())
     except Exception as error:  # whatever else is stored under that name: the parser may raise anything
         raise WorkspaceError(f"version {version.number}: its {copy.batch.name} can't be read ({error})") from error
-
-
-def _file(copy: Copy, stage: str) -> Path:
-    return copy.workspace.folder(export.FOLDER) / export.FILES[stage]
 
 
 def _latencies(settings: Settings, files: Mapping[str, Path], inputs: Inputs) -> dict[str, _Times]:
@@ -321,15 +328,27 @@ def _latencies(settings: Settings, files: Mapping[str, Path], inputs: Inputs) ->
 
 
 def _score(settings: Settings, copy: Copy, stage: str, test: Batches, data: Workspace) -> tuple[Figures, Tensor | None]:
-    """Return a checkpoint's figures on the test samples, latency left out, and the metric of each sample."""
-    example = example_inputs(data, settings)
-    model, _, _ = load_model(copy.workspace.folder(stage), settings, read_description(data), example)
-    parity = check_parity(_file(copy, stage), model, test, by_class=task_of(settings).by_class)
+    """Return figures on the test samples, latency left out, and the metric of each sample.
+
+    Of a quantised file the score is its own, in ONNX Runtime, and the size the checkpoint's times its share of the
+    float file's; parity is that of the float file with its checkpoint, from which it was made.
+    """
+    example, checkpoint = example_inputs(data, settings), DENSE if stage == QUANTIZED else stage
+    model, _, _ = load_model(copy.workspace.folder(checkpoint), settings, read_description(data), example)
+    float_file = file_of(copy.workspace, checkpoint)
+    parity = check_parity(float_file, model, test, by_class=task_of(settings).by_class)
     found, values = measure_each(model, test, settings, example)
+    reached, size = found.score, found.size_bytes
+    if stage == QUANTIZED:
+        path = file_of(copy.workspace, stage)
+        module = OnnxModule(path, example_outputs(model, example), device=settings.run.device)
+        answered = score(module, test, settings)
+        reached, values = answered.score, answered.values
+        size = round(size * path.stat().st_size / float_file.stat().st_size)
     figures = Figures(
-        score=found.score,
+        score=reached,
         macs=found.macs,
-        size_bytes=found.size_bytes,
+        size_bytes=size,
         parity=parity.close,
         score_interval=None if values is None else interval_of(values),
         measure=measure_of(settings, read_description(data)),

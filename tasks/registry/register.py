@@ -22,10 +22,11 @@ from tasks.loop.ledger import Ledger, read_ledger
 from tasks.registry.git_snapshot import Source, snapshot
 from tasks.registry.manifest import FILE, make_record
 from tasks.registry.mlflow_client import lookup, open_store, quoted, store_faults
-from tasks.registry.mlflow_models import CANDIDATE, ONNX_HASH, RECORD_HASH, give_alias, record_place, set_tags
+from tasks.registry.mlflow_models import CANDIDATE, ONNX_HASH, RECORD_HASH, SERVED, give_alias, record_place, set_tags
 from tasks.registry.mlflow_runs import FINGERPRINT, project
+from tasks.registry.served import DENSE, choose_served, file_of, why_not_quantized
 from tasks.reporting import report
-from tasks.stages import analyze, export
+from tasks.stages import analyze
 from tasks.workspace import DEFAULT_ROOT, Workspace
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ _log = logging.getLogger(__name__)
 def register(
     settings: Settings, workspace: Workspace, params: Path, content: bytes, code: Callable[[], Source | None] = snapshot
 ) -> str | None:
-    """Record a finished pipeline: pictures with the run, the ONNX file as a version with the alias `candidate`.
+    """Record a finished pipeline: pictures with the run, the served ONNX file as a version with the alias `candidate`.
 
     If no attempt was accepted, the dense model is the baseline: then only the run is recorded, without a version.
 
@@ -58,7 +59,10 @@ def register(
     """
     ledger = read_ledger(workspace.folder("iterations"))
     run_id = project(settings, ledger)
-    path = workspace.folder(export.FOLDER) / export.FILES["dense"]
+    served = choose_served(settings, workspace) if ledger.accepted else DENSE
+    if ledger.accepted and (reason := why_not_quantized(settings, workspace)) is not None:
+        _log.warning("the version serves the float file: %s", reason)
+    path = file_of(workspace, served)
     onnx_hash = sha256(path.read_bytes()).hexdigest()
     name = settings.tracking.model_name
     with store_faults(settings):
@@ -71,13 +75,13 @@ def register(
             version = str(known[0].version)
         else:
             _log_pictures(client, run_id, workspace)
-            tags = {**_lineage(settings, workspace, ledger), ONNX_HASH: onnx_hash}
+            tags = {**_lineage(settings, workspace, ledger), ONNX_HASH: onnx_hash, SERVED: served}
             if (source := code()) is None:
                 _log.warning(
                     "the version is registered without its code: there is no Git repository here, or no commit in it. "
                     "`git add` and `git commit` your files before a run, so that `restore` can bring them back"
                 )
-            tags |= _log_record(client, run_id, settings, workspace, params, content, onnx_hash, source)
+            tags |= _log_record(client, run_id, settings, workspace, params, content, path, source)
             if known:  # registered before records were kept
                 version = str(known[0].version)
                 set_tags(client, name, version, tags)
@@ -109,13 +113,13 @@ def _log_record(
     workspace: Workspace,
     params: Path,
     content: bytes,
-    onnx_hash: str,
+    served: Path,
     code: Source | None,
 ) -> dict[str, str]:
     """Log the record, and return the tags that lead to it."""
     with tempfile.TemporaryDirectory() as folder:
-        record = make_record(settings, workspace, params, content, Path(folder), code)
-        client.log_artifacts(run_id, folder, record_place(onnx_hash))
+        record = make_record(settings, workspace, params, content, Path(folder), code, served)
+        client.log_artifacts(run_id, folder, record_place(sha256(served.read_bytes()).hexdigest()))
         digest = sha256((Path(folder) / FILE).read_bytes()).hexdigest()
     return {RECORD_HASH: digest, "secateur.git_commit": record.commit or "none"}
 

@@ -41,6 +41,7 @@ class Figures:
         score_interval: Of the score, 95 %; None where it is no mean over samples.
         measure: What the score is.
         quartiles_ms: Batch size -> lower and upper quartile.
+        float_ms: Batch size -> median time of its own float file, where it is a quantised one.
     """
 
     score: float
@@ -52,6 +53,7 @@ class Figures:
     score_interval: Interval | None = None
     quartiles_ms: Mapping[int, Interval] = field(default_factory=dict)
     measure: Measure = ACCURACY
+    float_ms: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def judge(candidate: Figures, reference: Figures, chosen: Promote, pairs: Paired
             lambda size: as_bytes(round(size)),
         ),
         *(_latency(candidate, reference, size, chosen.max_latency_increase) for size in candidate.latencies_ms),
+        *(_against_float(candidate, size) for size in candidate.float_ms),
     ]
     if candidate.answer_difference is not None:
         difference, other = candidate.answer_difference, reference.answer_difference or 0.0
@@ -176,6 +179,14 @@ def _latency(candidate: Figures, reference: Figures, size: int, more: float) -> 
     spread = ("quartiles", as_quartiles(candidate.quartiles_ms[size]), as_quartiles(reference.quartiles_ms[size]))
     remark = "" if gate.passed or low > high else _NOISE
     return replace(gate, spread=spread, remark=remark)
+
+
+def _against_float(candidate: Figures, size: int) -> Gate:
+    """A quantised file isn't slower than its own float one: not more than three quarters of its times are longer."""
+    found, limit = candidate.latencies_ms[size], candidate.float_ms[size]
+    passed = candidate.quartiles_ms[size][0] <= limit
+    shown = (_as_ms(found), _as_ms(limit), f"at most {_as_ms(limit)}")
+    return Gate(f"latency against its float file, batch {size}", found, limit, limit, passed, shown)
 
 
 def _as_ms(milliseconds: float) -> str:

@@ -152,7 +152,8 @@ def test_password_of_the_store_is_not_recorded(shop: Any, tmp_path: Path) -> Non
     params = Path("params.yaml")
     content = params.read_bytes()
     params.write_bytes(b"# edited since\n" + content)
-    found = make_record(shop.settings, shop.workspace, params, content, tmp_path / "kept", code)
+    served = shop.workspace.folder("onnx") / "model.onnx"
+    found = make_record(shop.settings, shop.workspace, params, content, tmp_path / "kept", code, served)
     assert (found.commit, found.tree, found.patch_sha256) == ("0" * 40, None, None)
     files = [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
     assert not [path for path in files if b"s3cret" in path.read_bytes()]
