@@ -95,7 +95,19 @@ def _quantize(
         },
     )
     quantizer.quantize_model()
+    _give_outputs_in_float(quantizer.model.model.graph)
     return _with_short_names(_sorted(quantizer.model))
+
+
+def _give_outputs_in_float(graph: onnx.GraphProto) -> None:
+    """Let an output that a quantised layer reads too be given as it was computed: the quantiser gives it rounded."""
+    outputs = {one.name for one in graph.output}
+    made = {name for node in graph.node for name in node.output}
+    renamed = {f"{name}_QuantizeLinear_Input": name for name in outputs}
+    rounded = {name: f"{name}_DequantizeLinear_Output" for inner, name in renamed.items() if inner in made}
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, rounded.get(name, name)) for name in node.input]
+        node.output[:] = [renamed.get(name, rounded.get(name, name)) for name in node.output]
 
 
 _SHORTER = {

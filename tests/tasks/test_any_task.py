@@ -15,6 +15,7 @@ from pruning.containers import main_output
 from tasks.data import read_description, read_split
 from tasks.loop.ledger import read_ledger
 from tasks.models import example_inputs, load_model
+from tasks.quantization import read_quantization
 from tasks.reporting.tables import as_text, compare
 from tasks.stage_table import NAMES
 from tests.tasks.test_pipeline import Project, made
@@ -185,6 +186,7 @@ def project(tmp: Path, writer: Callable[..., Path], **sections: Any) -> Project:
         }
         settings["promote"]["max_drop"] = {"relative": 0.5}
         settings["benchmark"]["rounds"] = 2
+        settings["quantize"] = {"profile": "cpu"}
         settings["training"] = {}
         for name, section in sections.items():
             settings[name] = {**settings.get(name, {}), **section}
@@ -291,6 +293,15 @@ def test_a_task_runs_from_its_data_set_to_the_report(
     assert sorted(parity.get("outputs", names[:1])) == sorted(names), "each is compared; one alone needs no name"
     assert parity["max_relative_difference"] < 1e-4
     assert summary["dense"]["score"] == pytest.approx(by_hand(name, outputs, test.targets), rel=1e-6)
+
+    quantized = onnxruntime.InferenceSession(workspace.folder("quantized") / "quantized.onnx")
+    assert [output.name for output in quantized.get_outputs()] == names
+    answers = torch.from_numpy(quantized.run(None, {session.get_inputs()[0].name: test.inputs.numpy()})[0])
+    assert summary["quantized"]["score"] == pytest.approx(by_hand(name, answers, test.targets), rel=1e-5)
+    found = read_quantization(workspace)
+    assert found is not None
+    assert found.outputs.keys() == set(names)
+    assert found.outputs[names[0]].snr_db > 15
 
     row = read_ledger(workspace.folder("iterations")).rows[-1]
     scores = row.recipes.values()

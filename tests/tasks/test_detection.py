@@ -16,6 +16,7 @@ from pruning.evaluation import evaluate
 from pruning.scoring import Scorer
 from tasks.data import read_description
 from tasks.models import example_inputs, load_model
+from tasks.quantization import read_quantization
 from tasks.stage_table import NAMES
 from tests import rendered
 from tests.tasks.test_pipeline import Project, made
@@ -45,6 +46,7 @@ def project(
         }
         settings["promote"]["max_drop"] = {"relative": 0.9}
         settings["benchmark"]["rounds"] = 2
+        settings["quantize"] = {"profile": "cpu"}
         settings["training"] = {}
         for name, section in sections.items():
             settings[name] = {**settings.get(name, {}), **section}
@@ -85,6 +87,12 @@ def test_a_detector_runs_from_its_data_set_to_the_report(
     exported = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     for one, expected in zip(exported, heads.values(), strict=False):
         torch.testing.assert_close(torch.from_numpy(one), expected, rtol=1e-3, atol=1e-4)
+
+    quantized = read_quantization(workspace)
+    assert quantized is not None
+    assert quantized.left_because("head"), "what gives boxes and classes stays in float"
+    assert quantized.outputs.keys() == set(names)
+    assert summary["quantized"]["score"] == pytest.approx(summary["dense"]["score"], abs=0.05)
 
 
 HALVES: dict[str, dict[str, Any]] = {

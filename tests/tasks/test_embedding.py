@@ -63,6 +63,7 @@ def test_an_embedder_is_pruned_without_labels(
         settings["training"] = {}
         settings["analyze"].update(for_report=True, rates=[0.5])
         settings["benchmark"]["rounds"] = 2
+        settings["quantize"] = {"profile": "cpu"}
         settings["prune"] = {
             "target": {"mac_reduction": 0.5},
             "iterations": 1,
@@ -92,6 +93,7 @@ def test_an_embedder_is_pruned_without_labels(
     assert parity["max_relative_difference"] < 1e-4
     (exported,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
     np.testing.assert_allclose(exported, outputs.numpy(), rtol=1e-3, atol=1e-4)
+    assert summary["quantized"]["score"] == pytest.approx(summary["dense"]["score"], abs=0.01)
 
 
 def randn(*shape: int) -> Tensor:

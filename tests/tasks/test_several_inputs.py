@@ -19,6 +19,7 @@ from pruning.task import Classification, Task
 from tasks.data import read_description, read_inputs
 from tasks.data_factory import opened
 from tasks.data_sets import SPLITS, DataSets
+from tasks.quantization import read_quantization
 from tasks.registry.mlflow_models import at, find
 from tasks.registry.promote import measure_side_by_side
 from tasks.registry.register import register
@@ -188,6 +189,7 @@ def project(tmp: Path, writer: Callable[..., Path], names: Any = NAMES, **sectio
             "recipes": [{"name": "distil", **recipe}],
         }
         settings["benchmark"]["rounds"] = 2
+        settings["quantize"] = {"profile": "cpu"}
         settings["training"] = {}
         for name, section in sections.items():
             settings[name] = {**settings.get(name, {}), **section}
@@ -212,6 +214,16 @@ def shapes(session: onnxruntime.InferenceSession) -> dict[str, list[Any]]:
     return {one.name: one.shape for one in (*session.get_inputs(), *session.get_outputs())}
 
 
+def check_quantized(found: Project, session: onnxruntime.InferenceSession) -> None:
+    """The quantised file takes and gives what the float one does, and nearly the same."""
+    path, compared = found.workspace.folder("quantized") / "quantized.onnx", read_quantization(found.workspace)
+    assert shapes(onnxruntime.InferenceSession(path)) == shapes(session)
+    assert compared is not None
+    assert compared.outputs.keys() == {one.name for one in session.get_outputs()}
+    assert min(one.snr_db for one in compared.outputs.values()) > 15
+    assert compared.num_layers > len(compared.left)
+
+
 @pytest.mark.thorough
 def test_two_inputs_by_position_go_through_every_stage_and_to_a_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project_writer: Callable[..., Path]
@@ -233,6 +245,7 @@ def test_two_inputs_by_position_go_through_every_stage_and_to_a_server(
     assert parity["outputs"].keys() == {"output_0", "output_1"}
     assert max(parity["outputs"].values()) == parity["max_relative_difference"] < 1e-4
     assert all(row["predicted_ms"] for row in found.json("latency", "latency.json")["latencies"][:2])
+    check_quantized(found, session)
 
     number, server = served(found)
     images, numbers = read_inputs(found.settings, found.workspace, "test").first(3).inputs
@@ -273,6 +286,7 @@ def test_a_network_of_token_ids_and_masks_goes_through_every_stage(
     parity = found.json("onnx", "parity.json")["dense"]
     assert list(parity["outputs"]) == sorted(["logits", *hidden])
     assert parity["max_relative_difference"] < 1e-4
+    check_quantized(found, session)
 
     number, server = served(found)
     for length in (5, 9, 20):  # beyond what the data hold

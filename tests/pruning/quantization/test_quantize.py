@@ -256,6 +256,31 @@ def test_the_last_matrix_product_gives_floats(mobile: Network) -> None:
     assert (last.op_type, last.output[0]) == ("Gemm", mobile.outputs[0])
 
 
+@pytest.mark.parametrize("profile", ["cpu", "tensorrt"])
+def test_an_output_that_a_layer_reads_too_is_given_in_float(tmp_path: Path, profile: str) -> None:
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+            self.third, self.head = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = self.second(self.first(x).relu())
+            return self.head(self.third(x)), x
+
+    network = exported(Inner().eval(), torch.randn(4, 3, 8, 8), tmp_path)
+    chosen, feeds = find_profile(profile), batches_for(network)
+    body = [layer for layer in layers_for(network, chosen) if layer not in network.heads]
+    assert "third" in [layer.name for layer in body]
+    found = quantize(network, chosen, body, measure_ranges(network, feeds, "minmax"))
+    makers = {name: node.op_type for node in found.graph.node for name in node.output}
+    assert {makers[one.name] for one in found.graph.output} == {"Conv"}
+    for one, other in zip(answers(found, feeds), answers(network.model, feeds), strict=True):
+        for name, values in one.items():
+            assert np.linalg.norm(values - other[name]) < 0.1 * np.linalg.norm(other[name])
+            assert len(np.unique(values)) > 0.9 * values.size, "steps of a scale would show"
+
+
 def test_a_layer_that_sees_values_without_end_is_named(tmp_path: Path) -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:
