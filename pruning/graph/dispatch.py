@@ -213,6 +213,11 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def lacks_values(model: nn.Module) -> bool:
+    """Whether some parameter or buffer lies on the meta device."""
+    return any(tensor.is_meta for tensor in state_of(model).values())
+
+
 @dataclass(frozen=True)
 class _Copy:
     """A copy of a tensor, and the versions that both had then: each write into a tensor is a new version."""
@@ -332,7 +337,10 @@ def watch(
                 made[id(t)] = _copied(t) if tensors == "real" else _convert(t, device, mode)
             return made[id(t)]
 
-        state = {name: convert(t, (devices or {}).get(name, t.device)) for name, t in real.items()}
+        # Fake tensors of a model without values lie where the inputs do, so that its code takes the usual way.
+        given = next((t.device for t in find_tensors((args, kwargs))), None) if tensors == "fake" else None
+        places = {name: given or t.device for name, t in real.items() if t.is_meta} | dict(devices or {})
+        state = {name: convert(t, places.get(name, t.device)) for name, t in real.items()}
         token = _copies.set(None)  # inputs are others each time
         args, kwargs = with_tensors((args, kwargs), lambda tensor: convert(tensor, tensor.device))
         _copies.reset(token)

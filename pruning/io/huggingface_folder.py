@@ -53,9 +53,9 @@ def save_pretrained(into: Path, model: nn.Module, config: Mapping[str, Any], sou
     (into / "README.md").write_text(card, encoding="utf-8")
 
 
-def write_config(into: Path, config: Mapping[str, Any], source: Pretrained) -> None:
+def write_config(into: Path, config: Mapping[str, Any], source: Pretrained, dtype: torch.dtype = torch.float32) -> None:
     """Write `config.json`, every field of it: what is left out has the class's default, which may be worked out."""
-    stated = {"architectures": [source.class_name], "dtype": "float32"}
+    stated = {"architectures": [source.class_name], "dtype": str(dtype).removeprefix("torch.")}
     document = {**config, **stated, "transformers_version": transformers().__version__}
     text = json.dumps({k: v for k, v in document.items() if not k.startswith("_")}, indent=2, sort_keys=True)
     (into / CONFIG).write_text(f"{text}\n", encoding="utf-8")

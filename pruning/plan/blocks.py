@@ -28,7 +28,7 @@ from pruning.containers import Inputs
 from pruning.errors import PlanError, unknown_name
 from pruning.graph.branches import Branch, Flow, Value, find_branches, passes_of
 from pruning.graph.contexts import no_leftovers
-from pruning.graph.dispatch import Listeners, Place, examples_of, watch
+from pruning.graph.dispatch import Listeners, Place, examples_of, lacks_values, watch
 from pruning.graph.module_copy import NoBranch, PassOn, copy_module, copy_whole
 from pruning.graph.rules.call import is_pointwise, operator_name, tensors_in
 from pruning.graph.trace import Trace, trace
@@ -223,7 +223,7 @@ class Blocks(Mapping[str, Block]):
 
     def _keep_those_that_vanish(self) -> None:
         """Drop the branches that give something although all of their parameters are zero."""
-        if not self._branches or any(tensor.is_meta for tensor in (*self.model.parameters(), *self.model.buffers())):
+        if not self._branches or lacks_values(self.model):
             return
         zeroed = with_zeros(self.model, [name for one in self._branches.values() for name in one.parameters])
         seen: dict[str, list[list[bool]]] = {}
@@ -251,8 +251,9 @@ class Blocks(Mapping[str, Block]):
         if takes_cache(self.model, example) is None:
             return
         for branch in list(self._branches.values()):
-            expected = attempt(run_from_cache, with_zeros(self.model, branch.parameters), example)
-            if expected is None or any(tensor.is_meta for tensor in expected):
+            zeroed = None if lacks_values(self.model) else with_zeros(self.model, branch.parameters)
+            expected = None if zeroed is None else attempt(run_from_cache, zeroed, example)
+            if expected is None:
                 if self._is_numbered(branch):
                     self._refuse(branch, "whether the model goes on from its cache without it can't be tried")
                 continue

@@ -45,17 +45,7 @@ def carry_over(
     Raises:
         PlanError: no numbers of the configuration give the narrowed model, or the class computes something else.
     """
-    lost = {name: len(indices) for name, indices in plan.removed.items()}
-    taken: list[tuple[ConfigField, int]] = []
-    for field in fields:
-        counts = {Fraction(lost.pop(name, 0), unit) for name, unit in field.units.items()}
-        if len(counts) > 1 or next(iter(counts)).denominator > 1:
-            raise PlanError(f"the groups that {field.name} sets have lost unequal shares; they aren't uniform")
-        taken.append((field, int(counts.pop())))
-    if any(lost.values()):
-        name = next(name for name, count in lost.items() if count)
-        raise PlanError(f"no number of the configuration sets the size of {name} alone")
-    changes = numbers_after(config, taken)
+    changes = config_after(plan, fields, config)
     after = changed(config, changes)
     try:
         with forked_torch():
@@ -79,6 +69,25 @@ def carry_over(
         f"the class computes something else than the narrowed model (relative difference {min(differences):.1e}): it "
         "works out more than sizes from its configuration, such as frequencies from the width of a head"
     )
+
+
+def config_after(plan: Plan, fields: Sequence[ConfigField], config: Mapping[str, Any]) -> dict[Keys, int]:
+    """Return the numbers of the configuration that change with a plan.
+
+    Raises:
+        PlanError: no numbers of the configuration give what the plan leaves.
+    """
+    lost = {name: len(indices) for name, indices in plan.removed.items()}
+    taken: list[tuple[ConfigField, int]] = []
+    for field in fields:
+        counts = {Fraction(lost.pop(name, 0), unit) for name, unit in field.units.items()}
+        if len(counts) > 1 or next(iter(counts)).denominator > 1:
+            raise PlanError(f"the groups that {field.name} sets have lost unequal shares; they aren't uniform")
+        taken.append((field, int(counts.pop())))
+    if any(lost.values()):
+        name = next(name for name, count in lost.items() if count)
+        raise PlanError(f"no number of the configuration sets the size of {name} alone")
+    return numbers_after(config, taken)
 
 
 def _scaled(dense: nn.Module, plan: Plan, groups: Groups) -> dict[str, Tensor]:

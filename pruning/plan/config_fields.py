@@ -13,7 +13,7 @@ each number is tried on the model itself: narrowed by one step, against the clas
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import combinations, islice
@@ -126,24 +126,32 @@ def with_stated_numbers(
     return stated
 
 
-def find_config_fields(groups: Groups, config: Mapping[str, Any], build: Build) -> ConfigFields:
+Proof = Callable[[Plan, ConfigField], None]
+"""(plan of one step, its field) -> nothing; raises a `PlanError` where the class isn't what the plan leaves."""
+
+
+def find_config_fields(
+    groups: Groups, config: Mapping[str, Any], build: Build, prove: Proof | None = None
+) -> ConfigFields:
     """Find the numbers of a configuration that set the sizes of groups, and nothing else.
 
     Args:
         groups: of the model that `build` gives for this configuration, with its weights.
         config: numbers, and what else the class is built from, nested.
         build: builds the class.
+        prove: tries one step of a field; by default on the model itself, whose weights are then in memory.
 
     Raises:
         PlanError: the class builds another model from this configuration.
     """
     finder = _Finder(groups, config, build)
+    prove = prove or finder.prove
     found: list[ConfigField] = []
     refused: dict[str, str] = {}
     for moved in finder.all_moved(refused):
         try:
             field = finder.with_valid_steps(moved.field())
-            finder.try_step(field)
+            prove(finder.one_step(field), field)
         except PlanError as fault:
             refused[moved.name] = str(fault)
         else:
@@ -340,16 +348,19 @@ class _Finder:
         except PlanError:
             return False
 
-    def try_step(self, field: ConfigField) -> None:
+    def one_step(self, field: ConfigField) -> Plan:
+        """Return the plan of one step of a field."""
+        lost = {
+            name: range(self._groups[name].size - unit, self._groups[name].size) for name, unit in field.units.items()
+        }
+        return Plan.of(self._groups, lost)
+
+    def prove(self, plan: Plan, field: ConfigField) -> None:
         """See that the class is the narrowed model after one step of a field.
 
         Raises:
             PlanError: it isn't.
         """
-        lost = {
-            name: range(self._groups[name].size - unit, self._groups[name].size) for name, unit in field.units.items()
-        }
-        plan = Plan.of(self._groups, lost)
         dense = rebuild(self._groups.model, self._groups, plan)
         carry_over(dense, plan, self._groups, [field], self._config, self._build)
 

@@ -143,19 +143,30 @@ def parameter_masks(groups: Groups, plan: Plan) -> dict[str, Tensor]:
 
 def masks_of(groups: Groups, kept_channels: Mapping[Atom, Tensor]) -> dict[str, Tensor]:
     """The same for any channels, by the atoms of the algebra that stand for their groups; a group may keep none."""
-    unmasked = {place for traced in groups.trace.passes for place in traced.facts.unmasked}
-    out = {}
-    for name, parameter in groups.model.named_parameters():
-        mask = torch.ones(parameter.shape, dtype=torch.bool)
-        for position, axis in enumerate(groups.trace.parameters[name]):
-            if (name, position) in unmasked:
-                continue
-            shape = [1] * parameter.ndim
-            shape[position] = -1
-            mask = mask & kept(axis, kept_channels).reshape(shape)
-        if not mask.all():
-            out[name] = mask
-    return out
+    unmasked = unmasked_places(groups)
+    found = {name: mask_of(groups, name, kept_channels, unmasked) for name, _ in groups.model.named_parameters()}
+    return {name: mask for name, mask in found.items() if mask is not None}
+
+
+def unmasked_places(groups: Groups) -> set[tuple[str, int]]:
+    """Axes of parameters that stay as they are: name, position."""
+    return {place for traced in groups.trace.passes for place in traced.facts.unmasked}
+
+
+def mask_of(
+    groups: Groups, name: str, kept_channels: Mapping[Atom, Tensor], unmasked: Collection[tuple[str, int]]
+) -> Tensor | None:
+    """The mask of one parameter; None where all of it stays."""
+    axes = groups.trace.parameters[name]
+    shape = groups.model.get_parameter(name).shape
+    mask = torch.ones(shape, dtype=torch.bool)
+    for position, axis in enumerate(axes):
+        if (name, position) in unmasked:
+            continue
+        ones = [1] * len(shape)
+        ones[position] = -1
+        mask = mask & kept(axis, kept_channels).reshape(ones)
+    return None if mask.all() else mask
 
 
 def apply_masks(
@@ -215,7 +226,13 @@ def masked_copy(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _masked(model: nn.Module, groups: Groups, masks: Mapping[Atom, Tensor]) -> nn.Module:
+    sites = kept_masks(groups, masks)
     masked = masked_copy(model, masks_of(groups, masks))
+    return over_kept(masked, sites) if sites else masked
+
+
+def kept_masks(groups: Groups, masks: Mapping[Atom, Tensor]) -> KeptMasks:
+    """Where a masked model takes statistics over channels of which some go, and which stay."""
     sites: KeptMasks = {}
     for site, candidates in statistics_of(groups.model, groups.trace).items():
         for axes in candidates:
@@ -223,4 +240,4 @@ def _masked(model: nn.Module, groups: Groups, masks: Mapping[Atom, Tensor]) -> n
             if any(gone):
                 found = [kept(axis, masks) if loses else None for axis, loses in zip(axes, gone, strict=True)]
                 sites.setdefault(site, []).append(found)
-    return over_kept(masked, sites) if sites else masked
+    return sites

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pruning.containers import Inputs
 from pruning.errors import ModelError, PlanError, UnprovenWarning, UntriedWarning, VerificationError, describe, pass_on
 from pruning.graph.axes import kept
-from pruning.graph.dispatch import examples_of
+from pruning.graph.dispatch import examples_of, lacks_values
 from pruning.graph.groups import Groups
 from pruning.graph.kept_statistics import run_alike
 from pruning.graph.module_copy import copy_whole
@@ -77,7 +77,7 @@ def narrow(
             plan's channels.
     """
     model = unwrap(model)
-    if verify and any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+    if verify and lacks_values(model):
         raise ModelError(
             f"{type(model).__name__} has tensors on the meta device, without values that could be compared; "
             "pass verify=False to narrow its shapes alone"

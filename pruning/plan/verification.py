@@ -326,7 +326,7 @@ class Comparison:
 
     def run(self, model: nn.Module, groups: Groups) -> Deviation | None:
         """Run the narrowed model; tell where it deviates, or None."""
-        devices = {name: tensor.device for name, tensor in state_of(groups.model).items()}
+        devices = {name: tensor.device for name, tensor in state_of(groups.model).items() if not tensor.is_meta}
         try:
             traced, listeners = self.traced, Listeners(self.on_call)
             watch(model, traced.example, listeners, traced.tensors, devices=devices, training=traced.training)
