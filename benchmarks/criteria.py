@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these ways alone")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--targets", nargs="+", type=float, default=[0.5, 0.7, 0.85], help="shares of the MACs to go")
-    parser.add_argument("--epochs", type=int, default=3, help="of fine-tuning")
+    parser.add_argument("--epochs", type=int, default=3, help="of fine-tuning; 0: none")
     parser.add_argument("--samples", type=int, default=3000, help="training images")
     parser.add_argument("--test", type=int, default=1240, help="test images")
     parser.add_argument("--baseline-epochs", type=int, default=12)

@@ -21,7 +21,7 @@ from pruning.io.huggingface import Pretrained
 from secateur.inspection import Rules, Source, inspect
 from secateur.packages import advice
 from tasks.config import reference
-from tasks.config.prune_schema import Prune
+from tasks.config.loop_schema import Prune
 from tasks.config.schema import Run
 from tasks.config.training_schema import FromScratch
 from tasks.registry.dvc_repo import dvc_yaml

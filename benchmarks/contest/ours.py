@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import cache, partial
 from typing import Any, Literal
@@ -12,15 +12,19 @@ from torch import Tensor, nn
 
 import pruning
 from benchmarks.contest.terms import Entry, Pruned, Terms, accuracy, macs
+from pruning.allocation.budget import Budget, BudgetSolver
+from pruning.allocation.evolution import Evolution
 from pruning.allocation.selection import Scope, choose_by_trial, make_plan
+from pruning.batches import TensorBatches
 from pruning.errors import TargetError
-from pruning.evaluation import evaluate
-from pruning.importance import criterion_names, find_criterion
-from pruning.plan.constraints import Freedom, Limits
-from pruning.plan.plan import Plan
+from pruning.evaluation import distillation_loss, evaluate
+from pruning.importance import Ranking, criterion_names, find_criterion
+from pruning.plan.constraints import Freedom, Limits, find_tied_groups
+from pruning.plan.plan import Cost, Plan
 from pruning.recovery.basis import in_principal_components
 from pruning.recovery.calibrate import recalibrate
 from pruning.recovery.fold import fold
+from pruning.recovery.levels import LevelDatabase, StitchedModels, evolve_plan
 from pruning.recovery.reconstruct import reconstruct
 from pruning.statistics.collect import Statistics, collect
 from pruning.training.recipe import Recipe
@@ -31,6 +35,7 @@ from tasks.environment import REPOSITORY
 from tasks.loop.trial import within_better
 
 TOOL = "secateur"
+_GENERATIONS = 12
 MAX_SPARSITY = 0.9  # of a group, where one threshold serves all
 
 
@@ -52,6 +57,7 @@ _DEFAULT: dict[str, dict[str, Any]] = {
     "default, the same share of every group": {"tried": ("local",)},
     "default, one threshold on the error per MAC": {"tried": ("macs",)},
     "default, allocation by trial": {"tried": Allocation().tried},
+    "default, allocation by evolution": {"evolved": True},
     "default, batch norms recalibrated alone": {"reconstructed": False},
     "default, not distilled": {"distilled": False},
     "default, streams as they are": {"turned": False},
@@ -86,6 +92,8 @@ def _default(change: dict[str, Any], terms: Terms, baseline: nn.Module, seed: in
                 limits=freedom.limits,
             )
 
+        if change.get("evolved", False):
+            return _evolved(terms, baseline, groups, statistics, freedom.limits, plan_by, seed, reduction), ""
         if "tried" not in change:
             return plan_by(settings.allocation), ""
         ways = Allocation(strategy="trial", tried=change["tried"]).candidates_tried()
@@ -115,6 +123,37 @@ def _default(change: dict[str, Any], terms: Terms, baseline: nn.Module, seed: in
     if not change.get("distilled", True):
         recipe = recipe.model_copy(update={"distillation": 0.0})
     return Pruned(dense, narrowed, recipe=recipe, teacher=baseline if recipe.distillation else None, note=note)
+
+
+def _evolved(
+    terms: Terms,
+    baseline: nn.Module,
+    groups: pruning.Groups,
+    statistics: Statistics,
+    limits: Limits,
+    plan_by: Callable[[Allocation], Plan],
+    seed: int,
+    reduction: float,
+) -> Plan:
+    """What `allocation.strategy: evolve` comes to, with fewer generations."""
+    allocation, cost = Allocation(), Cost(groups)
+    budget = Budget("MACs", cost.macs, (1 - reduction) * cost.macs({}))
+    solver = BudgetSolver(find_tied_groups(groups, limits), budget)
+    solver.lowest()
+    starts = [plan_by(one) for one in (allocation, *allocation.candidates_tried().values())]
+    judged_on = TensorBatches(terms.data.validation.inputs)
+    divergence = partial(distillation_loss, temperature=1.0)
+    stitched = StitchedModels(groups, statistics, judged_on, LevelDatabase(), divergence, original=baseline, seed=seed)
+
+    def recovered(plan: Plan, num_samples: int) -> nn.Module:
+        dense = pruning.narrow(groups.model, plan, terms.data.test.inputs[:1], groups=groups, verify=False)
+        reconstruct(dense, groups.model, plan, groups, terms.unlabelled[:num_samples])
+        return dense
+
+    quick, whole = (partial(recovered, num_samples=share * len(terms.unlabelled) // 4) for share in (1, 4))
+    ranking = Ranking(groups, "structured_obs", statistics)
+    plan, _ = evolve_plan(solver, ranking, starts, stitched, quick, Evolution(generations=_GENERATIONS, seed=seed))
+    return min(starts[0], plan, key=partial(stitched.judged, whole))
 
 
 def _losses(terms: Terms, groups: pruning.Groups, num_samples: int, plan: Plan) -> Tensor:

@@ -31,7 +31,7 @@ class Terms:
     Attributes:
         num_samples: Training images.
         baseline_epochs: Of each seed's baseline.
-        epochs: Of fine-tuning, for every entry.
+        epochs: Of fine-tuning, for every entry; 0: nothing is trained.
         calibration: Training images, without their labels, that recovery without training may look at.
         statistics: Training images that a criterion may look at.
         cache: Folder of the baselines.
@@ -219,6 +219,8 @@ def enter(entry: Entry, terms: Terms, seed: int, target: float) -> Result:
     result.macs_removed = 1 - macs(model, terms) / macs(baseline, terms)
     result.recovered = accuracy(model, test)
     result.curve.append(accuracy(model, validation))
+    if not terms.epochs:
+        return result
 
     def after_step(step: int, steps: int, _rate: float) -> None:
         recipe = pruned.recipe or terms.recipe

@@ -265,6 +265,7 @@ class Tried(BaseModel):
     Attributes:
         name: Of the allocation.
         loss: The mean over the samples that it was last judged on; None where it could not be judged.
+        measure: What is called loss: that of the task, or how far outputs are from the baseline's.
         num_samples: How many these are.
         rounds: How many rounds it was judged in.
         worse_by: The 95 % interval of its loss minus that of the best of its round, from the samples' differences; None
@@ -278,6 +279,7 @@ class Tried(BaseModel):
 
     name: str
     loss: float | None = None
+    measure: Literal["loss", "divergence"] = "loss"
     num_samples: int = 0
     rounds: int = 0
     worse_by: tuple[float, float] | None = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,50 +52,100 @@ def fold(dense: nn.Module, plan: Plan, groups: Groups, statistics: Statistics, c
         )
     if not statistics.moments:
         raise CriterionError("folding needs the moments; gather the statistics with needs={'moments'}")
-    masks = plan.masks(groups)
+    folding = found.folding
+
+    def solve(layer: Layer, kept: Tensor, rows: Tensor) -> Folded:
+        def ask(index: int) -> Tensor:
+            return _multiplicities(layer, index, plan, groups, statistics)
+
+        return solution(layer, kept, rows, statistics, folding, ask)
+
+    return fold_layers(dense, plan, groups, statistics, solve)
+
+
+class Folded(NamedTuple):
+    """New weights of a layer of which some columns are gone.
+
+    Attributes:
+        matrices: [groups, outputs, columns kept], in the layer's groups.
+        lost: [groups, outputs] what the means of its outputs lose by them.
+    """
+
+    matrices: Tensor
+    lost: Tensor
+
+
+Solve = Callable[[Layer, Tensor, Tensor], Folded]
+"""(layer, columns kept, outputs kept) -> its new weights for these outputs; bool [columns] and [groups, outputs]. A
+group none of whose outputs is kept is left out."""
+
+
+@torch.no_grad()
+def fold_layers(dense: nn.Module, plan: Plan, groups: Groups, statistics: Statistics, solve: Solve) -> int:
+    """Give the layers of a narrowed model that read less than before new weights, in place; see `fold`.
+
+    Args:
+        dense: `narrow(model, plan, ...)`.
+        plan: What was removed.
+        groups: Found on the whole model.
+        statistics: Gathered on it, moments among them.
+        solve: Gives the weights.
+
+    Returns:
+        The number of layers whose weights were changed.
+    """
+    masks, state = plan.masks(groups), state_of(dense)
     changed = 0
-    for weight, layer in statistics.layers.items():
-        axes = groups.trace.parameters[weight]
-        inputs = kept_indices(axes[layer.geometry.input_axis], masks)
-        outputs = kept_indices(axes[1 - layer.geometry.input_axis], masks)
-        if not inputs.all() and not layer.tied and not (layer.geometry.transposed and layer.geometry.groups > 1):
-            _fold_layer(dense, layer, inputs, outputs, plan, groups, statistics, found.folding)
-            changed += 1
+    for name, layer in statistics.layers.items():
+        axes, geometry = groups.trace.parameters[name], layer.geometry
+        inputs = kept_indices(axes[geometry.input_axis], masks)
+        outputs = kept_indices(axes[1 - geometry.input_axis], masks)
+        if inputs.all() or layer.tied or (geometry.transposed and geometry.groups > 1):
+            continue
+        kept = inputs.repeat_interleave(prod(geometry.kernel))
+        new, weight = solve(layer, kept, outputs.reshape(geometry.groups, -1)), state[name]
+        weight.copy_(from_matrix(new.matrices, weight.shape, geometry))
+        if layer.bias is not None:
+            state[layer.bias].add_(new.lost.flatten().to(weight))
+        elif layer.running_mean is not None:
+            state[layer.running_mean].sub_(new.lost.flatten().to(weight))
+        changed += 1
     return changed
 
 
-def _fold_layer(
-    dense: nn.Module,
+def solution(
     layer: Layer,
-    inputs: Tensor,
-    outputs: Tensor,
-    plan: Plan,
-    groups: Groups,
+    kept: Tensor,
+    rows: Tensor,
     statistics: Statistics,
     folding: Folding,
-) -> None:
-    geometry, moments, state = layer.geometry, statistics.moments[layer.weight], state_of(dense)
+    multiplicities_of: Callable[[int], Tensor],
+) -> Folded:
+    """Return a criterion's own weights for a layer.
+
+    Args:
+        layer: Whose moments are among the statistics.
+        kept: Columns, bool [columns].
+        rows: Outputs that are asked for, bool [groups, outputs].
+        statistics: Of the whole model.
+        folding: The criterion's.
+        multiplicities_of: The weight of each column of a group of the layer, for criteria that choose with weights.
+    """
+    geometry, moments = layer.geometry, statistics.moments[layer.weight]
     matrices = to_matrix(statistics.tensors[layer.weight], geometry).to("cpu", torch.float64)
     shifted = layer.bias is not None or layer.running_mean is not None
     covariances, means = moments.covariance(centred=shifted), moments.mean()
     taps = prod(geometry.kernel)
-    kept = inputs.repeat_interleave(taps)
-    rows = outputs.reshape(geometry.groups, -1)
     new, lost = [], []
     for index in range(geometry.groups):
         if not rows[index].any():
             continue  # the whole group of a grouped convolution is gone
         matrix = matrices[index][rows[index]]
-        ask = partial(_multiplicities, layer, index, plan, groups, statistics)
+        ask = partial(multiplicities_of, index)
         folded = folding(Columns(matrix, covariances[index], kept, taps, ask))
         new.append(folded)
         lost.append(matrix @ means[index] - folded @ means[index][kept])
-    weight = state[layer.weight]
-    weight.copy_(from_matrix(torch.stack(new), weight.shape, geometry))
-    if layer.bias is not None:
-        state[layer.bias].add_(torch.cat(lost).to(weight))
-    elif layer.running_mean is not None:
-        state[layer.running_mean].sub_(torch.cat(lost).to(weight))
+    return Folded(torch.stack(new), torch.stack(lost))
 
 
 def _multiplicities(layer: Layer, index: int, plan: Plan, groups: Groups, statistics: Statistics) -> Tensor:

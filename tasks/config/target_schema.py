@@ -85,13 +85,33 @@ def _as_strategy(name: TriedName) -> dict[str, str]:
     return {"strategy": name} if name in ("local", "sensitivity") else {"strategy": "global", "normalise": name}
 
 
+class EvolutionSettings(Section):
+    """How long and how wide an evolutionary search is."""
+
+    generations: StrictInt = Field(default=30, ge=0, le=100_000)
+    """After how many it ends."""
+    offspring: StrictInt = Field(default=16, ge=1, le=10_000)
+    """Divisions of the target that each generation tries."""
+    survivors: StrictInt = Field(default=2, ge=1, le=10_000)
+    """How many of them are narrowed and recovered to be judged; the others are sifted out as models whose layers are
+    taken from the database of levels.
+    """
+    num_samples: StrictInt = Field(default=512, ge=1, le=10_000_000)
+    """Validation samples, without their labels, that models are judged on; offspring are sifted on fewer."""
+    num_levels: StrictInt = Field(default=24, ge=2, le=10_000)
+    """Widths of each group that mutations go to."""
+    max_bytes: StrictInt = Field(default=2**31, ge=1, le=10**13)
+    """Of the database of levels, in the workspace while the attempt lasts; what was not used for longest is dropped."""
+
+
 class Allocation(Section):
     """How the reduction is divided among the groups."""
 
-    strategy: Literal["sensitivity", "local", "global", "scoped", "search", "trial"] = "global"
+    strategy: Literal["sensitivity", "local", "global", "scoped", "search", "trial", "evolve"] = "global"
     """global: one threshold on all scores. sensitivity: least predicted loss by the curves of analyze. local: the same
     share of each group. scoped: one threshold for each of the scopes. search: the best of random candidates. trial: the
-    best of those named in tried.
+    best of those named in tried. evolve: an evolutionary search for the model whose outputs are nearest to the
+    baseline's, from the answers of global and of those named in tried.
     """
     normalise: Normalise = "mean"
     """For global and scoped: what makes scores of different groups comparable."""
@@ -106,6 +126,9 @@ class Allocation(Section):
     validation samples, without training; the first that can't be told from the best is taken. mean, max, none, macs and
     lamp: global with this normalisation.
     """
+
+    evolution: EvolutionSettings = EvolutionSettings()
+    """For evolve: how long it searches."""
 
     @property
     def reads_curves(self) -> bool:

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, StrictBool, StrictInt, model_validat
 from pruning.errors import SettingsError
 from pruning.training.fsdp import check_recipe
 from pruning.training.recipe import Epochs, LearningRate, Name, Recipe, ScheduleName
-from tasks.config.prune_schema import Prune
+from tasks.config.loop_schema import Prune
 from tasks.config.types import (
     LOSSES,
     METRICS,

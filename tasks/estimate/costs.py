@@ -200,6 +200,11 @@ class Costs:
         if strategy == "trial":
             tried = len(chosen.allocation.tried)
             self.before += self._side_by_side(tried * (each + recovered / 4), tried)
+        elif strategy == "evolve":
+            search = chosen.allocation.evolution
+            survivors = search.generations * min(search.survivors, search.offspring) + len(chosen.allocation.tried)
+            self.before += survivors * (each + recovered / 4) + 2 * (each + recovered)
+            self.before += search.generations * search.offspring * (self.parts["narrowing"] / 2 + judged / 4)
         elif strategy == "search":
             self.before += chosen.allocation.candidates * (each + judged)
         if chosen.blocks == "allowed":

@@ -201,7 +201,7 @@ def attempt(
     under_way = unfinished(workspace, f"{ledger.fingerprint[:16]}-{step.number}")
     asked = goals.at(step.goal)
     sharing = None if fan_out is None else Sharing(fan_out, step.number, step.goal, asked, under_way)
-    context = open_step(settings, workspace, ledger, step.goal, asked, sharing)
+    context = open_step(settings, workspace, ledger, step.goal, asked, sharing, under_way)
     last = ledger.accepted[-1] if ledger.accepted else None
     try:
         taken = take_step(context)

@@ -69,6 +69,8 @@ class StepContext:
         baseline: The model before pruning.
         sharing: How parts of the attempt are computed side by side; None if all is computed here.
         blocks: Those that this step has taken from `model`, which `reference` still has; `plan` removes them too.
+        place: The folder of what the attempt has under way, which identifies all that shapes it; None in processes that
+            compute parts of it.
         start: A model of the original shape whose weights the next training begins with; None keeps the present ones.
     """
 
@@ -85,6 +87,7 @@ class StepContext:
     start: nn.Module | None = None
     sharing: Sharing | None = None
     blocks: tuple[str, ...] = ()
+    place: Path | None = None
 
     @property
     def removed_blocks(self) -> Plan:
@@ -99,6 +102,7 @@ def open_step(
     goal: float,
     reductions: Mapping[str, float],
     sharing: Sharing | None = None,
+    place: Path | None = None,
 ) -> StepContext:
     """Load what an attempt starts from.
 
@@ -109,6 +113,7 @@ def open_step(
         goal: Of the attempt.
         reductions: The same for each kind of target.
         sharing: How its parts are computed.
+        place: The folder of what it has under way.
     """
     data, example = read_description(workspace), example_inputs(workspace, settings)
     baseline_folder, iterations = workspace.folder("baseline"), workspace.folder(FOLDER)
@@ -121,7 +126,19 @@ def open_step(
     start = _start(settings, workspace, data, example)
     reference = teacher if settings.prune.channels_may_return else model
     return StepContext(
-        settings, workspace, ledger, goal, reductions, model, plan, example, reference, teacher, start, sharing
+        settings,
+        workspace,
+        ledger,
+        goal,
+        reductions,
+        model,
+        plan,
+        example,
+        reference,
+        teacher,
+        start,
+        sharing,
+        place=place,
     )
 
 

@@ -24,11 +24,10 @@ from pruning.plan.plan import Plan
 from tasks.config.schema import Settings
 from tasks.data import read_split
 from tasks.fan_out import Part
+from tasks.loop.allocation import Choice, choose_within_limits
 from tasks.loop.channels import (
     JUDGED_ON,
-    Choice,
     Offered,
-    choose_within_limits,
     context_without,
     in_basis,
     narrow_by,

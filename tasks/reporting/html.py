@@ -301,12 +301,15 @@ def _folded(reason: str) -> str:
     return f"<details><summary>{escape(first)}.</summary>{escape(rest)}</details>"
 
 
+_MEASURES = {"loss": "loss", "divergence": "divergence from the baseline's outputs"}
+
+
 def _of_trial(one: Tried) -> str:
     """Say what came of an allocation that was tried."""
     found = []
     if one.loss is not None:
         samples = f"{one.num_samples} validation samples, round {one.rounds}"
-        found.append(f"loss before training {one.loss:.4f} ({samples})")
+        found.append(f"{_MEASURES[one.measure]} before training {one.loss:.4f} ({samples})")
     if one.fault is not None:
         found.append(one.fault)
     if one.same_as is not None:

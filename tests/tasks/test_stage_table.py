@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pruning.errors import SettingsError
-from tasks.config.prune_schema import Prune
+from tasks.config.loop_schema import Prune
 from tasks.config.schema import Settings, load
 from tasks.config.target_schema import Target
 from tasks.environment import REPOSITORY

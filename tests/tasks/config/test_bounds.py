@@ -14,7 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from pruning.errors import SettingsError
 from tasks.config.errors import describe
-from tasks.config.prune_schema import MODELS, Prune
+from tasks.config.loop_schema import Prune
+from tasks.config.prune_schema import MODELS
 from tasks.config.schema import Settings, load
 from tasks.config.yaml_io import read_mapping, write_mapping
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from pruning.importance import criterion_names
 from pruning.io.checkpoint import load_checkpoint
 from tasks.config.schema import load
 from tasks.data import read_description
+from tasks.loop import evolution
 from tasks.loop.ledger import read_ledger
 from tasks.loop.step_context import WHOLE
 from tasks.models import example_inputs, load_model, make_factory
 from tasks.stage_table import NAMES
 from tasks.stages.transform import read_equivalence
 from tasks.training_state import epoch_folder
-from tasks.workspace import Workspace
+from tasks.workspace import Workspace, digest_of_files
 from tests.tasks.loop.test_methods import made_of_kind
 from tests.tasks.test_pipeline import BEFORE_THE_LOOP, Project, made, make
 
@@ -47,6 +49,10 @@ CHOICES: dict[str, dict[str, Any]] = {
     "search": {"allocation": {"strategy": "search", "candidates": 4}},
     "trial": {
         "allocation": {"strategy": "trial", "tried": ["mean", "lamp", "local", "sensitivity"]},
+        "recover": {"method": "reconstruct", "num_samples": 64},
+    },
+    "evolve": {
+        "allocation": {"strategy": "evolve", "evolution": {"generations": 2, "offspring": 4, "num_samples": 64}},
         "recover": {"method": "reconstruct", "num_samples": 64},
     },
     "nothing recovered": {"recover": {"method": "none"}},
@@ -155,6 +161,42 @@ def test_what_was_tried_is_in_the_ledger_and_the_report_and_the_first_that_is_no
     assert again.removed == plan.removed
 
 
+@pytest.mark.thorough
+def test_evolution_that_was_interrupted_goes_on_to_the_same_bytes_and_says_what_it_gained(
+    go_on: GoOn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def interrupted(_title: str) -> Iterator[Callable[[int, int], None]]:
+        def progress(done: int, _total: int) -> None:
+            if done == 1:
+                raise KeyboardInterrupt
+
+        yield progress
+
+    change = {**CHOICES["evolve"], "recipes": []}
+    with monkeypatch.context() as patched:
+        patched.setattr(evolution, "shown", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            go_on(change, "prune")
+    (state,) = Path("artifacts").glob(".training.unfinished/*/evolution-*/generation.json")
+    assert '"number":1' in state.read_text()
+    assert list((state.parent / "levels").iterdir())
+    project = go_on(change)
+    iterations = project.workspace.folder("iterations")
+    (row,) = read_ledger(iterations).rows
+    start, end = row.tried
+    assert (start.name, end.name, end.measure) == ("global", "evolve", "divergence")
+    assert start.loss is not None
+    assert end.loss is not None
+    assert (end if end.loss < start.loss else start).chosen
+    page = (project.workspace.folder("report") / "report.html").read_text(encoding="utf-8")
+    assert "divergence from the baseline&#x27;s outputs before training" in page
+    kept = digest_of_files(iterations)
+    shutil.rmtree(iterations)
+    assert digest_of_files(go_on(change, "prune").workspace.folder("iterations")) == kept
+    assert not list(Path("artifacts").glob(".training.unfinished"))
+
+
 def _as_one(name: str) -> dict[str, str]:
     return {"strategy": name} if name in ("local", "sensitivity") else {"strategy": "global", "normalise": name}
 
@@ -191,6 +233,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"start": {"weights": "random"}, "recover": {"method": "reconstruct"}}, "would be undone"),
     ({"start": {"weights": "random"}, "reversible": True}, "reversible false"),
     ({"allocation": {"strategy": "scoped"}}, "scopes are missing"),
+    ({"allocation": {"strategy": "evolve"}, "start": {"weights": "random"}}, "judges models before they are trained"),
     ({"allocation": {"strategy": "trial", "tried": ["macs", "local", "macs"]}}, "tried names macs twice"),
     (
         {"kind": "unstructured", "target": {"weight_sparsity": 0.5}, "reversible": True},
