@@ -26,7 +26,7 @@ FOLDERS = (
     "data",
     *(
         f"artifacts/{name}"
-        for name in ("baseline", "analysis", "measurements", "iterations", "dense", "onnx", "report")
+        for name in ("baseline", "analysis", "measurements", "iterations", "dense", "onnx", "quantized", "report")
     ),
 )
 MEASURED = ("artifacts/latency", "artifacts/report/report.html", "artifacts/report/stage.json")

@@ -78,6 +78,8 @@ class Costs:
             exported, timed = time_exports(bench, self.eval_dense / max(self.eval_whole, 1e-9))
             seconds["export"] = Bounds.exactly(exported) + self._fixed(2, loads=1)
             seconds["benchmark"] = Bounds.exactly(timed) + self._fixed(4, loads=1)
+        if "quantize" in self.runs and self.settings.quantize.profile is not None:
+            self.notes.append("not timed: quantize, which runs the validation samples through each file that it tries")
         tested = (self.eval_whole + self.eval_dense) * self._tested()
         seconds["report"] = Bounds.exactly(tested) + self._fixed(4, loads=1)
 

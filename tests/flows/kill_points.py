@@ -13,6 +13,7 @@ STATES = ("nothing", *NAMES)
 
 _UNFINISHED = "artifacts/.training.unfinished"
 _LOOP, _DENSE, _ONNX = "artifacts/iterations", "artifacts/dense", "artifacts/.onnx.partial"
+_QUANTIZED = "artifacts/.quantized.partial"
 _CURVES, _REPORT = "artifacts/.analysis.unfinished/#", "artifacts/.report.partial"
 _RUN = "mlartifacts/tests/#/artifacts"
 _MODEL = "logged_model_params logged_model_tags logged_models"
@@ -77,7 +78,8 @@ BOUNDARIES = (
     Point("dense model written, by DVC", "prune", "1 before rename artifacts/dense", killed="repro"),
     Point("ONNX file half-written", "transform", f"1 after write {_ONNX}/.model.onnx.partial"),
     Point("ONNX files written, not in their place", "transform", "1 before rename artifacts/onnx"),
-    Point("what is quantised written, not in its place", "export", "1 before rename artifacts/quantized"),
+    Point("quantised file half-written", "export", f"1 after write {_QUANTIZED}/.quantized.onnx.partial"),
+    Point("quantised file written, not in its place", "export", "1 before rename artifacts/quantized"),
     Point("latency measured, not in its place", "quantize", "1 before rename artifacts/latency"),
     Point("page of the report half-written", "benchmark", f"1 after write {_REPORT}/.report.html.partial"),
     Point("report in its place, not sealed, by DVC", "benchmark", "1 after rename artifacts/report", killed="repro"),

@@ -41,6 +41,7 @@ def _small(settings: dict[str, Any]) -> None:
     settings["analyze"].update(rates=[0.5])
     settings["prune"].update(iterations=2, recipes=settings["prune"]["recipes"][:1], max_accuracy_drop=0.9)
     settings["benchmark"].update(rounds=1, batch_sizes=[1])
+    settings["quantize"] = {"profile": "cpu"}
 
 
 @pytest.fixture(scope="module")
