@@ -51,6 +51,7 @@ class Tried(BaseModel):
 
     Attributes:
         calibrator: How ranges followed from values; None where none are measured.
+        corrected: Whether the mean errors were taken out of the biases.
         num_left: Layers that were left in float for accuracy.
         score: On the validation samples.
         agreement: Share of these on which it answers as the float file; None where outputs are no classes.
@@ -61,6 +62,7 @@ class Tried(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     calibrator: str | None
+    corrected: bool
     num_left: int
     score: float
     agreement: float | None
@@ -90,6 +92,7 @@ class Quantization(BaseModel):
         types: Of its numbers, for people.
         reduce_range: Whether weights use 7 of 8 bits.
         calibrator: How ranges followed from values; None where none are measured.
+        corrected: Whether the mean errors were taken out of the biases.
         num_calibration_samples: Training samples that were used.
         num_layers: Layers with weights.
         left: Those that stay in float; none of a half-precision file.
@@ -113,6 +116,7 @@ class Quantization(BaseModel):
     types: str
     reduce_range: bool
     calibrator: str | None
+    corrected: bool
     num_calibration_samples: int
     num_layers: int
     left: tuple[Left, ...]

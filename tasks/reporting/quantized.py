@@ -53,7 +53,7 @@ def quantized_part(workspace: Workspace, summary: Summary) -> QuantizedPart | No
         passed=not faults,
         lines=(*_lines(found, summary, measure), *(_latency(*pair) for pair in latencies)),
         left=_left(found),
-        tried=[("calibration", "layers in float", measure.name, "same answer", "signal to noise", "gate")]
+        tried=[("calibration", "biases", "layers in float", measure.name, "same answer", "signal to noise", "gate")]
         + [_cells(one, measure) for one in found.tried],
         about=_about(found),
     )
@@ -131,6 +131,7 @@ def _left(found: Quantization) -> dict[str, str]:
 def _cells(one: Tried, measure: Measure) -> tuple[str, ...]:
     return (
         one.calibrator or "none",
+        "corrected" if one.corrected else "as they were",
         str(one.num_left),
         measure.show(one.score),
         "–" if one.agreement is None else f"{one.agreement:.2%}",
@@ -144,4 +145,5 @@ def _about(found: Quantization) -> str:
     layers = f"{quantized} of {found.num_layers} layers with weights are quantised: {found.types}. "
     samples = f"{found.num_calibration_samples:,} training samples"
     ranges = f"Ranges of activations were measured by {found.calibrator} on {samples}. " if found.calibrator else ""
-    return f"{layers}{ranges}Decisions were made on the validation samples. Float file → quantised file:"
+    biases = "Mean errors were taken out of the biases. " if found.corrected else ""
+    return f"{layers}{ranges}{biases}Decisions were made on the validation samples. Float file → quantised file:"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -91,6 +91,23 @@ class _Candidate:
     differences: Differences
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What files are made from.
+
+    Attributes:
+        network: In float, with corrected biases or with its own.
+        ranges: Of its tensors; None where none are measured.
+        calibrator: How they followed from values.
+        corrected: Whether biases are corrected.
+    """
+
+    network: Network
+    ranges: TensorsData | None = None
+    calibrator: Calibrator | None = None
+    corrected: bool = False
+
+
 class _Gate:
     """Runs a file beside the float one on the validation samples, and says whether it keeps enough of its answers."""
 
@@ -114,7 +131,7 @@ class _Gate:
         run = self.settings.run
         return OnnxModule(path, self._outputs, num_threads=run.threads, device=run.device)
 
-    def try_out(self, model: onnx.ModelProto, calibrator: Calibrator | None, num_left: int) -> _Candidate:
+    def try_out(self, model: onnx.ModelProto, made: _Made, num_left: int) -> _Candidate:
         """Compare a quantised model with the float one."""
         content, path = writer.save(model), self._scratch / "tried.onnx"
         path.write_bytes(content)
@@ -126,7 +143,8 @@ class _Gate:
         if found.values is not None and self._values is not None:
             pairs = compare_pairs(self._values, found.values, self.measure)
         tried = Tried(
-            calibrator=calibrator,
+            calibrator=made.calibrator,
+            corrected=made.corrected,
             num_left=num_left,
             score=found.score,
             agreement=agreement,
@@ -134,8 +152,9 @@ class _Gate:
             passed=not faults,
         )
         log.info(
-            "quantize: %s%s: %s %s, outputs %.1f dB above the noise%s",
-            calibrator or "no calibration",
+            "quantize: %s%s%s: %s %s, outputs %.1f dB above the noise%s",
+            made.calibrator or "no calibration",
+            ", biases corrected" if made.corrected else "",
             f", {num_left} layers in float" if num_left else "",
             self.measure.name,
             self.measure.show(found.score),
@@ -152,9 +171,13 @@ class _Gate:
 def _quantize(gate: _Gate, profile: QuantizationProfile, workspace: Workspace) -> tuple[Quantization, bytes]:
     """Quantise a workspace's file; return how it compares with the float one, and the content of the new one."""
     settings, network = gate.settings, prepare(gate.path, gate.weights)
-    noise, used = list[LayerNoise](), 0
+    noise, left, used = list[LayerNoise](), list[Left](), 0
     if profile.kind == "half":
-        best, left, tried = gate.try_out(writer.quantize(network, profile, ()), None, 0), list[Left](), list[Tried]()
+        best, left, tried = (
+            gate.try_out(writer.quantize(network, profile, ()), _Made(network), 0),
+            list[Left](),
+            list[Tried](),
+        )
         tried = [best.tried]
     else:
         samples = read_inputs(settings, workspace, "train").spread(settings.quantize.calibration_samples)
@@ -167,6 +190,7 @@ def _quantize(gate: _Gate, profile: QuantizationProfile, workspace: Workspace) -
         types=profile.described,
         reduce_range=profile.reduce_range,
         calibrator=best.tried.calibrator,
+        corrected=best.tried.corrected,
         num_calibration_samples=used,
         num_layers=len(network.layers) + len(network.without_kernel),
         left=tuple(left),
@@ -205,32 +229,31 @@ class _Search:
 
     def run(self) -> tuple[_Candidate, list[LayerNoise]]:
         """Return the best file, and the noise of each layer alone, worst first, if that had to be measured."""
-        static = self._profile.kind == "static"
-        found: list[tuple[_Candidate, Network, TensorsData | None]] = []
-        for calibrator in calibrators_for(self._network) if static else (None,):
-            network, ranges = self._calibrated(calibrator)
-            one = self._try(network, ranges, calibrator, self._layers, 0)
-            found.append((one, network, ranges))
+        found = list[tuple[_Candidate, _Made]]()
+        for made in self._ways():
+            one = self._try(made, self._layers, 0)
+            found.append((one, made))
             if one.tried.passed:
                 break
-        best, network, ranges = max(found, key=lambda one: self._gate.preference(one[0]))
-        if best.tried.passed:
-            return best, []
-        return self._with_layers_left(best, network, ranges)
+        best, made = max(found, key=lambda pair: self._gate.preference(pair[0]))
+        return (best, []) if best.tried.passed else self._with_layers_left(best, made)
 
-    def _calibrated(self, calibrator: Calibrator | None) -> tuple[Network, TensorsData | None]:
-        """Return the network with corrected biases, and its ranges."""
-        if calibrator is None:
-            return self._network, None
-        ranges = measure_ranges(self._network, self._batches, calibrator)
-        endless = without_range(self._network, self._layers, ranges)
-        self.left += [Left(layer=one.name, reason="no range") for one in endless]
-        self._layers = [one for one in self._layers if one not in endless]
-        self._refuse_nothing()
-        if not self._gate.settings.quantize.correct_biases:
-            return self._network, ranges
-        whole = writer.quantize(self._network, self._profile, self._layers, ranges)
-        return correct_biases(self._network, whole, self._layers, self._batches), ranges
+    def _ways(self) -> Iterator[_Made]:
+        """Yield what files are made from, in the order in which it is tried."""
+        if self._profile.kind != "static":
+            yield _Made(self._network)
+            return
+        for calibrator in calibrators_for(self._network):
+            ranges = measure_ranges(self._network, self._batches, calibrator)
+            endless = without_range(self._network, self._layers, ranges)
+            self.left += [Left(layer=one.name, reason="no range") for one in endless]
+            self._layers = [one for one in self._layers if one not in endless]
+            self._refuse_nothing()
+            if self._gate.settings.quantize.correct_biases:
+                whole = writer.quantize(self._network, self._profile, self._layers, ranges)
+                corrected = correct_biases(self._network, whole, self._layers, self._batches)
+                yield _Made(corrected, ranges, calibrator, corrected=True)
+            yield _Made(self._network, ranges, calibrator)
 
     def _refuse_nothing(self) -> None:
         if self._layers:
@@ -242,39 +265,29 @@ class _Search:
             f"none that may be ({reasons}); choose another profile, or null to do without"
         )
 
-    def _try(
-        self,
-        network: Network,
-        ranges: TensorsData | None,
-        calibrator: Calibrator | None,
-        layers: Sequence[Layer],
-        num_left: int,
-    ) -> _Candidate:
+    def _try(self, made: _Made, layers: Sequence[Layer], num_left: int) -> _Candidate:
         self._refuse_nothing()
-        found = self._gate.try_out(writer.quantize(network, self._profile, layers, ranges), calibrator, num_left)
+        found = self._gate.try_out(writer.quantize(made.network, self._profile, layers, made.ranges), made, num_left)
         self.tried.append(found.tried)
         return found
 
-    def _with_layers_left(
-        self, whole: _Candidate, network: Network, ranges: TensorsData | None
-    ) -> tuple[_Candidate, list[LayerNoise]]:
+    def _with_layers_left(self, whole: _Candidate, made: _Made) -> tuple[_Candidate, list[LayerNoise]]:
         with shown("quantize: layers alone") as progress:
             few = self._batches[: -(-_RANKED_ON // _BATCH)]
-            noise = rank_layers(network, self._profile, self._layers, ranges, few, progress)
-        calibrator, made = whole.tried.calibrator, dict[int, _Candidate]()
+            noise = rank_layers(made.network, self._profile, self._layers, made.ranges, few, progress)
+        tried = dict[int, _Candidate]()
 
         def passes(number: int) -> bool:
             kept = {one.layer for one in noise[number:]}
-            layers = [layer for layer in self._layers if layer in kept]
-            made[number] = self._try(network, ranges, calibrator, layers, number)  # type: ignore[arg-type]
-            return made[number].tried.passed
+            tried[number] = self._try(made, [layer for layer in self._layers if layer in kept], number)
+            return tried[number].tried.passed
 
         # With all of them in float nothing is left to quantise: that isn't tried.
         number = fewest_left(len(noise) - 1, passes) if len(noise) > 1 else None
         if number is None:
             return whole, noise
         self.left += [Left(layer=one.layer.name, reason="accuracy", snr_db=one.snr_db) for one in noise[:number]]
-        return made[number], noise
+        return tried[number], noise
 
 
 def _left_from_the_start(network: Network, profile: QuantizationProfile, ignore: Sequence[str]) -> list[Left]:

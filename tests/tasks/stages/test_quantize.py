@@ -117,15 +117,16 @@ def test_layers_go_back_to_float_until_the_gate_is_passed(project: Shop, monkeyp
     """The gate asks for more than int8 gives, until the two worst of three layers are in float."""
     passing = stage._Gate.try_out
 
-    def strict(gate: Any, model: Any, calibrator: Any, num_left: int) -> Any:
-        found = passing(gate, model, calibrator, num_left)
+    def strict(gate: Any, model: Any, made: Any, num_left: int) -> Any:
+        found = passing(gate, model, made, num_left)
         tried = found.tried.model_copy(update={"passed": num_left >= 2})
         return stage._Candidate(found.content, tried, found.pairs, found.differences)
 
     monkeypatch.setattr(stage._Gate, "try_out", strict)
     found = quantized(project, profile="cpu")
-    assert [(one.calibrator, one.num_left) for one in found.tried][:2] == [("minmax", 0), ("entropy", 0)]
-    assert [one.num_left for one in found.tried][2:] == [1, 2]
+    ways = [(name, corrected) for name in ("minmax", "entropy") for corrected in (True, False)]
+    assert [(one.calibrator, one.corrected) for one in found.tried][:4] == ways
+    assert [one.num_left for one in found.tried] == [0, 0, 0, 0, 1, 2]
     noise = list(found.noise.items())
     assert len(noise) == 3
     assert found.left_because("accuracy") == tuple(name for name, _ in sorted(noise, key=lambda one: one[1])[:2])
@@ -165,6 +166,7 @@ def compared(**changed: Any) -> Quantization:
         "types": "",
         "reduce_range": True,
         "calibrator": "minmax",
+        "corrected": True,
         "num_calibration_samples": 8,
         "num_layers": 3,
         "left": (),
