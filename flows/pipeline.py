@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from textwrap import wrap
 
 from flows.prefect_adapter import ProgressBar, call_as_flow, call_as_task, publish_markdown
 from flows.stage_runner import Run, planned, recorded_end
@@ -16,14 +17,23 @@ from tasks.loop.measurements import baseline_ms
 from tasks.loop.targets import check_latency
 from tasks.registry.git_snapshot import Source, snapshot
 from tasks.registry.mlflow_client import hash_of_content
-from tasks.registry.served import choose_served
+from tasks.registry.served import why_not_quantized
 from tasks.reporting.quantized import quantized_part
-from tasks.reporting.tables import Line, Summary, as_markdown, as_text, compare, compare_latency, nothing_accepted
+from tasks.reporting.tables import (
+    WIDTH,
+    Line,
+    Summary,
+    as_markdown,
+    as_text,
+    compare,
+    compare_latency,
+    nothing_accepted,
+)
 from tasks.reporting.verdict import as_text as as_words
 from tasks.reporting.verdict import decide
 from tasks.sanity_check import sanity_check
 from tasks.stage_table import STAGES, Stage
-from tasks.stages.benchmark import QUANTIZED, read_latencies
+from tasks.stages.benchmark import read_latencies
 from tasks.workspace import digest, locked
 
 log = logging.getLogger("secateur")
@@ -165,7 +175,18 @@ def _quantized(run: Run) -> list[tuple[str, object]]:
     """Return the lines about the quantised file, if there is one."""
     part = quantized_part(run.workspace, _summary(run))
     place = run.workspace.folder(quantization.FOLDER) / quantization.ONNX
-    return [] if part is None else [("quantised file", place), ("", part.sentence)]
+    said = [] if part is None else wrap(f"{part.sentence}.", WIDTH - len(_line("", "")) + 1)
+    return [] if part is None else [("quantised file", place), *(("", line) for line in said)]
+
+
+def _served(run: Run) -> str:
+    """Say which file the version serves, and why, where the settings ask for the quantised one."""
+    if not run.settings.promote.serve_quantized:
+        return ""
+    if (reason := why_not_quantized(run.settings, run.workspace)) is None:
+        return _line("serves", "the quantised file")
+    lines = wrap(f"the float file. {reason}.", WIDTH - len(_line("", "")) + 1)
+    return "".join(_line("" if place else "serves", line) for place, line in enumerate(lines))
 
 
 def _conclude(run: Run, program: str, version: str | None, store_content: str | None) -> None:
@@ -177,9 +198,8 @@ def _conclude(run: Run, program: str, version: str | None, store_content: str | 
     refusal = None if version is not None else f"{nothing_accepted(_summary(run))}; nothing is registered"
     registered = ""
     if version is not None:
-        served = choose_served(run.settings, run.workspace)
-        what = f"{run.settings.tracking.model_name}, version {version}, alias candidate"
-        registered = _line("registered", f"{what}{', serves the quantised file' if served == QUANTIZED else ''}")
+        registered = _line("registered", f"{run.settings.tracking.model_name}, version {version}, alias candidate")
+        registered += _served(run)
         _show(registered)
     if store_content is not None:
         answer = last_run.Answer(

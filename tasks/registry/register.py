@@ -24,7 +24,7 @@ from tasks.registry.manifest import FILE, make_record
 from tasks.registry.mlflow_client import lookup, open_store, quoted, store_faults
 from tasks.registry.mlflow_models import CANDIDATE, ONNX_HASH, RECORD_HASH, SERVED, give_alias, record_place, set_tags
 from tasks.registry.mlflow_runs import FINGERPRINT, project
-from tasks.registry.served import DENSE, choose_served, file_of, why_not_quantized
+from tasks.registry.served import DENSE, choose_served, file_of
 from tasks.reporting import report
 from tasks.stages import analyze
 from tasks.workspace import DEFAULT_ROOT, Workspace
@@ -60,8 +60,6 @@ def register(
     ledger = read_ledger(workspace.folder("iterations"))
     run_id = project(settings, ledger)
     served = choose_served(settings, workspace) if ledger.accepted else DENSE
-    if ledger.accepted and (reason := why_not_quantized(settings, workspace)) is not None:
-        _log.warning("the version serves the float file: %s", reason)
     path = file_of(workspace, served)
     onnx_hash = sha256(path.read_bytes()).hexdigest()
     name = settings.tracking.model_name

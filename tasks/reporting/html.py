@@ -34,7 +34,7 @@ p { margin: .4rem 0; } .quiet, dt { color: var(--quiet); } .lead { font-size: 1.
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 14.5rem), 1fr)); gap: .8rem; }
 .card { border: 1px solid var(--line); border-radius: .5rem; padding: .8rem 1rem; background: var(--card); }
 .card b { display: block; font-size: 1.4rem; } .card small { display: block; color: var(--quiet); }
-.cards + p { margin-top: .8rem; } .card, td { font-variant-numeric: tabular-nums; }
+.cards + p { margin-top: .8rem; } .cards + h3 { margin-top: 1.4rem; } .card, td { font-variant-numeric: tabular-nums; }
 table { border-collapse: collapse; width: 100%; }
 th, td { padding: .5rem .7rem .5rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { font-weight: 600; color: var(--quiet); font-size: .88rem; }
