@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from tasks.fingerprint import changes, executed, origin, settings_of, tell_dvc, 
 from tasks.loop.ledger import FILE as LEDGER
 from tasks.loop.ledger import FOLDER as LOOP
 from tasks.loop.ledger import read_ledger
+from tasks.rank_group import followers
 from tasks.registry import mlflow_runs
 from tasks.registry.dvc_repo import DvcRepo, inside_dvc
 from tasks.source_files import SOURCES_CHANGED, reads_others
@@ -220,7 +221,8 @@ def unless_current(run: Run, name: str, work: Work) -> None:
             log.info("%s: is current", name)
         else:
             making.say_why()
-            work(making)
+            with followers(run.settings) if making.stage.has_passes else nullcontext():
+                work(making)
         if inside_dvc():
             making.check_settings()
         elif run.versions is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -308,7 +308,6 @@ def _evaluate(
     world: World,
 ) -> Evaluation:
     batches, device = checked_batches(samples), device_of(model)
-    num_batches = -(-len(batches) // batch_size)
     num_samples, total_loss, total_count = 0, 0.0, 0.0
     sums, counts = list[Tensor](), list[Tensor]()
     scored = metric if isinstance(metric, StatefulMetric) else MeanOf(metric)
@@ -320,11 +319,16 @@ def _evaluate(
         outputs = forward(model, index, inputs)
         total, count = _pair(own(outputs, targets), targets)
         of_each = tuple(one.to("cpu", torch.float64) for one in sums_of_each(loss, outputs, targets)) if each else ()
+        given = outputs, targets
+        if world.ranks > 1:
+            given = (scored.part(*given), None) if isinstance(scored, PartialMetric) else given
+            outputs, targets = (with_tensors(one, lambda tensor: tensor.cpu()) for one in given)
         return _Seen(size, total.item(), None if count is None else count.item(), of_each, outputs, targets)
 
     with restored_modes(model):
         model.eval()
-        for index, seen in enumerate(_look_at_all(batches, batch_size, look, scored, world)):
+        slices = [slice(start, start + batch_size) for start in range(0, len(batches), batch_size)]
+        for index, seen in enumerate(world.take_turns(slices, batches.read, look)):
             if isinstance(scored, PartialMetric) and world.ranks > 1:
                 scored.add(seen.outputs)
             else:
@@ -335,7 +339,7 @@ def _evaluate(
             for kept, one in zip((sums, counts), seen.of_each, strict=False):
                 kept.append(one)
             if progress is not None:
-                progress(index + 1, num_batches)
+                progress(index + 1, len(slices))
     if num_samples != len(batches):
         raise DataError(f"{num_samples} samples were read of {len(batches)}; every one has to be seen once")
     average = total_loss / max(1.0, total_count)
@@ -373,26 +377,3 @@ class _Seen:
     of_each: tuple[Tensor, ...]
     outputs: Any
     targets: Any
-
-
-def _look_at_all(
-    batches: Batches,
-    batch_size: int,
-    look: Callable[[int, Batch], _Seen],
-    scored: StatefulMetric,
-    world: World,
-) -> Iterator[_Seen]:
-    """Yield what is found of each batch, in their order; with several processes each looks at every so-manyeth."""
-    if world.ranks == 1:
-        yield from (look(index, batch) for index, batch in enumerate(batches.ordered(batch_size)))
-        return
-    slices = [slice(start, start + batch_size) for start in range(0, len(batches), batch_size)]
-    mine = range(world.rank, world.rank + len(slices), world.ranks)
-    # Who has none left in the last turn passes the last one again: ranks may have to gather weights together.
-    for index, batch in zip(mine, batches.read([slices[min(one, len(slices) - 1)] for one in mine]), strict=True):
-        seen = look(index, batch)
-        given = seen.outputs, seen.targets
-        given = (scored.part(*given), None) if isinstance(scored, PartialMetric) else given
-        outputs, targets = (with_tensors(one, lambda tensor: tensor.cpu()) for one in given)
-        own = replace(seen, outputs=outputs, targets=targets) if index < len(slices) else None
-        yield from (one for one in world.gather(own) if one is not None)

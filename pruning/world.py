@@ -1,4 +1,4 @@
-r"""The processes that work on one model together: who they are, how they sum, and how they see that they agree.
+r"""The processes that work on one model together: who they are, how they sum, take turns, and see that they agree.
 
     shards   0   1   2   3      into which a batch is divided, in their order: they shape the result
               \ /     \ /
@@ -13,8 +13,10 @@ tree is summed across processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from hashlib import sha256
+from itertools import pairwise
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +24,8 @@ from torch import Tensor
 from pruning.errors import LaunchError, SettingsError
 
 T = TypeVar("T")
+S = TypeVar("S")
+B = TypeVar("B")
 
 Parallel = Literal["ddp", "fsdp"]
 """Whether each process holds the whole model, or a part of every weight."""
@@ -116,6 +120,44 @@ class World:
         distributed.all_gather_object(found, value)
         return found
 
+    def join_in_first(self, value: T, join: Callable[[T, T], T]) -> T:
+        """Join what all processes have, by the tree, in the first one; the others are left with a part of it.
+
+        Args:
+            value: Of any type that can be pickled; tensors in it have to be on the CPU.
+            join: (of earlier shards, of later ones) -> of both.
+        """
+        from torch import distributed
+
+        for distance in (1 << level for level in range(self.ranks.bit_length() - 1)):
+            if self.rank & distance:
+                distributed.send_object_list([value], self.rank - distance)
+                break
+            found: list[Any] = [None]
+            distributed.recv_object_list(found, self.rank + distance)
+            value = join(value, found[0])
+        return value
+
+    def take_turns(
+        self, batches: Sequence[S], read: Callable[[Sequence[S]], Iterable[B]], look: Callable[[int, B], T]
+    ) -> Iterator[T]:
+        """Yield what is found of each batch, in their order, in all processes, each of which looks at some.
+
+        Who has none left in the last turn looks at the last one again: processes may have to gather weights together.
+
+        Args:
+            batches: Which samples are in each.
+            read: Gives some of them.
+            look: (number of the batch, what was read) -> what all get; with several processes, tensors on the CPU.
+        """
+        if self.ranks == 1:
+            yield from (look(number, batch) for number, batch in enumerate(read(batches)))
+            return
+        mine = range(self.rank, self.rank + len(batches), self.ranks)
+        for number, batch in zip(mine, read([batches[min(one, len(batches) - 1)] for one in mine]), strict=True):
+            found = look(number, batch)
+            yield from (one for some in self.gather([found] if number < len(batches) else []) for one in some)
+
     def from_first(self, make: Callable[[], T]) -> T:
         """Return what the first process makes; the others wait for it."""
         if self.ranks == 1:
@@ -144,26 +186,61 @@ class World:
                     raise LaunchError(f"rank {rank} has {name} {others.get(name)}, rank 0 has {value}; {mend}")
 
 
-class TreeSum:
-    """Sums what the shards of one process give, in the order of the tree, holding log₂ of their number."""
+class Tree(Generic[T]):
+    """Joins what the shards of one process give, in the order of the tree, holding log₂ of their number."""
 
-    def __init__(self) -> None:
-        self._held: list[tuple[int, list[Tensor]]] = []
+    def __init__(self, join: Callable[[T, T], T]) -> None:
+        """Take (of earlier shards, of later ones) -> of both, which may change both."""
+        self._join = join
+        self._held: list[tuple[int, T]] = []
 
-    def add(self, tensors: list[Tensor]) -> None:
-        """Take the next shard's, which may be changed in place."""
+    def add(self, value: T) -> None:
+        """Take the next shard's."""
         height = 0
         while self._held and self._held[-1][0] == height:
             _, before = self._held.pop()
-            for left, right in zip(before, tensors, strict=True):
-                left.add_(right)
-            tensors, height = before, height + 1
-        self._held.append((height, tensors))
+            value, height = self._join(before, value), height + 1
+        self._held.append((height, value))
 
-    def result(self) -> list[Tensor]:
-        """Return the sums over all shards taken, whose number is a power of two."""
-        ((_, tensors),) = self._held
-        return tensors
+    def result(self) -> T:
+        """Return what joins all shards taken, whose number is a power of two."""
+        ((_, value),) = self._held
+        return value
+
+
+class TreeSum(Tree[list[Tensor]]):
+    """Sums tensors so, in place."""
+
+    def __init__(self) -> None:
+        super().__init__(_add)
+
+
+def _add(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
+    for one, other in zip(left, right, strict=True):
+        one.add_(other)
+    return left
+
+
+def joined(left: Any, right: Any) -> Any:
+    """Join what was added up over some samples and over later ones: a `join` for anything made of sums.
+
+    Tensors and numbers are added, sets united, dictionaries, lists and tuples joined part by part, objects by their own
+    `joined`; of all else, such as the reason why something couldn't be added up, the first that is not None stays.
+    """
+    if hasattr(left, "joined"):
+        return left if right is None else left.joined(right)
+    if isinstance(left, Mapping):
+        return {
+            key: joined(left[key], right[key]) if key in left and key in right else left.get(key, right.get(key))
+            for key in (*left, *(key for key in right if key not in left))
+        }
+    if isinstance(left, set):
+        return left | right
+    if isinstance(left, list | tuple):
+        return type(left)(joined(*pair) for pair in zip(left, right, strict=True))
+    if isinstance(left, Tensor | int | float):
+        return left + right
+    return right if left is None else left
 
 
 def sum_neighbours(terms: Tensor) -> Tensor:
@@ -206,6 +283,17 @@ def split(batch: Tensor, shards: int) -> list[Tensor]:
     while filled > 1 and len(batch) < 2 * filled:
         filled //= 2
     return [*torch.tensor_split(batch, filled), *[batch[:0]] * (shards - filled)]
+
+
+def seed_of(*key: int | str) -> int:
+    """Return the seed of the random numbers that belong to a key, such as a shard's."""
+    return int.from_bytes(sha256(" ".join(map(str, key)).encode()).digest()[:8], "big")
+
+
+def shares(number: int, shards: int) -> list[range]:
+    """Divide numbers 0 … number − 1 into adjacent shares, one for each shard; sizes differ by one at most."""
+    bounds = [number * shard // shards for shard in range(shards + 1)]
+    return [range(*pair) for pair in pairwise(bounds)]
 
 
 def like(own: Tensor, tensor: Tensor) -> Tensor:

@@ -186,14 +186,9 @@ def measured_in(meta: Json, folder: Path) -> ModelMetrics:
         ) from error
 
 
-def measure(model: nn.Module, samples: Batches, settings: Settings, example: Inputs) -> ModelMetrics:
-    """Evaluate a model and count its costs; see `measure_each`."""
-    return measure_each(model, samples, settings, example)[0]
-
-
-def measure_each(
+def measure_whole(
     model: nn.Module, samples: Batches, settings: Settings, example: Inputs
-) -> tuple[ModelMetrics, Tensor | None]:
+) -> tuple[ModelMetrics, Evaluation]:
     """Evaluate a model and count its costs.
 
     Args:
@@ -203,26 +198,25 @@ def measure_each(
         example: One sample [1, ...]; MACs are counted for it.
 
     Returns:
-        The figures, and the metric of each sample, [N]; None where the score is no mean of such values.
+        The figures, and what was found by sample and by class.
     """
-    figures, found = measure_whole(model, samples, settings, example)
-    return figures, found.values
+    found = score(model, samples, settings)
+    return with_costs(found, model, samples, settings, example), found
 
 
-def measure_whole(
-    model: nn.Module, samples: Batches, settings: Settings, example: Inputs
-) -> tuple[ModelMetrics, Evaluation]:
-    """Evaluate a model and count its costs; return what was found by sample and by class too; see `measure_each`."""
-    found, batch_size = score(model, samples, settings), settings.training.batch_size
+def with_costs(
+    found: Evaluation, model: nn.Module, samples: Batches, settings: Settings, example: Inputs
+) -> ModelMetrics:
+    """Count the costs of a model that was evaluated; arguments as of `measure_whole`."""
     inner = model.model if isinstance(model, GatedModel) else model
     groups = pruning.find_groups(inner, example)
     macs = pruning.count_macs(groups)
     if isinstance(model, GatedModel):
-        macs = int(macs_of_samples(model, Cost(groups), samples, batch_size=batch_size).mean())
+        macs = int(macs_of_samples(model, Cost(groups), samples, batch_size=settings.training.batch_size).mean())
     weights = [parameter for parameter in inner.parameters() if parameter.ndim > 1]
     zeros, stored = sum(int((weight == 0).sum()) for weight in weights), size_bytes(model)
     sparse = stored < size_bytes(model, packed=False)
-    figures = ModelMetrics(
+    return ModelMetrics(
         score=found.score,
         loss=found.loss,
         macs=macs,
@@ -231,7 +225,6 @@ def measure_whole(
         weight_sparsity=zeros / sum(weight.numel() for weight in weights) if sparse else None,
         effective_macs=count_effective_macs(groups) if sparse else None,
     )
-    return figures, found
 
 
 def score(

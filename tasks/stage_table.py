@@ -33,6 +33,7 @@ class Stage:
         files: Of its folder, where the stages that read it depend on these alone in DVC: the folder's record changes
             with whatever the stage itself reads.
         persist: Whether the folder stays where it is when the stage runs again: the stage decides what is resumed.
+        has_passes: Whether it passes samples through models so long that ranks share it, see `tasks.passes`.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Stage:
     facts: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     persist: bool = False
+    has_passes: bool = False
 
 
 STAGES = (
@@ -62,6 +64,7 @@ STAGES = (
         folder="baseline",
         needs=("prepare",),
         sections=("run", "model", "task", "training", "baseline"),
+        has_passes=True,
     ),
     Stage(
         "analyze",
@@ -71,6 +74,7 @@ STAGES = (
         needs=("prepare", "baseline"),
         sections=("run", "model", "task", "training", "analyze"),
         facts=("measures_curves", "offers_streams"),
+        has_passes=True,
     ),
     Stage(
         "profile",
@@ -100,6 +104,7 @@ STAGES = (
         needs=("prepare", "baseline", "measurements"),
         sections=("run", "model", "task", "training", "prune"),
         persist=True,
+        has_passes=True,
     ),
     Stage(
         "transform",
@@ -108,6 +113,7 @@ STAGES = (
         folder="dense",
         needs=("prepare", "baseline", "prune"),
         sections=("run", "model", "task", "training"),
+        has_passes=True,
     ),
     Stage(
         "export",

@@ -49,11 +49,19 @@ Tensors = Literal["meta", "fake", "real"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where an operator was called: the module's path, the line of code, and the function of PyTorch it called."""
+    """Where an operator was called: the module's path, the line of code, and the function of PyTorch it called.
+
+    Sent to another process it lacks the last one, which holds code. So groups serve statistics and reconstruction
+    there; narrowing by them, where the model's code works out sizes, fails its verification.
+    """
 
     module: str
     line: str
     written: SizeArgument | None = field(default=None, compare=False, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be sent without code."""
+        return Place, (self.module, self.line)
 
     def __str__(self) -> str:
         return f"in {'module ' + repr(self.module) if self.module else 'the model itself'} at {self.line}"

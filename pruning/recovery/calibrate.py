@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Unpack
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pruning.allocation.budget import Target
@@ -22,6 +22,7 @@ from pruning.plan.narrow import narrow
 from pruning.plan.plan import Plan
 from pruning.recovery.least_squares import Refit
 from pruning.recovery.reconstruct import RIDGE, reconstruct
+from pruning.world import ALONE, TreeSum, World, shares
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,12 @@ def calibrate(
 
 @torch.no_grad()
 def recalibrate(
-    model: nn.Module, samples: Samples | Batches | Inputs, *, num_samples: int = 1024, batch_size: int = 128
+    model: nn.Module,
+    samples: Samples | Batches | Inputs,
+    *,
+    num_samples: int = 1024,
+    batch_size: int = 128,
+    world: World = ALONE,
 ) -> int:
     """Recompute every batch norm's running mean and variance, in place; nothing else changes.
 
@@ -100,6 +106,7 @@ def recalibrate(
         samples: only the inputs are read.
         num_samples: how many of them, at most.
         batch_size: samples per forward pass, at most.
+        world: the processes that all call this with the same, and get the same; each runs the batches of its shards.
 
     Returns:
         The number of batch norms recalibrated.
@@ -112,18 +119,43 @@ def recalibrate(
         return 0
     chosen, device = checked_batches(samples).spread(num_samples), device_of(model)
     batches = torch.arange(len(chosen)).tensor_split(max(1, -(-len(chosen) // batch_size)))
-    momenta = [norm.momentum for norm in norms]
+    momenta, sums = [norm.momentum for norm in norms], TreeSum()
     with restored_modes(model):
         model.eval()
         for norm in norms:
-            norm.reset_running_stats()
             norm.momentum = None
             norm.train()
         try:
-            for batch in chosen.read(batches):
-                args, kwargs = as_call(batch.to(device).inputs)
-                model(*args, **kwargs)
+            for shard in world.here:
+                own = shares(len(batches), world.shards)[shard]
+                for norm in norms:
+                    norm.reset_running_stats()
+                for batch in chosen.read(batches[own.start : own.stop]):
+                    args, kwargs = as_call(batch.to(device).inputs)
+                    model(*args, **kwargs)
+                sums.add([_weighted(norm) for norm in norms])
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
+    for norm, found in zip(norms, sums.result() if world.shards > 1 else (), strict=False):
+        _put(norm, world.sum(found))
     return len(norms)
+
+
+def _weighted(norm: _BatchNorm) -> Tensor:
+    """Return the mean and the variance of what a norm has seen, times the number of batches, and that: float64."""
+    assert norm.running_mean is not None, "it tracks them"
+    assert norm.running_var is not None, "it tracks them"
+    count = norm.num_batches_tracked if norm.num_batches_tracked is not None else torch.zeros(())
+    found = torch.cat([norm.running_mean, norm.running_var]).to("cpu", torch.float64)
+    return torch.cat([found, torch.ones(1)]) * count.cpu()
+
+
+def _put(norm: _BatchNorm, weighted: Tensor) -> None:
+    """Give a norm what `_weighted` gave, summed over the shards."""
+    norm.reset_running_stats()
+    if (count := weighted[-1]) > 0:
+        mean, variance = (weighted[:-1] / count).chunk(2)
+        norm.running_mean.copy_(mean)  # type: ignore[union-attr]
+        norm.running_var.copy_(variance)  # type: ignore[union-attr]
+        norm.num_batches_tracked.fill_(int(count))  # type: ignore[union-attr]

@@ -11,10 +11,8 @@ from torch import Tensor
 
 from pruning.errors import PlanError
 from pruning.graph.layers import LayerCall, from_matrix, output_rows, to_matrix
-from pruning.recovery.normal_equations import MEAN_ALONE, Equations, RowEquations, Split
-from pruning.statistics import moments as second_moments
+from pruning.recovery.normal_equations import MEAN_ALONE, no_equations
 from pruning.statistics.layer_hooks import Enough, Layer, Observer
-from pruning.statistics.moments import Sample, max_rows
 
 _SMALLEST_SCALE = 1e-2  # relative to the largest scale of a batch norm; below it a channel hardly counts
 
@@ -38,9 +36,15 @@ class Refit:
 
 
 class Fit:
-    """Gathers normal equations over batches, then writes the solution into the narrowed model's tensors."""
+    """Gathers normal equations over batches, then writes the solution into the narrowed model's tensors.
 
-    def __init__(self, layer: Layer, state: Mapping[str, Tensor], inputs: Tensor, outputs: Tensor) -> None:
+    Attributes:
+        equations: Of what was seen, which add up with those of other batches (`pruning.world.joined`).
+    """
+
+    def __init__(
+        self, layer: Layer, state: Mapping[str, Tensor], inputs: Tensor, outputs: Tensor, *, shard: int = 0
+    ) -> None:
         """Begin with no rows.
 
         Args:
@@ -48,17 +52,13 @@ class Fit:
             state: the narrowed model's parameters and buffers; the layer's own are written to.
             inputs: indices of the original layer's input channels that the narrowed one has.
             outputs: likewise of its output channels.
+            shard: of the samples, which it will be shown.
         """
         self._layer, self._state, self._inputs, self._outputs = layer, state, inputs, outputs
         self._scale = _scale(layer, state, len(outputs)) if layer.summed else None
         groups, _, columns = to_matrix(state[layer.weight], layer.geometry).shape
-        self._equations: Split[Equations] | Split[RowEquations]
-        if columns > second_moments.WIDE:
-            most = max_rows(groups * columns)
-            self._equations = Split(RowEquations(Sample(most)), RowEquations(Sample(most)))
-        else:
-            none = Equations.none(groups, columns, len(outputs) // groups, state[layer.weight].device)
-            self._equations = Split(none, none)
+        device = state[layer.weight].device
+        self.equations = no_equations(groups, columns, len(outputs) // groups, device, shard=shard)
 
     def see(self, whole: LayerSeen, now: LayerSeen, *, held_out: bool = False) -> bool:
         """Add the rows of a batch, to those that are fitted or to those that judge the fit.
@@ -92,7 +92,7 @@ class Fit:
             target = whole.calls[index].outputs.index_select(axis, self._outputs)
             for here, columns in call.rows():
                 wrong, right = (output_rows(tensor[here], call.geometry) for tensor in (residual, target))
-                self._equations.add(columns, wrong, right, held_out=held_out)
+                self.equations.add(columns, wrong, right, held_out=held_out)
         return True
 
     def _forced(self, call: LayerCall) -> LayerCall:
@@ -113,7 +113,7 @@ class Fit:
         """
         layer = self._layer
         shifted = layer.bias is not None or layer.running_mean is not None
-        (change, missing), before, after = self._equations.solve(MEAN_ALONE if layer.tied else ridge, shifted)
+        (change, missing), before, after = self.equations.solve(MEAN_ALONE if layer.tied else ridge, shifted)
         weight = self._state[layer.weight]
         if not layer.tied:
             weight += from_matrix(change.mT.contiguous(), weight.shape, layer.geometry).to(weight)

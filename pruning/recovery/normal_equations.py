@@ -9,7 +9,8 @@ from typing import Generic, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-from pruning.statistics.moments import Factored, Moments, Sample, damped, products, solve
+from pruning.statistics import moments as second_moments
+from pruning.statistics.moments import Factored, Moments, Sample, damped, max_rows, products, solve
 
 MEAN_ALONE = 1e9
 """A ridge so strong that the weights stay as they are and the mean alone is absorbed."""
@@ -58,15 +59,18 @@ class Equations:
 
     def joined(self, other: Equations) -> Equations:
         """The equations of the rows of both."""
-        one, two = self.moments, other.moments
         return Equations(
-            Moments(one.num_rows + two.num_rows, one.total + two.total, one.gram + two.gram),
+            self.moments.joined(other.moments),
             self.cross + other.cross,
             self.residual + other.residual,
             self.residual_squared + other.residual_squared,
             self.target + other.target,
             self.target_squared + other.target_squared,
         )
+
+    def beside(self, other: Equations) -> Equations:
+        """The same."""
+        return self.joined(other)
 
     @cached_property
     def second(self) -> Tensor:
@@ -143,8 +147,12 @@ class RowEquations:
         return RowEquations(self.sample.plus(columns, residual, target))
 
     def joined(self, other: RowEquations) -> RowEquations:
+        """The equations of a sample of the rows of both."""
+        return RowEquations(self.sample.joined(other.sample))
+
+    def beside(self, other: RowEquations) -> RowEquations:
         """The equations of the rows of both."""
-        return RowEquations(self.sample.joined(other.sample)) if other.num_rows else self
+        return RowEquations(self.sample.beside(other.sample)) if other.num_rows else self
 
     @property
     def num_rows(self) -> int:
@@ -216,6 +224,7 @@ class _Problem(Protocol):
     def num_rows(self) -> int: ...
     def plus(self, columns: Tensor, residual: Tensor, target: Tensor) -> Self: ...
     def joined(self, other: Self) -> Self: ...
+    def beside(self, other: Self) -> Self: ...
     def solution(self, ridge: float, shifted: bool) -> tuple[Tensor, Tensor]: ...
     def error(self, change: Tensor, missing: Tensor) -> float: ...
     def error_elsewhere(self, other: Self, ridge: float, shifted: bool) -> float: ...
@@ -240,9 +249,13 @@ class Split(Generic[P]):
         else:
             self._fitted = self._fitted.plus(columns, residual, target)
 
+    def joined(self, other: Split[P]) -> Split[P]:
+        """The equations over the rows of both."""
+        return Split(self._fitted.joined(other._fitted), self._held_out.joined(other._held_out))
+
     def solve(self, ridge: float, shifted: bool) -> tuple[tuple[Tensor, Tensor], float, float]:
         """Return the solution for the rows of both, and the relative errors before and after; see `Fit.write`."""
-        everything = self._fitted.joined(self._held_out)
+        everything = self._fitted.beside(self._held_out)
         chosen = self._chosen(ridge, shifted)
         change = everything.nothing() if chosen is None else everything.solution(chosen, shifted)
         variance = everything.variance()
@@ -256,3 +269,22 @@ class Split(Generic[P]):
         for candidate in (ridge, *(ridge * factor for factor in _STRONGER), MEAN_ALONE):
             errors[candidate] = self._fitted.error_elsewhere(self._held_out, candidate, shifted)
         return min(errors, key=lambda candidate: errors[candidate])
+
+
+def no_equations(
+    groups: int, columns: int, outputs: int, device: torch.device | None = None, *, shard: int = 0
+) -> Split[Equations] | Split[RowEquations]:
+    """Return the equations of no rows of a layer: whole, or where it reads more columns than `WIDE`, by rows.
+
+    Args:
+        groups: Of a grouped convolution, else 1.
+        columns: That each of them reads.
+        outputs: Of each.
+        device: Of the rows that will be added.
+        shard: Of the samples, from which they will be.
+    """
+    if columns > second_moments.WIDE:
+        rows = RowEquations(Sample(max_rows(groups * columns), shard=shard))
+        return Split(rows, rows)
+    none = Equations.none(groups, columns, outputs, device)
+    return Split(none, none)

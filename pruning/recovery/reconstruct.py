@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from pruning.plan.plan import Plan
 from pruning.recovery.least_squares import Fit, LayerSeen, Refit
 from pruning.statistics.collector import readers_of
 from pruning.statistics.layer_hooks import Enough, Layer, Watcher, find_layers, observe, parameter_of
+from pruning.world import ALONE, Tree, World, joined, shares
 
 RIDGE = 1e-3
 MAX_BYTES = 2**31
@@ -41,6 +43,20 @@ _FEW = 2  # with a single one PyTorch goes ways of its own
 _log = logging.getLogger(__name__)
 
 
+class PassKeywords(TypedDict, total=False):
+    """How inputs are passed.
+
+    Attributes:
+        batch_size: Inputs per forward pass.
+        progress: Told how far it has got.
+        world: The processes that share the batches.
+    """
+
+    batch_size: int
+    progress: Progress | None
+    world: World
+
+
 def reconstruct(
     dense: nn.Module,
     model: nn.Module,
@@ -49,8 +65,7 @@ def reconstruct(
     inputs: Inputs | Batches,
     *,
     ridge: float = RIDGE,
-    batch_size: int = 64,
-    progress: Progress | None = None,
+    **keywords: Unpack[PassKeywords],
 ) -> tuple[Refit, ...]:
     """Refit every layer of a narrowed model, in forward order, in place.
 
@@ -87,8 +102,9 @@ def reconstruct(
             which are read into memory.
         ridge: least strength of the pull, relative to the mean variance of the layer's inputs; `MEAN_ALONE` absorbs
             means and leaves the weights.
-        batch_size: inputs per forward pass.
-        progress: told after each layer.
+        keywords: how the inputs are passed: `batch_size` (64), `progress`, which is told after each layer, and `world`,
+            the processes that all call this with the same, and get the same. Each runs the batches of its own shards;
+            the first one solves.
 
     Returns:
         One entry per layer, in forward order; then one for each consumer of a group that is used in some other way.
@@ -97,6 +113,8 @@ def reconstruct(
         DataError: no inputs, or several that hold different numbers of samples.
         PlanError: `dense` isn't the model narrowed by the plan.
     """
+    batch_size, world = keywords.get("batch_size", 64), keywords.get("world", ALONE)
+    progress = keywords.get("progress")
     given: Inputs = inputs.loaded().inputs if isinstance(inputs, Batches) else inputs
     if count_samples(given) == 0:
         raise DataError("reconstruction needs inputs; a few hundred unlabelled ones do")
@@ -104,7 +122,8 @@ def reconstruct(
     device = device_of(dense)
     _check_narrowed(dense, plan, groups)
     parts = [in_batches(part, batch_size) for part in _parts(given)]
-    held_out = [bool(index) for index, batches in enumerate(parts) for _ in batches]
+    batches = [batch for part in parts for batch in part]
+    held_out = [bool(index) for index, part in enumerate(parts) for _ in part]
 
     def refit(layer: Layer) -> Refit:
         inputs, outputs = _kept_channels(layer, plan, groups)
@@ -112,17 +131,32 @@ def reconstruct(
             return Refit(layer.weight, skipped="it is a transposed convolution with groups")
         if layer.tied and layer.bias is None and layer.running_mean is None:
             return Refit(layer.weight, skipped="something that is no layer reads its weights too, as an embedding does")
-        fit = Fit(layer, _tensors_of(layer, state_of(dense)), inputs.to(device), outputs.to(device))
-        if all(
-            fit.see(*(one.look(batch, layer) for one in (whole, now)), held_out=judges)
-            for batch, judges in enumerate(held_out)
-        ):
-            return fit.write(ridge)
-        return Refit(layer.weight, skipped="what it reads one by one has lost channels too")
+        kept, state = (inputs.to(device), outputs.to(device)), _tensors_of(layer, state_of(dense))
+        sums: Tree[Any] = Tree(joined)
+        for shard in world.here:
+            fit = Fit(layer, state, *kept, shard=shard)
+            same = all(
+                fit.see(*(one.look(batch, layer) for one in (whole, now)), held_out=held_out[batch])
+                for batch in shares(len(batches), world.shards)[shard]
+            )
+            sums.add((int(not same), fit.equations))
+        num_unlike, fit.equations = world.join_in_first(sums.result(), joined)
+
+        def write() -> tuple[Refit, dict[str, Tensor]]:
+            if num_unlike:
+                return Refit(layer.weight, skipped="what it reads one by one has lost channels too"), {}
+            made = fit.write(ridge)
+            return made, {name: state[name].detach().cpu() for name in layer.parameters if world.ranks > 1}
+
+        made, written = world.from_first(write)
+        with torch.no_grad():
+            for name, tensor in written.items():
+                state[name].copy_(tensor)
+        return made
 
     found = []
     with state_copied_once(), TemporaryDirectory(prefix="secateur-") as folder:
-        batches, half = [batch for part in parts for batch in part], MAX_BYTES // 2
+        half = MAX_BYTES // 2
         of_model = trace(model, take(given, slice(1), device)) if plan.blocks else groups.trace
         whole = _Passes(model, of_model, batches, Path(folder, "whole"), half)
         now = _Passes(dense, groups.trace, batches, Path(folder, "now"), half)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from math import floor, frexp
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from pruning.statistics.collector import (
     Collected,
     Collector,
     ConsumerObserver,
+    Summing,
     Uncounted,
 )
 from pruning.statistics.layer_hooks import RECTIFIERS, Observer, observe
@@ -39,6 +41,15 @@ class ActivationGatherer(Collector):
             self._observers["contribution_variance"] = Contributions(groups)
         if "entropy" in needs:
             self._observers["entropy"] = Entropies(groups)
+
+    def sums(self) -> dict[str, Any]:
+        """Return what each observer added up."""
+        return {need: observer.sums() for need, observer in self._observers.items()}
+
+    def go_on_from(self, sums: Mapping[str, Any]) -> None:
+        """Put what they added up in the place of these sums."""
+        for need, observer in self._observers.items():
+            observer.go_on_from(sums[need])
 
     def update(self, batch: Batch) -> None:
         """Run the batch forward."""
@@ -69,9 +80,10 @@ class Rectified:
         self.groups = {group.name for found in self.at.values() for group, _, _ in found}
 
 
-class Activity(Observer):
+class Activity(Observer, Summing):
     """The share of values above zero after the rectifiers that act on a group."""
 
+    SUMS = ("_above", "_seen")
     samples = 0
 
     def __init__(self, groups: Groups) -> None:
@@ -106,6 +118,7 @@ class Contributions(ConsumerObserver):
     ‖X * w‖² = wᵀ (P Pᵀ) w, P being the unfolded X: so the outputs need not be computed one by one.
     """
 
+    SUMS = (*ConsumerObserver.SUMS, "_sums")
     samples = 0
 
     def __init__(self, groups: Groups) -> None:
@@ -156,6 +169,7 @@ class Entropies(ConsumerObserver):
     As the range grows, bins are joined two by two: so one pass gives what two would, in memory that stays.
     """
 
+    SUMS = (*ConsumerObserver.SUMS, "_histograms")
     samples = 0
 
     def __init__(self, groups: Groups) -> None:
@@ -191,19 +205,29 @@ class Histogram:
 
     def add(self, values: Tensor) -> None:
         """Count values [channels, samples], float64 and finite."""
-        low, high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+        self._widen(float(values.min()), float(values.max()))
+        bins = (values / 2.0**self.exponent).floor().to(torch.int64) - floor(self.low / 2.0**self.exponent)
+        self.counts.scatter_add_(1, bins, torch.ones_like(values))
+
+    def joined(self, other: Histogram) -> Histogram:
+        """The counts of both: those of one that was given all values. Both are changed."""
+        self._widen(other.low, other.high, other.exponent)
+        other._widen(self.low, self.high, self.exponent)
+        self.counts += other.counts
+        return self
+
+    def _widen(self, low: float, high: float, exponent: int = -1000) -> None:
+        """Choose the bins for values of another range too, and move the counts there."""
+        low, high = min(self.low, low), max(self.high, high)
         finest = frexp(max(abs(low), abs(high), 1e-30))[1] - 40  # below that rounding decides
-        exponent = max(self.exponent, finest)
+        exponent = max(self.exponent, exponent, finest)
         while floor(high / 2.0**exponent) - floor(low / 2.0**exponent) >= BINS:
             exponent += 1
         counts = torch.zeros_like(self.counts)
-        first = floor(low / 2.0**exponent)
         if self.low <= self.high:
             old = floor(self.low / 2.0**self.exponent) + torch.arange(BINS)
-            moved = ((old >> (exponent - self.exponent)) - first).clamp(max=BINS - 1)  # beyond the last all is empty
-            counts.index_add_(1, moved, self.counts)
-        bins = (values / 2.0**exponent).floor().to(torch.int64) - first
-        counts.scatter_add_(1, bins, torch.ones_like(values))
+            moved = (old >> (exponent - self.exponent)) - floor(low / 2.0**exponent)
+            counts.index_add_(1, moved.clamp(max=BINS - 1), self.counts)  # beyond the last all is empty
         self.counts, self.low, self.high, self.exponent = counts, low, high, exponent
 
     def entropy(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from pruning.statistics.disturbed_inputs import InversionGatherer, KnockoffGathe
 from pruning.statistics.gradients import CurvatureGatherer, GradientGatherer
 from pruning.statistics.layer_hooks import Layer
 from pruning.statistics.moments import MomentGatherer, Moments, RowMoments
+from pruning.world import ALONE, Tree, World, joined, seed_of, shares
 
 Result = TypeVar("Result")
 
@@ -117,6 +119,7 @@ def collect(
     batch_size: int = 64,
     seed: int = 0,
     progress: Progress | None = None,
+    world: World = ALONE,
 ) -> Statistics:
     """Gather all that the criteria need in one pass over the samples.
 
@@ -132,6 +135,9 @@ def collect(
         batch_size: samples per minibatch.
         seed: of the minibatches, and of whatever draws random numbers.
         progress: told after each minibatch.
+        world: the processes that all call this with the same; each gathers on the minibatches of its own shards, and
+            the first one returns what all have found. Knockoffs, which are learned from minibatch to minibatch, are
+            gathered by the first one.
 
     Raises:
         CriterionError: a need is unknown, or samples or their targets are needed and there are none.
@@ -149,7 +155,7 @@ def collect(
         raise CriterionError(f"the criterion needs {', '.join(asked)}: pass {what} to gather them on")
     with state_copied_once():
         gatherers = _gatherers(groups, asked, partial(mean_loss, loss))
-        _pass_over(groups, samples, gatherers, batch_size, seed, progress)
+        _pass_over(groups, samples, gatherers, batch_size, seed, progress, world)
     gathered = {need: found for gatherer in gatherers for need, found in gatherer.compute().items()}
     layers = next((one for one in gatherers if isinstance(one, MomentGatherer)), None)
     others = next((one for one in gatherers if isinstance(one, ContributionGatherer)), None)
@@ -178,14 +184,35 @@ def _pass_over(
     batch_size: int,
     seed: int,
     progress: Progress | None,
+    world: World,
 ) -> None:
     read, device = checked_batches(samples), device_of(groups.model)
     generator = torch.Generator().manual_seed(seed)
-    own = [torch.Generator().manual_seed(seed) for _ in gatherers]  # so that none depends on which others there are
     batches = torch.split(torch.randperm(len(read), generator=generator), batch_size)
-    for index, batch in enumerate(read.read(batches)):
-        inputs, targets, _ = batch.to(device)
-        for gatherer, drawn in zip(gatherers, own, strict=True):
-            gatherer.update(Batch(with_tensors(inputs, Tensor.clone), targets, drawn))
-        if progress is not None:
-            progress(index + 1, len(batches))
+    all_shares = shares(len(batches), world.shards)
+    # of its own, so that none depends on which others there are
+    drawn = {gatherer: torch.Generator().manual_seed(seed) for gatherer in gatherers}
+    adding = [gatherer for gatherer in gatherers if not gatherer.in_order]
+    nothing, sums = copy.deepcopy([gatherer.sums() for gatherer in adding]), Tree[list[Any]](joined)
+    done, total = 0, len(batches) if adding != gatherers else sum(len(all_shares[shard]) for shard in world.here)
+    for shard, numbers in enumerate(all_shares):
+        is_own = shard in world.here
+        active = [one for one in gatherers if (world.is_first if one.in_order else is_own)]
+        if is_own and shard:
+            for gatherer, none in zip(adding, copy.deepcopy(nothing), strict=True):
+                gatherer.go_on_from(none)
+                drawn[gatherer].manual_seed(seed_of(seed, shard))
+        if not active:
+            continue
+        for number, batch in zip(numbers, read.read(batches[numbers.start : numbers.stop]), strict=True):
+            inputs, targets, _ = batch.to(device)
+            for gatherer in active:
+                own = with_tensors(inputs, Tensor.clone)
+                gatherer.update(Batch(own, targets, drawn[gatherer], number, shard))
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        if is_own:
+            sums.add([gatherer.sums() for gatherer in adding])
+    for gatherer, found in zip(adding, world.join_in_first(sums.result(), joined), strict=True):
+        gatherer.go_on_from(found)

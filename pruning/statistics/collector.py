@@ -35,11 +35,15 @@ class Batch:
         inputs: what the model is given, on its device: a tensor, a tuple or a dict, all tensors [N, ...].
         targets: a tensor [N, ...], or a tuple or dict of several; None where the samples have none.
         generator: on the CPU, for gatherers that draw.
+        number: among all batches.
+        shard: of the samples, to which it belongs.
     """
 
     inputs: Inputs
     targets: Any
     generator: torch.Generator
+    number: int = 0
+    shard: int = 0
 
     @property
     def num_samples(self) -> int:
@@ -82,14 +86,35 @@ Collected = Mapping[str, Mapping[str, Tensor | Uncounted]]
 """need -> group name -> [size] values, or the reason why this group has none."""
 
 
-class Collector(ABC):
+class Summing:
+    """What adds up over batches, and over shards of them.
+
+    Attributes:
+        SUMS: the attributes that add up, as `pruning.world.joined` adds them.
+    """
+
+    SUMS: ClassVar[tuple[str, ...]] = ()
+
+    def sums(self) -> dict[str, Any]:
+        """Return what was added up."""
+        return {name: getattr(self, name) for name in self.SUMS}
+
+    def go_on_from(self, sums: Mapping[str, Any]) -> None:
+        """Put what was added up in the place of these sums."""
+        for name in self.SUMS:
+            setattr(self, name, sums[name])
+
+
+class Collector(Summing, ABC):
     """Adds up statistics over batches.
 
     Attributes:
         NEEDS: what it gathers, by the names that criteria ask for it by.
+        in_order: whether what it does with a batch depends on what it learned from those before.
     """
 
     NEEDS: ClassVar[tuple[str, ...]]
+    in_order: ClassVar[bool] = False
 
     @abstractmethod
     def update(self, batch: Batch) -> None:
@@ -216,8 +241,10 @@ def by_channel(values: Tensor, channels: Tensor, size: int) -> Tensor | None:
     return None if places is None else values[:, places.to(values.device)].flatten(2)
 
 
-class ConsumerObserver(Observer):
+class ConsumerObserver(Observer, Summing):
     """An observer of what consumers read. It knows which groups it could not see whole, and why."""
+
+    SUMS: ClassVar[tuple[str, ...]] = ("_refused", "_seen")
 
     def __init__(self, groups: Groups) -> None:
         self.groups = groups

@@ -72,6 +72,7 @@ class ContributionGatherer(Collector):
     """
 
     NEEDS = ("moments",)
+    SUMS = ("_sums", "_uncounted")
 
     def __init__(self, groups: Groups) -> None:
         self._groups = groups
@@ -93,7 +94,7 @@ class ContributionGatherer(Collector):
 
     def update(self, batch: Batch) -> None:
         """Run the batch forward, or the part of it that each operator is run on."""
-        if self._several and not self.gains:
+        if self._several and batch.number == 0:
             self._weigh(batch)
         passes: dict[int, set[int]] = {}
         for samples, indices in self._by_samples.items():

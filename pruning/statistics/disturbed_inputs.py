@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -40,6 +43,7 @@ class KnockoffGatherer(Collector):
     """
 
     NEEDS = ("knockoffs",)
+    in_order = True
 
     def __init__(self, groups: Groups, loss: Loss) -> None:
         self._groups, self._loss = groups, loss
@@ -123,12 +127,22 @@ class InversionGatherer(Collector):
     """
 
     NEEDS = ("inversions",)
+    SUMS = ("_changed", "_seen")
 
     def __init__(self, groups: Groups) -> None:
         self._groups, self._rectified = groups, Rectified(groups)
         self._changed = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in groups}
         self._seen = dict.fromkeys(self._changed, 0)
         self._last = _Signs(groups, self._rectified)
+
+    def sums(self) -> dict[str, Any]:
+        """Return what was added up, and what was met on the way."""
+        return {**super().sums(), "last": self._last.sums()}
+
+    def go_on_from(self, sums: Mapping[str, Any]) -> None:
+        """Put what was added up in the place of these sums."""
+        super().go_on_from(sums)
+        self._last.go_on_from(sums["last"])
 
     def update(self, batch: Batch) -> None:
         """Run the batch forward as it is and disturbed."""

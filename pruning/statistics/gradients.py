@@ -39,6 +39,7 @@ class GradientGatherer(Collector):
     """
 
     NEEDS = ("gradients", "gradient_magnitudes", "activation_gradients")
+    SUMS = ("_totals", "_samples", "_unowned")
 
     def __init__(self, groups: Groups, needs: Collection[str], loss: Loss) -> None:
         self._groups, self._needs, self._loss = groups, set(needs) & set(self.NEEDS), loss
@@ -199,6 +200,7 @@ class CurvatureGatherer(Collector):
     """
 
     NEEDS = ("fisher", "hessian_diagonal", "hessian_trace")
+    SUMS = ("_totals", "_samples")
 
     def __init__(self, groups: Groups, needs: Collection[str], loss: Loss) -> None:
         self._groups, self._needs, self._loss = groups, set(needs) & set(self.NEEDS), loss

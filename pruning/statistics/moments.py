@@ -11,7 +11,7 @@ Source: Woodbury 1950, "Inverting modified matrices".
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from pruning.graph.groups import Groups
 from pruning.graph.layers import LayerCall
 from pruning.statistics.collector import Batch, Collected, Collector, readers_of
 from pruning.statistics.layer_hooks import Layer, Observer, find_layers, observe
+from pruning.world import seed_of
 
 WIDE = 4608
 """Columns up to which a layer's second moment is kept whole, 170 MB: 3 × 3 taps of 512 channels have as many."""
@@ -60,6 +61,10 @@ class Moments:
             self.gram + products(columns, columns),
         )
 
+    def joined(self, other: Moments) -> Moments:
+        """The moments of the rows of both."""
+        return Moments(self.num_rows + other.num_rows, self.total + other.total, self.gram + other.gram)
+
     def cpu(self) -> Moments:
         """The same on the CPU."""
         return Moments(self.num_rows, self.total.cpu(), self.gram.cpu())
@@ -91,26 +96,36 @@ class Sample:
         seen: Rows seen.
         keys: [rows] float64, random: the lowest are kept.
         tensors: [rows, ...] each, in the order in which they were seen.
+        shard: Of the samples, from which the rows are: each draws its own keys.
     """
 
     most: int
     seen: int = 0
     keys: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
     tensors: tuple[Tensor, ...] = ()
+    shard: int = 0
 
     def plus(self, *tensors: Tensor) -> Sample:
         """Add rows, [rows, ...] each; the same ones are kept whenever the same are added."""
         number = len(tensors[0])
-        drawn = torch.rand(number, generator=torch.Generator().manual_seed(self.seen), dtype=torch.float64)
-        keys = torch.cat([self.keys, drawn])
-        stay = keys.argsort(stable=True)[: self.most].sort().values
-        old, new = stay[stay < len(self.keys)], stay[stay >= len(self.keys)] - len(self.keys)
-        before = self.tensors or tuple(one[:0] for one in tensors)
-        pairs = zip(before, (one.detach() for one in tensors), strict=True)
-        kept = tuple(torch.cat([_at(a, old), _at(b, new)]) for a, b in pairs)
-        return Sample(self.most, self.seen + number, keys[stay], kept)
+        seed = seed_of(self.shard, self.seen) if self.shard else self.seen
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.rand(number, generator=generator, dtype=torch.float64)
+        return self.joined(Sample(self.most, number, drawn, tuple(one.detach() for one in tensors)))
 
     def joined(self, other: Sample) -> Sample:
+        """A sample of the rows of both, of at most as many rows."""
+        keys = torch.cat([self.keys, other.keys])
+        stay = keys.argsort(stable=True)[: self.most].sort().values
+        old, new = stay[stay < len(self.keys)], stay[stay >= len(self.keys)] - len(self.keys)
+        before, after = (
+            one.tensors or tuple(tensor[:0] for tensor in another.tensors)
+            for one, another in ((self, other), (other, self))
+        )
+        kept = tuple(torch.cat([_at(a, old), _at(b, new)]) for a, b in zip(before, after, strict=True))
+        return replace(self, seen=self.seen + other.seen, keys=keys[stay], tensors=kept)
+
+    def beside(self, other: Sample) -> Sample:
         """The rows of both, as many as there are."""
         tensors = tuple(torch.cat(pair) for pair in zip(self.tensors, other.tensors, strict=True))
         most, seen = self.most + other.most, self.seen + other.seen
@@ -140,10 +155,13 @@ class RowMoments:
         """Add rows [rows, groups, columns]."""
         return RowMoments(self.sample.plus(columns))
 
+    def joined(self, other: RowMoments) -> RowMoments:
+        """The moments of a sample of the rows of both."""
+        return RowMoments(self.sample.joined(other.sample))
+
     def cpu(self) -> RowMoments:
         """The same on the CPU."""
-        tensors = tuple(one.cpu() for one in self.sample.tensors)
-        return RowMoments(Sample(self.sample.most, self.sample.seen, self.sample.keys, tensors))
+        return RowMoments(replace(self.sample, tensors=tuple(one.cpu() for one in self.sample.tensors)))
 
     def mean(self) -> Tensor:
         """Return the mean of the columns, [groups, columns]."""
@@ -181,11 +199,13 @@ class Factored:
         return inner, level
 
 
-def no_moments(groups: int, columns: int, device: torch.device | None = None) -> Moments | RowMoments:
+def no_moments(
+    groups: int, columns: int, device: torch.device | None = None, *, shard: int = 0
+) -> Moments | RowMoments:
     """Return the moments of no rows of a layer: whole, or where it reads more columns than `WIDE`, by rows."""
     if columns <= WIDE:
         return Moments.none(groups, columns, device)
-    return RowMoments(Sample(max_rows(groups * columns)))
+    return RowMoments(Sample(max_rows(groups * columns), shard=shard))
 
 
 def products(left: Tensor, right: Tensor) -> Tensor:
@@ -252,18 +272,21 @@ class MomentGatherer(Collector, Observer):
     """
 
     NEEDS = ("moments",)
+    SUMS = ("moments",)
 
     def __init__(self, groups: Groups) -> None:
         self._model = groups.model
         self._consumers = set(readers_of(groups))
         self.layers: dict[str, Layer] = {}
         self.moments: dict[str, Moments | RowMoments] = {}
+        self._shard = 0
 
     def update(self, batch: Batch) -> None:
         """Run the batch forward."""
         if not self.layers:
             found = find_layers(self._model, take(batch.inputs, slice(1)), recurrent=True)
             self.layers = {layer.weight: layer for layer in found if layer.weight in self._consumers}
+        self._shard = batch.shard
         observe(self._model, batch.inputs, [self], recurrent=True)
 
     def on_layer(self, call: LayerCall) -> None:
@@ -271,7 +294,7 @@ class MomentGatherer(Collector, Observer):
         if call.weight in self.layers:
             for _, columns in call.rows():
                 _, parts, width = columns.shape
-                known = self.moments.get(call.weight) or no_moments(parts, width, columns.device)
+                known = self.moments.get(call.weight) or no_moments(parts, width, columns.device, shard=self._shard)
                 self.moments[call.weight] = known.plus(columns)
 
     def compute(self) -> Collected:

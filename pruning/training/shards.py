@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pruning.batches import Batch
 from pruning.errors import ModelError
 from pruning.training.step import Run, change_weights, loss_of
-from pruning.world import TreeSum, World, is_part, own_part
+from pruning.world import TreeSum, World, is_part, own_part, seed_of
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,6 @@ class Shard:
     number: int
     parts: tuple[Tensor, ...]
     is_empty: bool = False
-
-
-def seed_of(*key: int | str) -> int:
-    """Return the seed of the random numbers that belong to a key."""
-    return int.from_bytes(sha256(" ".join(map(str, key)).encode()).digest()[:8], "big")
 
 
 def run_sharded_step(run: Run, read: Iterator[Batch], shards: Sequence[Shard], at: tuple[int, int]) -> float:

@@ -41,8 +41,9 @@ class Run(Section):
     threads: StrictInt = Field(default=1, ge=1, le=MOST_THREADS)
     """CPU threads of torch; another number may change the last bits of the results."""
     shards: Annotated[StrictInt, AfterValidator(power_of_two)] = Field(default=1, ge=1, le=4096)
-    """Into how many parts a batch of training is divided, a power of two: as many processes can share it
-    (machine.ranks). Another number gives other results; recipe.batch_size stays that of the whole batch.
+    """Into how many parts a batch of training is divided, and the minibatches of statistics and reconstruction, a power
+    of two: as many processes can share them (machine.ranks). Another number gives other results; recipe.batch_size
+    stays that of the whole batch.
     """
     device: Annotated[str, AfterValidator(usable_device)] = "cpu"
     """Where torch computes: cpu, cuda, cuda:1."""
@@ -72,7 +73,9 @@ class Machine(Section):
     patience_minutes: StrictFloat = Field(default=10.0, gt=0, le=10_080)
     """For how long no worker may give a sign of life of a part before the process that asked computes it itself."""
     ranks: Annotated[StrictInt, AfterValidator(power_of_two)] = Field(default=1, ge=1, le=256)
-    """How many processes train one model together, a power of two up to run.shards; on cuda, one for each GPU."""
+    """How many processes train one model together, and share evaluation, statistics and reconstruction; a power of two
+    up to run.shards; on cuda, one for each GPU.
+    """
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """ddp: each of them holds the whole model. fsdp: a part of every weight, gradient and moment, for models that one
     device can't hold while they are trained. Both give the same bytes.

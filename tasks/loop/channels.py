@@ -21,17 +21,17 @@ from pruning.importance import Criterion, Ranking, needs_of
 from pruning.plan.masks import compose, without_blocks
 from pruning.plan.plan import Plan
 from pruning.recovery.basis import in_principal_components
-from pruning.recovery.calibrate import recalibrate
 from pruning.recovery.fold import fold
 from pruning.recovery.normal_equations import MEAN_ALONE
-from pruning.recovery.reconstruct import reconstruct
-from pruning.statistics.collect import Statistics, collect
+from pruning.statistics.collect import Statistics
 from tasks.config.prune_schema import Structured
 from tasks.data import read_split
+from tasks.loop.recovery import recalibrate, reconstruct
 from tasks.loop.step_context import StepContext
-from tasks.models import chosen_criterion, loss_and_metric
+from tasks.models import chosen_criterion
+from tasks.passes import SamplesOf
 from tasks.pretrained import fields_of
-from tasks.terminal import shown
+from tasks.statistics import collect
 
 log = logging.getLogger("secateur")
 
@@ -61,14 +61,10 @@ class Offered:
     @cached_property
     def statistics(self) -> Statistics:
         """What the criteria look at."""
-        settings, samples = self.context.settings, structured(self.context).criterion_samples
-        loss, _ = loss_and_metric(settings)
-        seen = read_split(self.context.settings, self.context.workspace, "train").spread(samples)
-        with shown("statistics: batches") as progress:
-            needs = needs_of(self._criteria)
-            if structured(self.context).allocation.strategy == "evolve":
-                needs |= {"moments"}  # of which levels are made
-            return collect(self.groups, needs, seen, loss, seed=settings.run.seed, progress=progress)
+        seen, needs = SamplesOf("train", structured(self.context).criterion_samples), needs_of(self._criteria)
+        if structured(self.context).allocation.strategy == "evolve":
+            needs |= {"moments"}  # of which levels are made
+        return collect(self.context.passes, self.groups, needs, seen, "statistics: batches")
 
     @cached_property
     def ranking(self) -> Ranking:
@@ -164,20 +160,17 @@ def recover(
         context: Names settings and data.
         num_samples: Samples that are looked at; as the settings say, if not given.
     """
-    settings, training = structured(context), context.settings.training
-    method, num_samples = settings.recover.method, num_samples or settings.recover.num_samples
-    samples = read_split(context.settings, context.workspace, "train")
+    settings = structured(context)
+    method, samples = settings.recover.method, SamplesOf("train", num_samples or settings.recover.num_samples)
     if method == "recalibrate":
-        recalibrate(narrowed, samples, num_samples=num_samples, batch_size=training.batch_size)
+        recalibrate(context.passes, narrowed, samples)
     elif method == "fold":
         fold(narrowed, chosen, offered.groups, offered.statistics, chosen_criterion(settings.criterion))
     elif method in ("absorb_means", "reconstruct"):
         ridge = MEAN_ALONE if method == "absorb_means" else settings.recover.ridge
-        inputs = samples.spread(num_samples)
         if context.blocks:
             chosen = context.removed_blocks.then(chosen)
-        with shown("reconstruction: layers") as progress:
-            reconstruct(narrowed, context.reference, chosen, offered.groups, inputs, ridge=ridge, progress=progress)
+        reconstruct(context.passes, narrowed, context.reference, chosen, offered.groups, samples, ridge)
 
 
 def structured(context: StepContext) -> Structured:

@@ -24,7 +24,6 @@ from pruning.allocation.depth import choose_depth, score_blocks
 from pruning.allocation.selection import Tried
 from pruning.dynamic.gates import GatedModel, GateTraining, add_gates, calibrate_gates
 from pruning.errors import ModelError, TargetError
-from pruning.evaluation import evaluate
 from pruning.plan.blocks import Block, Blocks
 from pruning.plan.constraints import parameters_in
 from pruning.plan.masks import without_blocks
@@ -49,6 +48,7 @@ from tasks.loop.step_context import StepContext
 from tasks.loop.targets import LATENCY
 from tasks.loop.trial import choose_channels
 from tasks.models import chosen_criterion, example_inputs, load_model, loss_and_metric, sparsity_training
+from tasks.passes import SamplesOf
 from tasks.training import Hooks, Job
 
 log = logging.getLogger("secateur")
@@ -91,15 +91,15 @@ def narrow(context: StepContext) -> Step:
         return _narrow_channels(context)
     context = in_basis(context)
     settings, example = context.settings, context.example
-    loss, metric = loss_and_metric(settings)
-    judged_on = read_split(context.settings, context.workspace, "validation").spread(JUDGED_ON)
+    loss, _ = loss_and_metric(settings)
+    judged_on = SamplesOf("validation", JUDGED_ON)
     batch_size = settings.training.batch_size
     unlearned = replace(context, start=None)  # fresh weights would say nothing of what a block is worth
 
     def attempt(shallow: nn.Module, gone: tuple[str, ...]) -> tuple[Step, float]:
         step = _narrow_channels(unlearned, shallow, gone)
         try:
-            return step, evaluate(step.model, judged_on, loss=loss, metric=metric, batch_size=batch_size).loss
+            return step, context.passes.evaluate(step.model, judged_on).loss
         except ModelError as fault:  # without training; another number of blocks may do
             raise TargetError(str(fault)) from fault
 
@@ -107,7 +107,7 @@ def narrow(context: StepContext) -> Step:
         context.model,
         example,
         attempt,
-        partial(score_blocks, samples=judged_on, loss=loss, batch_size=batch_size),
+        partial(score_blocks, samples=judged_on.read(settings, context.workspace), loss=loss, batch_size=batch_size),
         saved=partial(_saved, context),
         may_go=partial(_may_go, parameters_in(context.model, settings.prune.ignore, "ignore")),
         enough=lambda step: not any(step.plan.removed.values()),

@@ -14,18 +14,17 @@ from safetensors import safe_open
 from safetensors.torch import save as format_safetensors
 from torch import nn
 
-from pruning.containers import Inputs
 from pruning.errors import ModelError, TargetError
 from pruning.io.checkpoint import save_checkpoint
 from pruning.io.files import checked_json, replace_file
 from pruning.plan.masks import compose
 from pruning.training.recipe import Recipe
 from tasks.config.schema import Settings
-from tasks.data import read_split
 from tasks.fan_out import Part
 from tasks.loop.methods import Step, loaded_step
 from tasks.loop.step_context import Sharing, StepContext, open_again
-from tasks.models import ModelMetrics, measure
+from tasks.models import ModelMetrics
+from tasks.passes import SamplesOf
 from tasks.ranks import train
 from tasks.training import Job
 from tasks.workspace import Workspace
@@ -78,7 +77,7 @@ def train_all(
     failed: dict[str, str] = {}
     if not settings.prune.recipes:
         try:
-            candidates.append(_as_it_is(settings, context.workspace, taken, context.example))
+            candidates.append(_as_it_is(context, taken))
         except ModelError as error:
             failed[NO_TRAINING] = str(error)
     elif context.sharing is not None and len(settings.prune.recipes) > 1:
@@ -157,9 +156,9 @@ def train_part(
     replace_file(files[0], format_safetensors(state, metadata={"outcome": outcome.model_dump_json()}))
 
 
-def _as_it_is(settings: Settings, workspace: Workspace, taken: Step, example: Inputs) -> Candidate:
+def _as_it_is(context: StepContext, taken: Step) -> Candidate:
     """Measure what a step made, where nothing is trained."""
-    measured = measure(taken.model, read_split(settings, workspace, "validation"), settings, example)
+    measured, _ = context.passes.measure(taken.model, SamplesOf("validation"), context.example)
     return Candidate(NO_TRAINING, taken.model, measured)
 
 
@@ -182,5 +181,5 @@ def _train_by(context: StepContext, taken: Step, recipe: Recipe, number: int, ke
     )
     plan = taken.whole_plan or compose(context.plan, taken.plan, context.baseline, context.example)
     history = train(job, model, plan, context.baseline, f"attempt {number + 1}: {recipe.name}")
-    measured = measure(model, read_split(settings, workspace, "validation"), settings, context.example)
+    measured, _ = context.passes.measure(model, SamplesOf("validation"), context.example)
     return Candidate(recipe.name, model, measured, history.kept if history.kept < len(history.losses) else None)

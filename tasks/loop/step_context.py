@@ -16,6 +16,7 @@ from tasks.determinism import begin
 from tasks.fan_out import FanOut, Part, compute
 from tasks.loop.ledger import FOLDER, Ledger, read_ledger
 from tasks.models import example_inputs, load_model, make_factory
+from tasks.passes import Passes
 from tasks.training_state import epoch_folder
 from tasks.workspace import Json, Workspace
 
@@ -88,6 +89,11 @@ class StepContext:
     sharing: Sharing | None = None
     blocks: tuple[str, ...] = ()
     place: Path | None = None
+
+    @property
+    def passes(self) -> Passes:
+        """Passes over the samples."""
+        return Passes("prune", self.settings, self.workspace)
 
     @property
     def removed_blocks(self) -> Plan:

@@ -17,12 +17,10 @@ from torch import Tensor
 
 from pruning.allocation.selection import JudgeEach, Tried, choose_by_trial
 from pruning.errors import ModelError, TargetError
-from pruning.evaluation import evaluate
 from pruning.io.files import replace_file
 from pruning.plan.constraints import Freedom, Limits, within_first
 from pruning.plan.plan import Plan
 from tasks.config.schema import Settings
-from tasks.data import read_split
 from tasks.fan_out import Part
 from tasks.loop.allocation import Choice, choose_within_limits
 from tasks.loop.channels import (
@@ -35,7 +33,7 @@ from tasks.loop.channels import (
     structured,
 )
 from tasks.loop.step_context import Sharing, StepContext, open_again
-from tasks.models import loss_and_metric
+from tasks.passes import SamplesOf
 from tasks.terminal import shown
 from tasks.workspace import Workspace, digest
 
@@ -148,12 +146,9 @@ def _choose_by_trial(context: StepContext, offered: Offered, limits: Limits) -> 
 def _losses_after(offered: Offered, num_samples: int, num_judged: int, plan: Plan) -> Tensor:
     """Return the loss of each of some validation samples in the model that a plan leaves, recovered, not trained."""
     context = offered.context
-    loss, metric = loss_and_metric(context.settings)
     model = narrow_by(plan, offered, context, verify=False)
     recover(model, plan, offered, context, num_samples)
-    judged_on = read_split(context.settings, context.workspace, "validation").spread(num_judged)
-    batch_size = context.settings.training.batch_size
-    losses = evaluate(model, judged_on, loss=loss, metric=metric, batch_size=batch_size, each=True).losses
+    losses = context.passes.evaluate(model, SamplesOf("validation", num_judged), each=True).losses
     assert losses is not None, "it was asked for"
     return losses
 

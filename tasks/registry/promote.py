@@ -33,7 +33,7 @@ from tasks.config.schema import Settings
 from tasks.data import read_description, read_split, task_of
 from tasks.determinism import begin, bounded_memory
 from tasks.intervals import Interval, Paired, compare_pairs, interval_of
-from tasks.models import example_inputs, load_model, measure_each, measure_of, score
+from tasks.models import example_inputs, load_model, measure_of, measure_whole, score
 from tasks.registry import mlflow_models
 from tasks.registry.decisions import ROLLED_BACK, Decision, about, announce, complete, write_down
 from tasks.registry.manifest import read_answered_batch
@@ -337,8 +337,8 @@ def _score(settings: Settings, copy: Copy, stage: str, test: Batches, data: Work
     model, _, _ = load_model(copy.workspace.folder(checkpoint), settings, read_description(data), example)
     float_file = file_of(copy.workspace, checkpoint)
     parity = check_parity(float_file, model, test, by_class=task_of(settings).by_class)
-    found, values = measure_each(model, test, settings, example)
-    reached, size = found.score, found.size_bytes
+    found, evaluated = measure_whole(model, test, settings, example)
+    reached, values, size = found.score, evaluated.values, found.size_bytes
     if stage == QUANTIZED:
         path = file_of(copy.workspace, stage)
         module = OnnxModule(path, example_outputs(model, example), device=settings.run.device)

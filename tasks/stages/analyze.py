@@ -21,7 +21,6 @@ from pruning.batches import Batches, checked_batches
 from pruning.errors import WorkspaceError
 from pruning.importance import Ranking, needs_of
 from pruning.io.files import read_json, replace_file
-from pruning.statistics.collect import collect
 from tasks.config.schema import Settings
 from tasks.data import read_description, read_split
 from tasks.determinism import begin
@@ -29,7 +28,9 @@ from tasks.fan_out import FanOut, Part, compute
 from tasks.fingerprint import fingerprint
 from tasks.loop.measurements import CURVES
 from tasks.models import chosen_criterion, example_inputs, load_model, loss_and_metric
+from tasks.passes import Passes, SamplesOf
 from tasks.stage_table import find_stage
+from tasks.statistics import collect
 from tasks.terminal import command_line, shown
 from tasks.workspace import Workspace, write_json, writing
 
@@ -137,13 +138,10 @@ class _Bench:
             return read_json(self.place / ORDERS, dict[str, list[int]], error=WorkspaceError, mend=self._mend)
         except FileNotFoundError:
             pass
-        settings = self._settings
-        loss, _ = loss_and_metric(settings)
-        criteria = [chosen_criterion(name) for name in (settings.analyze.criterion, settings.analyze.fallback)]
-        seen = read_split(self._settings, self._workspace, "train").spread(settings.analyze.criterion_samples)
-        with shown("analyze: statistics") as progress:
-            needs = needs_of(criteria)
-            statistics = collect(self.groups, needs, seen, loss, seed=settings.run.seed, progress=progress)
+        chosen = self._settings.analyze
+        criteria = [chosen_criterion(name) for name in (chosen.criterion, chosen.fallback)]
+        seen, passes = SamplesOf("train", chosen.criterion_samples), Passes("analyze", self._settings, self._workspace)
+        statistics = collect(passes, self.groups, needs_of(criteria), seen, "analyze: statistics")
         ranking = Ranking(self.groups, criteria, statistics)
         return {name: list(order) for name, order in ranking.orders(group.name for group in self.groups).items()}
 

@@ -10,18 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from pruning.containers import as_call
 from pruning.errors import DataError
-from pruning.evaluation import restored_modes
 from pruning.io.checkpoint import save_checkpoint
 from pruning.io.files import JsonError, checked_json
 from pruning.plan.plan import Plan
 from pruning.world import World
 from tasks.config.schema import Settings
-from tasks.data import read_description, read_inputs, read_split, save_answers, task_of
+from tasks.data import read_description, save_answers, task_of
 from tasks.data_sets import SPLITS, Split
 from tasks.determinism import begin
 from tasks.fingerprint import fingerprint
@@ -29,11 +26,11 @@ from tasks.models import (
     example_inputs,
     load_given_weights,
     make_factory,
-    measure,
     measure_of,
     save_model,
     sparsity_training,
 )
+from tasks.passes import Passes, SamplesOf
 from tasks.ranks import train
 from tasks.sanity_check import sanity_check
 from tasks.stage_table import find_stage
@@ -69,12 +66,8 @@ def baseline(settings: Settings, workspace: Workspace) -> None:
     if settings.baseline.recipe is not None:
         _train(model, settings, workspace, under_way)
     answers = {} if data.labelled else {name: _answers(model, workspace, name, settings) for name in SPLITS}
-    validation = (
-        read_inputs(settings, workspace, "validation").with_targets(answers["validation"])
-        if answers
-        else read_split(settings, workspace, "validation")
-    )
-    measured = measure(model, validation, settings, example)
+    validation = SamplesOf("validation", targets=answers.get("validation"))
+    measured, _ = Passes(FOLDER, settings, workspace).measure(model, validation, example)
     nothing = Plan(removed={}, sizes={})
     save_model(workspace.folder(FOLDER), model, nothing, measured, learned_from)
     if answers:
@@ -91,20 +84,11 @@ def baseline(settings: Settings, workspace: Workspace) -> None:
     )
 
 
-@torch.no_grad()
 def _answers(model: nn.Module, workspace: Workspace, split: Split, settings: Settings) -> Tensor:
     """Return what stands for each sample's target, [N, ...]: of a classification the class that the model predicts."""
-    task = task_of(settings)
-    with restored_modes(model):
-        model.eval()
-        batches, device = read_inputs(settings, workspace, split), torch.device(settings.run.device)
-        ordered = batches.ordered(settings.training.batch_size)
-        found = []
-        for batch in ordered:
-            args, kwargs = as_call(batch.to(device).inputs)
-            found.append(task.answers(model(*args, **kwargs)).cpu())
+    found = Passes(FOLDER, settings, workspace).answers(model, SamplesOf(split, has_targets=False))
     try:
-        return task.join(found)
+        return task_of(settings).join(found)
     except RuntimeError as fault:
         raise DataError(
             f"the data have no labels, so that the baseline's answers take their place; those of {split} differ in "

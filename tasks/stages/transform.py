@@ -24,6 +24,7 @@ from tasks.data import read_description, read_split
 from tasks.determinism import begin
 from tasks.loop.ledger import read_ledger
 from tasks.models import example_inputs, load_model, make_factory, measure_of, measured_in, save_model
+from tasks.passes import Passes, SamplesOf
 from tasks.pretrained import FOLDER as PRETRAINED
 from tasks.pretrained import write_folder
 from tasks.workspace import Workspace, write_json
@@ -72,7 +73,7 @@ def transform(settings: Settings, workspace: Workspace) -> None:
         whole = expand(dense, plan, groups, original)
         masked = pruning.apply_masks(whole, plan, example, groups=groups)
         batch_size = settings.training.batch_size
-        difference = max(differences_by_batch(masked, dense, validation, batch_size), default=0.0)
+        difference = Passes("transform", settings, workspace).difference(masked, dense, SamplesOf("validation"))
         others = [whole] if plan.blocks else []
         if any(plan.removed.values()):
             others.append(keep_removed(masked, plan, groups))  # the channels that the plan keeps are zero in it

@@ -18,6 +18,7 @@ from pruning.errors import SettingsError
 from tasks.config.schema import load
 from tasks.environment import REPOSITORY
 from tasks.fingerprint import settings_of
+from tasks.rank_group import followers, group
 from tasks.stage_table import NAMES, STAGES, find_stage
 from tests.tasks.test_pipeline import Project, made
 
@@ -44,6 +45,7 @@ def settings_with(kind: str = "structured") -> Callable[[dict[str, Any]], None]:
         general = {"max_accuracy_drop": 0.99, "iterations": 1, "max_attempts": 1}
         recipes = [{"name": "short", "epochs": 1, "learning_rate": 0.02, "batch_size": 32}]
         settings["run"]["shards"] = 2
+        settings["training"]["batch_size"] = 16  # small, so that evaluations are shared too
         settings["baseline"]["recipe"]["epochs"] = 2
         settings["analyze"]["rates"] = []
         settings["prune"] = {**general, "recipes": recipes, **deepcopy(KINDS[kind])}
@@ -67,7 +69,10 @@ def test_loop_on_two_ranks_writes_the_bytes_of_one_process(
     monkeypatch.chdir(two)
     machine = begun.settings.machine.model_copy(update={"ranks": 2, "parallel": parallel})
     again: Project = replace(begun, root=two, settings=begun.settings.model_copy(update={"machine": machine}))
-    again.run("prune")
+    with followers(again.settings):
+        while not group.is_ready:
+            assert not group.why_lost()  # which takes a while to look
+        again.run("prune")
     found = again.bytes_of("iterations")
     monkeypatch.chdir(one)
     assert found == begun.bytes_of("iterations")

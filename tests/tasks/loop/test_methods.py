@@ -18,13 +18,14 @@ from torch import nn
 from pruning import find_groups
 from pruning.dynamic.gates import GatedModel, macs_of_samples
 from pruning.errors import SettingsError
+from pruning.evaluation import Evaluation
 from pruning.plan.plan import Cost
 from tasks.config.prune_schema import MODELS
 from tasks.config.schema import load
 from tasks.data import read_description, read_split
-from tasks.loop import recipes
 from tasks.loop.ledger import Ledger, read_ledger
-from tasks.models import ModelMetrics, example_inputs, load_model, measure
+from tasks.models import ModelMetrics, example_inputs, load_model
+from tasks.passes import Passes
 from tasks.reporting.tables import compare
 from tasks.workspace import Workspace
 from tests.tasks.test_pipeline import BEFORE_THE_LOOP, Project, made
@@ -200,14 +201,14 @@ def test_pattern_rises_by_single_weights_and_backs_off_to_the_one_before(
     project = Project(Path(), load(write_params(change)), Workspace(Path("artifacts")))
     for name in BEFORE_THE_LOOP:
         project.run(name)
-    whole = measure
+    whole = Passes.measure
 
-    def failing(model: nn.Module, *rest: Any) -> ModelMetrics:
-        found = whole(model, *rest)
+    def failing(passes: Passes, *given: Any) -> tuple[ModelMetrics, Evaluation]:
+        found, evaluated = whole(passes, *given)
         assert found.weight_sparsity is not None
-        return found.model_copy(update={"score": 0.0}) if found.weight_sparsity > 0.4 else found
+        return found.model_copy(update={"score": 0.0}) if found.weight_sparsity > 0.4 else found, evaluated
 
-    monkeypatch.setattr(recipes, "measure", failing)
+    monkeypatch.setattr(Passes, "measure", failing)
     project.prune()
     rows = ledger_of(project).rows
     assert [row.reached for row in rows[:2]] == [0.25, 0.5]
