@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 import pruning
 from benchmarks.contest.terms import Entry, Pruned, Terms, accuracy, macs
+from benchmarks.evolved import evolved_plan
 from pruning.allocation.budget import Budget, BudgetSolver
-from pruning.allocation.evolution import Evolution
 from pruning.allocation.selection import Scope, choose_by_trial, make_plan
-from pruning.batches import TensorBatches
 from pruning.errors import TargetError
 from pruning.evaluation import distillation_loss, evaluate
 from pruning.importance import Ranking, criterion_names, find_criterion
@@ -24,7 +23,6 @@ from pruning.plan.plan import Cost, Plan
 from pruning.recovery.basis import in_principal_components
 from pruning.recovery.calibrate import recalibrate
 from pruning.recovery.fold import fold
-from pruning.recovery.levels import LevelDatabase, StitchedModels, evolve_plan
 from pruning.recovery.reconstruct import reconstruct
 from pruning.statistics.collect import Statistics, collect
 from pruning.training.recipe import Recipe
@@ -140,20 +138,19 @@ def _evolved(
     budget = Budget("MACs", cost.macs, (1 - reduction) * cost.macs({}))
     solver = BudgetSolver(find_tied_groups(groups, limits), budget)
     solver.lowest()
-    starts = [plan_by(one) for one in (allocation, *allocation.candidates_tried().values())]
-    judged_on = TensorBatches(terms.data.validation.inputs)
-    divergence = partial(distillation_loss, temperature=1.0)
-    stitched = StitchedModels(groups, statistics, judged_on, LevelDatabase(), divergence, original=baseline, seed=seed)
-
-    def recovered(plan: Plan, num_samples: int) -> nn.Module:
-        dense = pruning.narrow(groups.model, plan, terms.data.test.inputs[:1], groups=groups, verify=False)
-        reconstruct(dense, groups.model, plan, groups, terms.unlabelled[:num_samples])
-        return dense
-
-    quick, whole = (partial(recovered, num_samples=share * len(terms.unlabelled) // 4) for share in (1, 4))
-    ranking = Ranking(groups, "structured_obs", statistics)
-    plan, _ = evolve_plan(solver, ranking, starts, stitched, quick, Evolution(generations=_GENERATIONS, seed=seed))
-    return min(starts[0], plan, key=partial(stitched.judged, whole))
+    return evolved_plan(
+        solver,
+        Ranking(groups, "structured_obs", statistics),
+        statistics,
+        [plan_by(one) for one in (allocation, *allocation.candidates_tried().values())],
+        original=baseline,
+        calibration=terms.unlabelled,
+        num_samples=len(terms.unlabelled),
+        judged_on=terms.data.validation.inputs,
+        divergence=partial(distillation_loss, temperature=1.0),
+        generations=_GENERATIONS,
+        seed=seed,
+    )
 
 
 def _losses(terms: Terms, groups: pruning.Groups, num_samples: int, plan: Plan) -> Tensor:

@@ -52,7 +52,7 @@ def free_groups(bundles: Sequence[TiedGroups]) -> list[str]:
 
 
 ScopeName = Literal["local", "global", "scoped"]
-Normalise = Literal["mean", "max", "none", "macs", "lamp"]
+Normalise = Literal["mean", "max", "none", "macs", "lamp", "standard"]
 Rounding = int | str | Profile
 """What kept counts are rounded to: multiples of a number, the name of a table of `kernel_widths` ("auto": the portable
 one), or a profile, whose runtime's widths are taken."""

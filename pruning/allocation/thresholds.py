@@ -14,7 +14,7 @@ from pruning.importance.filters import over_larger
 from pruning.plan.constraints import TiedGroups, groups_in
 from pruning.plan.plan import Cost
 
-NORMALISATIONS = ("mean", "max", "none", "macs", "lamp")
+NORMALISATIONS = ("mean", "max", "none", "macs", "lamp", "standard")
 
 Step = tuple[float, int, int]
 """(score, bundle, level): the step of a bundle to that level."""
@@ -27,6 +27,7 @@ def normalised(scores: Mapping[str, Tensor], groups: Groups, rule: str) -> dict[
         max     divided by the largest magnitude of the group's scores
         none    as they are
         macs    divided by the share of the model's MACs that one channel of the group saves
+        standard    (score − mean of the group's) / their standard deviation (An et al. 2023, FLAP, arXiv 2312.11983)
         lamp    divided by the sum of those of the group that are at least as large (Lee et al. 2020, arXiv 2010.07611);
                 for scores that are squares or squared errors, and not negative
 
@@ -43,6 +44,8 @@ def normalised(scores: Mapping[str, Tensor], groups: Groups, rule: str) -> dict[
     if rule == "none":
         return dict(scores)
     tiny = torch.finfo(torch.float64).tiny
+    if rule == "standard":
+        return {name: (one - one.mean()) / (one.std(correction=0) + tiny) for name, one in scores.items()}
     if rule == "lamp":
         return {name: over_larger(values) for name, values in scores.items()}
     if rule == "macs":

@@ -3,9 +3,11 @@
 from pruning.importance import (
     activations,
     filters,
+    flap,
     obs,
     regression,
     taylor,
+    wanda,
 )
 from pruning.importance.registry import (
     FALLBACK,
@@ -36,10 +38,12 @@ __all__ = [
     "criterion_names",
     "filters",
     "find_criterion",
+    "flap",
     "needs_of",
     "obs",
     "order_channels",
     "regression",
     "score_channels",
     "taylor",
+    "wanda",
 ]

@@ -75,3 +75,19 @@ def output_inversion(group: Group, statistics: Statistics) -> Tensor:
     ]
     inverted = statistics.of("inversions", group)
     return inverted * torch.stack(outgoing).sum(dim=0) if outgoing else torch.zeros_like(inverted)
+
+
+@criterion("minitron", needs={"mean_magnitude"})
+def minitron(group: Group, statistics: Statistics) -> Tensor:
+    """Score channel c by the root of Σ over samples of (mean over positions of |x_c|)².
+
+    Of what the consumers read; several consumers, and several columns of a channel in one (a head's dimensions), add up
+    their squares. No slice is read.
+
+    Source: Muralidharan et al. 2024 (Minitron), arXiv 2407.14679: aggregated by the mean over the sequence and the L2
+    norm over the batch; a head is scored there by the L2 norm over its dimensions too.
+
+    Raises:
+        UnscoredGroupError: something else than a convolution or linear layer reads the channels; the text names it.
+    """
+    return statistics.of("mean_magnitude", group)

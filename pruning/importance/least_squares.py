@@ -94,8 +94,13 @@ class Columns:
     multiplicities: Callable[[], Tensor]
 
 
-def readings(group: Group, statistics: Statistics) -> list[Reading]:
+def readings(group: Group, statistics: Statistics, *, centred: bool | None = None) -> list[Reading]:
     """Return what each layer that reads a group reads of it; none where nothing but other operators read it.
+
+    Args:
+        group: That is read.
+        statistics: With the moments of what reads it.
+        centred: Whether covariances are about the mean; None: where the layer can take a mean over.
 
     Raises:
         CriterionError: No moments were gathered.
@@ -116,9 +121,9 @@ def readings(group: Group, statistics: Statistics) -> list[Reading]:
             continue  # likewise
         if piece.axis != layer.geometry.input_axis:
             raise UnscoredGroupError(group.name, NO_LAYERS_WEIGHTS, piece.parameter)
-        centred = layer.bias is not None or layer.running_mean is not None
+        takes_mean = layer.bias is not None or layer.running_mean is not None
         matrices = to_matrix(statistics.tensors[piece.parameter], layer.geometry).to("cpu", torch.float64)
-        covariances = moments.covariance(centred=centred)
+        covariances = moments.covariance(centred=takes_mean if centred is None else centred)
         for index, row in enumerate(column_channels(piece, layer.geometry)):
             columns = places_of(row, group.size)
             if columns is None:
@@ -127,6 +132,30 @@ def readings(group: Group, statistics: Statistics) -> list[Reading]:
             found.append(Reading(matrices[index], covariances[index], columns, gain))
     if not found and group.name not in statistics.contributions:
         raise UnscoredGroupError(group.name, NO_READER)
+    return found
+
+
+def powers(group: Group, statistics: Statistics, *, centred: bool) -> list[tuple[Tensor, Tensor]]:
+    """Return of each layer that reads a group what it reads and its weights for it.
+
+    Args:
+        group: That is read.
+        statistics: With the moments of what reads it.
+        centred: Whether the mean square of each column is taken about its mean.
+
+    Returns:
+        Pairs: the mean square of each column over rows, and its weights as [size, taps, outputs].
+
+    Raises:
+        CriterionError: No moments were gathered.
+        UnscoredGroupError: No layer reads it.
+    """
+    found = [
+        (one.covariance.diagonal().clamp(min=0)[one.columns], one.matrix.T[one.columns])
+        for one in readings(group, statistics, centred=centred)
+    ]
+    if not found:
+        raise UnscoredGroupError(group.name, "no layer reads its channels")
     return found
 
 

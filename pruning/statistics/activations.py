@@ -30,17 +30,19 @@ BINS = 128
 class ActivationGatherer(Collector):
     """Runs one forward pass per batch for all observers of activations."""
 
-    NEEDS = ("activity", "contribution_variance", "entropy")
+    NEEDS = ("activity", "contribution_variance", "entropy", "mean_magnitude")
 
     def __init__(self, groups: Groups, needs: Collection[str]) -> None:
         self._model = groups.model
-        self._observers: dict[str, Activity | Contributions | Entropies] = {}
+        self._observers: dict[str, Activity | Contributions | Entropies | MeanMagnitudes] = {}
         if "activity" in needs:
             self._observers["activity"] = Activity(groups)
         if "contribution_variance" in needs:
             self._observers["contribution_variance"] = Contributions(groups)
         if "entropy" in needs:
             self._observers["entropy"] = Entropies(groups)
+        if "mean_magnitude" in needs:
+            self._observers["mean_magnitude"] = MeanMagnitudes(groups)
 
     def sums(self) -> dict[str, Any]:
         """Return what each observer added up."""
@@ -194,6 +196,45 @@ class Entropies(ConsumerObserver):
             found = [one.entropy() for (name, _), one in self._histograms.items() if name == group.name]
             out[group.name] = self.reason(group) or torch.stack(found).mean(dim=0)
         return out
+
+
+class MeanMagnitudes(ConsumerObserver):
+    """The root of the sum over samples of a channel's squared mean magnitude over positions, over all consumers."""
+
+    samples = 0
+
+    def __init__(self, groups: Groups) -> None:
+        super().__init__(groups)
+        self._squares: dict[str, Tensor] = {}
+
+    def on_consumer(self, group: Group, piece: Slice, call: LayerCall) -> None:
+        """Add the squares."""
+        if len(call.inputs) != self.samples:
+            self.refuse(group, NOT_BY_SAMPLE, call.weight)
+            return
+        if call.geometry.kernel:
+            values = self.values(group, piece, call)
+            if values is not None:
+                self._add(group, values.abs().mean(dim=2, dtype=torch.float64)[:, :, None])
+            return
+        (row,) = column_channels(piece, call.geometry)
+        places = places_of(row, group.size)
+        if places is None:
+            self.refuse(group, UNEQUAL, call.weight)
+            return
+        for here, rows in call.rows():
+            by_sample = rows[:, 0].reshape(len(range(*here.indices(self.samples))), -1, rows.shape[-1])
+            means = by_sample.abs().mean(dim=1, dtype=torch.float64)
+            self._add(group, means[:, places.to(means.device)])
+
+    def _add(self, group: Group, means: Tensor) -> None:
+        """Add the squares of means [samples, size, columns of a channel]."""
+        squares = means.square().sum(dim=(0, 2)).cpu()
+        self._squares[group.name] = self._squares.get(group.name, torch.zeros_like(squares)) + squares
+
+    def compute(self) -> dict[str, Tensor | Uncounted]:
+        """Return the roots, [size] each."""
+        return {group.name: self.reason(group) or self._squares[group.name].sqrt() for group in self.groups}
 
 
 class Histogram:

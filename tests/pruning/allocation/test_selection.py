@@ -299,6 +299,7 @@ def test_normalisations_rank_groups_by_their_rule() -> None:
         "none": {"0.weight:0": (0,)},
         "macs": {"0.weight:0": (0,)},  # 1/6 against 1.5/7
         "lamp": {"1.weight:0": (0,)},  # 1/8 against 1.5/13.5
+        "standard": {"1.weight:0": (0,)},  # (1 − 2)/√3 against (1.5 − 3.375)/1.083
     }
     scores["1.weight:0"][0] = 1.1
     plan = make_plan(groups, weighted(scores), channel_sparsity=0.125, scope=Scope("global", "macs"))

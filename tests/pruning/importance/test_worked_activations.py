@@ -52,6 +52,17 @@ def test_relu6_and_relus_that_share_a_module_count_as_relus() -> None:
     assert [score_channels("apoz", group, statistics).tolist() for group in groups] == [[0.75, 0.25]] * 2
 
 
+def test_minitron_is_the_norm_over_samples_of_the_mean_magnitude_over_positions() -> None:
+    model = nn.Sequential(linear([[1.0], [2]]), linear([[3.0, 1]]))
+    texts = torch.tensor([[[3.0], [-5]], [[1.0], [-5]]])  # two samples of two positions: mean magnitudes 4 and 3
+    assert scores("minitron", "mean_magnitude", model, texts) == [5, 10]
+    model = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.Conv2d(2, 1, 3, bias=False))
+    for layer in model:
+        layer.weight.data.fill_(1)  # type: ignore[operator]
+    images = torch.tensor([4.0, -3]).reshape(2, 1, 1, 1).expand(2, 1, 3, 3)
+    assert scores("minitron", "mean_magnitude", model, images) == [5, 5]
+
+
 def test_activation_variance_is_that_of_the_contributions_norm() -> None:
     model = nn.Sequential(linear([[1.0], [2]]), linear([[3.0, 1]]))
     assert scores("activation_variance", "contribution_variance", model, torch.tensor([[1.0], [3]])) == [9, 4]

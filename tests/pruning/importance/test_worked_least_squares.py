@@ -42,6 +42,37 @@ def test_lamp_divides_by_all_that_are_as_large() -> None:
     assert scores == pytest.approx([1 / 10, 4 / 9, 1])
 
 
+MOVED = torch.tensor([[1.0, 4], [3, 4], [1, 0], [3, 0]])  # means 2 and 2, variances 1 and 4, mean squares 5 and 8
+
+
+def test_flap_is_the_variance_of_what_is_read_times_the_squared_weights() -> None:
+    groups, statistics = reader([[2.0, 0.5], [1.0, 0.0]], MOVED)
+    (group,) = groups
+    assert score_channels("flap", group, statistics).tolist() == pytest.approx([1 * (4 + 1), 4 * 0.25])
+
+
+def test_wanda_is_the_size_of_what_is_read_times_the_weights_magnitude() -> None:
+    groups, statistics = reader([[-2.0, 0.5], [1.0, 0.0]], MOVED)
+    (group,) = groups
+    expected = [math.sqrt(5) * 3, math.sqrt(8) * 0.5]
+    assert score_channels("wanda", group, statistics).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["flap", "wanda"])
+def test_the_columns_of_a_channel_and_its_readers_add_up(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Flatten(), nn.Linear(12, 5))
+    images = torch.randn(40, 2, 2, 2)
+    (group,) = find_groups(model, images[:1])
+    found = score_channels(name, group, collect(find_groups(model, images[:1]), {"moments"}, images))
+    read, weights = model[:2](images).detach().double(), model[2].weight.detach().double()
+    by_column = {
+        "flap": read.var(dim=0, correction=0) * weights.square().sum(dim=0),
+        "wanda": read.square().mean(dim=0).sqrt() * weights.abs().sum(dim=0),
+    }
+    torch.testing.assert_close(found, by_column[name].reshape(3, 4).sum(dim=1), rtol=1e-4, atol=0)
+
+
 def test_lasso_lets_orthogonal_channels_in_at_their_own_products() -> None:
     gram = torch.diag(torch.tensor([4.0, 1.0, 0.25], dtype=torch.float64))
     assert entry_penalties(gram, gram.sum(dim=1)).tolist() == pytest.approx([4, 1, 0.25], rel=1e-5)
