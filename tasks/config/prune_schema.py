@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from pruning.allocation.depth import Measure
 from pruning.allocation.hardware_widths import PORTABLE
 from pruning.importance import FALLBACK, find_criterion
 from pruning.plan.constraints import Freedom, Limits
@@ -108,6 +109,11 @@ class Structured(_ByScores):
     """
     blocks: Literal["never", "allowed"] = "never"
     """Whether residual branches go whole: as many, before channels do, as leave the least loss on validation data."""
+    block_measure: Measure = "loss"
+    """What a branch is scored by, for each unit of cost that it saves. loss: by how much the loss on validation samples
+    rises without it. output_error: how far the outputs are moved. block_influence: 1 − the mean cosine of the stream
+    before and after the branch (ShortGPT).
+    """
     round_to: RoundTo = "auto"
     """Numbers of kept channels are multiples of this; 1: any number. auto: the numbers at which the kernels of
     round_for are fast, for a latency target those at which its profile is fast.
