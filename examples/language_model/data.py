@@ -34,5 +34,5 @@ def load(train: int = 12_000, validation: int = 512, test: int = 1_024, seed: in
     """Return the splits; which files there are, and so the text, depends on Python's version."""
     parts, generator = files(), torch.Generator().manual_seed(seed)
     counts = {"train": train, "validation": validation, "test": test}
-    splits = [windows(parts[name], count, generator) for name, count in counts.items()]
-    return Splits(*splits, classes=tuple(str(byte) for byte in range(256)))
+    found = {name: windows(parts[name], count, generator) for name, count in counts.items()}
+    return Splits(**found, classes=tuple(str(byte) for byte in range(256)))

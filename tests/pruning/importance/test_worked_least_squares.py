@@ -65,7 +65,7 @@ def test_the_columns_of_a_channel_and_its_readers_add_up(name: str) -> None:
     images = torch.randn(40, 2, 2, 2)
     (group,) = find_groups(model, images[:1])
     found = score_channels(name, group, collect(find_groups(model, images[:1]), {"moments"}, images))
-    read, weights = model[:2](images).detach().double(), model[2].weight.detach().double()
+    read, weights = model[:2](images).detach().double(), model.get_parameter("2.weight").detach().double()
     by_column = {
         "flap": read.var(dim=0, correction=0) * weights.square().sum(dim=0),
         "wanda": read.square().mean(dim=0).sqrt() * weights.abs().sum(dim=0),
