@@ -35,4 +35,4 @@ def load(train: int = 12_000, validation: int = 512, test: int = 1_024, seed: in
     parts, generator = files(), torch.Generator().manual_seed(seed)
     counts = {"train": train, "validation": validation, "test": test}
     found = {name: windows(parts[name], count, generator) for name, count in counts.items()}
-    return Splits(**found, classes=tuple(str(byte) for byte in range(256)))
+    return Splits(found["train"], found["validation"], found["test"], classes=tuple(str(byte) for byte in range(256)))
