@@ -135,7 +135,13 @@ def save_splits(splits: Splits, folder: Path, sets: DataSets | None = None) -> D
 
 
 def _formatted(tensors: Mapping[str, Tensor]) -> bytes:
-    return format_safetensors({key: tensor.contiguous() for key, tensor in tensors.items()})
+    """Format tensors; those that share memory, as inputs and targets of a language model may, are written apart."""
+    apart, seen = dict[str, Tensor](), set[int]()
+    for key, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        apart[key] = tensor.contiguous().clone() if place in seen else tensor.contiguous()
+        seen.add(place)
+    return format_safetensors(apart)
 
 
 def read_description(workspace: Workspace) -> Description:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
@@ -25,6 +27,7 @@ from torch.utils.data import (
 from pruning.embedding import Embedding
 from pruning.errors import DataError
 from pruning.task import Classification, MultiLabel, Regression, Segmentation, Task, TokenClassification
+from tasks.data import save_splits
 from tasks.data_factory import as_splits
 from zoo.datasets.splits import Samples, Splits
 
@@ -312,3 +315,13 @@ def test_data_beyond_the_memory_are_refused_before_they_are_read(monkeypatch: py
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     with pytest.raises(DataError, match=r"train holds 50 samples of 20 bytes, 0.0 GiB as tensors"):
         as_splits(parts(), "my:data", Classification())
+
+
+def test_inputs_that_are_their_own_targets_are_written_as_both(tmp_path: Path) -> None:
+    tokens = torch.randint(7, (12, 5))
+    parts = [Samples(tokens[some], tokens[some]) for some in (slice(6), slice(6, 9), slice(9, 12))]
+    save_splits(Splits(parts[0], parts[1], parts[2], tuple("abcdefg")), tmp_path)
+    for name, part in zip(("train", "validation", "test"), parts, strict=True):
+        found = load_file(tmp_path / f"{name}.safetensors")
+        assert found.keys() == {"inputs", "targets"}
+        assert all(torch.equal(one, part.inputs) for one in found.values())
