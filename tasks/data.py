@@ -119,7 +119,7 @@ def on_device(found: Any, settings: Settings) -> Any:
 def save_splits(splits: Splits, folder: Path, sets: DataSets | None = None) -> Description:
     """Write a data set into a folder; `sets`: what it was read from."""
     for name, samples in splits.named():
-        targets = {"targets": samples.targets} if splits.labelled else {}
+        targets = {"targets": samples.targets.clone()} if splits.labelled else {}  # may be the inputs, as of text
         replace_file(folder / f"{name}.safetensors", _formatted({**tensors_of(samples.inputs), **targets}))
     description = Description(
         fingerprint=splits.fingerprint(),
@@ -135,13 +135,7 @@ def save_splits(splits: Splits, folder: Path, sets: DataSets | None = None) -> D
 
 
 def _formatted(tensors: Mapping[str, Tensor]) -> bytes:
-    """Format tensors; those that share memory, as inputs and targets of a language model may, are written apart."""
-    apart, seen = dict[str, Tensor](), set[int]()
-    for key, tensor in tensors.items():
-        place = tensor.untyped_storage().data_ptr()
-        apart[key] = tensor.contiguous().clone() if place in seen else tensor.contiguous()
-        seen.add(place)
-    return format_safetensors(apart)
+    return format_safetensors({key: tensor.contiguous() for key, tensor in tensors.items()})
 
 
 def read_description(workspace: Workspace) -> Description:
