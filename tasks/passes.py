@@ -4,13 +4,13 @@
     else: models and groups are sent ───► each rank reads and runs its share ──► the answer is here
 
 The answer has the same bytes either way: it depends on `run.shards`, not on who computes which. Whatever becomes of the
-other ranks, the pass is computed: here, if one of them is lost.
+other ranks, the pass is computed: here, if one of them is lost, or if a model isn't there what it is here.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, TypeVar
@@ -19,24 +19,33 @@ import torch
 from torch import Tensor, nn
 
 from pruning.batches import Batch, Batches
-from pruning.containers import Inputs, as_call
+from pruning.containers import Inputs, as_call, find_tensors, take, with_tensors
+from pruning.errors import LaunchError
 from pruning.evaluation import Evaluation, Progress, device_of, evaluate_together, restored_modes
+from pruning.graph.contexts import seeded
+from pruning.graph.groups import Groups
+from pruning.graph.module_copy import copy_whole
 from pruning.plan.verification import difference_on
 from pruning.world import World
 from tasks.config.schema import Settings
-from tasks.data import read_inputs, read_split, task_of
+from tasks.data import read_description, read_inputs, read_split, task_of
 from tasks.data_sets import Split
 from tasks.determinism import begin
-from tasks.models import ModelMetrics, loss_and_metric, own_evaluation, score, with_costs
-from tasks.rank_group import LostRankError, agree, group
+from tasks.models import ModelMetrics, loss_and_metric, make_factory, own_evaluation, score, with_costs
+from tasks.rank_group import CantBeSentError, LostRankError, agree, group
 from tasks.terminal import shown
 from tasks.workspace import Workspace
 
 _FEWEST = 2  # batches for each rank: sharing costs some tenths of a second
+_FEW = 2  # samples that models are compared by
 
 T = TypeVar("T")
 
 log = logging.getLogger("secateur")
+
+
+class _UnlikeModelError(LaunchError):
+    """A model can't be passed by several ranks to the bytes of one."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +143,10 @@ class Passes:
                     given = (work, self, samples, arguments)
                     found: T = group.lead(_as_rank, given, shards=shards, device="cpu", progress=progress)
                     return found
-                except TypeError as fault:
+                except CantBeSentError as fault:
                     log.info("%s: computed in this process alone, since it can't be sent: %s", self.stage, fault)
+                except _UnlikeModelError as fault:
+                    log.warning("%s: computed in this process alone: %s", self.stage, fault)
                 except LostRankError as fault:
                     reason = group.why_lost() or str(fault)
                     log.warning("%s: %s; what it had a share in is computed in this process", self.stage, reason)
@@ -160,23 +171,89 @@ def _as_rank(
 
     Raises:
         LaunchError: They aren't alike; in all of them, with the same text.
-        LostRankError: A model came to one as another one.
+        _UnlikeModelError: A model isn't the same in all, or from call to call; likewise.
     """
     settings = passes.settings
     if not world.is_first:
+        _call_factory(settings, passes.workspace)
         begin(settings)
     agree(world, passes.stage, settings, passes.workspace)
-    hashes = world.gather(_hash([one for one in arguments if isinstance(one, nn.Module)]))
-    if len(set(hashes)) > 1:
-        raise LostRankError("a model that was sent to the other ranks arrived with other weights")
-    return work(world, progress, settings, samples.read(settings, passes.workspace), *arguments)
+    read = samples.read(settings, passes.workspace)
+    _check_models(world, arguments, read)
+    return work(world, progress, settings, read, *arguments)
 
 
-def _hash(models: Collection[nn.Module]) -> str:
+_called: set[str] = set()
+
+
+def _call_factory(settings: Settings, workspace: Workspace) -> None:
+    """Make a model once, in a process that is only sent some: what the factory sets outside of it is set here too."""
+    if settings.model.factory is not None and (known := settings.model.model_dump_json()) not in _called:
+        make_factory(settings, read_description(workspace))()
+        _called.add(known)
+
+
+def _check_models(world: World, arguments: Collection[Any], samples: Batches) -> None:
+    """See that all ranks have the same models, which answer the same again: by their first two samples.
+
+    Raises:
+        _UnlikeModelError: They haven't; in all of them, with the same text.
+    """
+    models = {id(m): m for m in (one.model if isinstance(one, Groups) else one for one in arguments)}
+    inputs = next(iter(samples.read([slice(0, _FEW)]))).inputs
+    found = [_look_at(model, take(inputs, slice(_FEW))) for model in models.values() if isinstance(model, nn.Module)]
+    for looks in zip(*world.gather(found), strict=True):
+        if len({one.state for one in looks}) > 1:
+            raise _UnlikeModelError("a model that was sent to the other ranks arrived with other weights")
+        if reason := next((one.reason for one in looks if one.reason), ""):
+            raise _UnlikeModelError(reason)
+        if len({one.answers for one in looks}) > 1:
+            raise _UnlikeModelError(
+                "a model that was sent to the other ranks answers otherwise there: its pickled state leaves out "
+                "something that it needs, or it reads a variable outside of itself"
+            )
+
+
+@dataclass(frozen=True)
+class _Look:
+    """Hashes of a model's state and of its answers, and why ranks can't share it; "" if nothing is against that."""
+
+    state: str
+    answers: str
+    reason: str
+
+
+def _look_at(model: nn.Module, inputs: Inputs) -> _Look:
+    """Run a copy of a model twice."""
+    state = _hash(model.state_dict())
+    try:
+        with seeded(), torch.no_grad():
+            copy = copy_whole(model).eval()
+            first, second = (_hash(_answer(copy, inputs)) for _ in range(2))
+    except Exception as fault:  # noqa: BLE001 - of the user's code, which is met again where the model itself is run
+        return _Look(state, "", f"a copy of the model raises {type(fault).__name__}: {fault}")
+    if first == second and state == _hash(copy.state_dict()):
+        return _Look(state, first, "")
+    return _Look(
+        state,
+        first,
+        "the model answers otherwise when it is given the same samples again, or changes its buffers as it runs, in "
+        "eval mode: its answers would depend on how many ranks there are",
+    )
+
+
+def _answer(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    args, kwargs = as_call(with_tensors(inputs, Tensor.clone))
+    found = find_tensors(model(*args, **kwargs), by_value=True)
+    return {str(number): tensor for number, tensor in enumerate(found)}
+
+
+def _hash(tensors: Mapping[str, Any]) -> str:
     found = sha256()
-    for model in models:
-        for name, tensor in model.state_dict().items():
-            found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+    for name, tensor in tensors.items():
+        found.update(f"{name} ".encode())
+        if isinstance(tensor, Tensor):
+            found.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
             found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 

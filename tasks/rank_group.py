@@ -54,6 +54,10 @@ class LostRankError(LaunchError):
     """Another rank can't be reached any more."""
 
 
+class CantBeSentError(LaunchError):
+    """A job holds something that can't be sent to another process of this program."""
+
+
 class RankGroup:
     """The ranks, of which this process is one; nothing else that it starts is."""
 
@@ -147,7 +151,7 @@ class RankGroup:
 
         self._store, self._member = TCPStore(_HERE, port, is_master=False), Member(rank, ranks, rank)
         self._store.add(_READY, 1)
-        self.follow()
+        self.follow(ends_by_fault=True)
 
     def lead(
         self,
@@ -171,7 +175,7 @@ class RankGroup:
 
         Raises:
             LostRankError: Another rank can't be reached any more.
-            TypeError: The arguments can't be sent, such as a model of a class that is made within a function.
+            CantBeSentError: The arguments can't be, such as a model of a class that is made within a function.
         """
         _check_sendable((function, arguments))
         asked = {"device": device, "shards": shards, "parallel": parallel}
@@ -179,8 +183,13 @@ class RankGroup:
         self._wait_for_all()
         return self._join(asked, (function, arguments), lambda world: function(world, progress, *arguments))
 
-    def follow(self) -> None:
-        """Do jobs until the last one is done."""
+    def follow(self, *, ends_by_fault: bool = False) -> None:
+        """Do jobs until the last one is done.
+
+        Args:
+            ends_by_fault: Whether a fault in the user's code ends this process, so that rank 0 can say why. One that
+                `torchrun` has started goes on: by its end all would be ended, before rank 0 can meet the fault as well.
+        """
         from torch import distributed
 
         while True:
@@ -196,6 +205,10 @@ class RankGroup:
                 self._join(asked)
             except SecateurError as fault:
                 log.info("%s", fault)  # rank 0 has met it as well, and decides what comes next
+            except Exception as fault:
+                if ends_by_fault:
+                    raise
+                log.warning("%s: %s", type(fault).__name__, fault)
 
     def dismiss(self) -> None:
         """Let those who follow end."""
@@ -244,12 +257,12 @@ def _check_sendable(value: Any) -> None:
     """See that a value can be sent to another process of this program, before any waits for it.
 
     Raises:
-        TypeError: It can't.
+        CantBeSentError: It can't.
     """
     try:
         torch.save(value, io.BytesIO())
     except Exception as fault:  # pickle and what it calls raise what they like
-        raise TypeError(f"{type(fault).__name__}: {fault}") from fault
+        raise CantBeSentError(f"{type(fault).__name__}: {fault}") from fault
 
 
 def _is_of_gloo(fault: Exception) -> bool:
@@ -277,8 +290,8 @@ def followers(settings: Settings) -> Iterator[None]:
     if settings.machine.ranks == 1 or group.ranks > 1 or settings.run.device != "cpu":
         yield
         return
-    group.start(settings.machine.ranks)
     try:
+        group.start(settings.machine.ranks)
         yield
     finally:
         group.end()

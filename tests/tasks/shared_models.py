@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -37,3 +39,51 @@ class ForgetsElsewhere(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.model(x)
         return found
+
+
+FACTOR = 1.0
+"""What a model reads that isn't its own."""
+
+
+class ReadsVariable(nn.Module):
+    """Multiplies by a variable of its module, which is another one in another process."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.model(x) * FACTOR
+        return found
+
+
+class Counts(nn.Module):
+    """Answers otherwise each time."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.calls = model, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        found: Tensor = self.model(x) * self.calls
+        return found
+
+
+class Drops(nn.Module):
+    """Draws random numbers in eval mode too."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(self.model(x), 0.5, training=True)
+
+
+def make_scaled(factor: float, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Build a network, and set what it reads outside of itself."""
+    global FACTOR
+    FACTOR = factor
+    torch.manual_seed(0)
+    return ReadsVariable(nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), num_classes)))

@@ -20,11 +20,12 @@ from pruning import apply_masks, find_groups, make_plan, narrow
 from tasks.data import read_description
 from tasks.determinism import begin
 from tasks.loop.recovery import recalibrate, reconstruct
-from tasks.models import example_inputs, load_model
+from tasks.models import example_inputs, load_model, make_factory
 from tasks.passes import Passes, SamplesOf
 from tasks.rank_group import RankGroup, followers, group
 from tasks.statistics import collect
-from tests.tasks.shared_models import DiesElsewhere, ForgetsElsewhere
+from tests.tasks import shared_models
+from tests.tasks.shared_models import Counts, DiesElsewhere, Drops, ForgetsElsewhere, ReadsVariable
 from tests.tasks.test_pipeline import Project, made
 
 pytestmark = pytest.mark.slow
@@ -142,8 +143,8 @@ def test_whatever_becomes_of_the_others_the_pass_is_done(
     alone = passes.evaluate(model, VALIDATION)
     with ready(passes, 2), caplog.at_level(logging.INFO, logger="secateur"):
         for given, became, said in (
-            (OfAFunction(model), "TypeError", "computed in this process alone, since it can't be sent: "),
-            (ForgetsElsewhere(model), "LostRankError", "arrived with other weights"),
+            (OfAFunction(model), "CantBeSentError", "computed in this process alone, since it can't be sent: "),
+            (ForgetsElsewhere(model), "_UnlikeModelError", "arrived with other weights"),
             (model, "shared", ""),
             (DiesElsewhere(model, 1), "LostRankError", "rank 1 was ended by SIGKILL; what it had a share in"),
         ):
@@ -154,6 +155,58 @@ def test_whatever_becomes_of_the_others_the_pass_is_done(
             assert said in caplog.text
         passes.evaluate(model, VALIDATION)
         assert led == [], "nobody is there to share with"
+
+
+def test_model_that_depends_on_who_runs_it_is_passed_by_one_process(
+    passes: Passes, led: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_models, "FACTOR", 3.0)  # of this process alone
+    model = baseline_of(passes)
+    unlike = (
+        (ReadsVariable, "a model that was sent to the other ranks answers otherwise there"),
+        (Counts, "the model answers otherwise when it is given the same samples again"),
+        (Drops, "the model answers otherwise when it is given the same samples again"),
+    )
+    for make, said in unlike:
+        begin(passes.settings)
+        alone, after = passes.evaluate(make(model), VALIDATION).loss, torch.get_rng_state()
+        with ready(passes, 2), caplog.at_level(logging.WARNING, logger="secateur"):
+            caplog.clear()
+            begin(passes.settings)
+            assert passes.evaluate(make(model), VALIDATION).loss == alone
+        assert torch.equal(torch.get_rng_state(), after)
+        assert led.pop() == "_UnlikeModelError"
+        assert f"prune: computed in this process alone: {said}" in caplog.text
+
+
+def test_statistics_are_not_shared_where_their_model_is_another_one(
+    passes: Passes, led: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_models, "FACTOR", 3.0)
+    groups = find_groups(ReadsVariable(baseline_of(passes)), example_inputs(passes.workspace, passes.settings))
+    alone = collect(passes, groups, {"gradients"}, TRAIN, "statistics").gathered["gradients"]
+    with ready(passes, 2):
+        found = collect(passes, groups, {"gradients"}, TRAIN, "statistics").gathered["gradients"]
+    assert {name: values.tolist() for name, values in found.items()} == {  # type: ignore[union-attr]
+        name: values.tolist()  # type: ignore[union-attr]
+        for name, values in alone.items()
+    }
+    assert led == ["_UnlikeModelError"]
+
+
+def test_what_the_factory_sets_outside_of_a_model_is_set_in_all_ranks(
+    passes: Passes, led: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_models, "FACTOR", 1.0)
+    chosen = {"factory": "tests.tasks.shared_models:make_scaled", "kwargs": {"factor": 3.0}}
+    own = passes.settings.model.model_copy(update=chosen)
+    scaled = Passes("prune", passes.settings.model_copy(update={"model": own}), passes.workspace)
+    model = make_factory(scaled.settings, read_description(passes.workspace))()
+    assert shared_models.FACTOR == 3.0
+    alone = scaled.evaluate(model, VALIDATION).loss
+    with ready(scaled, 2):
+        assert scaled.evaluate(model, VALIDATION).loss == alone
+    assert led == ["shared"]
 
 
 def test_what_a_lost_rank_left_half_done_is_done_anew(passes: Passes, led: list[str]) -> None:
