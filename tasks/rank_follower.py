@@ -25,7 +25,8 @@ def main(port: str, rank: str, number: str) -> None:
     """
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 1):  # not by sys.stdin, whose lock would abort this process where a fault ends it
+            pass
         os._exit(1)  # whoever leads is gone, and with it the reason to go on
 
     threading.Thread(target=watch, daemon=True).start()

@@ -202,9 +202,8 @@ def _pass_over(
             for gatherer, none in zip(adding, copy.deepcopy(nothing), strict=True):
                 gatherer.go_on_from(none)
                 drawn[gatherer].manual_seed(seed_of(seed, shard))
-        if not active:
-            continue
-        for number, batch in zip(numbers, read.read(batches[numbers.start : numbers.stop]), strict=True):
+        seen = numbers if active else range(0)
+        for number, batch in zip(seen, read.read(batches[seen.start : seen.stop]), strict=True):
             inputs, targets, _ = batch.to(device)
             for gatherer in active:
                 own = with_tensors(inputs, Tensor.clone)

@@ -81,6 +81,20 @@ class Drops(nn.Module):
         return nn.functional.dropout(self.model(x), 0.5, training=True)
 
 
+class RaisesElsewhere(nn.Module):
+    """Raises in any process other than the one that has made it, by a whole batch."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.home = model, os.getpid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if os.getpid() != self.home and len(x) > 2:
+            raise ValueError("not at home")
+        found: Tensor = self.model(x)
+        return found
+
+
 def make_scaled(factor: float, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """Build a network, and set what it reads outside of itself."""
     global FACTOR

@@ -25,7 +25,7 @@ from tasks.passes import Passes, SamplesOf
 from tasks.rank_group import RankGroup, followers, group
 from tasks.statistics import collect
 from tests.tasks import shared_models
-from tests.tasks.shared_models import Counts, DiesElsewhere, Drops, ForgetsElsewhere, ReadsVariable
+from tests.tasks.shared_models import Counts, DiesElsewhere, Drops, ForgetsElsewhere, RaisesElsewhere, ReadsVariable
 from tests.tasks.test_pipeline import Project, made
 
 pytestmark = pytest.mark.slow
@@ -179,6 +179,16 @@ def test_model_that_depends_on_who_runs_it_is_passed_by_one_process(
         assert f"prune: computed in this process alone: {said}" in caplog.text
 
 
+def test_fault_in_a_follower_is_named(passes: Passes, led: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    model = baseline_of(passes)
+    with ready(passes, 2), caplog.at_level(logging.WARNING, logger="secateur"):
+        found = passes.evaluate(RaisesElsewhere(model), VALIDATION)
+    assert found.loss == passes.evaluate(model, VALIDATION).loss
+    assert led == ["LostRankError"]
+    assert "rank 1 ended with exit code 1: " in caplog.text
+    assert "ValueError: not at home; what it had a share in" in caplog.text
+
+
 def test_statistics_are_not_shared_where_their_model_is_another_one(
     passes: Passes, led: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +202,14 @@ def test_statistics_are_not_shared_where_their_model_is_another_one(
         for name, values in alone.items()
     }
     assert led == ["_UnlikeModelError"]
+
+
+def test_follower_that_has_nothing_to_add_up_stays(passes: Passes, led: list[str]) -> None:
+    groups = find_groups(baseline_of(passes), example_inputs(passes.workspace, passes.settings))
+    with ready(passes, 2):
+        collect(passes, groups, {"knockoffs"}, TRAIN, "statistics")  # of which it has nothing to do
+        assert group.is_ready, group.why_lost()
+    assert led == ["shared"]
 
 
 def test_what_the_factory_sets_outside_of_a_model_is_set_in_all_ranks(
