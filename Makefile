@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-thorough test-all check docs repro wheel demo-ocr ui serve clean
+.PHONY: help install run test test-thorough test-all check docs repro wheel demo-ocr demo-pitch ui serve clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ cd build/$@ && $(CURDIR)/$(BIN)/python score.py
 endef
 
 demo-ocr: install ## halve a published reader of words, in build/demo-ocr/; fetches 92 MB once
+	$(DEMO)
+
+demo-pitch: install ## make a published hearer of pitch small, in build/demo-pitch/; fetches 72 MB once
 	$(DEMO)
 
 ui: install ## show Prefect's and MLflow's pages until Ctrl-C
