@@ -255,7 +255,7 @@ def test_streams_in_passes_give_the_bytes_of_tensors_where_a_window_holds_all(
             *("meta.json", "example.safetensors", "calibration.safetensors", "stage.json")
         }
         assert not differing(artefacts(found), expected)
-        for name in ("benchmark", "report"):
+        for name in ("quantize", "benchmark", "report"):
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(place)
                 found.run(name)

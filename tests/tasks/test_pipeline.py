@@ -366,7 +366,7 @@ def test_limits_give_way_to_a_target_and_the_report_says_which(
         settings["prune"].update(max_accuracy_drop=0.99, recipes=[])
 
     project = make(copied, project_writer, tight)
-    for name in ("prune", "transform", "export", "benchmark", "report"):
+    for name in ("prune", "transform", "export", "quantize", "benchmark", "report"):
         project.run(name)
     (row,) = read_ledger(Path("artifacts/iterations")).rows
     assert row.accepted

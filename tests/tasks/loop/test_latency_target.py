@@ -202,7 +202,7 @@ def test_benchmark_stands_beside_the_prediction_and_warns_where_it_is_far_off(
     loop: Callable[..., Project], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     project = loop("here.json", target={"mac_reduction": 0.5}, iterations=1)
-    for name in ("transform", "export"):
+    for name in ("transform", "export", "quantize"):
         project.run(name)
 
     def measured(files: Mapping[str, Path], *, batch_sizes: tuple[int, ...], **_: Any) -> tuple[Latency, ...]:
@@ -227,7 +227,7 @@ def test_benchmark_stands_beside_the_prediction_and_warns_where_it_is_far_off(
 
 def test_report_says_what_rounding_cost_and_brought(loop: Callable[..., Project]) -> None:
     project = loop("here.json", target={"mac_reduction": 0.4}, iterations=1)
-    for name in ("transform", "export", "benchmark", "report"):
+    for name in ("transform", "export", "quantize", "benchmark", "report"):
         project.run(name)
     found = project.json("report", "summary.json")["rounding"]
     assert all(width % 8 == 0 for width in _widths(project))

@@ -155,7 +155,7 @@ def test_a_run_that_a_clock_shapes_says_so_and_the_report_repeats_it(
     assert (
         "depends on this machine's clock: the profile that decides the widths was measured by this run" in caplog.text
     )
-    for name in ("transform", "export", "benchmark", "report"):
+    for name in ("transform", "export", "quantize", "benchmark", "report"):
         project.run(name)
     page = (project.workspace.folder("report") / "report.html").read_text(encoding="utf-8")
     assert "depends on this machine&#x27;s clock" in page
