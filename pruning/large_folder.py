@@ -5,7 +5,7 @@ from the folder module by module. Each tensor of the result is cut out of the or
 that it has there.
 
     memory    the largest module in float32, and one file of the result
-    time      each run reads all weights once: four for each number of the configuration, one for each sample
+    time      each run reads all weights once: two for each number of the configuration, one for each sample
 """
 
 from __future__ import annotations
@@ -103,8 +103,7 @@ def prune_folder(
         sized = folder.groups.with_common_sizes(fields)
         return make_plan(sized, scores, samples=Statistics(folder.weights), **target)
 
-    plan, fields, refused = folder.proven_plan(choose)
-    expected = run_masked(folder.groups, plan, folder.weights)
+    plan, fields, refused, expected = folder.proven_plan(choose)
     changes = config_after(plan, fields, folder.config)
     config = changed(folder.config, changes)
     into.mkdir(parents=True, exist_ok=True)
@@ -138,8 +137,8 @@ class _Folder:
         """Build the class, without weights in either case."""
         return self._source.build(config, True) if shapes_only else build_without_values(self._source, config)
 
-    def try_plan(self, plan: Plan, fields: Sequence[ConfigField]) -> None:
-        """See that the class, given the weights that a plan leaves, computes what the masked original does.
+    def try_plan(self, plan: Plan, fields: Sequence[ConfigField]) -> list[Tensor]:
+        """See that the class, given the weights that a plan leaves, computes what the masked original does: return it.
 
         Raises:
             PlanError: It doesn't, or can't be built or run.
@@ -147,7 +146,8 @@ class _Folder:
         try:
             stock = self.build(changed(self.config, config_after(plan, fields, self.config)), False)
             found = run_from(stock, _Cut(self.weights, self.groups, plan), self.groups.example_inputs)
-            difference = relative_difference(run_masked(self.groups, plan, self.weights), found)
+            expected = run_masked(self.groups, plan, self.weights)
+            difference = relative_difference(expected, found)
         except Exception as fault:
             pass_on(fault)
             raise PlanError(describe(fault)) from fault
@@ -156,11 +156,14 @@ class _Folder:
                 f"the class computes something else then (relative difference {difference:.1e}): it works out more "
                 "than sizes from it, such as a scale or frequencies"
             )
+        return expected
 
     def proven_plan(
         self, choose: Callable[[Sequence[ConfigField]], Plan]
-    ) -> tuple[Plan, Sequence[ConfigField], dict[str, str]]:
-        """Return a plan that the class can be built for, the numbers that it changes, and those that it can't change.
+    ) -> tuple[Plan, Sequence[ConfigField], dict[str, str], list[Tensor]]:
+        """Return a plan that the class can be built for, and what the masked original gives.
+
+        Between them: the numbers that the plan changes, and those that can't be changed, with the reason.
 
         Args:
             choose: Makes a plan by some numbers.
@@ -172,11 +175,13 @@ class _Folder:
         fields, refused = found.fields, dict(found.refused)
         while fields:
             plan = choose(fields)
-            # One step of each was right; more steps show errors that were too small then.
-            faults = {field.name: self._fault_of(plan, field) for field in fields}
-            if not any(faults.values()):
-                self.try_plan(plan, fields)
-                return plan, fields, refused
+            try:
+                return plan, fields, refused, self.try_plan(plan, fields)
+            except PlanError:
+                # One step of each was right; more steps show errors that were too small then. Whose are they?
+                faults = {field.name: self._fault_of(plan, field) for field in fields}
+                if not any(faults.values()):
+                    raise
             refused |= {name: reason for name, reason in faults.items() if reason}
             fields = tuple(field for field in fields if not faults[field.name])
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
@@ -198,9 +203,7 @@ class _Lazy(Mapping[str, Tensor]):
 
     def __init__(self, weights: FolderWeights, groups: Groups, plan: Plan) -> None:
         self._weights, self._groups, self._kept = weights, groups, plan.masks(groups)
-        first = {
-            id(tensor): name for name, tensor in reversed([*groups.model.named_parameters(remove_duplicate=False)])
-        }
+        first = {id(tensor): name for name, tensor in groups.model.named_parameters()}
         self._first = {name: first.get(id(tensor), name) for name, tensor in state_of(groups.model).items()}
 
     def __iter__(self) -> Iterator[str]:
@@ -225,13 +228,18 @@ class _Cut(_Lazy):
 
 
 class _Masked(_Lazy):
-    """What a plan removes of them is zero."""
+    """What a plan removes of them is zero; buffers stay."""
+
+    def __init__(self, weights: FolderWeights, groups: Groups, plan: Plan) -> None:
+        super().__init__(weights, groups, plan)
+        self._parameters = {name for name, _ in groups.model.named_parameters()}
+        self._unmasked = unmasked_places(groups)
 
     def __getitem__(self, name: str) -> Tensor:
-        found = self._weights[name]
-        if not isinstance(state_of(self._groups.model)[name], nn.Parameter):
+        found, first = self._weights[name], self._first[name]
+        if first not in self._parameters:
             return found
-        mask = mask_of(self._groups, self._first[name], self._kept, unmasked_places(self._groups))
+        mask = mask_of(self._groups, first, self._kept, self._unmasked)
         return found if mask is None else torch.where(mask, found, torch.zeros_like(found))
 
 

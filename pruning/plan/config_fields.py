@@ -126,8 +126,8 @@ def with_stated_numbers(
     return stated
 
 
-Proof = Callable[[Plan, ConfigField], None]
-"""(plan of one step, its field) -> nothing; raises a `PlanError` where the class isn't what the plan leaves."""
+Proof = Callable[[Plan, ConfigField], object]
+"""(plan of one step, its field) -> whatever; raises a `PlanError` where the class isn't what the plan leaves."""
 
 
 def find_config_fields(
