@@ -173,11 +173,7 @@ def _quantize(gate: _Gate, profile: QuantizationProfile, workspace: Workspace) -
     settings, network = gate.settings, prepare(gate.path, gate.weights)
     noise, left, used = list[LayerNoise](), list[Left](), 0
     if profile.kind == "half":
-        best, left, tried = (
-            gate.try_out(writer.quantize(network, profile, ()), _Made(network), 0),
-            list[Left](),
-            list[Tried](),
-        )
+        best = gate.try_out(writer.quantize(network, profile, ()), _Made(network), 0)
         tried = [best.tried]
     else:
         samples = read_inputs(settings, workspace, "train").spread(settings.quantize.calibration_samples)
